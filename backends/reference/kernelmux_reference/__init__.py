@@ -1,0 +1,71 @@
+"""The reference backend: every op as its contract defines it, in float32 and in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernelmux.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kernelmux.hookspecs import Kernel
+
+CONTRACT = 1
+
+
+@hookimpl
+def dispatch_mul_mat() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_rms_norm() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_add() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_rope() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_attention() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_copy() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_mul() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_silu() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_embed() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_convert() -> Sequence[Kernel]:
+    return _offer()
+
+
+def _offer() -> Sequence[Kernel]:
+    # Imported here: loading a backend must not load torch.
+    from kernelmux_reference.kernels import Float32, Float64
+
+    return (Float32(), Float64())

@@ -1,0 +1,86 @@
+"""One kernel for all ops: decode the operands, call the op's own reference, encode the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from kernelmux.device import Device
+from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Kernel, Launch, Planes, Tensors
+from kernelmux.ops import Operands
+
+ACTIVATIONS = tuple(name for name, fmt in FORMATS.items() if fmt.rounding)
+
+
+class _Reference(Kernel):
+    dtype: ClassVar[torch.dtype]
+    # A launch reads lengths on the host and allocates.
+    capturable = False
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [_formats(value) for value in node.inputs]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # Of a convert, and of an updated cache, the format is what was asked for.
+        if node.op == "convert" or node.contract.updates:
+            return super().outputs(node)
+        return [_formats(value) for value in node.outputs]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return sum(self.dtype.itemsize * _elements(value) for value in node.weights)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(weight.dequantize(self.dtype).to(device.torch) for weight in weights)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        op, weights = node.contract, iter(tensors.packed)
+        weight, bias, gamma = (
+            tuple(next(weights) for _ in values) for values in (node.weight, node.bias, node.gamma)
+        )
+
+        def launch() -> None:
+            inputs = tuple(
+                self._decode(value, planes) for value, planes in zip(node.inputs, tensors.inputs, strict=True)
+            )
+            results = op.reference(node, Operands(inputs, weight, bias, gamma))
+            for value, planes, result in zip(node.outputs, tensors.outputs, results, strict=True):
+                quantize_planes(value.format, result, _as_tuple(planes))
+
+        return launch
+
+    def _decode(self, value: Value, planes: Planes) -> torch.Tensor:
+        if value.format == "i32":
+            return planes
+        return dequantize_planes(value.format, _as_tuple(planes), self.dtype)
+
+
+class Float32(_Reference):
+    name = "f32"
+    precision = 1e-10
+    dtype = torch.float32
+
+
+class Float64(_Reference):
+    name = "f64"
+    precision = 1e-20
+    dtype = torch.float64
+
+
+def _formats(value: Value) -> Sequence[str]:
+    """Every activation format that can store the value, its own first; only its own for ids and lengths."""
+    if value.format not in ACTIVATIONS:
+        return [value.format]
+    columns = value.shape[-1]
+    fitting = [name for name in ACTIVATIONS if isinstance(columns, int) and columns % lookup(name).block == 0]
+    return [value.format, *(name for name in fitting if name != value.format)]
+
+
+def _as_tuple(planes: Planes) -> tuple[torch.Tensor, ...]:
+    return planes if isinstance(planes, tuple) else (planes,)
+
+
+def _elements(value: Value) -> int:
+    return int(torch.Size(value.extents).numel())

@@ -1,0 +1,93 @@
+"""The torch backend: one hook an op, each importing its kernels only when it is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernelmux.hookspecs import Declined, hookimpl
+
+if TYPE_CHECKING:
+    from kernelmux.device import Device
+    from kernelmux.graph import TensorNode
+    from kernelmux.hookspecs import Answer
+
+CONTRACT = 1
+
+
+@hookimpl
+def dispatch_mul_mat(node: TensorNode, n: int, k: int, weight_format: str, device: Device) -> Answer:
+    from kernelmux_torch import mul_mat
+
+    return _on_cpu(device) or mul_mat.offer(n, k, weight_format, bool(node.bias))
+
+
+@hookimpl
+def dispatch_rms_norm(device: Device) -> Answer:
+    from kernelmux_torch.rms_norm import RmsNorm
+
+    return _on_cpu(device) or RmsNorm()
+
+
+@hookimpl
+def dispatch_add(device: Device) -> Answer:
+    from kernelmux_torch.elementwise import Add
+
+    return _on_cpu(device) or Add()
+
+
+@hookimpl
+def dispatch_mul(device: Device) -> Answer:
+    from kernelmux_torch.elementwise import Mul
+
+    return _on_cpu(device) or Mul()
+
+
+@hookimpl
+def dispatch_silu(device: Device) -> Answer:
+    from kernelmux_torch.elementwise import Silu
+
+    return _on_cpu(device) or Silu()
+
+
+@hookimpl
+def dispatch_convert(source: str, target: str, device: Device) -> Answer:
+    from kernelmux_torch.elementwise import FLOATS, Convert
+
+    for format in (source, target):
+        if format not in FLOATS:
+            return Declined(f"it converts between {', '.join(FLOATS)}, not {format}", "format")
+    return _on_cpu(device) or Convert()
+
+
+@hookimpl
+def dispatch_rope(device: Device) -> Answer:
+    from kernelmux_torch.rope import Rope
+
+    return _on_cpu(device) or Rope()
+
+
+@hookimpl
+def dispatch_attention(node: TensorNode, device: Device) -> Answer:
+    from kernelmux_torch import attention
+
+    return _on_cpu(device) or attention.offer(node)
+
+
+@hookimpl
+def dispatch_copy(device: Device) -> Answer:
+    from kernelmux_torch.copy import Copy
+
+    return _on_cpu(device) or Copy()
+
+
+@hookimpl
+def dispatch_embed(device: Device) -> Answer:
+    from kernelmux_torch.embed import Rows
+
+    return _on_cpu(device) or Rows()
+
+
+def _on_cpu(device: Device) -> Declined | None:
+    if device.kind == "cpu":
+        return None
+    return Declined(f"its kernels run on the CPU, the plan is for {device.kind}", "device")

@@ -1,0 +1,39 @@
+"""copy: new keys and values into the paged cache, padding rows left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Kernel, Launch, Tensors
+
+from kernelmux_torch.elementwise import FLOATS
+
+
+class Copy(Kernel):
+    name = "f32"
+    precision = 1e-11
+    # A launch reads the slots on the host.
+    capturable = False
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        k, v, slots, *caches = tensors.inputs
+        k_rows, v_rows = (cache.view(-1, rows.shape[1]) for cache, rows in zip(caches, (k, v), strict=True))
+
+        def launch_one() -> None:
+            slot = int(slots[0])
+            if slot >= 0:
+                k_rows[slot].copy_(k[0])
+                v_rows[slot].copy_(v[0])
+
+        def launch() -> None:
+            kept = (slots >= 0).nonzero().squeeze(1)
+            where = slots[kept].long()
+            k_rows[where] = k[kept].to(k_rows.dtype)
+            v_rows[where] = v[kept].to(v_rows.dtype)
+
+        return launch_one if len(slots) == 1 else launch

@@ -1,0 +1,45 @@
+"""embed: only the rows that are looked up are read and dequantised; the table stays as the file holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from kernelmux.device import Device
+from kernelmux.formats import Weight
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Kernel, Launch, Tensors
+
+from kernelmux_torch.elementwise import FLOATS
+
+
+class Rows(Kernel):
+    name = "rows"
+    precision = 1e-11
+    packed = "file"
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["i32"], ["f32"]][: len(node.inputs)]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS if node.weight else ["f32"]]
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(weight.planes[0] for weight in weights)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        ids, *tables = (*tensors.inputs, *tensors.packed)
+        (table,), (y,) = tables, tensors.outputs
+        if not node.weight:
+            return partial(torch.index_select, table, 0, ids, out=y)
+        format = node.weight[0].format
+        shape = tuple(y.shape)
+
+        def launch() -> None:
+            y.copy_(Weight("rows", shape, format, (table[ids],)).dequantize())
+
+        return launch
+
+

@@ -1,0 +1,186 @@
+"""mul_mat on the CPU: dense f32 and bf16, and torch's packed int4 kernel for 4-bit and 8-bit weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from kernelmux.device import Device
+from kernelmux.formats import Weight
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+
+GROUP = 32
+"""Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
+
+_int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+
+def offer(n: int, k: int, weight_format: str, bias: bool) -> Answer:
+    """All four kernels, or why not; the dense ones in the order of their speed on this processor."""
+    dense: list[Kernel] = [Bf16(), F32()] if _has_bf16() else [F32(), Bf16()]
+    return [*dense, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]
+
+
+def _packed(kernel: Int4, n: int, weight_format: str, bias: bool) -> Kernel | Declined:
+    if weight_format not in kernel.formats:
+        takes = " and ".join(kernel.formats)
+        return Declined(f"it takes weights in {takes}, not {weight_format}", "format", kernel.name)
+    if n % 16:
+        return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment", kernel.name)
+    if bias:
+        return Declined("torch's int4 kernel adds no bias", "unsupported", kernel.name)
+    return kernel
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively; elsewhere it is emulated, far slower than f32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class F32(Kernel):
+    """Weights dequantised to float32, float32 in and out."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return 4 * sum(torch.Size(value.extents).numel() for value in node.weights)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(weight.dequantize() for weight in weights)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        return _dense(tensors)
+
+
+class Bf16(Kernel):
+    """Weights and activations in bfloat16, summed in float32."""
+
+    name = "bf16"
+    precision = 2e-5
+    packed = "bf16"
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["bf16"]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["bf16"]]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return 2 * sum(torch.Size(value.extents).numel() for value in node.weights)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(weight.dequantize(torch.bfloat16) for weight in weights)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        return _dense(tensors)
+
+
+def _dense(tensors: Tensors) -> Launch:
+    (x,), (y,) = tensors.inputs, tensors.outputs
+    weight, *bias = tensors.packed
+    if bias:
+        return partial(torch.addmm, bias[0], x, weight.T, out=y)
+    return partial(torch.mm, x, weight.T, out=y)
+
+
+class Int4(Kernel):
+    """Q4_0 and Q4_1 as stored: 4-bit integers with a scale and an offset per 32 columns, bfloat16 activations.
+
+    torch's kernel computes w = (q - 8) * scale + offset with both in bfloat16, so Q4_1's minimum is stated from the
+    middle of the range: d q + m = (q - 8) d + (m + 8 d), whose offset is small and loses little.
+    """
+
+    name = "int4"
+    precision = 5e-5
+    packed = "int4"
+    formats: Sequence[str] = ("Q4_0", "Q4_1")
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["bf16"]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # torch allocates its result, so that it is copied in any case: into either format at one cost.
+        return [["f32", "bf16"]]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        n, k = node.weight[0].extents
+        return n * k // 2 + n * k // GROUP * 4
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return _pack(*_unpack_4bit(weights[0]))
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (x,), (y,), (integers, scales) = tensors.inputs, tensors.outputs, tensors.packed
+
+        def launch() -> None:
+            y.copy_(_int4_mul_mat(x, integers, GROUP, scales))
+
+        return launch
+
+
+class Int8(Int4):
+    """Q8_0 without loss of integers: q = 16 h + l, as two 4-bit planes side by side that both multiply x.
+
+    x Wᵀ = [x, x] [16 d h, d l]ᵀ, with h = floor(q / 16) in -8..7 and l in 0..15, so one call of the int4 kernel does it.
+    """
+
+    name = "int8"
+    packed = "int8"
+    formats = ("Q8_0",)
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return 2 * super().packed_bytes(node)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        blocks = weights[0].planes[0].unflatten(-1, (-1, 34))
+        scales = blocks[..., :2].contiguous().view(torch.float16).float().squeeze(-1)
+        integers = blocks[..., 2:].contiguous().view(torch.int8).to(torch.int32)
+        high, low = integers >> 4, integers & 15
+        return _pack(
+            torch.cat([high + 8, low], dim=1).flatten(1),
+            torch.cat([16 * scales, scales], dim=1),
+            torch.cat([torch.zeros_like(scales), 8 * scales], dim=1),
+        )
+
+    def workspace(self, node: TensorNode) -> int:
+        m, k = node.inputs[0].extents
+        return 2 * k * m * 2
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (x,), (y,), (integers, scales) = tensors.inputs, tensors.outputs, tensors.packed
+        assert tensors.workspace is not None
+        twice = tensors.workspace.view(torch.bfloat16).view(x.shape[0], 2, x.shape[1])
+        flat, once = twice.flatten(1), x.unsqueeze(1)
+
+        def launch() -> None:
+            twice.copy_(once)
+            y.copy_(_int4_mul_mat(flat, integers, GROUP, scales))
+
+        return launch
+
+
+def _unpack_4bit(weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers [n, k] 0..15, scales and offsets [n, k / 32] of w = (q - 8) * scale + offset.
+
+    A block holds the scale d, of Q4_1 also the minimum m, in float16, then 16 bytes: low nibbles are the first 16
+    columns, high nibbles the last 16 (ggml's quantisation formats).
+    """
+    header = 2 if weight.format == "Q4_0" else 4
+    blocks = weight.planes[0].unflatten(-1, (-1, header + 16))
+    params = blocks[..., :header].contiguous().view(torch.float16).float()
+    nibbles = blocks[..., header:]
+    integers = torch.cat([nibbles & 15, nibbles >> 4], dim=-1).to(torch.int32).flatten(1)
+    scales = params[..., 0]
+    offsets = params[..., 1] + 8 * scales if header == 4 else torch.zeros_like(scales)
+    return integers, scales, offsets
+
+
+def _pack(integers: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch's packed form, and its scales and offsets [k / 32, n, 2] in bfloat16."""
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+    return packed, torch.stack([scales.T, offsets.T], dim=-1).to(torch.bfloat16).contiguous()

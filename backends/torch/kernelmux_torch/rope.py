@@ -1,0 +1,107 @@
+"""rope: pairs of elements as complex numbers, multiplied by a turn that is computed once a launch for q and k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from kernelmux.device import Device
+from kernelmux.formats import Weight
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.ops import Rotation
+
+
+class Rope(Kernel):
+    """Angles in float64, the multiplication in float32; both pairings, and heads of which only a part turns."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(weight.dequantize() for weight in weights)
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return sum(4 * value.extents[0] for value in node.weight)
+
+    def workspace(self, node: TensorNode) -> int:
+        assert node.rotation is not None
+        m, half = node.inputs[0].extents[0], node.rotation.dims // 2
+        # Angles (float64), turns (complex128, complex64), and of halves one gathered operand (complex64).
+        return m * half * (8 + 16 + 8) + (m * half * node.num_heads * 8 if node.rotation.pairing == "halves" else 0)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        q, k, positions = tensors.inputs
+        rotation, scratch = node.rotation, tensors.workspace
+        assert rotation is not None
+        assert scratch is not None
+        take = _Scratch(scratch)
+        shape = (len(positions), rotation.dims // 2)
+        angles, exact = take(shape, torch.float64), take(shape, torch.complex128)
+        turns = take(shape, torch.complex64)
+        magnitude = torch.full(shape, rotation.magnitude, dtype=torch.float64)
+        frequencies = _frequencies(rotation, tensors.packed)
+        column, per_head = positions.unsqueeze(1), turns.unsqueeze(1)
+        rest = take.rest()
+        turned = [
+            call
+            for x, y in zip((q, k), tensors.outputs, strict=True)
+            for call in _turn(*(t.view(len(t), -1, node.head_dim) for t in (x, y)), rotation, per_head, rest)
+        ]
+
+        def launch() -> None:
+            torch.mul(column, frequencies, out=angles)
+            torch.polar(magnitude, angles, out=exact)
+            turns.copy_(exact)
+            for call in turned:
+                call()
+
+        return launch
+
+
+def _turn(
+    x: torch.Tensor, y: torch.Tensor, rotation: Rotation, turns: torch.Tensor, scratch: torch.Tensor
+) -> Sequence[Launch]:
+    """The calls that turn x [m, heads, head_dim] into y, which may be the same memory."""
+    dims = rotation.dims
+    passed = [] if x.data_ptr() == y.data_ptr() or dims == x.shape[2] else [
+        partial(y[..., dims:].copy_, x[..., dims:])
+    ]
+    if rotation.pairing == "adjacent":
+        source, target = (torch.view_as_complex(t[..., :dims].unflatten(-1, (-1, 2))) for t in (x, y))
+        return [*passed, partial(torch.mul, source, turns, out=target)]
+    # q and k take turns with the scratch: it holds one operand.
+    gathered = _Scratch(scratch)((x.shape[0], x.shape[1], dims // 2), torch.complex64)
+    parts = torch.view_as_real(gathered)
+    halves = [(slice(0, dims // 2), parts[..., 0]), (slice(dims // 2, dims), parts[..., 1])]
+    return [
+        *passed,
+        *(partial(part.copy_, x[..., where]) for where, part in halves),
+        partial(gathered.mul_, turns),
+        *(partial(y[..., where].copy_, part) for where, part in halves),
+    ]
+
+
+def _frequencies(rotation: Rotation, divisors: Sequence[torch.Tensor]) -> torch.Tensor:
+    frequencies = torch.tensor(rotation.frequencies(), dtype=torch.float64)
+    return frequencies / math.prod(divisors, start=torch.ones((), dtype=torch.float64))
+
+
+class _Scratch:
+    """Deals tensors out of a workspace, one after another."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+        self._used = 0
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        start = self._used
+        self._used += math.prod(shape) * dtype.itemsize
+        return self._memory[start : self._used].view(dtype).view(shape)
+
+    def rest(self) -> torch.Tensor:
+        return self._memory[self._used :]

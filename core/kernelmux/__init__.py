@@ -1,0 +1,27 @@
+"""kernelmux runs one LLM compute graph on many kernel libraries; a policy file chooses the kernel of every op.
+
+    model = kernelmux.load("model.gguf")
+    plan = model.plan(policy="policy.toml")
+    for text in model.generate("Hello", plan=plan):
+        print(text, end="")
+
+Importing this package loads no framework: torch comes with the first model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernelmux.model import Model, load
+
+__version__ = "0.1.0"
+__all__ = ["Model", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "load"):
+        from kernelmux import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'kernelmux' has no attribute {name!r}")

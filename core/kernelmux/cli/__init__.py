@@ -1,0 +1,48 @@
+"""The command line: one file a command. Errors are one line on stderr and exit code 2; Ctrl-C is 130."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from kernelmux import __version__
+from kernelmux.cli.backends import backends
+from kernelmux.cli.graph import graph
+from kernelmux.cli.plan import plan
+from kernelmux.cli.run import run
+from kernelmux.errors import KernelmuxError
+
+app = typer.Typer(
+    name="kernelmux",
+    help="Run one LLM compute graph on many kernel libraries; a policy file chooses the kernel of every op.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (run, plan, graph, backends):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kernelmux {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Run one LLM compute graph on many kernel libraries; a policy file chooses the kernel of every op."""
+
+
+def main() -> None:
+    """The `kernelmux` command."""
+    try:
+        app()
+    except KernelmuxError as error:
+        print(f"kernelmux: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

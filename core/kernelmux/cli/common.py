@@ -1,0 +1,57 @@
+"""What several commands share: their arguments, the terminals, and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from kernelmux.model import Model
+    from kernelmux.plan import Plan
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
+PolicyPath = Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="A policy file (TOML).")]
+Use = Annotated[
+    list[str] | None,
+    typer.Option("--use", metavar="OP=KERNEL", help="Outranks the policy, as mul_mat=torch:f32; may be repeated."),
+]
+DeviceName = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
+
+
+def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str) -> Plan:
+    return model.plan(policy, use=use or (), device=device)
+
+
+def print_json(document: Any) -> None:
+    """To stdout, as it is: no colours, no wrapping."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """A table that fits a terminal; tab-separated lines where stdout is not one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        for row in (headings, *rows):
+            typer.echo("\t".join(str(cell) for cell in row))
+        return
+    table = Table(*headings, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 MB`, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,108 @@
+"""`kernelmux run`: a prompt in, text out as it comes, then what it cost and who did it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kernelmux.cli.common import DeviceName, Json, ModelPath, PolicyPath, Use, make_plan, print_json
+from kernelmux.cli.plan import summary
+
+if TYPE_CHECKING:
+    from kernelmux.model import Generation
+    from kernelmux.plan import Plan
+
+
+def run(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)],
+    chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
+    policy: PolicyPath = None,
+    use: Use = None,
+    device: DeviceName = "cpu",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
+    json: Json = False,
+) -> None:
+    """Answer a prompt, then say at what speed, and which kernels ran which ops."""
+    from kernelmux.model import load
+
+    opened = load(model)
+    made = make_plan(opened, policy, use, device)
+    answer = opened.generate(
+        [{"role": "user", "content": prompt}] if chat else prompt,
+        made,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )
+    _prepare(answer, made)
+    pieces, interrupted = _stream(answer, echo=not json)
+    if json:
+        print_json(_describe(answer, made, "".join(pieces), interrupted))
+    else:
+        _print_statistics(answer, made)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _prepare(answer: Generation, plan: Plan) -> None:
+    """Packs the weights under a progress bar on stderr; silently where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    total = sum(len(schedule.steps) for schedule in plan.schedules.values())
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("packing weights", total=total)
+        answer.prepare(lambda node: progress.advance(task))
+
+
+def _stream(answer: Generation, echo: bool) -> tuple[list[str], bool]:
+    """The answer's pieces, printed as they come; and whether Ctrl-C ended it."""
+    pieces: list[str] = []
+    try:
+        for text in answer:
+            pieces.append(text)
+            if echo:
+                typer.echo(text, nl=False)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return pieces, True
+    finally:
+        if echo:
+            typer.echo("")
+    return pieces, False
+
+
+def _print_statistics(answer: Generation, plan: Plan) -> None:
+    """To stderr, so that stdout holds the answer alone."""
+    lines = [
+        "",
+        f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
+        f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
+        *summary(plan, plan.schedule(1, 1)),
+    ]
+    for line in lines:
+        typer.echo(line, err=True)
+
+
+def _describe(answer: Generation, plan: Plan, text: str, interrupted: bool) -> dict[str, Any]:
+    from kernelmux.plan import kernel_counts
+
+    return {
+        "text": text,
+        "ids": answer.ids,
+        "prompt_ids": list(answer.prompt_ids),
+        "interrupted": interrupted,
+        "prompt_tokens_per_second": answer.prompt_rate,
+        "tokens_per_second": answer.decode_rate,
+        "fingerprint": plan.fingerprint,
+        "kernels": kernel_counts(plan.schedule(1, 1)),
+    }

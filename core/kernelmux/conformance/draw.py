@@ -1,0 +1,84 @@
+"""A case's numbers: seeded noise, what the case draws itself, and weights as random valid blocks of their format."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from kernelmux.formats import Value, Weight, lookup
+from kernelmux.graph import Builder, Graph
+from kernelmux.ops import Case
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A case ready to run: a graph of one node, its input tensors and its weights."""
+
+    graph: Graph
+    inputs: Mapping[str, torch.Tensor]
+    weights: Mapping[str, Weight]
+
+
+def draw_case(case: Case) -> Drawn:
+    """The case's graph and numbers; the same in every process, as the seed is made from the case's name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+    builder = Builder(case.name, case.format)
+    inputs = {value.name: _draw_input(case, value, generator) for value in case.inputs}
+    for value in case.inputs:
+        builder.leaf(value.name, value.shape, value.format, role="state")
+    weights = {}
+    for field in ("weight", "bias", "gamma"):
+        for value in case.fields.get(field, ()):
+            builder.leaf(value.name, value.shape, value.format)
+            weights[value.name] = _draw_weight(case, value, generator)
+    outputs = builder.node(case.op, case.op, *case.inputs, **case.fields)
+    return Drawn(builder.build(*outputs), inputs, weights)
+
+
+def _draw_input(case: Case, value: Value, generator: torch.Generator) -> torch.Tensor:
+    if value.name in case.draw:
+        drawn = case.draw[value.name](generator)
+    else:
+        drawn = torch.randn(value.extents, generator=generator)
+    return drawn.to(lookup(value.format).dtype)
+
+
+def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight:
+    format = lookup(value.format)
+    if value.name in case.draw:
+        planes = case.draw[value.name](generator).to(format.dtype)
+    elif format.plain:
+        planes = torch.randn(value.extents, generator=generator).to(format.dtype)
+    else:
+        planes = random_blocks(value.format, value.extents, generator)
+    return Weight(value.name, value.extents, value.format, (planes,))
+
+
+# Where a block keeps its float16 scales: byte offsets in the block structs of ggml's quantisation formats. All other bytes
+# are integers, of which any value is valid.
+_SCALES_AT: Mapping[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+
+
+def random_blocks(format: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Random valid blocks of a GGUF format, scales in 0.01 to 0.1, as uint8 planes."""
+    (plane,) = lookup(format).planes
+    blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8)
+    blocks = blocks.unflatten(-1, (-1, plane.items))
+    for offset in _SCALES_AT[format]:
+        scales = 0.01 + 0.09 * torch.rand(blocks.shape[:-1], generator=generator)
+        blocks[..., offset : offset + 2] = scales.to(torch.float16).unsqueeze(-1).view(torch.uint8)
+    return blocks.flatten(-2)

@@ -1,0 +1,84 @@
+"""One case on one kernel: planned and walked like any model, then measured against the op's float64 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kernelmux.conformance.draw import Drawn, draw_case
+from kernelmux.device import find_device
+from kernelmux.errors import PlanError
+from kernelmux.formats import lookup
+from kernelmux.memory import PackedWeights
+from kernelmux.ops import Case, Operands
+from kernelmux.plan import Plan, make_plan
+from kernelmux.policy import parse_policy
+from kernelmux.registry import Registry
+from kernelmux.walker import Walker
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The worst output's error (NMSE) and the bound: the kernel's own, and what the output's format must round away."""
+
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The kernel declined the case."""
+
+    reason: str
+
+
+def run_case(case: Case, kernel: str, registry: Registry, device: str = "cpu") -> CaseResult | Refused:
+    """Runs a case on a kernel, `backend:kernel`, conversions around it by any installed backend."""
+    drawn = draw_case(case)
+    rule = f'[[rule]]\nop = "{case.op}"\nuse = ["{kernel}"]\non_unsupported = "error"\n'
+    try:
+        plan = make_plan(drawn.graph, parse_policy(rule, "conformance"), registry, find_device(device))
+    except PlanError as error:
+        return Refused(str(error))
+    results = _walk(plan, drawn)
+    expected = _expect(plan, drawn)
+    errors = [nmse(found, wanted) for found, wanted in zip(results, expected, strict=True)]
+    (step,) = (step for step in plan.schedule(1, 1).steps if step.choice.name == kernel)
+    emitted = max(lookup(value.format).rounding for value in step.node.outputs)
+    read = max((lookup(value.format).rounding for value in step.node.inputs), default=0.0)
+    return CaseResult(max(errors), step.choice.kernel.precision + emitted + read)
+
+
+def _walk(plan: Plan, drawn: Drawn) -> list[torch.Tensor]:
+    walker = Walker(plan, PackedWeights(drawn.weights, plan.device), {k: v.clone() for k, v in drawn.inputs.items()})
+    walk = walker.bind(m=1)
+    for planes in walk.outputs.values():
+        if not plan.graph.ops[0].contract.updates:
+            planes.fill_(float("nan"))
+    walk()
+    return [planes.clone() for planes in walk.outputs.values()]
+
+
+def _expect(plan: Plan, drawn: Drawn) -> tuple[torch.Tensor, ...]:
+    (node,) = plan.graph.ops
+    inputs = tuple(t.double() if t.is_floating_point() else t for t in drawn.inputs.values())
+    weight, bias, gamma = (
+        tuple(drawn.weights[value.name].dequantize(torch.float64) for value in values)
+        for values in (node.weight, node.bias, node.gamma)
+    )
+    return node.contract.reference(node, Operands(inputs, weight, bias, gamma))
+
+
+def nmse(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Squared error over squared reference, in float64; infinite where either is not finite, absolute of a zero reference."""
+    found, wanted = found.double(), wanted.double()
+    if not bool(found.isfinite().all()):
+        return float("inf")
+    squared = float(wanted.square().sum())
+    error = float((found - wanted).square().sum())
+    return error / squared if squared else error

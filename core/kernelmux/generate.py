@@ -1,0 +1,226 @@
+"""Sequences over a paged cache: step state filled in, the plan walked, tokens sampled.
+
+Enters: a plan, a model's weights, token ids. Leaves: logits, and sampled ids one by one. Text is the tokenizer's affair.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kernelmux.errors import KernelmuxError
+from kernelmux.formats import lookup
+from kernelmux.memory import PackedWeights
+from kernelmux.plan import Plan
+from kernelmux.walker import Walker
+
+if TYPE_CHECKING:
+    import torch
+
+PAGE_SIZE = 16
+"""Tokens a page of the cache."""
+
+
+class CapacityError(KernelmuxError):
+    """The cache or the batch has no room for what was asked."""
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """One sequence's place in the cache: its pages in order, and how many tokens they hold."""
+
+    pages: list[int] = field(default_factory=list)
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a sequence is given in one step: token ids that follow what it has, and whether every row's logits are wanted."""
+
+    sequence: CachedSequence
+    ids: Sequence[int]
+    all_logits: bool = False
+
+
+class Session:
+    """A plan at work: one paged cache, any number of sequences in it, steps over batches of them.
+
+    `tokens` is the cache's capacity over all sequences, `sequences` the largest batch.
+    """
+
+    def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
+        import torch
+
+        # Each sequence may waste the rest of its last page.
+        pages = -(-tokens // PAGE_SIZE) + sequences - 1
+        self._free = list(range(pages))
+        self._batch = sequences
+        extents = {
+            "m": plan.max_rows,
+            "outs": plan.max_rows,
+            "seqs": sequences,
+            "seqs+1": sequences + 1,
+            "width": pages,
+            "pages": pages,
+            "page_size": PAGE_SIZE,
+        }
+        self._leaves: dict[str, torch.Tensor] = {}
+        for leaf in plan.graph.leaves:
+            if leaf.role != "weight":
+                value = leaf.outputs[0].resolve(extents)
+                dtype = lookup(value.format).dtype
+                self._leaves[value.name] = torch.zeros(value.extents, dtype=dtype, device=plan.device.torch)
+        self.walker = Walker(plan, packed, self._leaves)
+        self._logits = plan.graph.outputs[0]
+
+    def open(self) -> CachedSequence:
+        """A new, empty sequence."""
+        return CachedSequence()
+
+    def close(self, sequence: CachedSequence) -> None:
+        """Gives a sequence's pages back."""
+        self._free = sorted([*self._free, *sequence.pages])
+        sequence.pages, sequence.length = [], 0
+
+    def step(self, feeds: Sequence[Feed]) -> torch.Tensor:
+        """Runs one step over several sequences, and returns logits [rows wanted, vocabulary], in the order of `feeds`.
+
+        Of each feed the last row's logits, or all rows' where it says so. The next step overwrites what is returned.
+        CapacityError where rows, sequences or tokens are more than the session was made for; nothing has changed then.
+        """
+        m = sum(len(feed.ids) for feed in feeds)
+        if len(feeds) > self._batch:
+            raise CapacityError(f"a step of {len(feeds)} sequences, the session was made for {self._batch}")
+        if not feeds or not all(feed.ids for feed in feeds):
+            raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
+        if m > self.walker.plan.max_rows:
+            raise CapacityError(f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time")
+        self._reserve(feeds)
+        outs = self._write_state(feeds)
+        walk = self.walker.bind(m=m, outs=outs, seqs=len(feeds))
+        walk()
+        for feed in feeds:
+            feed.sequence.length += len(feed.ids)
+        logits: torch.Tensor = walk.outputs[self._logits]
+        return logits
+
+    def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
+        """Runs one sequence's tokens in as many steps as the plan needs; a copy of the logits, of the last row or of all."""
+        import torch
+
+        chunk = self.walker.plan.max_rows
+        parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
+        logits = [self.step([Feed(sequence, part, all_logits)]).clone() for part in parts]
+        return torch.cat(logits) if all_logits else logits[-1]
+
+    def _reserve(self, feeds: Sequence[Feed]) -> None:
+        """Deals pages for the new tokens."""
+        needs = [-(-(f.sequence.length + len(f.ids)) // PAGE_SIZE) - len(f.sequence.pages) for f in feeds]
+        if sum(needs) > len(self._free):
+            raise CapacityError(
+                f"the step needs {sum(needs)} more pages of {PAGE_SIZE} tokens, {len(self._free)} are free: "
+                "close sequences, or make the session larger"
+            )
+        for feed, need in zip(feeds, needs, strict=True):
+            feed.sequence.pages += self._free[:need]
+            del self._free[:need]
+
+    def _write_state(self, feeds: Sequence[Feed]) -> int:
+        """Fills the step's buffers; returns how many rows' logits are wanted."""
+        ends = list(itertools.accumulate(len(feed.ids) for feed in feeds))
+        positions = [range(f.sequence.length, f.sequence.length + len(f.ids)) for f in feeds]
+        wanted = [
+            row
+            for feed, end in zip(feeds, ends, strict=True)
+            for row in range(end - (len(feed.ids) if feed.all_logits else 1), end)
+        ]
+        rows = {
+            "tokens": [token for feed in feeds for token in feed.ids],
+            "positions": [position for span in positions for position in span],
+            "slots": [
+                feed.sequence.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
+                for feed, span in zip(feeds, positions, strict=True)
+                for position in span
+            ],
+            "logit_rows": wanted,
+            "query_start": [0, *ends],
+            "kv_len": [span.stop for span in positions],
+        }
+        self._write(rows)
+        for row, feed in enumerate(feeds):
+            self._write({"block_table": feed.sequence.pages}, row)
+        return len(wanted)
+
+    def _write(self, rows: Mapping[str, Sequence[int]], *index: int) -> None:
+        import torch
+
+        for name, values in rows.items():
+            self._leaves[name][(*index, slice(len(values)))] = torch.tensor(values, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: temperature 0 takes the likeliest; else softmax(logits / temperature), of the `top_k`
+    likeliest (0: all) and of the fewest whose probabilities reach `top_p` (Holtzman et al. 2019, arXiv:1904.09751)."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise KernelmuxError(
+                f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, not temperature={self.temperature}, "
+                f"top_p={self.top_p}, top_k={self.top_k}"
+            )
+
+    def sampler(self) -> Sampler:
+        return Sampler(self)
+
+
+class Sampler:
+    """Draws token ids; the same seed draws the same ones."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        import torch
+
+        self._sampling = sampling
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        """A token id from logits [vocabulary]."""
+        import torch
+
+        sampling = self._sampling
+        if sampling.temperature == 0:
+            return int(logits.argmax())
+        scaled = logits.double().cpu() / sampling.temperature
+        likeliest, ids = scaled.sort(descending=True, stable=True)
+        probabilities = likeliest.softmax(dim=0)
+        if sampling.top_k:
+            probabilities[sampling.top_k :] = 0
+        # A token stays while those before it have not reached top_p: the first always does.
+        before = probabilities.cumsum(dim=0) - probabilities
+        probabilities[before >= sampling.top_p * probabilities.sum()] = 0
+        return int(ids[torch.multinomial(probabilities, 1, generator=self._generator)])
+
+
+def generate(
+    session: Session, ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int], max_tokens: int
+) -> Iterator[int]:
+    """Token ids after a prompt, up to and with an end token, at most `max_tokens`."""
+    sampler = sampling.sampler()
+    sequence = session.open()
+    try:
+        logits = session.feed(sequence, ids)
+        for count in range(1, max_tokens + 1):
+            token = sampler(logits[-1])
+            yield token
+            if token in end_ids or count == max_tokens:
+                return
+            logits = session.step([Feed(sequence, [token])])
+    finally:
+        session.close(sequence)

@@ -1,0 +1,173 @@
+"""attention: each query row against its own sequence's cached keys and values, read through a block table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.formats import Value
+from kernelmux.ops.op import Case, Op, Operands
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph import TensorNode
+
+
+class Attention(Op):
+    """y = softmax(scale * q Kᵀ) V, causal, grouped-query, over a paged cache; prefill, decode and both in one batch.
+
+    Axes: m query rows of all sequences in a row; num_heads, num_kv_heads, head_dim; pages of page_size.
+    Inputs: q [m, num_heads * head_dim]; k_cache, v_cache [pages, page_size, num_kv_heads, head_dim]; query_start
+    [seqs + 1], i32: sequence s owns rows query_start[s] to query_start[s + 1]; kv_len [seqs], i32: its cached length,
+    these rows included; block_table [seqs, width], i32: its pages in order.
+    Fields: scale; window (a row sees that many positions, itself included); soft_cap (c * tanh(scores / c)).
+    Outputs: y [m, num_heads * head_dim].
+    Constraints: query head h reads kv head h // (num_heads / num_kv_heads). The sequence's rows are its last positions.
+    Numerics: rows of no sequence, and of a sequence of length 0, are zeros, never NaN.
+    """
+
+    name = "attention"
+    inputs = ("q", "k_cache", "v_cache", "query_start", "kv_len", "block_table")
+    outputs = ("y",)
+    fields = ("num_heads", "num_kv_heads", "head_dim", "scale")
+    optional = ("window", "soft_cap")
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        q, k_cache, v_cache, *_ = node.inputs
+        self.require(
+            node.num_heads % node.num_kv_heads == 0,
+            node,
+            f"{node.num_heads} query heads do not divide over {node.num_kv_heads} kv heads",
+        )
+        width = node.num_heads * node.head_dim
+        self.require(q.shape[1:] == (width,), node, f"{q.name} is {q.shape}, rows must hold {width}")
+        for cache in (k_cache, v_cache):
+            fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
+            self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
+        return (self.output(node, 0, q.shape, format),)
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        return {
+            "m": node.inputs[0].shape[0],
+            "num_heads": node.num_heads,
+            "num_kv_heads": node.num_kv_heads,
+            "head_dim": node.head_dim,
+            "layer": node.layer,
+            "cache_format": node.inputs[1].format,
+        }
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        q, k_cache, v_cache, query_start, kv_len, block_table = operands.inputs
+        y = torch.zeros_like(q)
+        starts, lengths = query_start.tolist(), kv_len.tolist()
+        page_size = k_cache.shape[1]
+        for seq, length in enumerate(lengths):
+            rows = slice(starts[seq], starts[seq + 1])
+            if length == 0 or rows.start == rows.stop:
+                continue
+            pages = block_table[seq, : -(-length // page_size)].long()
+            keys, values = (cache[pages].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
+            y[rows] = self._one_sequence(node, q[rows], keys, values)
+        return (y,)
+
+    def _one_sequence(
+        self, node: TensorNode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """q [rows, heads * dim] against keys and values [length, kv_heads, dim]."""
+        import torch
+
+        group = node.num_heads // node.num_kv_heads
+        heads = q.view(len(q), node.num_heads, -1)
+        keys, values = (cached.repeat_interleave(group, dim=1) for cached in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", heads, keys) * node.scale
+        if node.soft_cap:
+            scores = node.soft_cap * torch.tanh(scores / node.soft_cap)
+        scores = scores.masked_fill(~visible(len(q), len(keys), node.window, q.device), -math.inf)
+        return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values).flatten(1)
+
+    def flops(self, node: TensorNode) -> int:
+        """Of every cached position with every row: an upper bound where rows see less."""
+        q, k_cache, *_ = node.inputs
+        m, width = q.extents
+        pages, page_size, *_ = k_cache.extents
+        return 4 * m * width * pages * page_size
+
+    def cases(self) -> Iterator[Case]:
+        for context in (1, 15, 16, 17, 200):
+            yield self._case(f"decode-{context}", [(1, context)])
+        yield self._case("prefill-1", [(1, 1)])
+        yield self._case("prefill-40", [(40, 40)])
+        yield self._case("chunk", [(7, 40)])
+        yield self._case("mixed", [(1, 33), (12, 12), (1, 1), (5, 48)])
+        yield self._case("empty", [(1, 9), (0, 0), (3, 3)])
+        yield self._case("padding", [(2, 18)], padding=3)
+        yield self._case("window", [(9, 40), (1, 64)], window=8)
+        yield self._case("soft-cap", [(4, 30)], soft_cap=5.0)
+        yield self._case("mha", [(3, 20)], heads=4, kv_heads=4)
+        yield self._case("mqa", [(3, 20)], heads=8, kv_heads=1, dim=128)
+        yield self._case("odd-head", [(3, 20)], heads=4, kv_heads=2, dim=80)
+
+    def _case(
+        self,
+        label: str,
+        sequences: Sequence[tuple[int, int]],
+        heads: int = 9,
+        kv_heads: int = 3,
+        dim: int = 64,
+        padding: int = 0,
+        window: int = 0,
+        soft_cap: float = 0.0,
+    ) -> Case:
+        """`sequences`: (query rows, cached length) each; pages are dealt in shuffled order."""
+        import torch
+
+        page_size = 16
+        counts, lengths = zip(*sequences, strict=True)
+        pages = [-(-length // page_size) for length in lengths]
+        starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+
+        def table(generator: torch.Generator) -> torch.Tensor:
+            order = torch.randperm(sum(pages) + 1, generator=generator).tolist()
+            rows = torch.zeros(len(pages), max(pages), dtype=torch.int32)
+            for seq, count in enumerate(pages):
+                rows[seq, :count] = torch.tensor([order.pop() for _ in range(count)])
+            return rows
+
+        m = starts[-1] + padding
+        cache_shape = (sum(pages) + 1, page_size, kv_heads, dim)
+        inputs = (
+            Value("q", (m, heads * dim)),
+            Value("k_cache", cache_shape),
+            Value("v_cache", cache_shape),
+            Value("query_start", (len(starts),), "i32"),
+            Value("kv_len", (len(lengths),), "i32"),
+            Value("block_table", (len(pages), max(pages)), "i32"),
+        )
+        fields: dict[str, Any] = {
+            "num_heads": heads,
+            "num_kv_heads": kv_heads,
+            "head_dim": dim,
+            "scale": dim**-0.5,
+            "window": window,
+            "soft_cap": soft_cap,
+        }
+        draw = {
+            "query_start": lambda generator: torch.tensor(starts, dtype=torch.int32),
+            "kv_len": lambda generator: torch.tensor(lengths, dtype=torch.int32),
+            "block_table": table,
+        }
+        return Case(f"attention-{label}", self.name, inputs, fields, draw)
+
+
+def visible(rows: int, length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which of `length` positions each of the last `rows` positions sees: [rows, length], causal, within the window."""
+    import torch
+
+    positions = torch.arange(length - rows, length, device=device).unsqueeze(1)
+    keys = torch.arange(length, device=device)
+    mask = keys <= positions
+    return mask & (keys > positions - window) if window else mask

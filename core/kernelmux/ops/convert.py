@@ -1,0 +1,50 @@
+"""convert: the same numbers, stored in another format. Plans insert it where neighbours differ; graphs rarely hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.formats import Value
+from kernelmux.ops.op import Case, Op, Operands
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph import TensorNode
+
+
+class Convert(Op):
+    """y = x, stored in y's format.
+
+    Axes: m rows, n columns.
+    Inputs: x [m, n] in any format.
+    Outputs: y [m, n] in any other.
+    Constraints: n is a multiple of both formats' blocks.
+    Numerics: each element rounded to nearest; a block's scale is the largest magnitude in it over the largest that the
+    element type holds.
+    """
+
+    name = "convert"
+    inputs = ("x",)
+    outputs = ("y",)
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        return (self.output(node, 0, node.inputs[0].shape, format),)
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        m, n = node.inputs[0].shape
+        return {"m": m, "n": n, "source": node.inputs[0].format, "target": node.outputs[0].format}
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        return operands.inputs
+
+    def flops(self, node: TensorNode) -> int:
+        return 0
+
+    def cases(self) -> Iterator[Case]:
+        for source, target in (("f32", "bf16"), ("bf16", "f32"), ("f32", "f16"), ("f16", "f32"), ("bf16", "f16")):
+            for m in (1, 3, 64):
+                for n in (576, 33):
+                    name = f"convert-{source}-{target}-m{m}-n{n}"
+                    yield Case(name, self.name, (Value("x", (m, n), source),), format=target)

@@ -1,0 +1,85 @@
+"""copy: new keys and values scattered into the paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.formats import Value
+from kernelmux.ops.op import Case, Op, Operands
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph import TensorNode
+
+
+class Copy(Op):
+    """cache[slots[i] // page_size, slots[i] % page_size] = row i, for keys and for values.
+
+    Axes: m rows, num_kv_heads, head_dim; pages of page_size rows.
+    Inputs: k, v [m, num_kv_heads * head_dim]; slots [m], i32; k_cache, v_cache [pages, page_size, num_kv_heads, head_dim].
+    Outputs: k_cache, v_cache: the same memory, updated.
+    Constraints: a slot occurs once. A padding row has slot -1: it is skipped.
+    Numerics: rounded once, to the cache's format.
+    """
+
+    name = "copy"
+    inputs = ("k", "v", "slots", "k_cache", "v_cache")
+    outputs = ("k_cache", "v_cache")
+    fields = ("num_kv_heads", "head_dim")
+    updates = ((3, 0), (4, 1))
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        k, v, slots, k_cache, v_cache = node.inputs
+        width = node.num_kv_heads * node.head_dim
+        for rows in (k, v):
+            self.require(rows.shape[1:] == (width,), node, f"{rows.name} is {rows.shape}, rows must hold {width}")
+        self.require(slots.shape == k.shape[:1], node, f"slots is {slots.shape}, k is {k.shape}")
+        for cache in (k_cache, v_cache):
+            fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
+            self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
+        return tuple(self.output(node, i, c.shape, c.format) for i, c in enumerate((k_cache, v_cache)))
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        return {
+            "m": node.inputs[0].shape[0],
+            "num_kv_heads": node.num_kv_heads,
+            "head_dim": node.head_dim,
+            "cache_format": node.outputs[0].format,
+        }
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        k, v, slots, k_cache, v_cache = operands.inputs
+        kept = slots >= 0
+        where = slots[kept].long()
+        updated = []
+        for rows, cache in ((k, k_cache), (v, v_cache)):
+            flat = cache.reshape(-1, rows.shape[1]).clone()
+            flat[where] = rows[kept]
+            updated.append(flat.view(cache.shape))
+        return tuple(updated)
+
+    def flops(self, node: TensorNode) -> int:
+        return 0
+
+    def cases(self) -> Iterator[Case]:
+        for m, heads, dim in ((1, 3, 64), (5, 3, 64), (17, 8, 128), (64, 1, 80)):
+            yield self._case(f"m{m}-h{heads}-d{dim}", m, heads, dim, padding=0)
+        yield self._case("padding", 8, 3, 64, padding=3)
+        yield self._case("all-padding", 2, 3, 64, padding=2)
+
+    def _case(self, label: str, m: int, heads: int, dim: int, padding: int) -> Case:
+        import torch
+
+        pages, page_size = 8, 16
+
+        def slots(generator: torch.Generator) -> torch.Tensor:
+            order = torch.randperm(pages * page_size, generator=generator)[:m].to(torch.int32)
+            order[m - padding :] = -1
+            return order
+
+        rows = [Value(name, (m, heads * dim)) for name in ("k", "v")]
+        caches = [Value(name, (pages, page_size, heads, dim)) for name in ("k_cache", "v_cache")]
+        inputs = (*rows, Value("slots", (m,), "i32"), *caches)
+        return Case(f"copy-{label}", self.name, inputs, {"num_kv_heads": heads, "head_dim": dim}, {"slots": slots})

@@ -1,0 +1,148 @@
+"""What an op is: contract, float64 reference, cost and conformance cases, together in one file an op.
+
+Enters: a node with its inputs' shapes. Leaves: output shapes, expected numbers, flops and bytes, cases. An op launches
+nothing: kernels do, and are measured against it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kernelmux.errors import GraphError
+from kernelmux.formats import Dim, Value
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph import TensorNode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a node must do at least: floating-point operations, and bytes read and written once each."""
+
+    flops: int
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """The numbers of a node, dense: what `reference` reads. Floating-point tensors share one dtype."""
+
+    inputs: tuple[torch.Tensor, ...] = ()
+    weight: tuple[torch.Tensor, ...] = ()
+    bias: tuple[torch.Tensor, ...] = ()
+    gamma: tuple[torch.Tensor, ...] = ()
+
+
+Draw = Callable[["torch.Generator"], "torch.Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One conformance input: an op with explicit shapes, formats and fields, and how to draw what is not normal noise.
+
+    `draw` maps an input's name to a function of a seeded generator; an input without one is drawn from N(0, 1).
+    """
+
+    name: str
+    op: str
+    inputs: tuple[Value, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    draw: Mapping[str, Draw] = field(default_factory=dict)
+    format: str = "f32"
+    """How the op's outputs are stored, where the op leaves it open."""
+
+
+class Op(ABC):
+    """The contract that every kernel of this op keeps."""
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]
+    """The ports' names, in the order of `TensorNode.inputs`."""
+    outputs: ClassVar[tuple[str, ...]]
+    optional_inputs: ClassVar[int] = 0
+    """How many of the last inputs may be left out."""
+    fields: ClassVar[tuple[str, ...]] = ()
+    """TensorNode fields that a node of this op must set."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """TensorNode fields that it may set."""
+    in_place: ClassVar[tuple[tuple[int, int], ...]] = ()
+    """(input, output) pairs that may share memory: a kernel must be right when they do."""
+    updates: ClassVar[tuple[tuple[int, int], ...]] = ()
+    """(input, output) pairs that are one memory: the op changes the input."""
+
+    @abstractmethod
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        """The outputs of a node whose inputs are known, stored as `format` where the op leaves it open.
+
+        Raises GraphError, naming the node, where shapes, formats or fields do not go together.
+        """
+
+    @abstractmethod
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        """What the op's hook is told besides `node` and `device`."""
+
+    @abstractmethod
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        """The definition of the op, in the dtype of its operands (the suite gives float64)."""
+
+    def flops(self, node: TensorNode) -> int:
+        """Floating-point operations of the textbook algorithm; one an output element unless the op says otherwise."""
+        return sum(elements(value) for value in node.outputs)
+
+    def cost(self, node: TensorNode) -> Cost:
+        """Flops, and the bytes of every operand as it is stored."""
+        values = (*node.inputs, *node.weights, *node.outputs)
+        return Cost(self.flops(node), sum(value.nbytes for value in values))
+
+    @abstractmethod
+    def cases(self) -> Iterator[Case]:
+        """Named inputs that a kernel of this op is tested with."""
+
+    def output(self, node: TensorNode, index: int, shape: tuple[Dim, ...], format: str) -> Value:
+        """The node's output `index`, named as the node where it has one output, else `node.port`."""
+        name = node.name if len(self.outputs) == 1 else f"{node.name}.{self.outputs[index]}"
+        return Value(name, shape, format)
+
+    def require(self, holds: bool, node: TensorNode, message: str) -> None:
+        """GraphError `node: message` unless `holds`."""
+        if not holds:
+            raise GraphError(f"{node.name} ({self.name}): {message}")
+
+
+def elements(value: Value) -> int:
+    """How many elements a value with known extents has."""
+    count = 1
+    for extent in value.extents:
+        count *= extent
+    return count
+
+
+class Elementwise(Op):
+    """An op whose inputs and output all have one shape."""
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        first = node.inputs[0]
+        for other in node.inputs[1:]:
+            fits = other.shape == first.shape
+            self.require(fits, node, f"{first.name} is {first.shape}, {other.name} is {other.shape}")
+        return (self.output(node, 0, first.shape, format),)
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        m, n = node.inputs[0].shape
+        return {"m": m, "n": n}
+
+
+ROW_COUNTS = (1, 2, 3, 5, 8, 17, 64)
+"""Row counts that cases are made for: decode, small batches, one off a tile, prefill."""
+
+
+def elementwise_cases(op: Op) -> Iterator[Case]:
+    """Cases of an op without fields, whose inputs all have the shape of its output."""
+    for m in ROW_COUNTS:
+        for k in (576, 1536, 1, 127):
+            yield Case(f"{op.name}-m{m}-k{k}", op.name, tuple(Value(port, (m, k)) for port in op.inputs))

@@ -1,0 +1,204 @@
+"""Finds backends through entry points, checks them, and quarantines the broken.
+
+Enters: the entry point group `kernelmux.backends`. Leaves: a Registry that can be asked for kernels. Each backend is
+loaded and asked by itself, so that one that fails leaves the others working.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from kernelmux.errors import BackendError, nearest
+from kernelmux.hookspecs import CONTRACT, Declined, Hooks, Kernel
+
+GROUP = "kernelmux.backends"
+ALLOW = "KERNELMUX_BACKENDS"
+"""Environment variable: a comma-separated list of the only backends to load."""
+
+
+@dataclass
+class Backend:
+    """An installed backend: its plugin, or why it is quarantined."""
+
+    name: str
+    version: str
+    plugin: object | None = None
+    fault: str = ""
+    """One line; empty while the backend works."""
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What all backends answered for one node: kernels by full name, best first in each backend, and refusals."""
+
+    kernels: Mapping[str, Kernel]
+    declined: Mapping[str, Declined]
+
+
+@dataclass
+class Registry:
+    """The backends at hand, in the order in which they were found."""
+
+    backends: dict[str, Backend] = field(default_factory=dict)
+    _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
+
+    def register(self, plugin: object, name: str | None = None, version: str = "") -> Backend:
+        """Adds a backend; a broken one is quarantined, with the fault in its record. BackendError on a repeated name."""
+        name = name or str(getattr(plugin, "__name__", type(plugin).__name__)).removeprefix("kernelmux_")
+        if name in self.backends:
+            raise BackendError(f"backend {name!r} is registered already; each needs a name of its own")
+        backend = Backend(name, version or str(getattr(plugin, "__version__", "?")), plugin)
+        self.backends[name] = backend
+        try:
+            _check_contract(plugin)
+            self._hooks.register(plugin, name=name)
+            self._check_hooks(name)
+        except Exception as error:
+            self._quarantine(backend, error)
+        return backend
+
+    def load(self, entry: EntryPoint) -> Backend:
+        """Imports and registers the backend of an entry point."""
+        version = entry.dist.version if entry.dist else ""
+        try:
+            plugin = entry.load()
+        except Exception as error:
+            backend = self.backends[entry.name] = Backend(entry.name, version)
+            self._quarantine(backend, error)
+            return backend
+        return self.register(plugin, entry.name, version)
+
+    @property
+    def working(self) -> tuple[str, ...]:
+        return tuple(name for name, backend in self.backends.items() if not backend.fault)
+
+    def ops(self, backend: str) -> tuple[str, ...]:
+        """The ops that a backend has a hook for."""
+        plugin = self.backends[backend].plugin
+        names = [name for name in vars(Hooks) if name.startswith("dispatch_")]
+        return tuple(name.removeprefix("dispatch_") for name in names if getattr(plugin, name, None) is not None)
+
+    def ask(self, op: str, arguments: Mapping[str, Any]) -> Offer:
+        """Every backend's answer for a node. A hook that raises, or answers nonsense, quarantines its backend."""
+        kernels: dict[str, Kernel] = {}
+        declined: dict[str, Declined] = {}
+        caller = getattr(self._hooks.hook, f"dispatch_{op}")
+        implementations = {impl.plugin_name: impl for impl in caller.get_hookimpls()}
+        for name in self.working:
+            if name not in implementations:
+                declined[name] = Declined(f"{name} has no {op}", "not offered")
+                continue
+            implementation = implementations[name]
+            try:
+                answer = implementation.function(*(arguments[key] for key in implementation.argnames))
+                _sort_answer(name, answer, kernels, declined)
+            except Exception as error:
+                kernels = {key: kernel for key, kernel in kernels.items() if not key.startswith(f"{name}:")}
+                self._quarantine(self.backends[name], error)
+                declined[name] = Declined(f"quarantined: {self.backends[name].fault}", "not offered")
+        return Offer(kernels, declined)
+
+    def _check_hooks(self, name: str) -> None:
+        """BackendError for a `dispatch_` attribute that is no hook, for want of the marker or of such an op."""
+        plugin = self._hooks.get_plugin(name)
+        if self._hooks.get_hookcallers(plugin) in (None, []):
+            raise BackendError(f"{name} implements no hook: mark its dispatch functions with @hookimpl")
+        known = [hook for hook in vars(Hooks) if hook.startswith("dispatch_")]
+        for attribute in dir(plugin):
+            if attribute.startswith("dispatch_") and attribute not in known:
+                raise BackendError(f"{name}.{attribute} is no hook{nearest(attribute, known)}")
+        self._hooks.check_pending()
+
+    def _quarantine(self, backend: Backend, error: Exception) -> None:
+        backend.fault = f"{type(error).__name__}: {error}".splitlines()[0]
+        backend.trace = "".join(traceback.format_exception(error))
+        if self._hooks.has_plugin(backend.name):
+            self._hooks.unregister(name=backend.name)
+
+
+def _plugin_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("kernelmux")
+    manager.add_hookspecs(Hooks)
+    return manager
+
+
+def _check_contract(plugin: object) -> None:
+    stated = getattr(plugin, "CONTRACT", None)
+    if stated != CONTRACT:
+        asked = "states no contract version" if stated is None else f"was built for contract {stated!r}"
+        raise BackendError(f"the backend {asked}, this kernelmux speaks {CONTRACT}: set CONTRACT, or install its match")
+
+
+def _sort_answer(backend: str, answer: Any, kernels: dict[str, Kernel], declined: dict[str, Declined]) -> None:
+    """Files a hook's answer under full names; BackendError where it is not what a hook may answer."""
+    if answer is None:
+        answer = Declined(f"{backend} declined without a reason")
+    parts: Sequence[Any] = answer if isinstance(answer, Sequence) else [answer]
+    for part in parts:
+        if isinstance(part, Declined):
+            declined[f"{backend}:{part.kernel}" if part.kernel else backend] = part
+        elif isinstance(part, Kernel):
+            if (full := f"{backend}:{part.name}") in kernels:
+                raise BackendError(f"two kernels of this op are named {full}")
+            kernels[full] = part
+        else:
+            raise BackendError(f"a hook answers with Kernel or Declined, not {type(part).__name__}")
+
+
+_current: Registry | None = None
+
+
+def current() -> Registry:
+    """The process's registry; on first use it loads every installed backend that KERNELMUX_BACKENDS allows."""
+    global _current
+    if _current is None:
+        _current = discover()
+    return _current
+
+
+def discover() -> Registry:
+    """A registry of all installed backends, by name. BackendError where KERNELMUX_BACKENDS names one that is not there."""
+    registry = Registry()
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    allowed = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
+    for name in allowed:
+        if name not in found:
+            raise BackendError(f"{ALLOW} names {name!r}{nearest(name, found)}")
+    for name in allowed or sorted(found):
+        registry.load(found[name])
+    return registry
+
+
+def register(backend: object, name: str | None = None) -> Backend:
+    """Adds a backend to this process, as a notebook would; BackendError at once if it is broken."""
+    record = current().register(backend, name)
+    if record.fault:
+        del current().backends[record.name]
+        raise BackendError(f"{record.name}: {record.fault}")
+    return record
+
+
+@contextmanager
+def isolated(**backends: object) -> Iterator[Registry]:
+    """Within the block, only the backends given here exist: for tests."""
+    global _current
+    before = _current
+    _current = Registry()
+    try:
+        for name, plugin in backends.items():
+            _current.register(plugin, name)
+        yield _current
+    finally:
+        _current = before
+
+
+__all__ = ["Backend", "Offer", "Registry", "current", "discover", "isolated", "register"]

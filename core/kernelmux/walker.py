@@ -1,0 +1,159 @@
+"""Runs a plan: binds every step to its memory once, then calls the bound launches in order.
+
+Enters: a Plan, the model's weights, and buffers for the graph's other leaves (step state, caches), which their owner
+updates in place between walks. Leaves: the graph's outputs, in the arena. Chooses nothing; allocates only when a walk of
+new extents is bound.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelmux.errors import LaunchError
+from kernelmux.formats import Value, lookup, torch_dtype
+from kernelmux.hookspecs import Launch, Planes, Tensors
+from kernelmux.memory import Layout, PackedWeights, aligned
+from kernelmux.plan import Plan, Step
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT_WALKS = 16
+"""Bound walks that a walker keeps: decode reuses one, prompts of new lengths take turns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A schedule bound to memory at exact extents: calling it runs the step and returns the number of launches."""
+
+    steps: Sequence[Step]
+    calls: Sequence[Launch]
+    outputs: Mapping[str, Planes]
+    """The graph's outputs by name; the next walk overwrites them."""
+    launches: int
+    device: str
+
+    def __call__(self) -> int:
+        pending = iter(self.calls)
+        try:
+            for call in pending:
+                call()
+        except Exception as error:
+            # The iterator knows how far it got, so that a walk that works pays nothing for this.
+            raise self._blame(len(self.calls) - operator.length_hint(pending) - 1, error) from error
+        return self.launches
+
+    def _blame(self, index: int, error: Exception) -> LaunchError:
+        node, choice = self.steps[index].node, self.steps[index].choice
+        shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
+        return LaunchError(
+            f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(self.steps)}) on {self.device}, "
+            f"with {shapes}: {type(error).__name__}: {error}"
+        )
+
+
+class Walker:
+    """Binds a plan's schedules, one arena under all of them, and walks.
+
+    `leaves` holds the buffers of state and caches by name, at least as large as any walk needs: a walk sees the first
+    rows of those whose extents are symbols.
+    """
+
+    def __init__(self, plan: Plan, packed: PackedWeights, leaves: Mapping[str, Planes]) -> None:
+        import torch
+
+        self.plan = plan
+        self._packed = packed
+        self._leaves = leaves
+        nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
+        self._arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
+        self._stream = torch.cuda.Stream(plan.device.torch) if plan.device.kind == "cuda" else None
+        self._walks: OrderedDict[tuple[tuple[str, int], ...], Walk] = OrderedDict()
+
+    def prepare(self) -> Iterator[str]:
+        """Packs every weight that some schedule needs, yielding each node's name: binding would do it, but silently."""
+        for schedule in self.plan.schedules.values():
+            for step in schedule.steps:
+                self._packed.get(step.node, step.choice.name, step.choice.kernel)
+                yield step.node.name
+
+    def bind(self, **dims: int) -> Walk:
+        """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; recent ones are kept."""
+        key = tuple(sorted(dims.items()))
+        if key not in self._walks:
+            self._walks[key] = self._bind(dims)
+            if len(self._walks) > KEPT_WALKS:
+                self._walks.popitem(last=False)
+        self._walks.move_to_end(key)
+        return self._walks[key]
+
+    def _bind(self, asked: Mapping[str, int]) -> Walk:
+        schedule = self.plan.schedule(asked["m"], asked.get("outs", asked["m"]))
+        dims = self._all_dims(asked)
+        views: dict[str, Planes] = {}
+        for leaf in self.plan.graph.leaves:
+            if leaf.role != "weight":
+                (value,) = leaf.outputs
+                views[value.name] = _narrow(self._leaves[value.name], value.resolve(dims))
+        steps = [Step(step.node.resolve(dims), step.choice) for step in schedule.steps]
+        calls = [self._bind_step(step, schedule.layout, views) for step in steps]
+        stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
+        outputs = {name: views[physical] for name, physical in stored}
+        return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch)
+
+    def _all_dims(self, asked: Mapping[str, int]) -> Mapping[str, int]:
+        """Every symbol of the graph: those asked for, and the rest from the buffers' own extents."""
+        dims = {"outs": asked["m"], **asked}
+        if "seqs" in dims:
+            dims["seqs+1"] = dims["seqs"] + 1
+        for name, planes in self._leaves.items():
+            buffer = planes[0] if isinstance(planes, tuple) else planes
+            for symbol, extent in zip(self.plan.graph.values[name].shape, buffer.shape, strict=True):
+                if isinstance(symbol, str):
+                    dims.setdefault(symbol, extent)
+        return dims
+
+    def _bind_step(self, step: Step, layout: Layout, views: dict[str, Planes]) -> Launch:
+        node, kernel = step.node, step.choice.kernel
+        for source, target in node.contract.updates:
+            views[node.outputs[target].name] = views[node.inputs[source].name]
+        for value in node.outputs:
+            if value.name in layout.offsets:
+                views[value.name] = self._view(value, layout.offsets[value.name])
+        scratch = None
+        if node.name in layout.workspaces:
+            start = layout.workspaces[node.name]
+            scratch = self._arena[start : start + kernel.workspace(node)]
+        tensors = Tensors(
+            inputs=tuple(views[value.name] for value in node.inputs),
+            outputs=tuple(views[value.name] for value in node.outputs),
+            packed=self._packed.get(node, step.choice.name, kernel),
+            workspace=scratch,
+        )
+        return kernel.bind(node, tensors, self._stream)
+
+    def _view(self, value: Value, offset: int) -> Planes:
+        """The planes of a value at its place in the arena."""
+        planes = []
+        for plane in lookup(value.format).planes:
+            nbytes = plane.nbytes(value.extents)
+            flat = self._arena[offset : offset + nbytes].view(torch_dtype(plane.dtype))
+            planes.append(flat.view(plane.shape(value.extents)))
+            offset += aligned(nbytes)
+        return planes[0] if len(planes) == 1 else tuple(planes)
+
+
+def _narrow(planes: Planes, value: Value) -> Planes:
+    """The first rows and columns of a buffer, as many as `value` has."""
+    if isinstance(planes, tuple):
+        layouts = lookup(value.format).planes
+        return tuple(_first(part, plane.shape(value.extents)) for part, plane in zip(planes, layouts, strict=True))
+    return _first(planes, value.extents)
+
+
+def _first(buffer: torch.Tensor, extents: tuple[int, ...]) -> torch.Tensor:
+    return buffer[tuple(slice(extent) for extent in extents)]
