@@ -9,7 +9,7 @@ from kernelmux.errors import PlanError
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device and its class: kind (`cpu`, `cuda`), name, and compute capability (of CUDA: (9, 0) for an H100)."""
+    """A torch device and its class: kind (`cpu`, `cuda`), name, and CUDA's compute capability."""
 
     kind: str
     index: int = 0
@@ -24,7 +24,10 @@ class Device:
     @property
     def device_class(self) -> str:
         """What a locked plan is valid for."""
-        return self.kind if self.capability is None else f"{self.kind} {self.name} sm_{'%d%d' % self.capability}"
+        if self.capability is None:
+            return self.kind
+        major, minor = self.capability
+        return f"{self.kind} {self.name} sm_{major}{minor}"
 
 
 def find_device(name: str = "cpu") -> Device:

@@ -32,7 +32,7 @@ class Plane:
     items: int = 1
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The plane's own shape for a tensor of `shape`; the last axis holds the columns, the one before it the rows."""
+        """The plane's own shape for a tensor of `shape`; columns are the last axis, rows the one before."""
         *outer, cols = shape if shape else (1,)
         if self.rows != 1:
             outer = [*outer[:-1], _blocks(outer[-1] if outer else 1, self.rows)]
@@ -88,7 +88,9 @@ class Format:
     def check(self, shape: tuple[int, ...]) -> str | None:
         """Why `shape` cannot be stored this way, or None."""
         if self.block > 1 and (not shape or shape[-1] % self.block):
-            return f"{self.name} stores rows in blocks of {self.block}, {shape[-1] if shape else 1} columns do not divide"
+            return (
+                f"{self.name} stores rows in blocks of {self.block}, {shape[-1] if shape else 1} columns do not divide"
+            )
         return None
 
 
@@ -214,7 +216,7 @@ class Weight:
     planes: tuple[torch.Tensor, ...]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The weight in float32 (or `dtype`), `shape` as stated: a new tensor, or the file's own where it is that already."""
+        """The weight in float32, or `dtype`; the file's own memory where that is what it holds."""
         import torch
 
         fmt = lookup(self.format)
@@ -230,6 +232,7 @@ class Weight:
 def _gguf_dequantize(blocks: torch.Tensor, fmt: Format) -> Any:
     import gguf
 
+    assert fmt.gguf is not None
     return gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType(fmt.gguf))
 
 
@@ -267,7 +270,7 @@ def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor,
 
 def _blocks_of(values: torch.Tensor, scales_shape: tuple[int, ...]) -> torch.Tensor:
     """[m, n] as [m, blocks, columns of a block]."""
-    return values.unflatten(-1, (scales_shape[-1], -1))
+    return values.view(*values.shape[:-1], scales_shape[-1], -1)
 
 
 def _over_columns(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Sequences over a paged cache: step state filled in, the plan walked, tokens sampled.
 
-Enters: a plan, a model's weights, token ids. Leaves: logits, and sampled ids one by one. Text is the tokenizer's affair.
+Enters: a plan, a model's weights, token ids. Leaves: logits, and sampled ids one by one. Knows nothing of text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CachedSequence:
 
 @dataclass(frozen=True)
 class Feed:
-    """What a sequence is given in one step: token ids that follow what it has, and whether every row's logits are wanted."""
+    """What a sequence is given in one step: its next token ids, and whether every row's logits are wanted."""
 
     sequence: CachedSequence
     ids: Sequence[int]
@@ -96,7 +96,9 @@ class Session:
         if not feeds or not all(feed.ids for feed in feeds):
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
         if m > self.walker.plan.max_rows:
-            raise CapacityError(f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time")
+            raise CapacityError(
+                f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time"
+            )
         self._reserve(feeds)
         outs = self._write_state(feeds)
         walk = self.walker.bind(m=m, outs=outs, seqs=len(feeds))
@@ -107,7 +109,7 @@ class Session:
         return logits
 
     def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
-        """Runs one sequence's tokens in as many steps as the plan needs; a copy of the logits, of the last row or of all."""
+        """Runs tokens in as many steps as the plan needs; returns a copy of the logits, of the last row or of all."""
         import torch
 
         chunk = self.walker.plan.max_rows
@@ -129,6 +131,8 @@ class Session:
 
     def _write_state(self, feeds: Sequence[Feed]) -> int:
         """Fills the step's buffers; returns how many rows' logits are wanted."""
+        import torch
+
         ends = list(itertools.accumulate(len(feed.ids) for feed in feeds))
         positions = [range(f.sequence.length, f.sequence.length + len(f.ids)) for f in feeds]
         wanted = [
@@ -149,21 +153,26 @@ class Session:
             "kv_len": [span.stop for span in positions],
         }
         self._write(rows)
+        table = self._leaves["block_table"]
         for row, feed in enumerate(feeds):
-            self._write({"block_table": feed.sequence.pages}, row)
+            pages = feed.sequence.pages
+            table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
         return len(wanted)
 
-    def _write(self, rows: Mapping[str, Sequence[int]], *index: int) -> None:
+    def _write(self, rows: Mapping[str, Sequence[int]]) -> None:
         import torch
 
         for name, values in rows.items():
-            self._leaves[name][(*index, slice(len(values)))] = torch.tensor(values, dtype=torch.int32)
+            self._leaves[name][: len(values)] = torch.tensor(values, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: temperature 0 takes the likeliest; else softmax(logits / temperature), of the `top_k`
-    likeliest (0: all) and of the fewest whose probabilities reach `top_p` (Holtzman et al. 2019, arXiv:1904.09751)."""
+    """How the next token is drawn.
+
+    Temperature 0 takes the likeliest. Else from softmax(logits / temperature), of the `top_k` likeliest (0: all), and
+    of the fewest whose probabilities reach `top_p` (Holtzman et al. 2019, arXiv:1904.09751).
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -1,7 +1,7 @@
 """The compute graph of a model: nodes in the order in which they run, each an op with named fields.
 
-Enters: an architecture's calls of `Builder`, or JSON. Leaves: a frozen, validated Graph. It says what is computed, never
-by which kernel. Extents may be symbols (`m`, `outs`, `seqs`, `seqs+1`, `pages`), set anew at each step.
+Enters: an architecture's calls of `Builder`, or JSON. Leaves: a frozen, validated Graph. It says what is computed,
+never by which kernel. Extents may be symbols (`m`, `outs`, `seqs`, `seqs+1`, `pages`), set anew at each step.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Builder:
         return value
 
     def node(self, op: str, name: str, *inputs: Value, format: str | None = None, **fields: Any) -> tuple[Value, ...]:
-        """A node of `op`, and its outputs; `fields` are TensorNode's. GraphError where the op's contract is not kept."""
+        """Adds a node and returns its outputs; `fields` are TensorNode's. GraphError where the contract is broken."""
         node = TensorNode(name=name, op=op, inputs=inputs, **fields)
         _check_fields(node)
         outputs = node.contract.infer(node, format or self._format)

@@ -124,12 +124,10 @@ Answer = Kernel | Declined | Sequence[Kernel | Declined] | None
 
 
 class Hooks:
-    """One hook an op. `m` is the largest row count of the bucket that is planned: an offered kernel takes 1 to m rows."""
+    """One hook an op. `m` is the largest row count of the bucket in question: an offered kernel takes 1 to m rows."""
 
     @hookspec
-    def dispatch_mul_mat(
-        self, node: TensorNode, m: int, n: int, k: int, weight_format: str, device: Device
-    ) -> Answer:
+    def dispatch_mul_mat(self, node: TensorNode, m: int, n: int, k: int, weight_format: str, device: Device) -> Answer:
         """y = x Wᵀ + b: m rows, n outputs, k inputs, the weight stored as `weight_format`."""
 
     @hookspec

@@ -50,7 +50,7 @@ class Model:
         device: str = "cpu",
         max_rows: int = MAX_ROWS,
     ) -> Plan:
-        """Chooses a kernel for every node: by a policy file, or the default one; `use` is `OP=KERNEL` and outranks it."""
+        """Chooses every node's kernel by a policy file, or the default one; `use` (`OP=KERNEL`) outranks both."""
         if policy is None:
             policy = default_policy()
         elif not isinstance(policy, Policy):
@@ -62,14 +62,15 @@ class Model:
         tokenizer = self.source.tokenizer
         if isinstance(prompt, str):
             return tokenizer.encode(prompt)
-        items = list(prompt)
-        if all(isinstance(item, int) for item in items):
-            return self._checked_ids(items)
+        ids = [item for item in prompt if isinstance(item, int)]
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if not messages:
+            return self._checked_ids(ids)
         template = self.source.file.metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
         bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
-        text = render_chat(template, items, bos_token=bos, eos_token=eos)
+        text = render_chat(template, messages, bos_token=bos, eos_token=eos)
         # The template writes the special tokens itself.
         return tokenizer.encode(text, add_special=False)
 
@@ -89,7 +90,7 @@ class Model:
         top_k: int = 0,
         seed: int = 0,
     ) -> Generation:
-        """An answer to stream: iterate over it for pieces of text. ModelError for a prompt that the model cannot hold."""
+        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
         ids = self.encode(prompt)
         self._check_length(ids, max_tokens)
         sampling = Sampling(temperature, top_p, top_k, seed)

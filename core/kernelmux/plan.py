@@ -114,9 +114,7 @@ def make_plan(graph: Graph, policy: Policy, registry: Registry, device: Device, 
     merged = _merge(graph, selector, _row_counts(policy, max_rows))
     tops = tuple(merged)
     schedules = {
-        (m, outs): _schedule(graph, selector, m, outs, merged)
-        for m, outs in itertools.product(tops, tops)
-        if outs <= m
+        (m, outs): _schedule(graph, selector, m, outs, merged) for m, outs in itertools.product(tops, tops) if outs <= m
     }
     selector.check_names()
     return Plan(graph, policy, device, tops, schedules)
@@ -242,4 +240,3 @@ def kernel_counts(schedule: Schedule) -> Mapping[str, Mapping[str, int]]:
         of_op = counts.setdefault(step.node.op, {})
         of_op[step.choice.name] = of_op.get(step.choice.name, 0) + 1
     return counts
-

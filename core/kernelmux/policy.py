@@ -106,9 +106,9 @@ class Rule(_Table):
         None, description="Storage formats of the node's weight, as `Q4_K`."
     )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Kind of device.")
-    capability: Annotated[
-        tuple[int, int] | None, BeforeValidator(_capability), WithJsonSchema({"type": "string"})
-    ] = Field(None, description="Least compute capability of a CUDA device, as `9.0`.")
+    capability: Annotated[tuple[int, int] | None, BeforeValidator(_capability), WithJsonSchema({"type": "string"})] = (
+        Field(None, description="Least compute capability of a CUDA device, as `9.0`.")
+    )
     use: Annotated[_Names, BeforeValidator(lambda v: _kernel_names(_as_tuple(v)))] = Field(
         description="Kernels, or backends for all of theirs, in order of preference."
     )
@@ -117,8 +117,8 @@ class Rule(_Table):
     )
     on_unsupported: Literal["next", "error"] | None = Field(
         None,
-        description="Where none of `use` takes the node: `next` goes on to the defaults, `error` stops. Unset, a kernel "
-        "that declines means `next`, and a backend that is not installed is an error.",
+        description="Where none of `use` takes the node: `next` goes on to the defaults, `error` stops. Unset, a "
+        "kernel that declines means `next`, and a backend that is not installed is an error.",
     )
 
     def matches(self, node: TensorNode, rows: int, device: Device) -> bool:
@@ -150,7 +150,7 @@ class Document(_Table):
     forbid: Annotated[_Names, BeforeValidator(lambda v: _kernel_names(_as_tuple(v)))] = Field(
         (), description="Kernels or backends that no node may get."
     )
-    defaults: Defaults = Field(default_factory=Defaults, description="What holds where no rule does.")
+    defaults: Defaults = Field(Defaults(), description="What holds where no rule does.")
 
 
 @dataclass(frozen=True)
@@ -272,12 +272,15 @@ def _line_of(lines: Mapping[tuple[int | str, ...], int], path: Sequence[int | st
     return 1
 
 
+_TABLES: Mapping[str, type[BaseModel]] = {"rule": Rule, "defaults": Defaults}
+
+
 def _message(error: Any, table: type[BaseModel]) -> str:
     """One line for a pydantic error, with the keys that exist where one is unknown."""
     path: tuple[int | str, ...] = error["loc"]
     *outer, key = [part for part in path if isinstance(part, str)] or [""]
     if error["type"] == "extra_forbidden":
-        known = {"rule": Rule, "defaults": Defaults}.get(outer[0], table) if outer else table
+        known = _TABLES.get(outer[0] if outer else "", table)
         return f"unknown key {key!r}{nearest(key, known.model_fields)}"
     if error["type"] == "missing":
         return f"{'.'.join(outer) or 'it'} lacks the key {key!r}"

@@ -52,7 +52,7 @@ class Registry:
     _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
 
     def register(self, plugin: object, name: str | None = None, version: str = "") -> Backend:
-        """Adds a backend; a broken one is quarantined, with the fault in its record. BackendError on a repeated name."""
+        """Adds a backend; a broken one is quarantined, its fault on record. BackendError on a repeated name."""
         name = name or str(getattr(plugin, "__name__", type(plugin).__name__)).removeprefix("kernelmux_")
         if name in self.backends:
             raise BackendError(f"backend {name!r} is registered already; each needs a name of its own")
@@ -166,7 +166,7 @@ def current() -> Registry:
 
 
 def discover() -> Registry:
-    """A registry of all installed backends, by name. BackendError where KERNELMUX_BACKENDS names one that is not there."""
+    """A registry of all installed backends. BackendError where KERNELMUX_BACKENDS names one that is not installed."""
     registry = Registry()
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     allowed = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]

@@ -146,7 +146,9 @@ class Selector:
         return Declined(f"{backend} does not offer it for this node", "not offered")
 
     def _nobody(self, node: TensorNode, rule: int | None, rejected: list[Rejection]) -> str:
-        shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.weights))
+        shapes = ", ".join(
+            f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.weights)
+        )
         refusals = "; ".join(f"{loser.kernel}: {loser.reason}" for loser in rejected) or "nobody was asked"
         return (
             f"no kernel takes {node.name} ({node.op} of {shapes}) on {self.device.kind}, "

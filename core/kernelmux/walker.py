@@ -1,8 +1,8 @@
 """Runs a plan: binds every step to its memory once, then calls the bound launches in order.
 
 Enters: a Plan, the model's weights, and buffers for the graph's other leaves (step state, caches), which their owner
-updates in place between walks. Leaves: the graph's outputs, in the arena. Chooses nothing; allocates only when a walk of
-new extents is bound.
+updates in place between walks. Leaves: the graph's outputs, in the arena. Chooses nothing; allocates only when a walk
+of new extents is bound.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Walk:
 
     def _blame(self, index: int, error: Exception) -> LaunchError:
         node, choice = self.steps[index].node, self.steps[index].choice
-        shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
+        shapes = ", ".join(
+            f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs)
+        )
         return LaunchError(
             f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(self.steps)}) on {self.device}, "
             f"with {shapes}: {type(error).__name__}: {error}"
@@ -71,7 +73,7 @@ class Walker:
         self._leaves = leaves
         nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
         self._arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
-        self._stream = torch.cuda.Stream(plan.device.torch) if plan.device.kind == "cuda" else None
+        self._stream = torch.Stream(plan.device.torch) if plan.device.kind == "cuda" else None
         self._walks: OrderedDict[tuple[tuple[str, int], ...], Walk] = OrderedDict()
 
     def prepare(self) -> Iterator[str]:

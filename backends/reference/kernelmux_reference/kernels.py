@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+
 from kernelmux.device import Device
 from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph import TensorNode
@@ -37,9 +38,7 @@ class _Reference(Kernel):
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         op, weights = node.contract, iter(tensors.packed)
-        weight, bias, gamma = (
-            tuple(next(weights) for _ in values) for values in (node.weight, node.bias, node.gamma)
-        )
+        weight, bias, gamma = (tuple(next(weights) for _ in values) for values in (node.weight, node.bias, node.gamma))
 
         def launch() -> None:
             inputs = tuple(

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
 from kernelmux.ops.attention import visible
-from torch.nn.functional import scaled_dot_product_attention
 
 
 def offer(node: TensorNode) -> Answer:
@@ -55,14 +56,12 @@ class Sdpa(Kernel):
 
 
 def _gather(cache: torch.Tensor, pages: torch.Tensor, length: int) -> torch.Tensor:
-    """A sequence's rows as [kv heads, length, dim]: a view where its pages are neighbours, as they are for the first."""
+    """A sequence's rows as [kv heads, length, dim]: a view where its pages are neighbours."""
     page_size = cache.shape[1]
     order = pages[: -(-length // page_size)].tolist()
     first, count = order[0], len(order)
-    if order == list(range(first, first + count)):
-        rows = cache[first : first + count]
-    else:
-        rows = cache[pages[:count]]
+    neighbours = order == list(range(first, first + count))
+    rows = cache[first : first + count] if neighbours else cache[pages[:count]]
     return rows.flatten(0, 1)[:length].transpose(0, 1)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-
 from kernelmux_torch.elementwise import FLOATS
 
 

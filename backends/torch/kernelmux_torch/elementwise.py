@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-
 from kernelmux_torch.elementwise import FLOATS
 
 
@@ -41,5 +41,3 @@ class Rows(Kernel):
             y.copy_(Weight("rows", shape, format, (table[ids],)).dequantize())
 
         return launch
-
-

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
@@ -126,7 +127,7 @@ class Int4(Kernel):
 class Int8(Int4):
     """Q8_0 without loss of integers: q = 16 h + l, as two 4-bit planes side by side that both multiply x.
 
-    x Wᵀ = [x, x] [16 d h, d l]ᵀ, with h = floor(q / 16) in -8..7 and l in 0..15, so one call of the int4 kernel does it.
+    x Wᵀ = [x, x] [16 d h, d l]ᵀ, with h = floor(q / 16) in -8..7 and l in 0..15: one int4 call.
     """
 
     name = "int8"

@@ -1,4 +1,4 @@
-"""rms_norm in five torch calls that write where they are told: `torch.rms_norm` on the CPU is no faster, and allocates."""
+"""rms_norm in five torch calls that write where they are told; `torch.rms_norm` allocates, and is no faster."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-
 from kernelmux_torch.elementwise import FLOATS
 
 

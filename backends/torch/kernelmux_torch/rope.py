@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
@@ -68,9 +69,7 @@ def _turn(
 ) -> Sequence[Launch]:
     """The calls that turn x [m, heads, head_dim] into y, which may be the same memory."""
     dims = rotation.dims
-    passed = [] if x.data_ptr() == y.data_ptr() or dims == x.shape[2] else [
-        partial(y[..., dims:].copy_, x[..., dims:])
-    ]
+    passed = [] if x.data_ptr() == y.data_ptr() or dims == x.shape[2] else [partial(y[..., dims:].copy_, x[..., dims:])]
     if rotation.pairing == "adjacent":
         source, target = (torch.view_as_complex(t[..., :dims].unflatten(-1, (-1, 2))) for t in (x, y))
         return [*passed, partial(torch.mul, source, turns, out=target)]

@@ -57,8 +57,8 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight
     return Weight(value.name, value.extents, value.format, (planes,))
 
 
-# Where a block keeps its float16 scales: byte offsets in the block structs of ggml's quantisation formats. All other bytes
-# are integers, of which any value is valid.
+# Where a block keeps its float16 scales: byte offsets in the block structs of ggml's quantisation formats. All other
+# bytes are integers, of which any value is valid.
 _SCALES_AT: Mapping[str, tuple[int, ...]] = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),
@@ -77,7 +77,7 @@ def random_blocks(format: str, shape: tuple[int, ...], generator: torch.Generato
     """Random valid blocks of a GGUF format, scales in 0.01 to 0.1, as uint8 planes."""
     (plane,) = lookup(format).planes
     blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8)
-    blocks = blocks.unflatten(-1, (-1, plane.items))
+    blocks = blocks.view(*blocks.shape[:-1], -1, plane.items)
     for offset in _SCALES_AT[format]:
         scales = 0.01 + 0.09 * torch.rand(blocks.shape[:-1], generator=generator)
         blocks[..., offset : offset + 2] = scales.to(torch.float16).unsqueeze(-1).view(torch.uint8)

@@ -75,7 +75,7 @@ def _expect(plan: Plan, drawn: Drawn) -> tuple[torch.Tensor, ...]:
 
 
 def nmse(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Squared error over squared reference, in float64; infinite where either is not finite, absolute of a zero reference."""
+    """Squared error over squared reference; infinite where `found` is not finite, absolute of a zero reference."""
     found, wanted = found.double(), wanted.double()
     if not bool(found.isfinite().all()):
         return float("inf")

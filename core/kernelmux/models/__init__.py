@@ -39,7 +39,7 @@ def open_model(path: str | Path) -> Source:
     """Reads a GGUF file; ModelError says what is wrong with it, where, and what would work."""
     file = read(Path(path))
     architecture = file.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ModelError(f"{path}: unknown architecture {architecture!r}{nearest(str(architecture), ARCHITECTURES)}")
     graph, shape = ARCHITECTURES[architecture](file)
     return Source(file, graph, shape)

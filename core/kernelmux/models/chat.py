@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from kernelmux.errors import ModelError
 
 

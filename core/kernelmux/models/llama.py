@@ -140,7 +140,7 @@ class _Layers:
 
     def _attention_block(self, layer: int, x: Value) -> Value:
         b, s, state, at = self._builder, self._shape, self._state, f"blk.{layer}"
-        heads = {"num_heads": s.heads, "num_kv_heads": s.kv_heads, "head_dim": s.head_dim}
+        heads: dict[str, Any] = {"num_heads": s.heads, "num_kv_heads": s.kv_heads, "head_dim": s.head_dim}
         cache = [
             b.leaf(f"{at}.{part}_cache", ("pages", "page_size", s.kv_heads, s.head_dim), role="cache") for part in "kv"
         ]

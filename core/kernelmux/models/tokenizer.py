@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import tokenizers
-from kernelmux.errors import ModelError, nearest
 from tokenizers import AddedToken, Regex
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
+
+from kernelmux.errors import ModelError, nearest
 
 CONTROL, USER_DEFINED = 3, 4
 """The values of `tokenizer.ggml.token_type` whose tokens are recognised in a text before it is split."""

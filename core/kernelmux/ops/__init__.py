@@ -20,8 +20,7 @@ from kernelmux.ops.rope import Rope, Rotation
 from kernelmux.ops.silu import Silu
 
 OPS: Mapping[str, Op] = {
-    op.name: op
-    for op in (MulMat(), RmsNorm(), Add(), Rope(), Attention(), Copy(), Mul(), Silu(), Embed(), Convert())
+    op.name: op for op in (MulMat(), RmsNorm(), Add(), Rope(), Attention(), Copy(), Mul(), Silu(), Embed(), Convert())
 }
 
 __all__ = ["OPS", "Case", "Cost", "Op", "Operands", "Rotation"]

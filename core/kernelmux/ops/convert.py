@@ -1,4 +1,4 @@
-"""convert: the same numbers, stored in another format. Plans insert it where neighbours differ; graphs rarely hold it."""
+"""convert: the same numbers, stored in another format. Plans insert it where neighbours differ."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ class Copy(Op):
     """cache[slots[i] // page_size, slots[i] % page_size] = row i, for keys and for values.
 
     Axes: m rows, num_kv_heads, head_dim; pages of page_size rows.
-    Inputs: k, v [m, num_kv_heads * head_dim]; slots [m], i32; k_cache, v_cache [pages, page_size, num_kv_heads, head_dim].
+    Inputs: k, v [m, num_kv_heads * head_dim]; slots [m], i32; k_cache, v_cache [pages, page_size, num_kv_heads,
+    head_dim].
     Outputs: k_cache, v_cache: the same memory, updated.
     Constraints: a slot occurs once. A padding row has slot -1: it is skipped.
     Numerics: rounded once, to the cache's format.

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Rotation:
     """The angles of a rope: which elements pair up, how many rotate, and how frequencies are scaled.
 
-    `pairing`: `adjacent` turns (0, 1), (2, 3), ... (GGUF's llama); `halves` turns (0, d/2), (1, d/2 + 1), ... (GPT-NeoX).
-    `dims` elements of each head rotate, the rest pass. `theta` is the base of the frequencies.
+    `pairing`: `adjacent` turns (0, 1), (2, 3), ... (GGUF's llama); `halves` turns (0, d/2), (1, d/2 + 1), ...
+    (GPT-NeoX). `dims` elements of each head rotate, the rest pass. `theta` is the base of the frequencies.
     `scaling`: `none`; `linear` divides positions by `factor` (Chen et al. 2023, arXiv:2306.15595); `llama3` divides low
-    frequencies by `factor` and blends between `low_freq` and `high_freq` (Llama 3.1's reference code); `yarn` the same by
-    rotation counts, with attention's temperature folded in (Peng et al. 2023, arXiv:2309.00071).
+    frequencies by `factor` and blends between `low_freq` and `high_freq` (Llama 3.1's reference code); `yarn` the same
+    by rotation counts, with attention's temperature folded in (Peng et al. 2023, arXiv:2309.00071).
     """
 
     theta: float
@@ -71,8 +71,8 @@ class Rope(Op):
     """Each pair of a head's elements turned by position times the pair's frequency.
 
     Axes: m rows; num_heads query heads, num_kv_heads key heads, head_dim.
-    Inputs: q [m, num_heads * head_dim]; k [m, num_kv_heads * head_dim]; positions [m], i32; weight, optional [dims / 2]:
-    divisors of the frequencies that a model file ships.
+    Inputs: q [m, num_heads * head_dim]; k [m, num_kv_heads * head_dim]; positions [m], i32; weight, optional
+    [dims / 2]: divisors of the frequencies that a model file ships.
     Outputs: q, k, turned; each may be its input's memory.
     Numerics: Su et al. 2021 (arXiv:2104.09864); the angle in float32 or better, or far positions drift.
     """

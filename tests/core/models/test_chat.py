@@ -3,6 +3,7 @@
 from datetime import datetime
 
 import pytest
+
 from kernelmux.errors import ModelError
 from kernelmux.models.chat import render_chat
 from tiny_model import CHAT_TEMPLATE

@@ -5,6 +5,7 @@ import struct
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from kernelmux.errors import ModelError
 from kernelmux.formats import FORMATS
 from kernelmux.models.gguf import LONGEST_HEADER, read

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelmux.errors import ModelError
 from kernelmux.models.chat import render_chat
 from kernelmux.models.gguf import read
