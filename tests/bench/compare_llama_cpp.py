@@ -1,0 +1,139 @@
+"""Times kernelmux beside llama.cpp on one model file, in turns, and writes docs/results/NAME.json.
+
+    python tests/bench/compare_llama_cpp.py MODEL --llama-python PATH --name cpu-smollm2
+
+Each engine runs in a process of its own (their OpenMP pools must not meet), A B A B; medians are kept. A run reads a
+prompt of 128 tokens five times and decodes 64 tokens after it. `--llama-python` is an interpreter that has
+llama-cpp-python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+PROMPT_TOKENS, DECODED, REPEATS = 128, 64, 5
+IDS = [i * 37 % 40_000 + 100 for i in range(PROMPT_TOKENS)]
+
+
+def time_kernelmux(model_path: str, threads: int) -> dict[str, float]:
+    import torch
+
+    import kernelmux
+    from kernelmux.generate import Feed
+
+    torch.set_num_threads(threads)
+    model = kernelmux.load(model_path)
+    session = model.session(model.plan(), PROMPT_TOKENS + DECODED)
+    list(session.walker.prepare())
+    prompts, decodes = [], []
+    for _ in range(REPEATS):
+        sequence = session.open()
+        started = time.perf_counter()
+        session.feed(sequence, IDS)
+        prompts.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        for i in range(DECODED):
+            session.step([Feed(sequence, [500 + i])]).argmax()
+        decodes.append(time.perf_counter() - started)
+        session.close(sequence)
+    return _rates(prompts, decodes)
+
+
+def time_llama_cpp(model_path: str, threads: int) -> dict[str, float]:
+    from llama_cpp import Llama
+
+    model = Llama(model_path, n_ctx=512, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+    prompts, decodes = [], []
+    for _ in range(REPEATS):
+        model.reset()
+        started = time.perf_counter()
+        model.eval(IDS)
+        prompts.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        for i in range(DECODED):
+            model.eval([500 + i])
+        decodes.append(time.perf_counter() - started)
+    return _rates(prompts, decodes)
+
+
+def _rates(prompts: list[float], decodes: list[float]) -> dict[str, float]:
+    # The first prompt also warms up; the median leaves it out.
+    return {"prompt": PROMPT_TOKENS / statistics.median(prompts), "decode": DECODED / statistics.median(decodes)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--llama-python", default=sys.executable)
+    parser.add_argument("--name", default="cpu-smollm2")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("kernelmux", "llama.cpp"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.only:
+        timed = time_kernelmux if asked.only == "kernelmux" else time_llama_cpp
+        print(json.dumps(timed(asked.model, asked.threads)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {"kernelmux": [], "llama.cpp": []}
+    for _ in range(asked.rounds):
+        for engine, python in (("kernelmux", sys.executable), ("llama.cpp", asked.llama_python)):
+            command = [python, __file__, asked.model, "--threads", str(asked.threads), "--only", engine]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            runs[engine].append(json.loads(output.splitlines()[-1]))
+            print(engine, runs[engine][-1], flush=True)
+    result = Path(__file__).parents[2] / "docs" / "results" / f"{asked.name}.json"
+    result.write_text(json.dumps(_report(asked, runs), indent=1) + "\n")
+
+
+def _report(asked: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:
+    code = "import importlib.metadata as m; print(m.version('llama-cpp-python'))"
+    llama = subprocess.run([asked.llama_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    rows = []
+    for phase in ("prompt", "decode"):
+        rates = {engine: [run[phase] for run in of_engine] for engine, of_engine in runs.items()}
+        ratios = [ours / theirs for ours, theirs in zip(rates["kernelmux"], rates["llama.cpp"], strict=True)]
+        rows.append(
+            {
+                "work": f"prompt of {PROMPT_TOKENS} tokens" if phase == "prompt" else f"decode, {DECODED} tokens",
+                "unit": "tokens/s",
+                **{engine: round(statistics.median(of_engine), 1) for engine, of_engine in rates.items()},
+                "ratio": round(statistics.median(ratios), 2),
+                "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+            }
+        )
+    return {
+        "title": f"{Path(asked.model).name}, beside llama.cpp",
+        "machine": f"{_processor()}, {asked.threads} threads",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("kernelmux", "torch")},
+            "llama-cpp-python": llama,
+        },
+        "commit": commit.strip(),
+        "date": datetime.date.today().isoformat(),
+        "method": f"default policy; medians of {asked.rounds} processes each, in turns; ratio run by run",
+        "rows": rows,
+    }
+
+
+def _processor() -> str:
+    """The processor's name and the extensions that matter here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = [f for f in ("avx512_vnni", "avx512_bf16", "amx_bf16") if f in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.processor())} ({', '.join(flags)})"
+
+
+if __name__ == "__main__":
+    main()
