@@ -34,7 +34,16 @@ class BackendError(KernelmuxError):
 
 
 class LaunchError(KernelmuxError):
-    """A bound kernel raised while a plan was walked; the message names node, kernel, shapes and device."""
+    """A bound kernel raised while a plan was walked; the message names node, kernel, shapes and device.
+
+    After a `sticky` one (a fault on the device itself) nothing more can run in this process.
+    """
+
+    def __init__(self, message: str, node: str, kernel: str, sticky: bool = False) -> None:
+        super().__init__(message)
+        self.node = node
+        self.kernel = kernel
+        self.sticky = sticky
 
 
 def nearest(asked: str, known: Iterable[str]) -> str:

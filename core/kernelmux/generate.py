@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kernelmux.errors import KernelmuxError
+from kernelmux.errors import KernelmuxError, LaunchError
 from kernelmux.formats import lookup
 from kernelmux.memory import PackedWeights
 from kernelmux.plan import Plan
-from kernelmux.walker import Walker
+from kernelmux.walker import Walk, Walker
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +101,7 @@ class Session:
             )
         self._reserve(feeds)
         outs = self._write_state(feeds)
-        walk = self.walker.bind(m=m, outs=outs, seqs=len(feeds))
-        walk()
+        walk = self._walk(m=m, outs=outs, seqs=len(feeds))
         for feed in feeds:
             feed.sequence.length += len(feed.ids)
         logits: torch.Tensor = walk.outputs[self._logits]
@@ -116,6 +115,19 @@ class Session:
         parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
         logits = [self.step([Feed(sequence, part, all_logits)]).clone() for part in parts]
         return torch.cat(logits) if all_logits else logits[-1]
+
+    def _walk(self, **dims: int) -> Walk:
+        """Walks once; where a kernel raises and the policy says `next`, again without it.
+
+        A step may be run again: its state is unchanged, and what it has written to the cache is written over.
+        """
+        while True:
+            try:
+                walk = self.walker.bind(**dims)
+                walk()
+                return walk
+            except LaunchError as error:
+                self.walker = self.walker.without(error)
 
     def _reserve(self, feeds: Sequence[Feed]) -> None:
         """Deals pages for the new tokens."""

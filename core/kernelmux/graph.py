@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from kernelmux.errors import GraphError, nearest
 from kernelmux.formats import Dim, Value, lookup
-from kernelmux.ops import OPS, Op, Rotation
+from kernelmux.ops import OPS, Case, Op, Rotation
 
 LEAF = "leaf"
 
@@ -94,6 +94,22 @@ class Graph:
         """The nodes that compute: all but the leaves."""
         return tuple(node for node in self.nodes if node.op != LEAF)
 
+    def with_cache_format(self, format: str) -> Graph:
+        """The graph with its caches, and what updates them, stored as `format`."""
+        caches = {leaf.outputs[0].name for leaf in self.leaves if leaf.role == "cache"}
+        if all(self.values[name].format == format for name in caches):
+            return self
+
+        def restored(values: tuple[Value, ...]) -> tuple[Value, ...]:
+            return tuple(replace(v, format=format) if v.name in caches else v for v in values)
+
+        nodes = []
+        for node in self.nodes:
+            if node.op != LEAF:
+                caches |= {node.outputs[t].name for s, t in node.contract.updates if node.inputs[s].name in caches}
+            nodes.append(replace(node, inputs=restored(node.inputs), outputs=restored(node.outputs)))
+        return Graph(self.name, tuple(nodes), self.outputs)
+
     def to_json(self) -> str:
         """The graph as JSON: values are declared where they are produced and named where they are read."""
         document = {"graph": self.name, "outputs": self.outputs, "nodes": [_node_to_dict(node) for node in self.nodes]}
@@ -107,7 +123,7 @@ class Graph:
             known: dict[str, Value] = {}
             nodes = tuple(_node_from_dict(entry, known) for entry in document["nodes"])
             return Graph(document["graph"], nodes, tuple(document["outputs"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise GraphError(f"not a graph's JSON: {type(error).__name__}: {error}") from error
 
 
@@ -146,7 +162,14 @@ def _validate(graph: Graph) -> None:
     known: dict[str, Value] = {}
     later = {value.name for node in graph.nodes for value in node.outputs}
     superseded: dict[str, str] = {}
+    names: set[str] = set()
+    weights = {leaf.name for leaf in graph.leaves if leaf.role == "weight"}
     for node in graph.nodes:
+        if node.name in names:
+            raise GraphError(f"two nodes are named {node.name!r}; each needs a name of its own")
+        names.add(node.name)
+        if fed := [value.name for value in node.inputs if value.name in weights]:
+            raise GraphError(f"{node.name} reads the weight {fed[0]!r} as an input; weights go into `weight`")
         for value in (*node.inputs, *node.weights):
             if value.name not in known:
                 fault = "is produced only later: nodes must stand in topological order"
@@ -159,7 +182,9 @@ def _validate(graph: Graph) -> None:
                 raise GraphError(
                     f"{node.name} reads {value.name!r} after {superseded[value.name]} has updated its memory"
                 )
-        if node.op != LEAF:
+        if node.op == LEAF:
+            _validate_leaf(node)
+        else:
             _validate_op(node)
             for source, _ in node.contract.updates:
                 superseded[node.inputs[source].name] = node.name
@@ -171,6 +196,14 @@ def _validate(graph: Graph) -> None:
     for name in graph.outputs:
         if name not in known:
             raise GraphError(f"the graph's output {name!r} is produced by no node{nearest(name, known)}")
+
+
+def _validate_leaf(node: TensorNode) -> None:
+    if node.inputs or node.weights or len(node.outputs) != 1 or node.role is None:
+        raise GraphError(f"{node.name}: a leaf reads nothing, holds one value and has a role")
+    for extent in node.outputs[0].shape:
+        if isinstance(extent, bool) or not isinstance(extent, int | str) or (isinstance(extent, int) and extent < 0):
+            raise GraphError(f"{node.name}: {extent!r} is no extent; extents are counts or symbols")
 
 
 def _validate_op(node: TensorNode) -> None:
@@ -216,11 +249,8 @@ class Builder:
 
     def node(self, op: str, name: str, *inputs: Value, format: str | None = None, **fields: Any) -> tuple[Value, ...]:
         """Adds a node and returns its outputs; `fields` are TensorNode's. GraphError where the contract is broken."""
-        node = TensorNode(name=name, op=op, inputs=inputs, **fields)
-        _check_fields(node)
-        outputs = node.contract.infer(node, format or self._format)
-        self._nodes.append(replace(node, outputs=outputs))
-        return outputs
+        self._nodes.append(make_node(op, name, *inputs, format=format or self._format, **fields))
+        return self._nodes[-1].outputs
 
     def value(self, op: str, name: str, *inputs: Value, format: str | None = None, **fields: Any) -> Value:
         """`node` for an op with one output: that output."""
@@ -229,3 +259,15 @@ class Builder:
 
     def build(self, *outputs: Value) -> Graph:
         return Graph(self._name, tuple(self._nodes), tuple(value.name for value in outputs))
+
+
+def make_node(op: str, name: str, *inputs: Value, format: str = "f32", **fields: Any) -> TensorNode:
+    """A node with inferred outputs; `fields` are TensorNode's. GraphError where the contract is broken."""
+    node = TensorNode(name=name, op=op, inputs=inputs, **fields)
+    _check_fields(node)
+    return replace(node, outputs=node.contract.infer(node, format))
+
+
+def case_node(case: Case) -> TensorNode:
+    """The node of a conformance case."""
+    return make_node(case.op, case.op, *case.inputs, format=case.format, **case.fields)

@@ -4,7 +4,8 @@ A backend is a Python module (or object) with hook implementations, found throug
 `kernelmux.backends`. A hook is asked while a plan is made; it answers with kernels for this very node, best first, or
 with `Declined` and the reason. It names only those arguments that it uses. Nothing here imports torch.
 
-Nodes that are alike but for name and layer are asked once: an answer must not depend on those two.
+Nodes that are alike but for name and layer are asked once: an answer must not depend on those two. Row counts may still
+be symbols in the nodes that `inputs`, `outputs` and `packed_bytes` are given; `workspace` and `bind` get numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from kernelmux.device import Device
     from kernelmux.formats import Weight
     from kernelmux.graph import TensorNode
-    from kernelmux.ops import Rotation
+    from kernelmux.ops import Fused, Rotation
 
 CONTRACT = 1
 """The version of this file's contract. A backend states the one that it was built for as its attribute `CONTRACT`."""
@@ -43,6 +44,7 @@ ReasonKind = Literal[
     "forbidden",
     "over budget",
     "outranked",
+    "raised",
 ]
 
 
@@ -186,3 +188,55 @@ class Hooks:
     @hookspec
     def dispatch_convert(self, node: TensorNode, m: int, n: int, source: str, target: str, device: Device) -> Answer:
         """m rows of n columns, from the format `source` to the format `target`."""
+
+    @hookspec
+    def dispatch_add_rms_norm(
+        self, node: TensorNode, m: int, hidden_dim: int, epsilon: float, device: Device
+    ) -> Answer:
+        """The sum of two tensors, and its norm."""
+
+    @hookspec
+    def dispatch_swiglu(self, node: TensorNode, m: int, n: int, device: Device) -> Answer:
+        """silu(gate) * up, m rows and n columns."""
+
+    @hookspec
+    def dispatch_qkv(
+        self, node: TensorNode, m: int, n: Sequence[int], k: int, weight_formats: Sequence[str], device: Device
+    ) -> Answer:
+        """Three mul_mats of one input: n and weight_formats of each."""
+
+    @hookspec
+    def dispatch_gate_up_swiglu(
+        self, node: TensorNode, m: int, n: int, k: int, weight_formats: Sequence[str], device: Device
+    ) -> Answer:
+        """Two mul_mats of one input, then silu(gate) * up."""
+
+    @hookspec
+    def dispatch_mul_mat_add(
+        self, node: TensorNode, m: int, n: int, k: int, weight_format: str, device: Device
+    ) -> Answer:
+        """A mul_mat added to the residual stream."""
+
+    @hookspec
+    def dispatch_qkv_rope_copy(
+        self,
+        node: TensorNode,
+        m: int,
+        k: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rotation: Rotation,
+        weight_formats: Sequence[str],
+        cache_format: str,
+        device: Device,
+    ) -> Answer:
+        """qkv, rope and copy in one."""
+
+    @hookspec
+    def fused_ops(self) -> Sequence[Fused]:
+        """Fused ops that this backend brings; each has a hook `dispatch_<name>`, told `node`, its arguments, `device`.
+
+        Asked once, when the backend is registered. Only a backend that brings an op implements this.
+        """
+        return ()

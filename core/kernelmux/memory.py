@@ -25,13 +25,15 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets into the arena by value name, scratch offsets by node name, and the bytes that they need together."""
+    """Offsets into the arena by value name, scratch (offset, bytes) by node name, and the bytes of it all."""
 
     offsets: Mapping[str, int]
-    workspaces: Mapping[str, int]
+    workspaces: Mapping[str, tuple[int, int]]
     nbytes: int
     largest_live: int
     """The largest number of bytes alive at once: what a perfect layout would need."""
+    largest_workspace: int = 0
+    """The most scratch bytes that one node needs; part of `nbytes`."""
 
 
 def aligned(nbytes: int) -> int:
@@ -54,7 +56,7 @@ def lay_out(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Lay
     free = _FreeList()
     offsets: dict[str, int] = {}
     sizes: dict[str, int] = {}
-    workspaces: dict[str, int] = {}
+    workspaces: dict[str, tuple[int, int]] = {}
     live = largest_live = 0
     for index, (node, scratch) in enumerate(nodes):
         inherited = _in_place(node, index, last_read, offsets, sizes)
@@ -70,15 +72,16 @@ def lay_out(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Lay
             offsets[value.name] = free.take(sizes[value.name])
             live += sizes[value.name]
         if scratch:
-            workspaces[node.name] = free.take(aligned(scratch))
+            workspaces[node.name] = free.take(aligned(scratch)), scratch
         largest_live = max(largest_live, live + aligned(scratch))
         if scratch:
-            free.give(workspaces[node.name], aligned(scratch))
+            free.give(workspaces[node.name][0], aligned(scratch))
         for value in dict.fromkeys((*node.inputs, *node.outputs)):
             if last_read.get(value.name, index) == index and value.name in sizes:
                 live -= sizes[value.name]
                 free.give(offsets[value.name], sizes.pop(value.name))
-    return Layout(offsets, workspaces, free.end, largest_live)
+    largest_workspace = max((aligned(scratch) for _, scratch in nodes), default=0)
+    return Layout(offsets, workspaces, free.end, largest_live, largest_workspace)
 
 
 def _last_reads(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Mapping[str, int]:
@@ -141,16 +144,28 @@ class _FreeList:
         self._stretches.insert(at, (offset, size))
 
 
+Form = tuple[tuple[str, ...], str]
+"""A packed form: the weights that it is made of, and its name, `backend/form`."""
+
+
+def packed_form(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form | None:
+    """The form that a kernel packs a node's weights into; None where it packs nothing."""
+    return packed_key(node, kernel_name, kernel) if node.weights and kernel.packed_bytes(node) else None
+
+
+def packed_key(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form:
+    """What packed weights are shared by: the tensors' names, and the form's name within its backend."""
+    backend = kernel_name.partition(":")[0]
+    return tuple(value.name for value in node.weights), f"{backend}/{kernel.packed or kernel_name}"
+
+
 @dataclass
 class PackedWeights:
-    """The weights' packed forms on one device, shared by every node and plan that wants them.
-
-    Keyed by (tensors, packed form): a form is named by its kernel's backend and its `packed`.
-    """
+    """The weights' packed forms on one device, shared by every node and plan that wants them."""
 
     weights: Mapping[str, Weight]
     device: Device
-    _forms: dict[tuple[tuple[str, ...], str], tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    _forms: dict[Form, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
     def get(self, node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[torch.Tensor, ...]:
         """The packed weights of a node for a kernel, made now if nobody asked before."""
@@ -163,10 +178,3 @@ class PackedWeights:
     def nbytes(self) -> int:
         """Bytes of all packed forms made so far."""
         return sum(part.nbytes for form in self._forms.values() for part in form)
-
-
-def packed_key(node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[tuple[str, ...], str]:
-    """What a packed form is shared by: the tensors' names, and the form's name within its backend."""
-    backend = kernel_name.partition(":")[0]
-    form = kernel.packed or kernel_name
-    return tuple(value.name for value in node.weights), f"{backend}/{form}"

@@ -13,6 +13,7 @@ from kernelmux.device import Device, find_device
 from kernelmux.errors import ModelError
 from kernelmux.generate import Sampling, Session, generate
 from kernelmux.graph import Graph
+from kernelmux.lock import read_lock
 from kernelmux.memory import PackedWeights
 from kernelmux.models import Source, open_model
 from kernelmux.models.chat import render_chat
@@ -41,6 +42,10 @@ class Model:
     @property
     def graph(self) -> Graph:
         return self.source.graph
+
+    def locked_plan(self, path: str | Path, device: str = "cpu") -> Plan:
+        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
+        return read_lock(path, self.graph, registry.current(), find_device(device))
 
     def plan(
         self,

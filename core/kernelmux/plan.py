@@ -10,54 +10,38 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from kernelmux.device import Device
 from kernelmux.errors import PlanError
-from kernelmux.formats import Value
 from kernelmux.graph import Graph, TensorNode
-from kernelmux.memory import Layout, lay_out, packed_key
+from kernelmux.memory import Form, packed_form
+from kernelmux.ops import Fused, fused_ops
 from kernelmux.policy import Policy
 from kernelmux.registry import Registry
-from kernelmux.selection import Choice, Selector
+from kernelmux.rewrite import Fusion, find_fusions, fuse
+from kernelmux.schedule import Schedule, Step, make_schedule
+from kernelmux.selection import Choice, Held, Selector
 
 MAX_ROWS = 512
 """Token rows of the largest step, unless told: longer prompts run in chunks of it."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One node of a schedule, its values in the formats in which they are really stored, and the choice for it.
+class Bucket:
+    """The choices that hold up to a row count: the fusions kept, and a choice for every node that remains."""
 
-    Row counts are still symbols: a walk resolves them.
-    """
+    rows: int
+    fusions: tuple[Fusion, ...]
+    choices: Mapping[str, Choice]
+    """By node name."""
 
-    node: TensorNode
-    choice: Choice
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What is walked at up to `m` token rows and `outs` rows with logits: steps, conversions among them, and memory."""
-
-    m: int
-    outs: int
-    steps: tuple[Step, ...]
-    layout: Layout
-    outputs: tuple[str, ...]
-    """The names under which the graph's outputs are stored."""
-
-    @property
-    def launches(self) -> int:
-        """Device launches of a walk."""
-        return sum(step.choice.kernel.launches for step in self.steps)
-
-    @property
-    def conversions(self) -> int:
-        """Convert nodes that the plan put in."""
-        return sum(step.node.op == "convert" for step in self.steps)
+    @cached_property
+    def signature(self) -> tuple[tuple[str, str, str], ...]:
+        """What two buckets with the same choices have in common."""
+        return tuple((node, choice.name, choice.reason) for node, choice in sorted(self.choices.items()))
 
 
 @dataclass(frozen=True)
@@ -70,6 +54,16 @@ class Plan:
     buckets: tuple[int, ...]
     """The largest row count of each bucket, ascending."""
     schedules: Mapping[tuple[int, int], Schedule]
+    fused: Mapping[str, tuple[str, ...]]
+    """The plain nodes that each fused node stands for."""
+    registry: Registry = field(compare=False, repr=False)
+    banned: frozenset[tuple[str, str]] = frozenset()
+    """(node, kernel) pairs that raised in a walk."""
+
+    def without(self, node: str, kernel: str) -> Plan:
+        """The plan that would have been made had the kernel declined the node."""
+        banned = self.banned | {(node, kernel)}
+        return make_plan(self.graph, self.policy, self.registry, self.device, self.max_rows, banned)
 
     @property
     def max_rows(self) -> int:
@@ -77,10 +71,12 @@ class Plan:
 
     def bucket(self, rows: int) -> int:
         """The bucket of a row count; PlanError above the largest."""
-        return _bucket(self.buckets, rows)
+        return _top(self.buckets, rows)
 
     def schedule(self, m: int, outs: int) -> Schedule:
         """What is walked for `m` token rows of which `outs` give logits."""
+        if outs > m:
+            raise PlanError(f"logits of {outs} rows were asked for, of a step of {m}")
         return self.schedules[self.bucket(m), self.bucket(outs)]
 
     @cached_property
@@ -94,30 +90,83 @@ class Plan:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
-    def packed_bytes(self) -> int:
-        """Bytes of every packed form that some schedule needs, each counted once; known before anything is packed."""
-        forms = {}
+    def packed_forms(self) -> Mapping[Form, int]:
+        """The bytes of every packed form that some schedule needs; known before anything is packed."""
+        forms: dict[Form, int] = {}
         for schedule in self.schedules.values():
             for step in schedule.steps:
-                key = packed_key(step.node, step.choice.name, step.choice.kernel)
-                forms[key] = step.choice.kernel.packed_bytes(step.node)
-        return sum(forms.values())
+                if (form := packed_form(step.node, step.choice.name, step.choice.kernel)) is not None:
+                    forms[form] = step.choice.kernel.packed_bytes(step.node)
+        return forms
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all packed weights."""
+        return sum(self.packed_forms.values())
+
+    @cached_property
+    def extra_copy_bytes(self) -> int:
+        """Bytes of packed forms beside the first of each weight: what choosing different kernels by rows costs."""
+        seen: set[str] = set()
+        extra = 0
+        for (names, _), nbytes in self.packed_forms.items():
+            extra += nbytes if seen.issuperset(names) else 0
+            seen.update(names)
+        return extra
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of cache that one token of one sequence takes, over all layers."""
+        dims = {"pages": 1, "page_size": 1}
+        caches = (leaf.outputs[0].resolve(dims) for leaf in self.graph.leaves if leaf.role == "cache")
+        return sum(cache.nbytes for cache in caches)
 
 
-def make_plan(graph: Graph, policy: Policy, registry: Registry, device: Device, max_rows: int = MAX_ROWS) -> Plan:
+def make_plan(
+    graph: Graph,
+    policy: Policy,
+    registry: Registry,
+    device: Device,
+    max_rows: int = MAX_ROWS,
+    banned: frozenset[tuple[str, str]] = frozenset(),
+    locked: Mapping[int, Mapping[str, str]] | None = None,
+) -> Plan:
     """Chooses a kernel for every node and lays out its memory.
 
-    Raises PlanError where no kernel takes a node (it lists every refusal), PolicyError where the policy names what does
-    not exist, BackendError where no backend is installed.
+    `banned` kernels are passed over; with `locked` (kernels by bucket and node) nothing is chosen, only looked up.
+    Raises PlanError where no kernel takes a node (it lists every refusal) or a requirement does not hold, PolicyError
+    where the policy names what does not exist, BackendError where no backend is installed.
     """
-    selector = Selector(policy, registry, device)
-    merged = _merge(graph, selector, _row_counts(policy, max_rows))
-    tops = tuple(merged)
+    graph = graph.with_cache_format(policy.document.kv.format)
+    working = registry.working
+    plan = _make_plan(graph, policy, registry, device, max_rows, banned, locked)
+    # A backend that breaks while it is asked is quarantined: then its earlier answers do not count either.
+    return plan if working == registry.working else make_plan(graph, policy, registry, device, max_rows, banned, locked)
+
+
+def _make_plan(
+    graph: Graph,
+    policy: Policy,
+    registry: Registry,
+    device: Device,
+    max_rows: int,
+    banned: frozenset[tuple[str, str]],
+    locked: Mapping[int, Mapping[str, str]] | None,
+) -> Plan:
+    selector = Selector(policy, registry, device, banned, locked)
+    buckets = _choose_buckets(graph, selector, sorted(locked) if locked else _row_counts(policy, max_rows))
+    tops = tuple(bucket.rows for bucket in buckets)
     schedules = {
-        (m, outs): _schedule(graph, selector, m, outs, merged) for m, outs in itertools.product(tops, tops) if outs <= m
+        (m.rows, outs.rows): _schedule(graph, selector, m, outs)
+        for m, outs in itertools.product(buckets, buckets)
+        if outs.rows <= m.rows
     }
-    selector.check_names()
-    return Plan(graph, policy, device, tops, schedules)
+    if locked is None:
+        selector.check_names()
+    fused = {fusion.node.name: fusion.parts for bucket in buckets for fusion in bucket.fusions}
+    plan = Plan(graph, policy, device, tops, schedules, fused, registry, banned)
+    _check_requirements(plan)
+    return plan
 
 
 def _row_counts(policy: Policy, max_rows: int) -> list[int]:
@@ -126,35 +175,73 @@ def _row_counts(policy: Policy, max_rows: int) -> list[int]:
     return sorted({rows for rows in (*powers, *policy.row_bounds) if rows < max_rows} | {max_rows})
 
 
-def _merge(graph: Graph, selector: Selector, counts: Sequence[int]) -> Mapping[int, Mapping[str, Choice]]:
-    """Choices by the largest row count of each bucket; neighbours with equal choices are one bucket."""
-    merged: dict[int, Mapping[str, Choice]] = {}
-    previous: tuple[int, list[tuple[str, str]]] | None = None
-    kinds = {node.name: selector.kind(node) for node in graph.ops}
+def _choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> list[Bucket]:
+    """Choices by row count; neighbours with equal choices are one bucket."""
+    fusions = find_fusions(graph, fused_ops()) if selector.policy.document.fuse else []
+    nodes = {node.name: node for node in graph.ops}
+    fused = {fusion.node.name: fusion.node for fusion in fusions}
+    held: dict[str, frozenset[Form]] = {}
+    buckets: list[Bucket] = []
     for rows in counts:
-        choices = {node.name: selector.choose(node, kinds[node.name], rows) for node in graph.ops}
-        signature = [(choice.name, choice.reason) for choice in choices.values()]
-        if previous is not None and previous[1] == signature:
-            del merged[previous[0]]
-        merged[rows] = choices
-        previous = (rows, signature)
-    return merged
+        if selector.locked is not None:
+            buckets.append(_look_up(nodes, selector, fusions, rows, selector.locked[rows]))
+            continue
+        bucket = _choose_at(nodes, selector, fusions, rows, held)
+        if buckets and buckets[-1].signature == bucket.signature:
+            buckets.pop()
+        buckets.append(bucket)
+        for name, choice in bucket.choices.items():
+            if (form := packed_form(nodes.get(name) or fused[name], choice.name, choice.kernel)) is not None:
+                held.update({value: held.get(value, frozenset()) | {form} for value in form[0]})
+    return buckets
 
 
-def _schedule(
-    graph: Graph, selector: Selector, m: int, outs: int, choices: Mapping[int, Mapping[str, Choice]]
-) -> Schedule:
+def _choose_at(
+    nodes: Mapping[str, TensorNode], selector: Selector, fusions: Sequence[Fusion], rows: int, held: Held
+) -> Bucket:
+    """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first."""
+    choices = {name: selector.choose(node, _own_rows(node, rows), held) for name, node in nodes.items()}
+    kept: list[Fusion] = []
+    for fusion in fusions:
+        if all(part in choices for part in fusion.parts):
+            parts = [(nodes[part], choices[part]) for part in fusion.parts]
+            if (fused := selector.fuse(fusion.node, _own_rows(fusion.node, rows), parts, held)) is not None:
+                kept.append(fusion)
+                for part in fusion.parts:
+                    del choices[part]
+                choices[fusion.node.name] = fused
+    return Bucket(rows, tuple(kept), choices)
+
+
+def _own_rows(node: TensorNode, rows: int) -> int:
+    """A node's row count in a bucket: the bucket's, unless the graph fixes it."""
+    own = node.inputs[0].shape[0]
+    return rows if isinstance(own, str) else own
+
+
+def _look_up(
+    nodes: Mapping[str, TensorNode], selector: Selector, fusions: Sequence[Fusion], rows: int, locked: Mapping[str, str]
+) -> Bucket:
+    """The choices of a locked plan at one row count."""
+    kept = tuple(fusion for fusion in fusions if fusion.node.name in locked)
+    gone = {part for fusion in kept for part in fusion.parts}
+    remaining = [node for name, node in nodes.items() if name not in gone] + [fusion.node for fusion in kept]
+    return Bucket(rows, kept, {node.name: selector.choose(node, _own_rows(node, rows)) for node in remaining})
+
+
+def _schedule(graph: Graph, selector: Selector, m: Bucket, outs: Bucket) -> Schedule:
     """The steps at one pair of buckets: a node's own rows (of tokens, or of logits) pick its bucket."""
-    dims = {"m": m, "outs": outs}
-    tops = tuple(choices)
-    chosen = [Step(node, choices[_bucket(tops, _rows(node, dims))][node.name]) for node in graph.ops]
-    steps, outputs = _assign_formats(graph, chosen, selector, dims)
-    resolved = [(step.node.resolve(dims), step.choice.kernel) for step in steps]
-    layout = lay_out([(node, kernel.workspace(node)) for node, kernel in resolved], outputs)
-    return Schedule(m, outs, tuple(steps), layout, outputs)
+
+    def bucket(node: TensorNode) -> Bucket:
+        return outs if node.inputs[0].shape[0] == "outs" else m
+
+    fusions = [fusion for fusion in m.fusions if bucket(fusion.node) is m]
+    fusions += [fusion for fusion in outs.fusions if bucket(fusion.node) is outs and outs is not m]
+    chosen = [Step(node, bucket(node).choices[node.name]) for node in fuse(graph.ops, fusions)]
+    return make_schedule(graph, chosen, selector, {"m": m.rows, "outs": outs.rows})
 
 
-def _bucket(tops: Sequence[int], rows: int) -> int:
+def _top(tops: Sequence[int], rows: int) -> int:
     """The smallest bucket that holds `rows`."""
     for top in tops:
         if rows <= top:
@@ -162,75 +249,38 @@ def _bucket(tops: Sequence[int], rows: int) -> int:
     raise PlanError(f"the plan takes up to {tops[-1]} rows, {rows} were asked for; plan with max_rows={rows}")
 
 
-def _rows(node: TensorNode, dims: Mapping[str, int]) -> int:
-    """A node's row count: the first extent of its first input."""
-    rows = node.inputs[0].shape[0]
-    return dims[rows] if isinstance(rows, str) else rows
-
-
-def _assign_formats(
-    graph: Graph, steps: Sequence[Step], selector: Selector, dims: Mapping[str, int]
-) -> tuple[list[Step], tuple[str, ...]]:
-    """Settles how each value is stored, and inserts a conversion where a reader cannot take what its producer writes.
-
-    A value is written in the format that saves most conversions; among equals in the one that the graph states, else in
-    the kernel's first. A conversion is made once however many nodes read it.
-    """
-    wanted = _wanted(graph, steps)
-    stored: dict[str, Value] = {value.name: value for node in graph.leaves for value in node.outputs}
-    converted: dict[tuple[str, str], Value] = {}
-    settled: list[Step] = []
-
-    def read(value: Value, accepted: Sequence[str]) -> Value:
-        held = stored[value.name]
-        if held.format in accepted:
-            return replace(value, format=held.format)
-        made = [fmt for fmt in accepted if (value.name, fmt) in converted]
-        target = (made or accepted)[0]
-        if not made:
-            source = replace(value, format=held.format)
-            node = TensorNode(
-                name=f"{value.name}.as_{target}",
-                op="convert",
-                inputs=(source,),
-                outputs=(Value(f"{value.name}.as_{target}", value.shape, target),),
+def _check_requirements(plan: Plan) -> None:
+    """PlanError naming the first requirement that does not hold, with every node that breaks it."""
+    for index, broken in enumerate(broken_requirements(plan)):
+        if broken:
+            required = plan.policy.document.require[index]
+            shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+            raise PlanError(
+                f"{plan.policy.source}:{plan.policy.require_lines[index]}: the policy requires "
+                f"{' or '.join(required.kernel)}, but {shown}"
             )
-            settled.append(Step(node, selector.choose(node, selector.kind(node), _rows(node, dims))))
-            converted[value.name, target] = node.outputs[0]
-        return converted[value.name, target]
-
-    for step in steps:
-        accepted = step.choice.kernel.inputs(step.node)
-        inputs = tuple(read(value, formats) for value, formats in zip(step.node.inputs, accepted, strict=True))
-        outputs = []
-        emitted = step.choice.kernel.outputs(step.node)
-        for value, formats in zip(step.node.outputs, emitted, strict=True):
-            outputs.append(replace(value, format=_cheapest(value, formats, wanted.get(value.name, ()))))
-            stored[value.name] = outputs[-1]
-        settled.append(Step(replace(step.node, inputs=inputs, outputs=tuple(outputs)), step.choice))
-    outputs_as = tuple(read(stored[name], [graph.values[name].format]).name for name in graph.outputs)
-    return settled, outputs_as
 
 
-def _wanted(graph: Graph, steps: Sequence[Step]) -> Mapping[str, list[Sequence[str]]]:
-    """For each value, the formats that each of its readers takes; a graph's output is read as the graph states it."""
-    wanted: dict[str, list[Sequence[str]]] = {}
-    for step in steps:
-        for value, formats in zip(step.node.inputs, step.choice.kernel.inputs(step.node), strict=True):
-            wanted.setdefault(value.name, []).append(formats)
-    for name in graph.outputs:
-        wanted.setdefault(name, []).append([graph.values[name].format])
-    return wanted
+def broken_requirements(plan: Plan) -> list[list[str]]:
+    """For each requirement of the policy, `node has kernel` of every node that breaks it, by its parts if fused."""
+    found: list[list[str]] = []
+    for required in plan.policy.document.require:
+        broken: dict[str, None] = {}
+        for schedule in plan.schedules.values():
+            for step in schedule.steps:
+                allowed = {step.choice.name, step.choice.name.partition(":")[0]} & set(required.kernel)
+                rows = schedule.rows(step.node)
+                if not allowed and any(required.matches(node, rows, plan.device) for node in as_plain(step.node)):
+                    broken[f"{step.node.name} has {step.choice.name} at up to {rows} rows"] = None
+        found.append(list(broken))
+    return found
 
 
-def _cheapest(value: Value, emitted: Sequence[str], readers: Sequence[Sequence[str]]) -> str:
-    """Of the formats that a kernel can write, the one that leaves fewest conversions."""
-
-    def conversions(format: str) -> tuple[int, bool, int]:
-        needed = {formats[0] for formats in readers if format not in formats}
-        return len(needed), format != value.format, emitted.index(format)
-
-    return min(emitted, key=conversions)
+def as_plain(node: TensorNode) -> Iterable[TensorNode]:
+    """A node, and the plain ones that it equals where it is fused."""
+    yield node
+    if isinstance(node.contract, Fused):
+        yield from node.contract.plain(node)
 
 
 def kernel_counts(schedule: Schedule) -> Mapping[str, Mapping[str, int]]:

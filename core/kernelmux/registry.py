@@ -6,6 +6,7 @@ loaded and asked by itself, so that one that fails leaves the others working.
 
 from __future__ import annotations
 
+import inspect
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from typing import Any
 import pluggy
 
 from kernelmux.errors import BackendError, nearest
-from kernelmux.hookspecs import CONTRACT, Declined, Hooks, Kernel
+from kernelmux.graph import case_node
+from kernelmux.hookspecs import CONTRACT, Declined, Hooks, Kernel, hookspec
+from kernelmux.ops import CORE_OPS, OPS, Fused
 
 GROUP = "kernelmux.backends"
 ALLOW = "KERNELMUX_BACKENDS"
@@ -60,8 +63,9 @@ class Registry:
         self.backends[name] = backend
         try:
             _check_contract(plugin)
+            self._add_ops(plugin)
             self._hooks.register(plugin, name=name)
-            self._check_hooks(name)
+            self._check_hooks(name, plugin)
         except Exception as error:
             self._quarantine(backend, error)
         return backend
@@ -71,7 +75,7 @@ class Registry:
         version = entry.dist.version if entry.dist else ""
         try:
             plugin = entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             backend = self.backends[entry.name] = Backend(entry.name, version)
             self._quarantine(backend, error)
             return backend
@@ -84,8 +88,7 @@ class Registry:
     def ops(self, backend: str) -> tuple[str, ...]:
         """The ops that a backend has a hook for."""
         plugin = self.backends[backend].plugin
-        names = [name for name in vars(Hooks) if name.startswith("dispatch_")]
-        return tuple(name.removeprefix("dispatch_") for name in names if getattr(plugin, name, None) is not None)
+        return tuple(op for op in OPS if getattr(plugin, f"dispatch_{op}", None) is not None)
 
     def ask(self, op: str, arguments: Mapping[str, Any]) -> Offer:
         """Every backend's answer for a node. A hook that raises, or answers nonsense, quarantines its backend."""
@@ -100,26 +103,41 @@ class Registry:
             implementation = implementations[name]
             try:
                 answer = implementation.function(*(arguments[key] for key in implementation.argnames))
-                _sort_answer(name, answer, kernels, declined)
+                theirs, refusals = _sort_answer(name, answer)
             except Exception as error:
-                kernels = {key: kernel for key, kernel in kernels.items() if not key.startswith(f"{name}:")}
                 self._quarantine(self.backends[name], error)
-                declined[name] = Declined(f"quarantined: {self.backends[name].fault}", "not offered")
+                refusals = {name: Declined(f"quarantined: {self.backends[name].fault}", "not offered")}
+            else:
+                kernels.update(theirs)
+            declined.update(refusals)
         return Offer(kernels, declined)
 
-    def _check_hooks(self, name: str) -> None:
+    def _add_ops(self, plugin: object) -> None:
+        """Adds the fused ops that a backend brings: to OPS, and a hook for each."""
+        bring = getattr(plugin, "fused_ops", None)
+        for op in bring() if bring else ():
+            if not isinstance(op, Fused):
+                raise BackendError(f"fused_ops must give Fused ops, not {type(op).__name__}")
+            if op.name in OPS and type(OPS[op.name]) is not type(op):
+                raise BackendError(f"it brings an op named {op.name!r}, which exists already")
+            node = case_node(next(op.cases()))
+            OPS[op.name] = op
+            self._hooks.add_hookspecs(_hookspecs_of(op, ("node", *op.arguments(node), "device")))
+
+    def _check_hooks(self, name: str, plugin: object) -> None:
         """BackendError for a `dispatch_` attribute that is no hook, for want of the marker or of such an op."""
-        plugin = self._hooks.get_plugin(name)
-        if self._hooks.get_hookcallers(plugin) in (None, []):
+        if not self._hooks.get_hookcallers(plugin):
             raise BackendError(f"{name} implements no hook: mark its dispatch functions with @hookimpl")
-        known = [hook for hook in vars(Hooks) if hook.startswith("dispatch_")]
+        known = [f"dispatch_{op}" for op in OPS]
         for attribute in dir(plugin):
             if attribute.startswith("dispatch_") and attribute not in known:
                 raise BackendError(f"{name}.{attribute} is no hook{nearest(attribute, known)}")
+            if attribute in known and self._hooks.parse_hookimpl_opts(plugin, attribute) is None:
+                raise BackendError(f"{name}.{attribute} is not marked: put @hookimpl over it")
         self._hooks.check_pending()
 
-    def _quarantine(self, backend: Backend, error: Exception) -> None:
-        backend.fault = f"{type(error).__name__}: {error}".splitlines()[0]
+    def _quarantine(self, backend: Backend, error: BaseException) -> None:
+        backend.fault = " ".join(f"{type(error).__name__}: {error}".split())
         backend.trace = "".join(traceback.format_exception(error))
         if self._hooks.has_plugin(backend.name):
             self._hooks.unregister(name=backend.name)
@@ -131,6 +149,17 @@ def _plugin_manager() -> pluggy.PluginManager:
     return manager
 
 
+def _hookspecs_of(op: Fused, arguments: Sequence[str]) -> type:
+    """What pluggy reads hook names and arguments from, for an op that Hooks does not know."""
+
+    def specification(*_: object) -> None:
+        """Kernels for the op, or why not."""
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in arguments]
+    specification.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return type("Specifications", (), {f"dispatch_{op.name}": staticmethod(hookspec(specification))})
+
+
 def _check_contract(plugin: object) -> None:
     stated = getattr(plugin, "CONTRACT", None)
     if stated != CONTRACT:
@@ -138,8 +167,10 @@ def _check_contract(plugin: object) -> None:
         raise BackendError(f"the backend {asked}, this kernelmux speaks {CONTRACT}: set CONTRACT, or install its match")
 
 
-def _sort_answer(backend: str, answer: Any, kernels: dict[str, Kernel], declined: dict[str, Declined]) -> None:
-    """Files a hook's answer under full names; BackendError where it is not what a hook may answer."""
+def _sort_answer(backend: str, answer: Any) -> tuple[Mapping[str, Kernel], Mapping[str, Declined]]:
+    """A hook's answer under full names; BackendError where it is not what a hook may answer."""
+    kernels: dict[str, Kernel] = {}
+    declined: dict[str, Declined] = {}
     if answer is None:
         answer = Declined(f"{backend} declined without a reason")
     parts: Sequence[Any] = answer if isinstance(answer, Sequence) else [answer]
@@ -147,11 +178,22 @@ def _sort_answer(backend: str, answer: Any, kernels: dict[str, Kernel], declined
         if isinstance(part, Declined):
             declined[f"{backend}:{part.kernel}" if part.kernel else backend] = part
         elif isinstance(part, Kernel):
+            _check_kernel(part)
             if (full := f"{backend}:{part.name}") in kernels:
                 raise BackendError(f"two kernels of this op are named {full}")
             kernels[full] = part
         else:
             raise BackendError(f"a hook answers with Kernel or Declined, not {type(part).__name__}")
+    return kernels, declined
+
+
+def _check_kernel(kernel: Kernel) -> None:
+    """BackendError where a kernel's declarations are missing or cannot be meant."""
+    name, precision = getattr(kernel, "name", None), getattr(kernel, "precision", None)
+    if not (isinstance(name, str) and name and ":" not in name):
+        raise BackendError(f"{type(kernel).__name__}.name must be a name without its backend, not {name!r}")
+    if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
+        raise BackendError(f"{name}.precision must be a bound on the NMSE, not {precision!r}")
 
 
 _current: Registry | None = None
@@ -168,8 +210,14 @@ def current() -> Registry:
 def discover() -> Registry:
     """A registry of all installed backends. BackendError where KERNELMUX_BACKENDS names one that is not installed."""
     registry = Registry()
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    allowed = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in found:
+            taken = f"{entry.name} ({entry.dist.name if entry.dist else entry.value})"
+            registry.backends[taken] = Backend(taken, "", fault=f"another distribution has a backend {entry.name!r}")
+        else:
+            found[entry.name] = entry
+    allowed = list(dict.fromkeys(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()))
     for name in allowed:
         if name not in found:
             raise BackendError(f"{ALLOW} names {name!r}{nearest(name, found)}")
@@ -189,16 +237,17 @@ def register(backend: object, name: str | None = None) -> Backend:
 
 @contextmanager
 def isolated(**backends: object) -> Iterator[Registry]:
-    """Within the block, only the backends given here exist: for tests."""
+    """Within the block, only the backends given here exist, and the ops that they bring: for tests."""
     global _current
-    before = _current
+    before, ops = _current, dict(OPS)
     _current = Registry()
     try:
+        for name in ops.keys() - CORE_OPS:
+            del OPS[name]
         for name, plugin in backends.items():
             _current.register(plugin, name)
         yield _current
     finally:
         _current = before
-
-
-__all__ = ["Backend", "Offer", "Registry", "current", "discover", "isolated", "register"]
+        OPS.clear()
+        OPS.update(ops)

@@ -6,19 +6,23 @@ and layer share one asking of the backends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kernelmux.device import Device
 from kernelmux.errors import BackendError, PlanError, PolicyError, nearest
-from kernelmux.formats import Value
+from kernelmux.formats import FORMATS, Value
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, ReasonKind
+from kernelmux.memory import Form, packed_form
 from kernelmux.policy import Policy
 from kernelmux.registry import Offer, Registry
 
 OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
 """Backends of this project: a policy may name one that is not installed, and goes on without it."""
+
+LOCKED = "locked plan"
+"""The reason for every choice of a plan that is read from a lock file."""
 
 
 @dataclass(frozen=True)
@@ -38,80 +42,144 @@ class Choice:
     kernel: Kernel
     reason: str
     rejected: tuple[Rejection, ...]
+    rule: int | None = None
+    """The policy's rule, None for its defaults."""
+    asked: str = ""
+    """The policy's words for it: `torch`, or `torch:int4`."""
+
+
+Held = Mapping[str, frozenset[Form]]
+"""The packed forms that smaller row counts already need, by weight."""
+
+Refuse = Callable[[str, Kernel], Declined | None]
 
 
 @dataclass
 class Selector:
-    """Answers for one policy, registry and device; keeps what the backends offered, so that alike nodes ask once."""
+    """Answers for one policy, registry and device; keeps what the backends offered, so that alike nodes ask once.
+
+    `banned` holds (node, kernel) pairs that have raised; `locked` the only kernels allowed, by row count and node.
+    """
 
     policy: Policy
     registry: Registry
     device: Device
+    banned: frozenset[tuple[str, str]] = frozenset()
+    locked: Mapping[int, Mapping[str, str]] | None = None
     _kinds: dict[TensorNode, int] = field(default_factory=dict)
+    _kind_of: dict[int, tuple[TensorNode, int]] = field(default_factory=dict)
     _offers: dict[tuple[int, int], Offer] = field(default_factory=dict)
     _choices: dict[tuple[int, int, int | None], Choice] = field(default_factory=dict)
+    _matched: set[int | None] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if not self.registry.working:
             faults = "".join(f"; {b.name}: {b.fault}" for b in self.registry.backends.values())
             raise BackendError(f"no backend is installed: pip install kernelmux-torch (or kernelmux-reference){faults}")
-        self._reject_unknown_backends()
+        if self.locked is None:
+            self._reject_unknown_backends()
 
-    def kind(self, node: TensorNode) -> int:
-        """The number of a node's kind: alike nodes, which differ only in name and layer, have one."""
-        return self._kinds.setdefault(_nameless(node), len(self._kinds))
-
-    def choose(self, node: TensorNode, kind: int, rows: int) -> Choice:
-        """The kernel for a node of a kind at a row count; PlanError where none takes it."""
+    def choose(self, node: TensorNode, rows: int, held: Held | None = None) -> Choice:
+        """The kernel for a node at a row count; PlanError where none takes it."""
         rule = self.policy.match(node, rows, self.device)
-        if (kind, rows, rule) not in self._choices:
-            resolved = node.resolve({"m": rows, "outs": rows})
-            if (kind, rows) not in self._offers:
-                arguments = {"node": resolved, "device": self.device, **node.contract.arguments(resolved)}
-                self._offers[kind, rows] = self.registry.ask(node.op, arguments)
-            self._choices[kind, rows, rule] = self._pick(resolved, rule, self._offers[kind, rows])
-        return self._choices[kind, rows, rule]
+        self._matched.add(rule)
+        own = self._own_refusal(node, held)
+        if own is not None or self.locked is not None:
+            return self._pick(node, rows, rule, own)
+        key = self._kind(node), rows, rule
+        if key not in self._choices:
+            self._choices[key] = self._pick(node, rows, rule, None)
+        return self._choices[key]
+
+    def fuse(
+        self, node: TensorNode, rows: int, parts: Sequence[tuple[TensorNode, Choice]], held: Held | None = None
+    ) -> Choice | None:
+        """The kernel for a fused node, or None where its parts had better stay.
+
+        A rule that names the fused op decides. Without one a kernel takes the place of others only if they would have
+        agreed: it has the name of those that read weights, and the backend of the others.
+        """
+        rule = self.policy.match(node, rows, self.device)
+        named = rule is not None and node.op in (self.policy.document.rule[rule].op or ())
+        if named:
+            return self.choose(node, rows, held)
+        own, offer = self._own_refusal(node, held), self._offer(node, rows)
+        for name, kernel in offer.kernels.items():
+            agreed = all(_stands_for(name, part, choice) for part, choice in parts)
+            refused = self._refusal(name, node, rule, offer) or (own(name, kernel) if own else None)
+            if agreed and refused is None:
+                return Choice(name, kernel, f"stands for {len(parts)} nodes with its name or backend", (), rule, name)
+        return None
 
     def check_names(self) -> None:
-        """PolicyError for a kernel that the policy names, of a backend that works, and that no answer has mentioned."""
+        """PolicyError for a kernel that the policy names, of a backend that works, and that no answer has mentioned.
+
+        Rules that matched no node are left out: what they name may well exist for other graphs.
+        """
         seen = {name for offer in self._offers.values() for name in (*offer.kernels, *offer.declined) if ":" in name}
-        for index, rule in enumerate(self.policy.document.rule):
-            for name in rule.use:
+        document = self.policy.document
+        lists = [(self.policy.where(i), rule.use) for i, rule in enumerate(document.rule) if i in self._matched]
+        always = [(self.policy.where(None), names) for names in (document.defaults.use, document.forbid)]
+        for where, names in (*lists, *always):
+            for name in names:
                 backend = name.partition(":")[0]
                 theirs = [known for known in seen if known.startswith(f"{backend}:")]
                 if ":" in name and backend in self.registry.working and theirs and name not in theirs:
-                    raise PolicyError(f"{self.policy.where(index)}: unknown kernel {name!r}{nearest(name, theirs)}")
+                    raise PolicyError(f"{where}: unknown kernel {name!r}{nearest(name, theirs)}")
 
-    def _pick(self, node: TensorNode, rule: int | None, offer: Offer) -> Choice:
-        rejected: list[Rejection] = []
-        picked: tuple[str, str] | None = None
-        for name, reason in self._order(rule, offer):
-            if name in {loser.kernel for loser in rejected} or (picked and picked[0] == name):
+    def _kind(self, node: TensorNode) -> int:
+        """The number of a node's kind: alike nodes, which differ only in name and layer, have one."""
+        known = self._kind_of.get(id(node))
+        if known is None or known[0] is not node:
+            number = self._kinds.setdefault(_nameless(node), len(self._kinds))
+            # Kept with the node, so that its id cannot come to mean another one.
+            self._kind_of[id(node)] = known = (node, number)
+        return known[1]
+
+    def _offer(self, node: TensorNode, rows: int) -> Offer:
+        key = self._kind(node), rows
+        if key not in self._offers:
+            resolved = node.resolve({"m": rows, "outs": rows})
+            arguments = {"node": resolved, "device": self.device, **node.contract.arguments(resolved)}
+            self._offers[key] = self.registry.ask(node.op, arguments)
+        return self._offers[key]
+
+    def _pick(self, node: TensorNode, rows: int, rule: int | None, own: Refuse | None) -> Choice:
+        offer = self._offer(node, rows)
+        rejected: dict[str, Rejection] = {}
+        picked: tuple[str, str, str] | None = None
+        for name, reason, asked in self._order(node, rows, rule, offer):
+            if name in rejected or (picked and picked[0] == name):
                 continue
-            refusal = self._refusal(name, rule, offer)
-            if refusal is None and picked is None:
-                picked = (name, reason)
-            elif refusal is None:
-                assert picked is not None
-                rejected.append(Rejection(name, f"{picked[0]} comes first in {picked[1]}", "outranked"))
+            refusal = self._refusal(name, node, rule, offer) or (own(name, offer.kernels[name]) if own else None)
+            if refusal is not None:
+                rejected[name] = Rejection(name, refusal.reason, refusal.kind)
+            elif picked is None:
+                picked = (name, reason, asked)
             else:
-                rejected.append(Rejection(name, refusal.reason, refusal.kind))
+                rejected[name] = Rejection(name, f"{picked[0]} comes first in {picked[1]}", "outranked")
         if picked is None:
-            raise PlanError(self._nobody(node, rule, rejected))
-        return Choice(picked[0], offer.kernels[picked[0]], picked[1], tuple(rejected))
+            self.check_names()
+            resolved = node.resolve({"m": rows, "outs": rows})
+            raise PlanError(self._nobody(resolved, rule, list(rejected.values())))
+        name, reason, asked = picked
+        return Choice(name, offer.kernels[name], reason, tuple(rejected.values()), rule, asked)
 
-    def _order(self, rule: int | None, offer: Offer) -> Iterator[tuple[str, str]]:
-        """Candidates in order of preference, each with the reason that would be given; refused ones among them."""
+    def _order(self, node: TensorNode, rows: int, rule: int | None, offer: Offer) -> Iterator[tuple[str, str, str]]:
+        """Candidates in order of preference, each with its reason and the policy's words; refused ones among them."""
         document = self.policy.document
+        if self.locked is not None:
+            name = self.locked.get(rows, {}).get(node.name, "")
+            yield name, LOCKED, name
+            return
         if rule is not None:
-            asked = document.rule[rule]
-            for name in asked.use:
-                yield from ((full, self.policy.where(rule)) for full in self._expand(name, offer))
-            if asked.on_unsupported == "error":
+            for asked in document.rule[rule].use:
+                yield from ((full, self.policy.where(rule), asked) for full in self._expand(asked, offer))
+            if document.rule[rule].on_unsupported == "error":
                 return
-        named = {name.partition(":")[0] for name in document.defaults.use}
-        for name in (*document.defaults.use, *(b for b in self.registry.working if b not in named)):
-            yield from ((full, self.policy.where(None)) for full in self._expand(name, offer))
+        # Installed backends that the defaults do not name come last, by name; broken ones too, so that they are shown.
+        for asked in (*document.defaults.use, *self.registry.backends):
+            yield from ((full, self.policy.where(None), asked) for full in self._expand(asked, offer))
 
     def _expand(self, name: str, offer: Offer) -> list[str]:
         """A backend's kernels, offered first and refused after; or the one kernel that is named."""
@@ -120,16 +188,18 @@ class Selector:
         offered = [full for full in offer.kernels if full.startswith(f"{name}:")]
         return offered + [full for full in offer.declined if full.partition(":")[0] == name] or [name]
 
-    def _refusal(self, name: str, rule: int | None, offer: Offer) -> Declined | None:
-        """Why a candidate cannot have the node, or None where it can."""
-        document = self.policy.document
+    def _refusal(self, name: str, node: TensorNode, rule: int | None, offer: Offer) -> Declined | None:
+        """Why a candidate cannot have a node of this kind, or None where it can."""
+        forbidden = self.policy.document.forbid
         backend = name.partition(":")[0]
-        if name in document.forbid or backend in document.forbid:
+        if name in forbidden or backend in forbidden:
             return Declined("the policy forbids it", "forbidden")
         if name not in offer.kernels:
             return self._absence(name, backend, offer)
-        budget = (document.rule[rule].max_error if rule is not None else None) or document.defaults.max_error
-        bound = offer.kernels[name].precision
+        kernel = offer.kernels[name]
+        if (fault := _unreadable(name, kernel, node)) is not None:
+            return fault
+        budget, bound = self.policy.max_error(rule), kernel.precision
         if budget is not None and bound > budget:
             return Declined(f"its error bound {bound:g} is over the budget {budget:g}", "over budget")
         return None
@@ -145,6 +215,27 @@ class Selector:
             return Declined(f"quarantined: {fault}", "not offered")
         return Declined(f"{backend} does not offer it for this node", "not offered")
 
+    def _own_refusal(self, node: TensorNode, held: Held | None) -> Refuse | None:
+        """What rules out kernels for this very node: that they raised, or that they need one more packed form."""
+        banned = {kernel for name, kernel in self.banned if name == node.name}
+        limit = self.policy.document.weights.copies
+        if not banned and (limit is None or held is None or not node.weights):
+            return None
+
+        def refuse(name: str, kernel: Kernel) -> Declined | None:
+            if name in banned:
+                return Declined("it raised in a walk", "raised")
+            if limit is None or held is None:
+                return None
+            form = packed_form(node, name, kernel)
+            for value in node.weights if form else ():
+                forms = held.get(value.name, frozenset())
+                if form not in forms and len(forms) >= limit:
+                    return Declined(f"{value.name} has {len(forms)} packed forms already, the limit", "over budget")
+            return None
+
+        return refuse
+
     def _nobody(self, node: TensorNode, rule: int | None, rejected: list[Rejection]) -> str:
         shapes = ", ".join(
             f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.weights)
@@ -159,13 +250,38 @@ class Selector:
         """PolicyError for a backend that is neither installed nor this project's, unless its rule says `next`."""
         document = self.policy.document
         lists = [(index, rule.use) for index, rule in enumerate(document.rule) if rule.on_unsupported != "next"]
-        for index, use in (*lists, (None, document.defaults.use)):
+        for index, use in (*lists, (None, document.defaults.use), (None, document.forbid)):
             for name in use:
                 backend = name.partition(":")[0]
-                official = backend in OFFICIAL and not (index is not None and not self.policy.lines[index])
-                if backend not in self.registry.backends and not official:
+                from_file = index is None or self.policy.lines[index]
+                if backend not in self.registry.backends and not (backend in OFFICIAL and from_file):
                     known = nearest(backend, self.registry.backends)
                     raise PolicyError(f"{self.policy.where(index)}: unknown backend {backend!r}{known}")
+
+
+def _unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
+    """The refusal of a kernel that wants an input in a format into which it cannot be converted.
+
+    Only activations of rows and columns can: not ids, and not a cache. BackendError where the kernel's declarations do
+    not fit the node at all.
+    """
+    inputs, outputs = kernel.inputs(node), kernel.outputs(node)
+    for what, values, formats in (("inputs", node.inputs, inputs), ("outputs", node.outputs, outputs)):
+        if len(formats) != len(values) or not all(formats):
+            raise BackendError(f"{name}.{what} must give formats for each of {len(values)} {what} of a {node.op}")
+        if unknown := [format for each in formats for format in each if format not in FORMATS]:
+            raise BackendError(f"{name}.{what}: unknown format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
+    for value, accepted in zip(node.inputs, inputs, strict=True):
+        fixed = len(value.shape) != 2 or value.format == "i32"
+        if fixed and value.format not in accepted:
+            return Declined(f"it reads {value.name} as {' or '.join(accepted)}, not as {value.format}", "format")
+    return None
+
+
+def _stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
+    """Whether a fused kernel may run a part that `choice` was made for."""
+    same_backend = name.partition(":")[0] == choice.name.partition(":")[0]
+    return name == choice.name if part.weight else same_backend and (":" not in choice.asked or name == choice.name)
 
 
 def _nameless(node: TensorNode) -> TensorNode:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernelmux.errors import LaunchError
+from kernelmux.errors import LaunchError, PlanError
 from kernelmux.formats import Value, lookup, torch_dtype
 from kernelmux.hookspecs import Launch, Planes, Tensors
 from kernelmux.memory import Layout, PackedWeights, aligned
-from kernelmux.plan import Plan, Step
+from kernelmux.plan import Plan
+from kernelmux.schedule import Step
 
 if TYPE_CHECKING:
     import torch
@@ -44,18 +45,41 @@ class Walk:
                 call()
         except Exception as error:
             # The iterator knows how far it got, so that a walk that works pays nothing for this.
-            raise self._blame(len(self.calls) - operator.length_hint(pending) - 1, error) from error
+            index = len(self.calls) - operator.length_hint(pending) - 1
+            raise _launch_error(self.steps, index, self.device, error) from error
         return self.launches
 
-    def _blame(self, index: int, error: Exception) -> LaunchError:
-        node, choice = self.steps[index].node, self.steps[index].choice
-        shapes = ", ".join(
-            f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs)
+
+# What CUDA says of faults that end the context (the CUDA runtime's error strings): every later call fails too.
+_STICKY = (
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
+    "invalid program counter",
+    "device-side assert",
+    "unspecified launch failure",
+    "hardware stack error",
+    "uncorrectable ECC error",
+)
+_SUSPECTS = 4
+"""Nodes that the message about a sticky fault names: launches are asynchronous, so an earlier one may be to blame."""
+
+
+def _launch_error(steps: Sequence[Step], index: int, device: str, error: Exception) -> LaunchError:
+    """What to say when the step at `index` has raised."""
+    node, choice = steps[index].node, steps[index].choice
+    shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
+    message = (
+        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, with {shapes}: "
+        f"{type(error).__name__}: {error}"
+    )
+    sticky = any(fault in str(error) for fault in _STICKY)
+    if sticky:
+        suspects = ", ".join(
+            f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])
         )
-        return LaunchError(
-            f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(self.steps)}) on {self.device}, "
-            f"with {shapes}: {type(error).__name__}: {error}"
-        )
+        message += f". The device is lost to this process; suspects, latest first: {suspects}"
+    return LaunchError(message, node.name, choice.name, sticky)
 
 
 class Walker:
@@ -68,6 +92,8 @@ class Walker:
     def __init__(self, plan: Plan, packed: PackedWeights, leaves: Mapping[str, Planes]) -> None:
         import torch
 
+        if missing := [leaf.name for leaf in plan.graph.leaves if leaf.role != "weight" and leaf.name not in leaves]:
+            raise PlanError(f"the walker was given no buffer for {', '.join(missing)}")
         self.plan = plan
         self._packed = packed
         self._leaves = leaves
@@ -79,9 +105,30 @@ class Walker:
     def prepare(self) -> Iterator[str]:
         """Packs every weight that some schedule needs, yielding each node's name: binding would do it, but silently."""
         for schedule in self.plan.schedules.values():
-            for step in schedule.steps:
-                self._packed.get(step.node, step.choice.name, step.choice.kernel)
+            for index, step in enumerate(schedule.steps):
+                try:
+                    self._packed.get(step.node, step.choice.name, step.choice.kernel)
+                except Exception as error:
+                    raise _launch_error(schedule.steps, index, self.plan.device.torch, error) from error
                 yield step.node.name
+
+    def without(self, error: LaunchError) -> Walker:
+        """A walker over the same memory whose plan does without the kernel that raised.
+
+        Raises the error itself where the policy says so (`on_error`), where the fault is sticky, or where no other
+        kernel takes the node.
+        """
+        steps = (step for schedule in self.plan.schedules.values() for step in schedule.steps)
+        rule = next(
+            step.choice.rule for step in steps if (step.node.name, step.choice.name) == (error.node, error.kernel)
+        )
+        if error.sticky or self.plan.policy.on_error(rule) == "error":
+            raise error
+        try:
+            plan = self.plan.without(error.node, error.kernel)
+        except PlanError as nobody:
+            raise error from nobody
+        return Walker(plan, self._packed, self._leaves)
 
     def bind(self, **dims: int) -> Walk:
         """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; recent ones are kept."""
@@ -102,7 +149,12 @@ class Walker:
                 (value,) = leaf.outputs
                 views[value.name] = _narrow(self._leaves[value.name], value.resolve(dims))
         steps = [Step(step.node.resolve(dims), step.choice) for step in schedule.steps]
-        calls = [self._bind_step(step, schedule.layout, views) for step in steps]
+        calls = []
+        for index, step in enumerate(steps):
+            try:
+                calls.append(self._bind_step(step, schedule.layout, views))
+            except Exception as error:
+                raise _launch_error(steps, index, self.plan.device.torch, error) from error
         stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
         outputs = {name: views[physical] for name, physical in stored}
         return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch)
@@ -126,17 +178,20 @@ class Walker:
         for value in node.outputs:
             if value.name in layout.offsets:
                 views[value.name] = self._view(value, layout.offsets[value.name])
-        scratch = None
-        if node.name in layout.workspaces:
-            start = layout.workspaces[node.name]
-            scratch = self._arena[start : start + kernel.workspace(node)]
         tensors = Tensors(
             inputs=tuple(views[value.name] for value in node.inputs),
             outputs=tuple(views[value.name] for value in node.outputs),
             packed=self._packed.get(node, step.choice.name, kernel),
-            workspace=scratch,
+            workspace=self._scratch(node.name, kernel.workspace(node), layout),
         )
         return kernel.bind(node, tensors, self._stream)
+
+    def _scratch(self, node: str, nbytes: int, layout: Layout) -> torch.Tensor | None:
+        """A node's scratch: its place in the arena, or memory of its own where fewer rows need more."""
+        if not nbytes:
+            return None
+        offset, reserved = layout.workspaces.get(node, (0, 0))
+        return self._arena[offset : offset + nbytes] if nbytes <= reserved else self._arena.new_empty(nbytes)
 
     def _view(self, value: Value, offset: int) -> Planes:
         """The planes of a value at its place in the arena."""

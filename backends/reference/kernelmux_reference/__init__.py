@@ -64,6 +64,36 @@ def dispatch_convert() -> Sequence[Kernel]:
     return _offer()
 
 
+@hookimpl
+def dispatch_add_rms_norm() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_swiglu() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_qkv() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_gate_up_swiglu() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_mul_mat_add() -> Sequence[Kernel]:
+    return _offer()
+
+
+@hookimpl
+def dispatch_qkv_rope_copy() -> Sequence[Kernel]:
+    return _offer()
+
+
 def _offer() -> Sequence[Kernel]:
     # Imported here: loading a backend must not load torch.
     from kernelmux_reference.kernels import Float32, Float64

@@ -25,10 +25,11 @@ class _Reference(Kernel):
         return [_formats(value) for value in node.inputs]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        # Of a convert, and of an updated cache, the format is what was asked for.
-        if node.op == "convert" or node.contract.updates:
+        if node.op == "convert":
             return super().outputs(node)
-        return [_formats(value) for value in node.outputs]
+        # A cache that is updated keeps its format.
+        kept = {target for _, target in node.contract.updates}
+        return [[v.format] if index in kept else _formats(v) for index, v in enumerate(node.outputs)]
 
     def packed_bytes(self, node: TensorNode) -> int:
         return sum(self.dtype.itemsize * _elements(value) for value in node.weights)

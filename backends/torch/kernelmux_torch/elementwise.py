@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import silu
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
@@ -27,14 +28,20 @@ class _Elementwise(Kernel):
 
 class Add(_Elementwise):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        a, b = tensors.inputs
-        return partial(torch.add, a, b, out=tensors.outputs[0])
+        return _binary(torch.add, tensors)
 
 
 class Mul(_Elementwise):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        a, b = tensors.inputs
-        return partial(torch.mul, a, b, out=tensors.outputs[0])
+        return _binary(torch.mul, tensors)
+
+
+def _binary(function: Callable[..., torch.Tensor], tensors: Tensors) -> Launch:
+    """torch rounds to the type that its inputs promote to: unless that is f32 or the output's, one is widened."""
+    (a, b), (y,) = tensors.inputs, tensors.outputs
+    if torch.promote_types(a.dtype, b.dtype) in (torch.float32, y.dtype):
+        return partial(function, a, b, out=y)
+    return lambda: function(a.float(), b, out=y)
 
 
 class Silu(_Elementwise):
@@ -42,13 +49,8 @@ class Silu(_Elementwise):
         (x,), (y,) = tensors.inputs, tensors.outputs
         if x.dtype == y.dtype:
             return partial(torch.ops.aten.silu.out, x, out=y)
-
-        # torch's silu writes no other type than it reads; its sigmoid does. Then x and y are not the same memory.
-        def launch() -> None:
-            torch.sigmoid(x, out=y)
-            y.mul_(x)
-
-        return launch
+        # torch's silu writes no other type than it reads.
+        return lambda: y.copy_(silu(x.float()))
 
 
 class Convert(_Elementwise):

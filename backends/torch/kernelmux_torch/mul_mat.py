@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,27 +16,35 @@ from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
 GROUP = 32
 """Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
 
-_int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+Product = Callable[[], torch.Tensor]
+
+int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
 def offer(n: int, k: int, weight_format: str, bias: bool) -> Answer:
     """All four kernels, or why not; the dense ones in the order of their speed on this processor."""
-    dense: list[Kernel] = [Bf16(), F32()] if _has_bf16() else [F32(), Bf16()]
-    return [*dense, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]
+    packed = [refuse_packed(kernel, n, [weight_format], bias) or kernel for kernel in (Int4(), Int8())]
+    return [*dense_by_speed(), *packed]
 
 
-def _packed(kernel: Int4, n: int, weight_format: str, bias: bool) -> Kernel | Declined:
-    if weight_format not in kernel.formats:
-        takes = " and ".join(kernel.formats)
-        return Declined(f"it takes weights in {takes}, not {weight_format}", "format", kernel.name)
+def dense_by_speed() -> list[F32]:
+    return [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
+
+
+def refuse_packed(kernel: Int4, n: int, weight_formats: Sequence[str], bias: bool) -> Declined | None:
+    """Why torch's packed kernel cannot take these weights, or None."""
+    for format in weight_formats:
+        if format not in kernel.formats:
+            takes = " and ".join(kernel.formats)
+            return Declined(f"it takes weights in {takes}, not {format}", "format", kernel.name)
     if n % 16:
         return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment", kernel.name)
     if bias:
         return Declined("torch's int4 kernel adds no bias", "unsupported", kernel.name)
-    return kernel
+    return None
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Whether the processor multiplies bf16 natively; elsewhere it is emulated, far slower than f32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
@@ -47,46 +55,54 @@ class F32(Kernel):
     name = "f32"
     precision = 1e-11
     packed = "f32"
+    dtype = torch.float32
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["f32"]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["f32"]]
 
     def packed_bytes(self, node: TensorNode) -> int:
-        return 4 * sum(torch.Size(value.extents).numel() for value in node.weights)
+        return self.dtype.itemsize * sum(torch.Size(value.extents).numel() for value in node.weights)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize() for weight in weights)
+        return tuple(weight.dequantize(self.dtype) for weight in weights)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return _dense(tensors)
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        weight, *bias = tensors.packed
+        if bias:
+            return partial(torch.addmm, bias[0], x, weight.T, out=y)
+        return partial(torch.mm, x, weight.T, out=y)
+
+    def stack(self, weights: Sequence[Weight]) -> tuple[torch.Tensor, ...]:
+        """Several weights as one, output rows under output rows."""
+        return (torch.cat([weight.dequantize(self.dtype) for weight in weights]),)
+
+    def product(self, x: torch.Tensor, packed: Sequence[torch.Tensor], scratch: torch.Tensor) -> Product:
+        """A call that gives x Wᵀ of stacked weights, in `scratch`."""
+        (weight,) = packed
+        return partial(torch.mm, x, weight.T, out=scratch.view(self.dtype).view(len(x), len(weight)))
+
+    def product_bytes(self, m: int, n: int) -> int:
+        """Scratch that `product` needs."""
+        return m * n * self.dtype.itemsize
 
 
-class Bf16(Kernel):
+class Bf16(F32):
     """Weights and activations in bfloat16, summed in float32."""
 
     name = "bf16"
-    precision = 2e-5
+    precision = 5e-5
     packed = "bf16"
+    dtype = torch.bfloat16
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16"]]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16"]]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return 2 * sum(torch.Size(value.extents).numel() for value in node.weights)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize(torch.bfloat16) for weight in weights)
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return _dense(tensors)
-
-
-def _dense(tensors: Tensors) -> Launch:
-    (x,), (y,) = tensors.inputs, tensors.outputs
-    weight, *bias = tensors.packed
-    if bias:
-        return partial(torch.addmm, bias[0], x, weight.T, out=y)
-    return partial(torch.mm, x, weight.T, out=y)
 
 
 class Int4(Kernel):
@@ -109,19 +125,46 @@ class Int4(Kernel):
         return [["f32", "bf16"]]
 
     def packed_bytes(self, node: TensorNode) -> int:
-        n, k = node.weight[0].extents
-        return n * k // 2 + n * k // GROUP * 4
+        elements = sum(torch.Size(value.extents).numel() for value in node.weight)
+        return elements // 2 + elements // GROUP * 4
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return _pack(*_unpack_4bit(weights[0]))
+        return self.stack(weights)
+
+    def stack(self, weights: Sequence[Weight]) -> tuple[torch.Tensor, ...]:
+        """Several weights as one, output rows under output rows."""
+        integers, scales, offsets = (torch.cat(parts) for parts in zip(*map(self.unpack, weights), strict=True))
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+        # torch's scales and offsets: [k / 32, n, 2].
+        return packed, torch.stack([scales.T, offsets.T], dim=-1).to(torch.bfloat16).contiguous()
+
+    def unpack(self, weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Integers [n, k] 0..15, scales and offsets [n, k / 32] of w = (q - 8) * scale + offset.
+
+        A block holds the scale d, of Q4_1 also the minimum m, in float16, then 16 bytes: low nibbles are the first 16
+        columns, high nibbles the last 16 (ggml's quantisation formats).
+        """
+        header = 2 if weight.format == "Q4_0" else 4
+        blocks = weight.planes[0].unflatten(-1, (-1, header + 16))
+        params = blocks[..., :header].contiguous().view(torch.float16).float()
+        nibbles = blocks[..., header:]
+        integers = torch.cat([nibbles & 15, nibbles >> 4], dim=-1).to(torch.int32).flatten(1)
+        scales = params[..., 0]
+        offsets = params[..., 1] + 8 * scales if header == 4 else torch.zeros_like(scales)
+        return integers, scales, offsets
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (x,), (y,), (integers, scales) = tensors.inputs, tensors.outputs, tensors.packed
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        product = self.product(x, tensors.packed, None)
+        return lambda: y.copy_(product())
 
-        def launch() -> None:
-            y.copy_(_int4_mul_mat(x, integers, GROUP, scales))
+    def product(self, x: torch.Tensor, packed: Sequence[torch.Tensor], scratch: torch.Tensor | None) -> Product:
+        """A call that gives x Wᵀ in bfloat16, in memory of torch's."""
+        integers, scales = packed
+        return partial(int4_mul_mat, x, integers, GROUP, scales)
 
-        return launch
+    def product_bytes(self, m: int, n: int) -> int:
+        return 0
 
 
 class Int8(Int4):
@@ -137,12 +180,12 @@ class Int8(Int4):
     def packed_bytes(self, node: TensorNode) -> int:
         return 2 * super().packed_bytes(node)
 
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        blocks = weights[0].planes[0].unflatten(-1, (-1, 34))
+    def unpack(self, weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        blocks = weight.planes[0].unflatten(-1, (-1, 34))
         scales = blocks[..., :2].contiguous().view(torch.float16).float().squeeze(-1)
         integers = blocks[..., 2:].contiguous().view(torch.int8).to(torch.int32)
         high, low = integers >> 4, integers & 15
-        return _pack(
+        return (
             torch.cat([high + 8, low], dim=1).flatten(1),
             torch.cat([16 * scales, scales], dim=1),
             torch.cat([torch.zeros_like(scales), 8 * scales], dim=1),
@@ -160,28 +203,6 @@ class Int8(Int4):
 
         def launch() -> None:
             twice.copy_(once)
-            y.copy_(_int4_mul_mat(flat, integers, GROUP, scales))
+            y.copy_(int4_mul_mat(flat, integers, GROUP, scales))
 
         return launch
-
-
-def _unpack_4bit(weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Integers [n, k] 0..15, scales and offsets [n, k / 32] of w = (q - 8) * scale + offset.
-
-    A block holds the scale d, of Q4_1 also the minimum m, in float16, then 16 bytes: low nibbles are the first 16
-    columns, high nibbles the last 16 (ggml's quantisation formats).
-    """
-    header = 2 if weight.format == "Q4_0" else 4
-    blocks = weight.planes[0].unflatten(-1, (-1, header + 16))
-    params = blocks[..., :header].contiguous().view(torch.float16).float()
-    nibbles = blocks[..., header:]
-    integers = torch.cat([nibbles & 15, nibbles >> 4], dim=-1).to(torch.int32).flatten(1)
-    scales = params[..., 0]
-    offsets = params[..., 1] + 8 * scales if header == 4 else torch.zeros_like(scales)
-    return integers, scales, offsets
-
-
-def _pack(integers: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """torch's packed form, and its scales and offsets [k / 32, n, 2] in bfloat16."""
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
-    return packed, torch.stack([scales.T, offsets.T], dim=-1).to(torch.bfloat16).contiguous()

@@ -23,6 +23,12 @@ class Rope(Kernel):
     precision = 1e-11
     packed = "f32"
 
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["f32"], ["f32"], ["i32"]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["f32"], ["f32"]]
+
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(weight.dequantize() for weight in weights)
 
@@ -42,7 +48,8 @@ class Rope(Kernel):
         assert scratch is not None
         take = _Scratch(scratch)
         shape = (len(positions), rotation.dims // 2)
-        angles, exact = take(shape, torch.float64), take(shape, torch.complex128)
+        # Widest first: a complex128 must start at a multiple of 16 bytes.
+        exact, angles = take(shape, torch.complex128), take(shape, torch.float64)
         turns = take(shape, torch.complex64)
         magnitude = torch.full(shape, rotation.magnitude, dtype=torch.float64)
         frequencies = _frequencies(rotation, tensors.packed)

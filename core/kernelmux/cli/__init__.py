@@ -10,6 +10,7 @@ from kernelmux import __version__
 from kernelmux.cli.backends import backends
 from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
+from kernelmux.cli.policy import policy
 from kernelmux.cli.run import run
 from kernelmux.errors import KernelmuxError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for command in (run, plan, graph, backends):
     app.command()(command)
+app.add_typer(policy, name="policy")
 
 
 def _version(asked: bool) -> None:

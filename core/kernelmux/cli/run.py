@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,9 @@ def run(
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)],
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     policy: PolicyPath = None,
+    locked: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
+    ] = None,
     use: Use = None,
     device: DeviceName = "cpu",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
@@ -33,7 +37,9 @@ def run(
     from kernelmux.model import load
 
     opened = load(model)
-    made = make_plan(opened, policy, use, device)
+    if locked is not None and (policy or use):
+        raise typer.BadParameter("a locked plan takes no --policy and no --use", param_hint="--plan")
+    made = opened.locked_plan(locked, device) if locked else make_plan(opened, policy, use, device)
     answer = opened.generate(
         [{"role": "user", "content": prompt}] if chat else prompt,
         made,

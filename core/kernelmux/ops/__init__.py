@@ -5,22 +5,48 @@ To add one, copy a neighbour's file and name it in OPS; its hook in `hookspecs.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kernelmux.ops.add import Add
+from kernelmux.ops.add_rms_norm import AddRmsNorm
 from kernelmux.ops.attention import Attention
 from kernelmux.ops.convert import Convert
 from kernelmux.ops.copy import Copy
 from kernelmux.ops.embed import Embed
+from kernelmux.ops.fused import Fused, Part
+from kernelmux.ops.gate_up_swiglu import GateUpSwiglu
 from kernelmux.ops.mul import Mul
 from kernelmux.ops.mul_mat import MulMat
+from kernelmux.ops.mul_mat_add import MulMatAdd
 from kernelmux.ops.op import Case, Cost, Op, Operands
+from kernelmux.ops.qkv import Qkv
+from kernelmux.ops.qkv_rope_copy import QkvRopeCopy
 from kernelmux.ops.rms_norm import RmsNorm
 from kernelmux.ops.rope import Rope, Rotation
 from kernelmux.ops.silu import Silu
+from kernelmux.ops.swiglu import Swiglu
 
-OPS: Mapping[str, Op] = {
-    op.name: op for op in (MulMat(), RmsNorm(), Add(), Rope(), Attention(), Copy(), Mul(), Silu(), Embed(), Convert())
-}
+_PLAIN: tuple[Op, ...] = (
+    MulMat(),
+    RmsNorm(),
+    Add(),
+    Rope(),
+    Attention(),
+    Copy(),
+    Mul(),
+    Silu(),
+    Embed(),
+    Convert(),
+)
+_FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy())
 
-__all__ = ["OPS", "Case", "Cost", "Op", "Operands", "Rotation"]
+OPS: dict[str, Op] = {op.name: op for op in (*_PLAIN, *_FUSED)}
+"""Every op by name. A backend that brings a fused op of its own adds it here when it is registered."""
+
+CORE_OPS = frozenset(OPS)
+
+
+def fused_ops() -> list[Fused]:
+    """The fused ops, in the order in which they are tried where two could stand at one place."""
+    return [op for op in OPS.values() if isinstance(op, Fused)]
+
+
+__all__ = ["CORE_OPS", "OPS", "Case", "Cost", "Fused", "Op", "Operands", "Part", "Rotation", "fused_ops"]

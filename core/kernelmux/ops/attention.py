@@ -35,7 +35,12 @@ class Attention(Op):
     optional = ("window", "soft_cap")
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
-        q, k_cache, v_cache, *_ = node.inputs
+        q, k_cache, v_cache, query_start, kv_len, block_table = node.inputs
+        self.require_rows(node, q)
+        for value, rank in ((query_start, 1), (kv_len, 1), (block_table, 2)):
+            fits = value.format == "i32" and len(value.shape) == rank
+            self.require(fits, node, f"{value.name} must be i32 of rank {rank}, it is {value.format} {value.shape}")
+        self.require(block_table.shape[0] == kv_len.shape[0], node, "block_table and kv_len differ in sequences")
         self.require(
             node.num_heads % node.num_kv_heads == 0,
             node,

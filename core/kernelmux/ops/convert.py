@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.formats import Value
+from kernelmux.formats import Value, lookup
 from kernelmux.ops.op import Case, Op, Operands
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ class Convert(Op):
     outputs = ("y",)
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
-        return (self.output(node, 0, node.inputs[0].shape, format),)
+        (x,) = node.inputs
+        self.require_rows(node, x)
+        columns = x.shape[1]
+        fault = lookup(format).check((columns,)) if isinstance(columns, int) else None
+        self.require(fault is None, node, str(fault))
+        return (self.output(node, 0, x.shape, format),)
 
     def arguments(self, node: TensorNode) -> dict[str, Any]:
         m, n = node.inputs[0].shape

@@ -33,6 +33,7 @@ class Copy(Op):
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         k, v, slots, k_cache, v_cache = node.inputs
+        self.require_rows(node, k, v)
         width = node.num_kv_heads * node.head_dim
         for rows in (k, v):
             self.require(rows.shape[1:] == (width,), node, f"{rows.name} is {rows.shape}, rows must hold {width}")

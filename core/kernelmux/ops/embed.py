@@ -31,9 +31,11 @@ class Embed(Op):
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         ids, *tables = (*node.inputs, *node.weight)
+        self.require(len(ids.shape) == 1, node, f"ids must be [m], {ids.name} is {ids.shape}")
         self.require(len(tables) == 1, node, f"one table is needed, weight or second input; {len(tables)} were given")
         (table,) = tables
         self.require(ids.format == "i32", node, f"ids must be i32, {ids.name} is {ids.format}")
+        self.require(len(ids.shape) == 1, node, f"ids must be [m], {ids.name} is {ids.shape}")
         self.require(len(table.shape) == 2, node, f"the table must be [rows, k], {table.name} is {table.shape}")
         return (self.output(node, 0, (ids.shape[0], table.shape[1]), format),)
 

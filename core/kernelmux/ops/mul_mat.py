@@ -34,7 +34,7 @@ class MulMat(Op):
         (x,) = node.inputs
         self.require(len(node.weight) == 1, node, f"one weight is needed, {len(node.weight)} were given")
         (weight,) = node.weight
-        self.require(len(x.shape) == 2, node, f"x must be [m, k], {x.name} is {x.shape}")
+        self.require_rows(node, x)
         self.require(
             len(weight.shape) == 2 and weight.shape[1] == x.shape[1],
             node,

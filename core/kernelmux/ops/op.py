@@ -108,6 +108,13 @@ class Op(ABC):
         name = node.name if len(self.outputs) == 1 else f"{node.name}.{self.outputs[index]}"
         return Value(name, shape, format)
 
+    def require_rows(self, node: TensorNode, *values: Value) -> None:
+        """GraphError unless each value has rows and columns, and all have the same rows."""
+        for value in values:
+            self.require(len(value.shape) == 2, node, f"{value.name} must be [rows, columns], it is {value.shape}")
+            rows = values[0].shape[0]
+            self.require(value.shape[0] == rows, node, f"{value.name} has {value.shape[0]} rows, not {rows}")
+
     def require(self, holds: bool, node: TensorNode, message: str) -> None:
         """GraphError `node: message` unless `holds`."""
         if not holds:
@@ -127,6 +134,7 @@ class Elementwise(Op):
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         first = node.inputs[0]
+        self.require_rows(node, first)
         for other in node.inputs[1:]:
             fits = other.shape == first.shape
             self.require(fits, node, f"{first.name} is {first.shape}, {other.name} is {other.shape}")

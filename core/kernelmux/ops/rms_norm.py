@@ -31,7 +31,9 @@ class RmsNorm(Op):
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         (x,) = node.inputs
+        self.require(len(node.gamma) == 1, node, f"one gamma is needed, {len(node.gamma)} were given")
         (gamma,) = node.gamma
+        self.require_rows(node, x)
         self.require(gamma.shape == x.shape[-1:], node, f"gamma is {gamma.shape}, x is {x.shape}")
         self.require(node.epsilon > 0, node, f"epsilon must be above 0, not {node.epsilon}")
         return (self.output(node, 0, x.shape, format),)

@@ -87,6 +87,7 @@ class Rope(Op):
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         q, k, positions = node.inputs
         assert node.rotation is not None
+        self.require_rows(node, q, k)
         for rows, heads in ((q, node.num_heads), (k, node.num_kv_heads)):
             width = heads * node.head_dim
             self.require(rows.shape[1:] == (width,), node, f"{rows.name} is {rows.shape}, rows must hold {width}")

@@ -1,0 +1,59 @@
+"""`kernelmux policy`: check a policy file, or show its schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kernelmux.cli.common import DeviceName, Json, print_json
+
+policy = typer.Typer(help="Check a policy file, or print the JSON Schema that editors use.", no_args_is_help=True)
+
+
+@policy.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file (TOML).", show_default=False)],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="MODEL", help="Also check it against this GGUF file.")
+    ] = None,
+    device: DeviceName = "cpu",
+    json: Json = False,
+) -> None:
+    """Find names of nothing, rules never reached, rules that match nothing, and requirements that fail: exit code 1."""
+    from kernelmux import registry
+    from kernelmux.device import find_device
+    from kernelmux.errors import PolicyError
+    from kernelmux.policy import read_policy
+    from kernelmux.policy_check import Finding, check_policy, line_in
+
+    try:
+        parsed = read_policy(file)
+        graph = None
+        if model is not None:
+            from kernelmux.models import open_model
+
+            graph = open_model(model).graph
+        found = check_policy(parsed, registry.current(), find_device(device), graph)
+    except PolicyError as error:
+        if not file.is_file():
+            raise
+        found = [Finding(line_in(str(error), str(file)), str(error).partition(": ")[2])]
+    if json:
+        print_json({"file": str(file), "findings": [{"line": f.line, "message": f.message} for f in found]})
+    else:
+        for finding in found:
+            typer.echo(f"{file}:{finding.line}: {finding.message}")
+        if not found:
+            typer.echo(f"{file}: no findings")
+    if found:
+        raise typer.Exit(1)
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files."""
+    from kernelmux.grammar import Document
+
+    print_json(Document.model_json_schema())

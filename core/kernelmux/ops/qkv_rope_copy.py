@@ -1,0 +1,78 @@
+"""qkv_rope_copy: from the normed input to turned queries, with keys and values already in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.formats import Value
+from kernelmux.ops.fused import Fused, Part
+from kernelmux.ops.op import Case
+from kernelmux.ops.rope import Rotation
+
+if TYPE_CHECKING:
+    from kernelmux.graph import TensorNode
+
+
+class QkvRopeCopy(Fused):
+    """qkv, rope and copy in one.
+
+    Axes: as qkv, rope and copy.
+    Inputs: x [m, hidden_dim]; positions [m]; slots [m]; k_cache, v_cache; three weights (and, fourth, the rope's
+    divisors); three biases or none.
+    Outputs: q [m, num_heads * head_dim], turned; k_cache, v_cache: the same memory, updated.
+    Numerics: as its parts.
+    """
+
+    name = "qkv_rope_copy"
+    inputs = ("x", "positions", "slots", "k_cache", "v_cache")
+    outputs = ("q", "k_cache_out", "v_cache_out")
+    fields = ("weight", "rotation", "num_heads", "num_kv_heads", "head_dim")
+    optional = ("bias",)
+    updates = ((3, 1), (4, 2))
+    pattern = (
+        *(Part("mul_mat", ("x",), (f"{port}_flat",), weight=index) for index, port in enumerate(("q", "k", "v"))),
+        Part("rope", ("q_flat", "k_flat", "positions"), ("q", "k"), weight=3),
+        Part("copy", ("k", "v_flat", "slots", "k_cache", "v_cache"), ("k_cache_out", "v_cache_out")),
+    )
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        m, hidden_dim = node.inputs[0].shape
+        return {
+            "m": m,
+            "k": hidden_dim,
+            "num_heads": node.num_heads,
+            "num_kv_heads": node.num_kv_heads,
+            "head_dim": node.head_dim,
+            "rotation": node.rotation,
+            "weight_formats": tuple(weight.format for weight in node.weight[:3]),
+            "cache_format": node.outputs[1].format,
+        }
+
+    def cases(self) -> Iterator[Case]:
+        import torch
+
+        heads, kv_heads, dim, k, pages, page_size = 4, 2, 16, 96, 6, 16
+        for m in (1, 5, 17):
+            for format in ("f32", "Q4_1"):
+                widths = (heads * dim, kv_heads * dim, kv_heads * dim)
+                fields: dict[str, Any] = {
+                    "weight": tuple(Value(f"w{p}", (n, k), format) for p, n in zip("qkv", widths, strict=True)),
+                    "rotation": Rotation(theta=1e4, dims=dim),
+                    "num_heads": heads,
+                    "num_kv_heads": kv_heads,
+                    "head_dim": dim,
+                }
+                cache = (pages, page_size, kv_heads, dim)
+                inputs = (
+                    Value("x", (m, k)),
+                    Value("positions", (m,), "i32"),
+                    Value("slots", (m,), "i32"),
+                    Value("k_cache", cache),
+                    Value("v_cache", cache),
+                )
+                draw = {
+                    "positions": lambda generator, m=m: torch.arange(3, 3 + m, dtype=torch.int32),
+                    "slots": lambda generator, m=m: torch.randperm(pages * page_size, generator=generator)[:m],
+                }
+                yield Case(f"qkv_rope_copy-{format}-m{m}", self.name, inputs, fields, draw)

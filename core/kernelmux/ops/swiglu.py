@@ -1,0 +1,38 @@
+"""swiglu: the gated activation of a llama feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.formats import Value
+from kernelmux.ops.fused import Fused, Part
+from kernelmux.ops.op import ROW_COUNTS, Case
+
+if TYPE_CHECKING:
+    from kernelmux.graph import TensorNode
+
+
+class Swiglu(Fused):
+    """y = silu(gate) * up (Shazeer 2020, arXiv:2002.05202).
+
+    Axes: m rows, n columns.
+    Inputs: gate, up [m, n].
+    Outputs: y [m, n]; may be gate's or up's memory.
+    Numerics: as silu and mul, rounded once.
+    """
+
+    name = "swiglu"
+    inputs = ("gate", "up")
+    outputs = ("y",)
+    in_place = ((0, 0), (1, 0))
+    pattern = (Part("silu", ("gate",), ("gated",)), Part("mul", ("gated", "up"), ("y",)))
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        m, n = node.inputs[0].shape
+        return {"m": m, "n": n}
+
+    def cases(self) -> Iterator[Case]:
+        for m in ROW_COUNTS:
+            for n in (1536, 127):
+                yield Case(f"swiglu-m{m}-n{n}", self.name, (Value("gate", (m, n)), Value("up", (m, n))))

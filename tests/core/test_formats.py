@@ -1,0 +1,158 @@
+"""Formats: sizes, names, and what storing a tensor costs."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernelmux.conformance.draw import random_blocks
+from kernelmux.errors import GraphError
+from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes, torch_dtype
+from kernelmux.ops import OPS
+
+OWN = ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"]
+PLAIN = ["f32", "f16", "bf16"]
+GGUF = [fmt.name for fmt in FORMATS.values() if fmt.gguf is not None and not fmt.plain]
+
+seeds = st.integers(0, 2**31)
+columns = st.integers(1, 4).map(lambda blocks: 128 * blocks)
+shapes = st.tuples(st.integers(1, 9), columns)
+
+
+def _empty(name, shape):
+    return tuple(torch.empty(p.shape(shape), dtype=torch_dtype(p.dtype)) for p in lookup(name).planes)
+
+
+def _stored(name, values):
+    planes = _empty(name, tuple(values.shape))
+    quantize_planes(name, values, planes)
+    return planes
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "nbytes"),
+    [
+        ("f32", [(4, 256)], 4096),
+        ("bf16", [(4, 256)], 2048),
+        ("q8_32", [(4, 256), (4, 8), (4, 8)], 1024 + 128 + 128),
+        ("fp8_tensor", [(4, 256), (1, 1)], 1024 + 4),
+        ("fp8_row", [(4, 256), (4, 1)], 1024 + 16),
+        ("fp8_block", [(4, 256), (4, 2)], 1024 + 32),
+        ("Q4_0", [(4, 8 * 18)], 4 * 8 * 18),
+        ("Q6_K", [(4, 210)], 840),
+    ],
+)
+def test_planes_of_a_4_by_256_tensor(name, shapes, nbytes):
+    fmt = lookup(name)
+    assert [plane.shape((4, 256)) for plane in fmt.planes] == shapes
+    assert fmt.nbytes((4, 256)) == Value("x", (4, 256), name).nbytes == nbytes
+
+
+def test_block_sizes_are_those_of_the_gguf_package():
+    for name in GGUF:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+        assert (lookup(name).block, lookup(name).nbytes((1, block))) == (block, size), name
+
+
+@pytest.mark.parametrize("name", ["q4_k", "Q4_K", "Q4_k", "BF16", "Fp8_Row"])
+def test_lookup_ignores_case(name):
+    assert lookup(name).name.lower() == name.lower()
+
+
+def test_an_unknown_format_names_the_nearest_and_all():
+    with pytest.raises(GraphError, match=r"unknown format 'q4k' \(did you mean 'Q4_K'\?\); known: .*bf16.*f32"):
+        lookup("q4k")
+
+
+def test_check_says_why_a_row_cannot_be_stored():
+    assert lookup("Q4_0").check((3, 33)) == "Q4_0 stores rows in blocks of 32, 33 columns do not divide"
+    assert lookup("Q4_0").check((3, 64)) is None
+    assert lookup("f32").check((3, 33)) is None
+    assert lookup("q8_32").check(()) is not None
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OWN])
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(shape=shapes, seed=seeds)
+def test_a_round_trip_costs_no_more_than_the_format_states(name, shape, seed):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    back = dequantize_planes(name, _stored(name, values), torch.float64)
+    error = (back - values).square().sum() / values.double().square().sum()
+    assert error <= lookup(name).rounding
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OWN])
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(shape=shapes, seed=seeds, scale=st.sampled_from([1e-42, 1e-30, 1e-6, 1.0, 1e4]), dense=st.booleans())
+def test_zeros_stay_zeros_and_nothing_becomes_nan(name, shape, seed, scale, dense):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    values[:, :128] = 0
+    values[0] = 0
+    if not dense:
+        values.zero_()
+    planes = _stored(name, values)
+    back = dequantize_planes(name, planes)
+    assert back.isfinite().all()
+    assert (back[values == 0] == 0).all()
+    assert all(plane.float().isfinite().all() for plane in planes)
+
+
+@pytest.mark.parametrize("name", OWN)
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(shape=shapes, seed=seeds, factor=st.sampled_from([2.0**-20, 0.25, 8.0, 2.0**20]))
+def test_scales_follow_the_magnitude(name, shape, seed, factor):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    small, large = (dequantize_planes(name, _stored(name, values * by)) for by in (1.0, factor))
+    torch.testing.assert_close(large, small * factor, rtol=1e-6, atol=0)
+
+
+def test_q8_32_keeps_the_sums_of_what_it_stores():
+    values = torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    qs, scales, sums = _stored("q8_32", values)
+    expected = (qs.view(5, 3, 32).float() * scales.unsqueeze(-1)).sum(dim=-1)
+    torch.testing.assert_close(sums, expected)
+    assert qs.abs().view(5, 3, 32).amax(dim=-1).eq(127).all()
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_gguf_blocks_dequantise_as_the_gguf_package_does(name):
+    shape, kind = (3, 512), gguf.GGMLQuantizationType[name]
+    generator = torch.Generator().manual_seed(7)
+    try:
+        blocks = random_blocks(name, shape, generator)
+    except KeyError:
+        blocks = torch.randint(256, lookup(name).planes[0].shape(shape), generator=generator, dtype=torch.uint8)
+    # Where the scales are random bytes too, some are infinite.
+    with np.errstate(all="ignore"):
+        found = Weight("w", shape, name, (blocks,)).dequantize()
+        expected = gguf.dequantize(blocks.numpy(), kind)
+    assert found.shape == shape
+    assert np.array_equal(found.numpy(), expected, equal_nan=True)
+
+
+def test_a_plain_weight_is_dequantised_without_a_copy():
+    stored = torch.arange(6, dtype=torch.float32)
+    dense = Weight("w", (2, 3), "f32", (stored,)).dequantize()
+    assert dense.shape == (2, 3)
+    assert dense.data_ptr() == stored.data_ptr()
+
+
+def test_a_weight_in_a_format_of_kernelmux_is_dequantised_with_its_scales():
+    values = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
+    found = Weight("w", (4, 128), "fp8_row", _stored("fp8_row", values)).dequantize()
+    assert torch.equal(found, dequantize_planes("fp8_row", _stored("fp8_row", values)))
+
+
+def test_extents_of_a_symbol_name_the_value():
+    value = Value("tokens", ("m", 4), "i32")
+    with pytest.raises(GraphError, match="tokens: 'm' has no extent yet"):
+        _ = value.extents
+    assert value.resolve({"m": 3}).extents == (3, 4)
+    assert value.resolve({"outs": 3}) == value
+
+
+def test_every_format_that_a_case_draws_exists():
+    used = {value.format for op in OPS.values() for case in op.cases() for value in case.inputs}
+    assert all(lookup(name) for name in used)

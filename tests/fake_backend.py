@@ -1,0 +1,175 @@
+"""Backends, kernels and graphs for tests of core.
+
+The kernels declare what a test asks for, and compute with the ops' own references; the graphs are small, or random.
+"""
+
+from __future__ import annotations
+
+import types
+
+from hypothesis import strategies as st
+
+from kernelmux.device import Device
+from kernelmux.formats import dequantize_planes, quantize_planes
+from kernelmux.graph import Builder
+from kernelmux.hookspecs import CONTRACT, Kernel, hookimpl
+from kernelmux.ops import OPS, Operands, Rotation
+from kernelmux.plan import make_plan
+from kernelmux.policy import parse_policy
+
+CPU = Device("cpu")
+
+
+class FakeKernel(Kernel):
+    """A kernel by its declarations. `takes` and `emits` hold for every input and output; None is what the graph states.
+
+    It notes each node that it is bound to with its tensors. `work` is called at each launch, with node and tensors.
+    """
+
+    def __init__(
+        self,
+        name="f32",
+        *,
+        precision=1e-11,
+        version="1",
+        launches=1,
+        takes=None,
+        emits=None,
+        packed="",
+        packed_bytes=0,
+        scratch=lambda node: 0,
+        work=lambda node, tensors: None,
+    ):
+        self.name, self.precision, self.version, self.launches = name, precision, version, launches
+        self.packed, self.bytes, self.scratch, self.work = packed, packed_bytes, scratch, work
+        self.takes, self.emits = takes, emits
+        self.bound = []
+        self.prepared = []
+
+    def inputs(self, node):
+        # Ids, lengths and caches stay as they are.
+        free = self.takes is not None
+        return [self.takes if free and value.format != "i32" else [value.format] for value in node.inputs]
+
+    def outputs(self, node):
+        return [[value.format] if self.emits is None else self.emits for value in node.outputs]
+
+    def packed_bytes(self, node):
+        return self.bytes
+
+    def prepare(self, weights, device):
+        self.prepared.append([weight.name for weight in weights])
+        return tuple(weight.dequantize() for weight in weights)
+
+    def workspace(self, node):
+        return self.scratch(node)
+
+    def bind(self, node, tensors, stream):
+        self.bound.append((node, tensors))
+        return lambda: self.work(node, tensors)
+
+
+def compute(node, tensors):
+    """The op's reference in float64, as a kernel's `work`."""
+    inputs = [_dense(value, planes) for value, planes in zip(node.inputs, tensors.inputs, strict=True)]
+    packed = iter(tensors.packed)
+    weight, bias, gamma = (tuple(next(packed).double() for _ in part) for part in (node.weight, node.bias, node.gamma))
+    results = node.contract.reference(node, Operands(tuple(inputs), weight, bias, gamma))
+    for value, planes, result in zip(node.outputs, tensors.outputs, results, strict=True):
+        quantize_planes(value.format, result, planes if isinstance(planes, tuple) else (planes,))
+
+
+def _dense(value, planes):
+    if value.format == "i32":
+        return planes
+    return dequantize_planes(value.format, planes if isinstance(planes, tuple) else (planes,)).double()
+
+
+def backend(**answers):
+    """A backend with a hook for each op named: what it answers, or a function of (node, m) that does."""
+    plugin = types.ModuleType("fake_backend")
+    plugin.CONTRACT = CONTRACT
+    for op, answer in answers.items():
+        setattr(plugin, f"dispatch_{op}", hookimpl(_hook(answer)))
+    return plugin
+
+
+def _hook(answer):
+    def hook(node, m):
+        return answer(node, m) if isinstance(answer, types.FunctionType) else answer
+
+    return hook
+
+
+def whole_backend(**changes):
+    """A backend with one kernel `f32` for every op, which computes; `changes` replace or add answers."""
+    return backend(**{**{op: FakeKernel(work=compute) for op in OPS}, **changes})
+
+
+def plan_for(graph, registry, policy="", *, use=(), max_rows=8):
+    """A plan on the CPU by a policy's text, called `p.toml`."""
+    return make_plan(graph, parse_policy(policy, "p.toml").with_use(use), registry, CPU, max_rows)
+
+
+def silu_graph(columns=8, rows="m"):
+    """y = silu(x), the smallest graph that computes."""
+    b = Builder("one")
+    return b.build(b.value("silu", "y", b.leaf("x", (rows, columns), role="state")))
+
+
+def chain(*ops, columns=8):
+    """Elementwise ops one after another, `n0`, `n1`, ...; those of two inputs take `x` beside the last value."""
+    b = Builder("chain")
+    first = last = b.leaf("x", ("m", columns), role="state")
+    for index, op in enumerate(ops):
+        inputs = (last,) if len(OPS[op].inputs) == 1 else (last, first)
+        last = b.value(op, f"n{index}", *inputs)
+    return b.build(last)
+
+
+def one_node(op, *inputs, format="f32", **fields):
+    """The node of a graph of that op alone: `inputs` and the weights in `fields` are Values, each made a leaf."""
+    b = Builder("one")
+    values = [b.leaf(value.name, value.shape, value.format, role="state") for value in inputs]
+    for key in ("weight", "bias", "gamma"):
+        for value in fields.get(key, ()):
+            b.leaf(value.name, value.shape, value.format)
+    outputs = b.node(op, "node", *values, format=format, **fields)
+    return b.build(*outputs).ops[0]
+
+
+dims = st.sampled_from([32, 64])
+
+
+@st.composite
+def graphs(draw):
+    """Chains and trees of elementwise ops, mul_mat, rms_norm and rope over one input of `m` or of 3 rows."""
+    b = Builder(draw(st.text(max_size=8)))
+    values = [b.leaf("x", (draw(st.sampled_from(["m", 3])), draw(dims)), role="state")]
+    for index in range(draw(st.integers(1, 12))):
+        x, name = draw(st.sampled_from(values)), f"n{index}"
+        op = draw(st.sampled_from(["add", "mul", "silu", "mul_mat", "rms_norm", "rope"]))
+        values += b.node(op, name, *_operands(draw, b, op, name, x, values), **_fields(draw, b, op, name, x))
+    return b.build(*draw(st.lists(st.sampled_from(values[1:]), min_size=1, max_size=3, unique=True)))
+
+
+def _operands(draw, b, op, name, x, values):
+    if op == "rope":
+        return x, x, b.leaf(f"{name}.p", x.shape[:1], "i32", role="state")
+    alike = [value for value in values if value.shape == x.shape]
+    return (x, draw(st.sampled_from(alike))) if op in ("add", "mul") else (x,)
+
+
+def _fields(draw, b, op, name, x):
+    fields = {"layer": draw(st.none() | st.integers(0, 3))}
+    if op == "mul_mat":
+        n = draw(dims)
+        fields["weight"] = (b.leaf(f"{name}.w", (n, x.shape[1]), draw(st.sampled_from(["f32", "bf16", "f16"]))),)
+        fields["bias"] = (b.leaf(f"{name}.b", (n,)),) if draw(st.booleans()) else ()
+    elif op == "rms_norm":
+        fields |= {"gamma": (b.leaf(f"{name}.g", x.shape[1:]),), "epsilon": draw(st.floats(1e-6, 1e-2))}
+    elif op == "rope":
+        pairing = draw(st.sampled_from(["adjacent", "halves"]))
+        fields["rotation"] = Rotation(theta=draw(st.floats(2, 1e6)), dims=8, pairing=pairing)
+        fields |= {"num_heads": x.shape[1] // 8, "num_kv_heads": x.shape[1] // 8, "head_dim": 8}
+    return fields
