@@ -70,8 +70,8 @@ def _launch_error(steps: Sequence[Step], index: int, device: str, error: Excepti
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
     message = (
-        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, with {shapes}: "
-        f"{type(error).__name__}: {error}"
+        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, "
+        f"with {shapes}: {type(error).__name__}: {error}"
     )
     sticky = any(fault in str(error) for fault in _STICKY)
     if sticky:
