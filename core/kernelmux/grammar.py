@@ -240,9 +240,9 @@ class Document(Table):
         strict=True,
         description="Whether fused ops may stand in for plain ones, where a chosen kernel takes them.",
     )
-    defaults: Defaults = Field(Defaults(), description="What holds where no rule does.")
-    kv: Kv = Field(Kv(), description="The cache.")
-    weights: Weights = Field(Weights(), description="What packed weights may cost.")
+    defaults: Defaults = Field(Defaults(), description="What holds where no rule does: a table, see below.")
+    kv: Kv = Field(Kv(), description="The cache: a table, see below.")
+    weights: Weights = Field(Weights(), description="What packed weights may cost: a table, see below.")
 
 
 TABLES: dict[str, type[Table]] = {

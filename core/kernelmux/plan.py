@@ -200,7 +200,7 @@ def _choose_at(
     nodes: Mapping[str, TensorNode], selector: Selector, fusions: Sequence[Fusion], rows: int, held: Held
 ) -> Bucket:
     """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first."""
-    choices = {name: selector.choose(node, _own_rows(node, rows), held) for name, node in nodes.items()}
+    choices = {name: selector.choose(node, _own_rows(node, rows), held, exact=False) for name, node in nodes.items()}
     kept: list[Fusion] = []
     for fusion in fusions:
         if all(part in choices for part in fusion.parts):
@@ -210,6 +210,9 @@ def _choose_at(
                 for part in fusion.parts:
                     del choices[part]
                 choices[fusion.node.name] = fused
+    if selector.policy.document.weights.copies is not None:
+        plain = {name: node for name, node in nodes.items() if name in choices}
+        choices.update({name: selector.choose(node, _own_rows(node, rows), held) for name, node in plain.items()})
     return Bucket(rows, tuple(kept), choices)
 
 

@@ -79,11 +79,15 @@ class Selector:
         if self.locked is None:
             self._reject_unknown_backends()
 
-    def choose(self, node: TensorNode, rows: int, held: Held | None = None) -> Choice:
-        """The kernel for a node at a row count; PlanError where none takes it."""
+    def choose(self, node: TensorNode, rows: int, held: Held | None = None, exact: bool = True) -> Choice:
+        """The kernel for a node at a row count; PlanError where none takes it.
+
+        Unless `exact`, a form counts as held if one of its name is, stacked with whatever other weights: a fusion may
+        still make it that one.
+        """
         rule = self.policy.match(node, rows, self.device)
         self._matched.add(rule)
-        own = self._own_refusal(node, held)
+        own = self._own_refusal(node, held, exact)
         if own is not None or self.locked is not None:
             return self._pick(node, rows, rule, own)
         key = self._kind(node), rows, rule
@@ -103,7 +107,7 @@ class Selector:
         named = rule is not None and node.op in (self.policy.document.rule[rule].op or ())
         if named:
             return self.choose(node, rows, held)
-        own, offer = self._own_refusal(node, held), self._offer(node, rows)
+        own, offer = self._own_refusal(node, held, exact=True), self._offer(node, rows)
         for name, kernel in offer.kernels.items():
             agreed = all(_stands_for(name, part, choice) for part, choice in parts)
             refused = self._refusal(name, node, rule, offer) or (own(name, kernel) if own else None)
@@ -215,7 +219,7 @@ class Selector:
             return Declined(f"quarantined: {fault}", "not offered")
         return Declined(f"{backend} does not offer it for this node", "not offered")
 
-    def _own_refusal(self, node: TensorNode, held: Held | None) -> Refuse | None:
+    def _own_refusal(self, node: TensorNode, held: Held | None, exact: bool) -> Refuse | None:
         """What rules out kernels for this very node: that they raised, or that they need one more packed form."""
         banned = {kernel for name, kernel in self.banned if name == node.name}
         limit = self.policy.document.weights.copies
@@ -228,9 +232,12 @@ class Selector:
             if limit is None or held is None:
                 return None
             form = packed_form(node, name, kernel)
-            for value in node.weights if form else ():
+            if form is None:
+                return None
+            for value in node.weights:
                 forms = held.get(value.name, frozenset())
-                if form not in forms and len(forms) >= limit:
+                known = form in forms or (not exact and form[1] in {name for _, name in forms})
+                if not known and len(forms) >= limit:
                     return Declined(f"{value.name} has {len(forms)} packed forms already, the limit", "over budget")
             return None
 

@@ -1,0 +1,115 @@
+"""Makes docs/policy.md and policy.schema.json from the grammar: `python docs/policy.py` (`--check` only compares)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+from kernelmux.grammar import TABLES, Document, Selectors, Table
+
+HERE = Path(__file__).parent
+
+HEAD = """# The policy file
+
+A policy is a TOML file that says which kernel runs which op. It is data only: no expressions, no includes.
+`kernelmux policy check FILE [--model MODEL]` finds its mistakes; [policy.schema.json](policy.schema.json) lets an
+editor complete and check it. Made by `python docs/policy.py` from `kernelmux/grammar.py`.
+
+For every node, at every row count: the **first rule** that matches decides. Its `use` is tried in order; after it come
+the defaults, then every other installed backend, unless the rule says `on_unsupported = "error"`. `--use OP=KERNEL` on
+the command line is a rule before all others. `kernelmux plan MODEL` shows which rule decided, and why others lost.
+
+A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its kernel would have been chosen for them: it
+has the name of those that read weights, and the backend of the rest. A rule that names a fused op decides for itself.
+
+```toml
+[[rule]]
+op = "mul_mat"
+m = "1..8"                     # decode, and small batches
+weight = ["Q4_0", "Q4_1"]
+use = ["torch:int4"]
+
+[[rule]]
+op = "mul_mat"
+layer = "0..1"
+use = ["torch:f32", "reference"]
+max_error = 1e-8               # no kernel with a looser bound
+
+[[require]]                    # or there is no plan
+op = "attention"
+kernel = "torch"
+
+[defaults]
+use = ["torch", "reference"]
+on_error = "next"              # a kernel that raises is replaced, and the step run again
+
+[kv]
+format = "bf16"
+
+[weights]
+copies = 1                     # never two packed forms of one weight
+```
+
+Ranges are written `5`, `"1..16"`, `"17.."` or `"..16"`, both ends included. A key that takes a list also takes a string.
+"""
+
+TITLES = {
+    "": "Top level",
+    "rule": "`[[rule]]`",
+    "require": "`[[require]]`",
+    "defaults": "`[defaults]`",
+    "kv": "`[kv]`",
+    "weights": "`[weights]`",
+}
+
+
+def render() -> str:
+    """The page: its head, then each table's keys."""
+    sections = [_section("", Document), _selectors()]
+    sections += [_section(name, table) for name, table in TABLES.items()]
+    return "\n".join([HEAD, *sections])
+
+
+def _selectors() -> str:
+    head = "## Selectors\n\nRules and requirements match the nodes for which every selector given holds.\n"
+    return f"{head}\n{_rows(Selectors, [])}\n"
+
+
+def _section(name: str, table: type[Table]) -> str:
+    inherited = list(Selectors.model_fields) if issubclass(table, Selectors) else []
+    text = (table.__doc__ or "").strip()
+    note = "Selectors, as above, and:\n\n" if inherited else ""
+    return f"## {TITLES[name]}\n\n{text}\n\n{note}{_rows(table, inherited)}\n"
+
+
+def _rows(table: type[Table], leave_out: list[str]) -> str:
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for key, field in table.model_fields.items():
+        if key not in leave_out:
+            lines.append(f"| `{key}` | {_default(field)} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(needed)"
+    return f"`{json.dumps(field.default)}`" if isinstance(field.default, bool | str) else ""
+
+
+def main() -> None:
+    pages = {
+        HERE / "policy.md": render(),
+        HERE / "policy.schema.json": json.dumps(Document.model_json_schema(), indent=1) + "\n",
+    }
+    for path, text in pages.items():
+        if "--check" not in sys.argv:
+            path.write_text(text, "utf-8")
+        elif not path.exists() or path.read_text("utf-8") != text:
+            sys.exit(f"docs/{path.name} is stale: python docs/policy.py")
+
+
+if __name__ == "__main__":
+    main()
