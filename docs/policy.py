@@ -53,7 +53,7 @@ format = "bf16"
 copies = 1                     # never two packed forms of one weight
 ```
 
-Ranges are written `5`, `"1..16"`, `"17.."` or `"..16"`, both ends included. A key that takes a list also takes a string.
+Ranges are written `5`, `"1..16"`, `"17.."` or `"..16"`, both ends included. A key that takes a list takes a string too.
 """
 
 TITLES = {

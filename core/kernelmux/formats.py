@@ -244,6 +244,16 @@ def dequantize_planes(name: str, planes: tuple[torch.Tensor, ...], dtype: torch.
     return data if lookup(name).plain else data * _over_columns(planes[1].to(data.dtype), data.shape)
 
 
+def as_tuple(planes: Any) -> tuple[torch.Tensor, ...]:
+    """What kernels see of a tensor (a torch tensor, or a tuple where its format has several planes) as a tuple."""
+    return planes if isinstance(planes, tuple) else (planes,)
+
+
+def as_planes(parts: tuple[torch.Tensor, ...]) -> Any:
+    """The inverse of `as_tuple`."""
+    return parts[0] if len(parts) == 1 else parts
+
+
 def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor, ...]) -> None:
     """Stores float `values` in `planes`, in a plain format or one of kernelmux's own.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import LaunchError, PlanError
-from kernelmux.formats import Value, lookup, torch_dtype
+from kernelmux.formats import Value, as_planes, as_tuple, lookup, torch_dtype
 from kernelmux.hookspecs import Launch, Planes, Tensors
 from kernelmux.memory import Layout, PackedWeights, aligned
 from kernelmux.plan import Plan
@@ -165,7 +165,7 @@ class Walker:
         if "seqs" in dims:
             dims["seqs+1"] = dims["seqs"] + 1
         for name, planes in self._leaves.items():
-            buffer = planes[0] if isinstance(planes, tuple) else planes
+            buffer = as_tuple(planes)[0]
             for symbol, extent in zip(self.plan.graph.values[name].shape, buffer.shape, strict=True):
                 if isinstance(symbol, str):
                     dims.setdefault(symbol, extent)
@@ -201,16 +201,10 @@ class Walker:
             flat = self._arena[offset : offset + nbytes].view(torch_dtype(plane.dtype))
             planes.append(flat.view(plane.shape(value.extents)))
             offset += aligned(nbytes)
-        return planes[0] if len(planes) == 1 else tuple(planes)
+        return as_planes(tuple(planes))
 
 
 def _narrow(planes: Planes, value: Value) -> Planes:
     """The first rows and columns of a buffer, as many as `value` has."""
-    if isinstance(planes, tuple):
-        layouts = lookup(value.format).planes
-        return tuple(_first(part, plane.shape(value.extents)) for part, plane in zip(planes, layouts, strict=True))
-    return _first(planes, value.extents)
-
-
-def _first(buffer: torch.Tensor, extents: tuple[int, ...]) -> torch.Tensor:
-    return buffer[tuple(slice(extent) for extent in extents)]
+    parts = zip(as_tuple(planes), lookup(value.format).planes, strict=True)
+    return as_planes(tuple(part[tuple(map(slice, plane.shape(value.extents)))] for part, plane in parts))

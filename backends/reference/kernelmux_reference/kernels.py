@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from kernelmux.device import Device
-from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes
+from kernelmux.formats import FORMATS, Value, Weight, as_tuple, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Planes, Tensors
 from kernelmux.ops import Operands
@@ -47,14 +47,14 @@ class _Reference(Kernel):
             )
             results = op.reference(node, Operands(inputs, weight, bias, gamma))
             for value, planes, result in zip(node.outputs, tensors.outputs, results, strict=True):
-                quantize_planes(value.format, result, _as_tuple(planes))
+                quantize_planes(value.format, result, as_tuple(planes))
 
         return launch
 
     def _decode(self, value: Value, planes: Planes) -> torch.Tensor:
         if value.format == "i32":
             return planes
-        return dequantize_planes(value.format, _as_tuple(planes), self.dtype)
+        return dequantize_planes(value.format, as_tuple(planes), self.dtype)
 
 
 class Float32(_Reference):
@@ -76,10 +76,6 @@ def _formats(value: Value) -> Sequence[str]:
     columns = value.shape[-1]
     fitting = [name for name in ACTIVATIONS if isinstance(columns, int) and columns % lookup(name).block == 0]
     return [value.format, *(name for name in fitting if name != value.format)]
-
-
-def _as_tuple(planes: Planes) -> tuple[torch.Tensor, ...]:
-    return planes if isinstance(planes, tuple) else (planes,)
 
 
 def _elements(value: Value) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.formats import Value, Weight, lookup
+from kernelmux.formats import Value, Weight, lookup, quantize_planes, torch_dtype
 from kernelmux.graph import Builder, Graph
 from kernelmux.ops import Case
 
@@ -18,7 +18,8 @@ class Drawn:
     """A case ready to run: a graph of one node, its input tensors and its weights."""
 
     graph: Graph
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, tuple[torch.Tensor, ...]]
+    """Each input's planes."""
     weights: Mapping[str, Weight]
 
 
@@ -38,12 +39,20 @@ def draw_case(case: Case) -> Drawn:
     return Drawn(builder.build(*outputs), inputs, weights)
 
 
-def _draw_input(case: Case, value: Value, generator: torch.Generator) -> torch.Tensor:
+def _draw_input(case: Case, value: Value, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     if value.name in case.draw:
         drawn = case.draw[value.name](generator)
     else:
         drawn = torch.randn(value.extents, generator=generator)
-    return drawn.to(lookup(value.format).dtype)
+    planes = empty_planes(value)
+    quantize_planes(value.format, drawn, planes)
+    return planes
+
+
+def empty_planes(value: Value) -> tuple[torch.Tensor, ...]:
+    """Memory for a value, its contents undefined."""
+    planes = lookup(value.format).planes
+    return tuple(torch.empty(plane.shape(value.extents), dtype=torch_dtype(plane.dtype)) for plane in planes)
 
 
 def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight:

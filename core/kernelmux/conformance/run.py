@@ -9,7 +9,7 @@ import torch
 from kernelmux.conformance.draw import Drawn, draw_case
 from kernelmux.device import find_device
 from kernelmux.errors import PlanError
-from kernelmux.formats import lookup
+from kernelmux.formats import as_planes, as_tuple, dequantize_planes, lookup
 from kernelmux.memory import PackedWeights
 from kernelmux.ops import Case, Operands
 from kernelmux.plan import Plan, make_plan
@@ -58,18 +58,25 @@ def run_case(case: Case, kernel: str, registry: Registry, device: str = "cpu") -
 
 
 def _walk(plan: Plan, drawn: Drawn) -> list[torch.Tensor]:
-    walker = Walker(plan, PackedWeights(drawn.weights, plan.device), {k: v.clone() for k, v in drawn.inputs.items()})
+    """The node's outputs, dense. What they held before is poison, so that an element left unwritten is seen."""
+    leaves = {name: tuple(plane.clone() for plane in planes) for name, planes in drawn.inputs.items()}
+    walker = Walker(plan, PackedWeights(drawn.weights, plan.device), {k: as_planes(v) for k, v in leaves.items()})
     walk = walker.bind(m=1)
-    for planes in walk.outputs.values():
-        if not plan.graph.ops[0].contract.updates:
-            planes.fill_(float("nan"))
+    updated = {node.outputs[target].name for node in plan.graph.ops for _, target in node.contract.updates}
+    for name, planes in walk.outputs.items():
+        for plane in as_tuple(planes) if name not in updated else ():
+            plane.view(torch.uint8).fill_(0xFF)
     walk()
-    return [planes.clone() for planes in walk.outputs.values()]
+    formats = {name: plan.graph.values[name].format for name in walk.outputs}
+    return [dequantize_planes(formats[name], as_tuple(planes)).clone() for name, planes in walk.outputs.items()]
 
 
 def _expect(plan: Plan, drawn: Drawn) -> tuple[torch.Tensor, ...]:
     (node,) = plan.graph.ops
-    inputs = tuple(t.double() if t.is_floating_point() else t for t in drawn.inputs.values())
+    inputs = tuple(
+        planes[0] if value.format == "i32" else dequantize_planes(value.format, planes, torch.float64)
+        for value, planes in zip(node.inputs, drawn.inputs.values(), strict=True)
+    )
     weight, bias, gamma = (
         tuple(drawn.weights[value.name].dequantize(torch.float64) for value in values)
         for values in (node.weight, node.bias, node.gamma)

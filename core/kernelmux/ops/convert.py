@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.formats import Value, lookup
+from kernelmux.formats import FORMATS, Value, lookup
 from kernelmux.ops.op import Case, Op, Operands
 
 if TYPE_CHECKING:
@@ -48,8 +48,15 @@ class Convert(Op):
         return 0
 
     def cases(self) -> Iterator[Case]:
-        for source, target in (("f32", "bf16"), ("bf16", "f32"), ("f32", "f16"), ("f16", "f32"), ("bf16", "f16")):
-            for m in (1, 3, 64):
-                for n in (576, 33):
-                    name = f"convert-{source}-{target}-m{m}-n{n}"
-                    yield Case(name, self.name, (Value("x", (m, n), source),), format=target)
+        activations = [name for name, format in FORMATS.items() if format.rounding]
+        for source in activations:
+            for target in activations:
+                if source != target:
+                    for m in (1, 3, 17):
+                        yield self._case(source, target, m, 256)
+        for source, target in (("f32", "bf16"), ("bf16", "f32"), ("f32", "f16"), ("f32", "fp8_row")):
+            yield self._case(source, target, 64, 33)
+
+    def _case(self, source: str, target: str, m: int, n: int) -> Case:
+        name = f"convert-{source}-{target}-m{m}-n{n}"
+        return Case(name, self.name, (Value("x", (m, n), source),), format=target)
