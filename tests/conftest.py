@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tiny_model import write_tiny_llama
 
 

@@ -6,6 +6,7 @@ Enters: a plan, a model's weights, token ids. Leaves: logits, and sampled ids on
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -95,6 +96,8 @@ class Session:
             raise CapacityError(f"a step of {len(feeds)} sequences, the session was made for {self._batch}")
         if not feeds or not all(feed.ids for feed in feeds):
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
+        if len({id(feed.sequence) for feed in feeds}) < len(feeds):
+            raise CapacityError("a step feeds one sequence twice: join its tokens, or take two steps")
         if m > self.walker.plan.max_rows:
             raise CapacityError(
                 f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time"
@@ -111,6 +114,8 @@ class Session:
         """Runs tokens in as many steps as the plan needs; returns a copy of the logits, of the last row or of all."""
         import torch
 
+        if not ids:
+            raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
         chunk = self.walker.plan.max_rows
         parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
         logits = [self.step([Feed(sequence, part, all_logits)]).clone() for part in parts]
@@ -192,10 +197,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+        sound = {
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "seed": -(2**63) <= self.seed < 2**63,
+        }
+        if wrong := [f"{name}={getattr(self, name)}" for name, holds in sound.items() if not holds]:
             raise KernelmuxError(
-                f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, not temperature={self.temperature}, "
-                f"top_p={self.top_p}, top_k={self.top_k}"
+                f"sampling cannot use {', '.join(wrong)}: temperature is 0 or more, top_p above 0 and at most 1, "
+                "top_k 0 or more, and the seed fits 64 bits"
             )
 
     def sampler(self) -> Sampler:
@@ -218,7 +229,8 @@ class Sampler:
         sampling = self._sampling
         if sampling.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.double().cpu() / sampling.temperature
+        # The likeliest is moved to 0 first: a tiny temperature may then give -inf to the rest, but never NaN.
+        scaled = (logits.double() - logits.max()).cpu() / sampling.temperature
         likeliest, ids = scaled.sort(descending=True, stable=True)
         probabilities = likeliest.softmax(dim=0)
         if sampling.top_k:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,10 +68,11 @@ class Model:
         tokenizer = self.source.tokenizer
         if isinstance(prompt, str):
             return tokenizer.encode(prompt)
-        ids = [item for item in prompt if isinstance(item, int)]
         messages = [item for item in prompt if isinstance(item, Mapping)]
         if not messages:
-            return self._checked_ids(ids)
+            return self._checked_ids(prompt)
+        if len(messages) < len(prompt):
+            raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
         template = self.source.file.metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
@@ -108,12 +110,16 @@ class Model:
         session = self.session(plan or self.plan(), len(ids))
         return session.feed(session.open(), ids, all_logits=True)
 
-    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+    def _checked_ids(self, ids: Sequence[object]) -> list[int]:
         vocab = self.source.shape.vocab
+        checked = []
         for id in ids:
-            if not 0 <= id < vocab:
+            if not hasattr(id, "__index__"):
+                raise ModelError(f"a prompt is text, token ids or chat messages, not a list with {id!r:.40}")
+            checked.append(operator.index(id))
+            if not 0 <= checked[-1] < vocab:
                 raise ModelError(f"token id {id} is not in the vocabulary of {vocab}")
-        return list(ids)
+        return checked
 
     def _check_length(self, ids: Sequence[int], new_tokens: int) -> None:
         context = self.source.shape.context

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -32,6 +32,9 @@ class Policy:
     lines: tuple[int, ...]
     """The line of each rule; 0 for a rule from `--use`."""
     require_lines: tuple[int, ...] = ()
+    defaults_line: int = 0
+    """0 where the file leaves them out."""
+    forbid_line: int = 0
 
     @cached_property
     def row_bounds(self) -> frozenset[int]:
@@ -61,7 +64,8 @@ class Policy:
     def where(self, index: int | None) -> str:
         """How messages name a rule: `rule 2 (policy.toml:14)`, `--use mul_mat=torch:f32`, or the defaults."""
         if index is None:
-            return f"defaults ({self.source})"
+            line = f":{self.defaults_line}" if self.defaults_line else ""
+            return f"defaults ({self.source}{line})"
         if line := self.lines[index]:
             return f"rule {index - self.lines.count(0) + 1} ({self.source}:{line})"
         rule = self.document.rule[index]
@@ -71,7 +75,7 @@ class Policy:
         """The policy outranked by `OP=KERNEL` options, the last one first; OP `*` is every op, KERNEL may be a list."""
         rules = [_parse_use(option) for option in options][::-1]
         document = self.document.model_copy(update={"rule": (*rules, *self.document.rule)})
-        return Policy(document, self.source, (*(0 for _ in rules), *self.lines), self.require_lines)
+        return replace(self, document=document, lines=(*(0 for _ in rules), *self.lines))
 
 
 def _parse_use(option: str) -> Rule:
@@ -114,11 +118,13 @@ def parse_policy(text: str, source: str) -> Policy:
     try:
         document = Document.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key comes before the key that is then missing.
+        first = min(error.errors(), key=lambda fault: fault["type"] == "missing")
         raise PolicyError(f"{source}:{_line_of(lines, first['loc'])}: {_message(first, Document)}") from None
     rules = tuple(_line_of(lines, ("rule", index)) for index in range(len(document.rule)))
     requires = tuple(_line_of(lines, ("require", index)) for index in range(len(document.require)))
-    return Policy(document, source, rules, requires)
+    defaults, forbid = lines.get(("defaults",), 0), lines.get(("forbid",), 0)
+    return Policy(document, source, rules, requires, defaults, forbid)
 
 
 def _line_of_fault(text: str, error: Exception) -> int:

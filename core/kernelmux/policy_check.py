@@ -50,7 +50,8 @@ def _unknown_names(policy: Policy, registry: Registry, device: Device) -> Iterat
     document = policy.document
     lists = [(policy.lines[i], rule.use, rule.on_unsupported == "next") for i, rule in enumerate(document.rule)]
     lists += [(policy.require_lines[i], required.kernel, False) for i, required in enumerate(document.require)]
-    for line, names, optional in (*lists, (1, document.defaults.use, False), (1, document.forbid, False)):
+    lists += [(policy.defaults_line or 1, document.defaults.use, False), (policy.forbid_line, document.forbid, False)]
+    for line, names, optional in lists:
         for name in names:
             backend = name.partition(":")[0]
             if backend not in registry.backends:

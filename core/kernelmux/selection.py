@@ -123,8 +123,8 @@ class Selector:
         seen = {name for offer in self._offers.values() for name in (*offer.kernels, *offer.declined) if ":" in name}
         document = self.policy.document
         lists = [(self.policy.where(i), rule.use) for i, rule in enumerate(document.rule) if i in self._matched]
-        always = [(self.policy.where(None), names) for names in (document.defaults.use, document.forbid)]
-        for where, names in (*lists, *always):
+        lists += [(self.policy.where(None), document.defaults.use), (self._forbid, document.forbid)]
+        for where, names in lists:
             for name in names:
                 backend = name.partition(":")[0]
                 theirs = [known for known in seen if known.startswith(f"{backend}:")]
@@ -256,14 +256,18 @@ class Selector:
     def _reject_unknown_backends(self) -> None:
         """PolicyError for a backend that is neither installed nor this project's, unless its rule says `next`."""
         document = self.policy.document
-        lists = [(index, rule.use) for index, rule in enumerate(document.rule) if rule.on_unsupported != "next"]
-        for index, use in (*lists, (None, document.defaults.use), (None, document.forbid)):
-            for name in use:
+        where, rules = self.policy.where, enumerate(document.rule)
+        lists = [(where(i), rule.use, self.policy.lines[i]) for i, rule in rules if rule.on_unsupported != "next"]
+        lists += [(where(None), document.defaults.use, 1), (self._forbid, document.forbid, 1)]
+        for place, names, from_file in lists:
+            for name in names:
                 backend = name.partition(":")[0]
-                from_file = index is None or self.policy.lines[index]
                 if backend not in self.registry.backends and not (backend in OFFICIAL and from_file):
-                    known = nearest(backend, self.registry.backends)
-                    raise PolicyError(f"{self.policy.where(index)}: unknown backend {backend!r}{known}")
+                    raise PolicyError(f"{place}: unknown backend {backend!r}{nearest(backend, self.registry.backends)}")
+
+    @property
+    def _forbid(self) -> str:
+        return f"forbid ({self.policy.source}:{self.policy.forbid_line})"
 
 
 def _unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:

@@ -12,8 +12,8 @@ from fake_backend import CPU
 from kernelmux.device import Device
 from kernelmux.errors import PolicyError
 from kernelmux.formats import Value
-from kernelmux.graph import TensorNode
 from kernelmux.grammar import Range
+from kernelmux.graph import TensorNode
 from kernelmux.policy import Policy, default_policy, parse_policy, read_policy
 
 GPU = Device("cuda", 0, "H100", (9, 0))
@@ -67,7 +67,7 @@ def test_a_policy_is_read_as_it_is_written():
     assert [policy.where(index) for index in (0, 1, None)] == [
         "rule 1 (p.toml:4)",
         "rule 2 (p.toml:12)",
-        "defaults (p.toml)",
+        "defaults (p.toml:21)",
     ]
 
 

@@ -87,20 +87,6 @@ def dispatch_embed(device: Device) -> Answer:
     return _on_cpu(device) or Rows()
 
 
-@hookimpl
-def dispatch_qkv(node: TensorNode, device: Device) -> Answer:
-    from kernelmux_torch import fused
-
-    return _on_cpu(device) or fused.offer(fused.Qkv, node)
-
-
-@hookimpl
-def dispatch_gate_up_swiglu(node: TensorNode, device: Device) -> Answer:
-    from kernelmux_torch import fused
-
-    return _on_cpu(device) or fused.offer(fused.GateUpSwiglu, node)
-
-
 def _on_cpu(device: Device) -> Declined | None:
     if device.kind == "cpu":
         return None

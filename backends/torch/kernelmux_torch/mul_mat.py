@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,32 +16,24 @@ from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
 GROUP = 32
 """Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
 
-Product = Callable[[], torch.Tensor]
-
 int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
 def offer(n: int, k: int, weight_format: str, bias: bool) -> Answer:
     """All four kernels, or why not; the dense ones in the order of their speed on this processor."""
-    packed = [refuse_packed(kernel, n, [weight_format], bias) or kernel for kernel in (Int4(), Int8())]
-    return [*dense_by_speed(), *packed]
+    dense: list[Kernel] = [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
+    return [*dense, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]
 
 
-def dense_by_speed() -> list[F32]:
-    return [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
-
-
-def refuse_packed(kernel: Int4, n: int, weight_formats: Sequence[str], bias: bool) -> Declined | None:
-    """Why torch's packed kernel cannot take these weights, or None."""
-    for format in weight_formats:
-        if format not in kernel.formats:
-            takes = " and ".join(kernel.formats)
-            return Declined(f"it takes weights in {takes}, not {format}", "format", kernel.name)
+def _packed(kernel: Int4, n: int, weight_format: str, bias: bool) -> Kernel | Declined:
+    if weight_format not in kernel.formats:
+        takes = " and ".join(kernel.formats)
+        return Declined(f"it takes weights in {takes}, not {weight_format}", "format", kernel.name)
     if n % 16:
         return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment", kernel.name)
     if bias:
         return Declined("torch's int4 kernel adds no bias", "unsupported", kernel.name)
-    return None
+    return kernel
 
 
 def has_bf16() -> bool:
@@ -75,19 +67,6 @@ class F32(Kernel):
         if bias:
             return partial(torch.addmm, bias[0], x, weight.T, out=y)
         return partial(torch.mm, x, weight.T, out=y)
-
-    def stack(self, weights: Sequence[Weight]) -> tuple[torch.Tensor, ...]:
-        """Several weights as one, output rows under output rows."""
-        return (torch.cat([weight.dequantize(self.dtype) for weight in weights]),)
-
-    def product(self, x: torch.Tensor, packed: Sequence[torch.Tensor], scratch: torch.Tensor) -> Product:
-        """A call that gives x Wᵀ of stacked weights, in `scratch`."""
-        (weight,) = packed
-        return partial(torch.mm, x, weight.T, out=scratch.view(self.dtype).view(len(x), len(weight)))
-
-    def product_bytes(self, m: int, n: int) -> int:
-        """Scratch that `product` needs."""
-        return m * n * self.dtype.itemsize
 
 
 class Bf16(F32):
@@ -125,15 +104,11 @@ class Int4(Kernel):
         return [["f32", "bf16"]]
 
     def packed_bytes(self, node: TensorNode) -> int:
-        elements = sum(torch.Size(value.extents).numel() for value in node.weight)
-        return elements // 2 + elements // GROUP * 4
+        n, k = node.weight[0].extents
+        return n * k // 2 + n * k // GROUP * 4
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return self.stack(weights)
-
-    def stack(self, weights: Sequence[Weight]) -> tuple[torch.Tensor, ...]:
-        """Several weights as one, output rows under output rows."""
-        integers, scales, offsets = (torch.cat(parts) for parts in zip(*map(self.unpack, weights), strict=True))
+        integers, scales, offsets = self.unpack(weights[0])
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
         # torch's scales and offsets: [k / 32, n, 2].
         return packed, torch.stack([scales.T, offsets.T], dim=-1).to(torch.bfloat16).contiguous()
@@ -155,16 +130,8 @@ class Int4(Kernel):
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
-        product = self.product(x, tensors.packed, None)
-        return lambda: y.copy_(product())
-
-    def product(self, x: torch.Tensor, packed: Sequence[torch.Tensor], scratch: torch.Tensor | None) -> Product:
-        """A call that gives x Wᵀ in bfloat16, in memory of torch's."""
-        integers, scales = packed
-        return partial(int4_mul_mat, x, integers, GROUP, scales)
-
-    def product_bytes(self, m: int, n: int) -> int:
-        return 0
+        integers, scales = tensors.packed
+        return lambda: y.copy_(int4_mul_mat(x, integers, GROUP, scales))
 
 
 class Int8(Int4):

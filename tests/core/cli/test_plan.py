@@ -1,0 +1,198 @@
+"""`kernelmux plan`: which kernel each node gets and why; policies and `--use`, right and wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType
+
+from command import assert_one_line_error, call_command
+from tiny_model import write_tiny_llama
+
+REFERENCE_FIRST = '[[rule]]\nop = "mul_mat"\nuse = ["reference:f64"]\n\n[defaults]\nuse = ["torch"]\n'
+
+
+@pytest.fixture(scope="module")
+def q4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in Q4_0, with a vocabulary that torch's 4-bit kernel takes."""
+    path = tmp_path_factory.mktemp("q4") / "q4.gguf"
+    return write_tiny_llama(path, weight_type=GGMLQuantizationType.Q4_0, vocab=272)
+
+
+def planned(*arguments: object) -> dict[str, Any]:
+    result = call_command("plan", *arguments, "--json")
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
+
+
+def kernels(document: dict[str, Any], op: str = "mul_mat") -> set[str]:
+    return {node["kernel"] for node in document["nodes"] if node["op"] == op}
+
+
+def policy(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_json_gives_every_node_its_kernel_reason_and_refusals(q4: Path):
+    document = planned(q4)
+    assert document["fingerprint"]
+    assert document["policy"] == "default_policy.toml"
+    assert document["device"] == "cpu"
+    for node in document["nodes"]:
+        assert set(node) == {"name", "op", "kernel", "reason", "rejected"}
+        assert ":" in node["kernel"]
+        assert node["reason"]
+        assert node["kernel"] not in {loser["kernel"] for loser in node["rejected"]}
+        assert all(loser["reason"] and loser["kind"] for loser in node["rejected"])
+    query = next(node for node in document["nodes"] if node["name"] == "blk.0.attn_q")
+    assert query["op"] == "mul_mat"
+    assert query["kernel"] == "torch:int4"
+    assert {"reference:f32", "torch:int8"} <= {loser["kernel"] for loser in query["rejected"]}
+
+
+def test_the_fingerprint_is_that_of_the_choices(q4: Path):
+    prints = [planned(q4)["fingerprint"], planned(q4)["fingerprint"], planned(q4, "--use", "add=reference:f32")]
+    assert prints[0] == prints[1] != prints[2]["fingerprint"]
+
+
+def test_the_table_has_a_line_for_every_node_and_ends_with_the_kernels_of_each_op(q4: Path):
+    result = call_command("plan", q4)
+    table, _, summary = result.out.partition("\n\n")
+    lines = [line.split("\t") for line in table.splitlines()]
+    document = planned(q4)
+    assert lines[0][:4] == ["node", "op", "kernel", "reason"]
+    assert [line[:4] for line in lines[1:]] == [
+        [node[key] for key in ("name", "op", "kernel", "reason")] for node in document["nodes"]
+    ]
+    assert "15/15 torch:int4" in summary
+    assert document["fingerprint"] in summary
+
+
+def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):
+    assert kernels(planned(q4)) == kernels(planned(q4, "--rows", 8)) == {"torch:int4"}
+    assert "torch:int4" not in kernels(planned(q4, "--rows", 9))
+
+
+def test_more_rows_than_the_plan_takes_are_refused_with_both_numbers(q4: Path):
+    assert_one_line_error(call_command("plan", q4, "--rows", 513), "512", "513")
+
+
+def test_a_policy_file_chooses_and_is_the_reason(q4: Path, tmp_path: Path):
+    path = policy(tmp_path, REFERENCE_FIRST)
+    document = planned(q4, "--policy", path)
+    assert kernels(document) == {"reference:f64"}
+    assert kernels(document, "rms_norm") == {"torch:f32"}
+    reasons = {node["op"]: node["reason"] for node in document["nodes"]}
+    assert reasons["mul_mat"] == f"rule 1 ({path}:1)"
+    assert reasons["rms_norm"] == f"defaults ({path}:5)"
+
+
+def test_use_outranks_the_policy_and_a_later_use_an_earlier_one(q4: Path, tmp_path: Path):
+    base = (q4, "--policy", policy(tmp_path, REFERENCE_FIRST))
+    once = planned(*base, "--use", "mul_mat=torch:int4")
+    twice = planned(*base, "--use", "mul_mat=torch:int4", "--use", "mul_mat=torch:f32")
+    assert kernels(once) == {"torch:int4"}
+    assert next(node["reason"] for node in once["nodes"] if node["op"] == "mul_mat") == "--use mul_mat=torch:int4"
+    assert kernels(twice) == {"torch:f32"}
+    assert kernels(planned(q4, "--use", "*=reference")) == {"reference:f32"}
+
+
+@pytest.mark.parametrize(
+    ("option", "hints"),
+    [
+        ("mul_mat", ["--use mul_mat", "OP=KERNEL", "mul_mat=torch:int4"]),
+        ("mul_mat=", ["OP=KERNEL"]),
+        ("=torch", ["OP=KERNEL"]),
+        ("mulmat=torch", ["unknown op 'mulmat'", "did you mean 'mul_mat'?", "rms_norm"]),
+        ("mul_mat=troch", ["unknown backend 'troch'", "did you mean 'torch'?", "reference"]),
+        ("mul_mat=troch:f32", ["unknown backend 'troch'", "did you mean 'torch'?"]),
+        ("mul_mat=torch:int44", ["unknown kernel 'torch:int44'", "did you mean 'torch:int4'?"]),
+        ("mul_mat=torch int4", ["'torch int4'", "backend:kernel"]),
+        ("mul_mat=torch,", ["--use mul_mat=torch,"]),
+    ],
+)
+def test_a_wrong_use_is_one_line_with_what_would_work(q4: Path, option: str, hints: list[str]):
+    assert_one_line_error(call_command("plan", q4, "--use", option), *hints)
+
+
+RULE = '[[rule]]\nop = "mul_mat"\nuse = ["torch"]\n'
+
+
+# What a policy's text is, and what the one line must hold.
+WRONG = {
+    "a typo in a key": (RULE + "\nlayr = 3\n", ["policy.toml:5", "unknown key 'layr'", "did you mean 'layer'?"]),
+    "a typo in a key that is needed": (
+        '# why\n[[rule]]\nop = "mul_mat"\nusse = ["torch"]\n',
+        ["policy.toml:4", "'usse'", "did you mean 'use'?"],
+    ),
+    "a typo in a table": (RULE + '\n[default]\nuse = ["torch"]\n', ["policy.toml:5", "did you mean 'defaults'?"]),
+    "a typo in a list of tables": ("\n" + RULE.replace("rule", "rules"), ["policy.toml:2", "did you mean 'rule'?"]),
+    "no use": ('[[rule]]\nop = "mul_mat"\n', ["policy.toml:1", "'use'"]),
+    "an unknown op": (RULE + RULE.replace("mul_mat", "mul_matt"), ["policy.toml:5", "did you mean 'mul_mat'?"]),
+    "an empty range": (RULE + 'm = "8..1"\n', ["policy.toml:4", "'8..1'"]),
+    "an unknown format": (RULE + 'weight = "Q4_9"\n', ["policy.toml:4", "'Q4_9'", "did you mean 'Q4_"]),
+    "an unknown backend in a rule": (
+        "\n" + RULE.replace("torch", "troch"),
+        ["policy.toml:2", "unknown backend 'troch'", "did you mean 'torch'?"],
+    ),
+    "an unknown backend in the defaults": (
+        '\n[defaults]\nuse = ["troch"]\n',
+        ["policy.toml:", "unknown backend 'troch'", "did you mean 'torch'?"],
+    ),
+    "an unknown backend that is forbidden": (
+        'forbid = ["troch"]\n',
+        ["policy.toml:1", "unknown backend 'troch'", "did you mean 'torch'?"],
+    ),
+    "an unknown kernel": (RULE.replace("torch", "torch:int44"), ["policy.toml:1", "did you mean 'torch:int4'?"]),
+    "an open string": ('[[rule]]\nop = "mul_mat\n', ["policy.toml:2", "not TOML"]),
+    "prose": ("this is prose\n", ["policy.toml:1", "not TOML"]),
+}
+
+
+@pytest.mark.parametrize(("text", "hints"), WRONG.values(), ids=WRONG)
+def test_a_wrong_policy_is_one_line_with_file_line_and_nearest_spelling(
+    q4: Path, tmp_path: Path, text: str, hints: list[str]
+):
+    path = policy(tmp_path, text)
+    assert_one_line_error(call_command("plan", q4, "--policy", path), str(tmp_path), *hints)
+
+
+def test_a_policy_may_name_an_official_backend_that_is_not_installed(q4: Path, tmp_path: Path):
+    path = policy(tmp_path, RULE.replace('"torch"', '"cupy", "torch:f32"'))
+    document = planned(q4, "--policy", path)
+    assert kernels(document) == {"torch:f32"}
+    query = next(node for node in document["nodes"] if node["op"] == "mul_mat")
+    refusals = {loser["kernel"]: loser["reason"] for loser in query["rejected"]}
+    assert refusals["cupy"] == "not installed: pip install kernelmux-cupy"
+
+
+def test_a_kernel_that_declines_under_a_rule_that_says_error_is_one_line_with_its_reason(q4: Path, tmp_path: Path):
+    path = policy(tmp_path, '[[rule]]\nop = "mul_mat"\nuse = ["torch:int8"]\non_unsupported = "error"\n')
+    result = call_command("plan", q4, "--policy", path)
+    assert_one_line_error(result, "blk.0.attn_q", "policy.toml:1", "torch:int8", "Q8_0")
+
+
+def test_a_policy_file_that_is_missing_or_no_file_is_named(q4: Path, tmp_path: Path):
+    missing = call_command("plan", q4, "--policy", tmp_path / "none.toml")
+    assert_one_line_error(missing, "none.toml", "No such file")
+    assert_one_line_error(call_command("plan", q4, "--policy", tmp_path), "directory")
+
+
+def test_a_policy_that_is_not_text_is_named(q4: Path, tmp_path: Path):
+    path = tmp_path / "policy.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert_one_line_error(call_command("plan", q4, "--policy", path), "policy.toml", "UTF-8")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", ""])
+def test_an_unknown_device_is_answered_with_the_known_ones(q4: Path, device: str):
+    assert_one_line_error(call_command("plan", q4, "--device", device), f"'{device}'", "cpu", "cuda")
+
+
+def test_a_card_that_is_not_there_is_named_beside_what_works(q4: Path):
+    assert_one_line_error(call_command("plan", q4, "--device", "cuda:77"), "'cuda:77'", "cpu works")

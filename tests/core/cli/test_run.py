@@ -1,0 +1,176 @@
+"""`kernelmux run`: the answer on stdout alone, what it cost on stderr, JSON for scripts, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kernelmux
+from command import TIMEOUT, assert_one_line_error, call_command, run_command, start_command
+from kernelmux.model import Model
+from tiny_model import write_tiny_llama
+
+F32 = ("--use", "*=torch:f32,torch:sdpa,torch:rows")
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Model:
+    return kernelmux.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose context is too long to fill: it answers until it is stopped."""
+    return write_tiny_llama(tmp_path_factory.mktemp("endless") / "endless.gguf", context=100_000)
+
+
+def answer(*arguments: object) -> dict[str, Any]:
+    result = call_command("run", *arguments, "--json")
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
+
+
+def test_stdout_holds_the_answer_alone_and_stderr_what_it_cost(tiny: Path, model: Model):
+    """In a process of its own, whose output is no terminal: no escape sequences either."""
+    result = run_command("run", tiny, "-p", "hello", "--max-tokens", 12, *F32)
+    expected = "".join(model.generate("hello", model.plan(use=F32[1:]), max_tokens=12))
+    assert result.code == 0
+    assert result.out == f"{expected}\n"
+    assert "prompt 2 tokens" in result.err
+    assert "answer 12 tokens" in result.err
+    assert "tokens/s" in result.err
+    assert "torch:f32" in result.err
+    assert "\x1b" not in result.out + result.err
+
+
+def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
+    document = answer(tiny, "-p", "hello", "--max-tokens", 12, *F32)
+    plan = model.plan(use=F32[1:])
+    expected = model.generate("hello", plan, max_tokens=12)
+    assert document["text"] == "".join(expected)
+    assert document["ids"] == expected.ids
+    assert document["prompt_ids"] == model.encode("hello")
+    assert document["prompt_tokens_per_second"] > 0
+    assert document["tokens_per_second"] > 0
+    assert document["interrupted"] is False
+    assert document["kernels"]["mul_mat"] == {"torch:f32": 15}
+    assert document["fingerprint"] == plan.fingerprint
+
+
+def test_chat_asks_through_the_models_template(tiny: Path, model: Model):
+    document = answer(tiny, "-p", "hello", "--chat", "--max-tokens", 4)
+    assert document["prompt_ids"] == model.encode([{"role": "user", "content": "hello"}])
+
+
+def test_a_prompt_may_be_any_text(tiny: Path):
+    text = "naïve café, 東京 🙂\n-p --json"
+    document = answer(tiny, "-p", text, "--max-tokens", 1)
+    assert kernelmux.load(tiny).source.tokenizer.decode(document["prompt_ids"]) == text
+
+
+def test_a_seed_reproduces_an_answer_and_another_gives_another(tiny: Path):
+    hot = ("--temperature", 1.5, "--top-p", 0.95, "--top-k", 100, "--max-tokens", 16)
+    first, again, other = (answer(tiny, "-p", "hello", *hot, "--seed", seed)["ids"] for seed in (5, 5, 6))
+    assert first == again != other
+
+
+def test_without_a_temperature_the_seed_changes_nothing(tiny: Path):
+    assert answer(tiny, "-p", "hello", "--seed", 5)["ids"] == answer(tiny, "-p", "hello", "--seed", 6)["ids"]
+
+
+def test_sampling_options_reach_the_sampler(tiny: Path):
+    greedy = answer(tiny, "-p", "hello", "--max-tokens", 16)["ids"]
+    assert answer(tiny, "-p", "hello", "--max-tokens", 16, "--temperature", 1.5)["ids"] != greedy
+    for option in (("--top-k", 1), ("--top-p", 1e-9)):
+        assert answer(tiny, "-p", "hello", "--max-tokens", 16, "--temperature", 1.5, *option)["ids"] == greedy
+
+
+def test_a_policy_and_use_choose_the_kernels_that_ran(tiny: Path, tmp_path: Path):
+    path = tmp_path / "policy.toml"
+    path.write_text('[defaults]\nuse = ["reference"]\n')
+    document = answer(tiny, "-p", "hello", "--max-tokens", 2, "--policy", path, "--use", "add=torch")
+    assert set(document["kernels"]["mul_mat"]) == {"reference:f32"}
+    assert set(document["kernels"]["add"]) == {"torch:f32"}
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(tiny: Path):
+    result = call_command("run", tiny, "-p", "x" * 300, "--max-tokens", 5)
+    assert_one_line_error(result, "300 tokens", "256")
+    assert_one_line_error(call_command("run", tiny, "-p", "x", "--max-tokens", 1000), "1000", "256", "--max-tokens")
+
+
+def test_an_empty_prompt_is_refused_where_it_has_no_tokens(tiny: Path, tmp_path: Path):
+    assert_one_line_error(call_command("run", tiny, "-p", ""), "no tokens")
+    path = write_tiny_llama(tmp_path / "bos.gguf", extra={"tokenizer.ggml.add_bos_token": True})
+    assert len(answer(path, "-p", "", "--max-tokens", 1)["prompt_ids"]) == 1
+
+
+def test_chat_without_a_template_says_to_ask_in_plain_text(tmp_path: Path):
+    path = write_tiny_llama(tmp_path / "plain.gguf", extra={"tokenizer.chat_template": None})
+    assert_one_line_error(call_command("run", path, "-p", "hello", "--chat"), "plain.gguf", "no chat template")
+
+
+def test_a_file_without_a_tokenizer_says_what_it_lacks(tmp_path: Path):
+    path = write_tiny_llama(tmp_path / "mute.gguf", extra={"tokenizer.ggml.model": None})
+    assert_one_line_error(call_command("run", path, "-p", "hello"), "mute.gguf", "tokenizer.ggml.model")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--top-p", "-0.5"), ("--top-p", "0"), ("--top-p", "1.5"), ("--top-p", "nan"), ("--seed", str(2**64))],
+)
+def test_sampling_numbers_out_of_range_are_one_line_that_names_the_setting(tiny: Path, option: str, value: str):
+    result = call_command("run", tiny, "-p", "hello", "--temperature", "1", option, value)
+    assert_one_line_error(result, option.strip("-").replace("-", "_"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hints"),
+    [
+        (["--use", "mul_mat=troch"], ["unknown backend 'troch'", "did you mean 'torch'?"]),
+        (["--policy", "none.toml"], ["none.toml", "No such file"]),
+        (["--device", "gpu"], ["'gpu'", "known: cpu"]),
+    ],
+    ids=["use", "policy", "device"],
+)
+def test_bad_choices_stop_a_run_before_it_answers(tiny: Path, arguments: list[str], hints: list[str]):
+    assert_one_line_error(call_command("run", tiny, "-p", "hello", *arguments), *hints)
+
+
+def test_a_model_file_that_is_missing_is_one_line(tmp_path: Path):
+    assert_one_line_error(call_command("run", tmp_path / "none.gguf", "-p", "hello"), "none.gguf", "no such file")
+
+
+def test_ctrl_c_ends_an_answer_with_the_text_so_far_and_exit_code_130(endless: Path):
+    process = start_command("run", endless, "-p", "hello", "--max-tokens", 90_000)
+    assert process.stdout is not None
+    begun = process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=TIMEOUT)
+    text = (begun + rest).decode()
+    assert process.returncode == 130
+    assert text.endswith("\n")
+    assert len(text) > 2
+    assert "tokens/s" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+def test_ctrl_c_of_a_json_run_leaves_whole_json_that_says_so(monkeypatch: pytest.MonkeyPatch, endless: Path):
+    """Within this process, as nothing outside tells when a run that prints nothing has begun."""
+    calls = iter(range(20))
+
+    def interrupt(self: object, logits: object) -> int:
+        if next(calls) == 10:
+            raise KeyboardInterrupt
+        return 104
+
+    monkeypatch.setattr("kernelmux.generate.Sampler.__call__", interrupt)
+    result = call_command("run", endless, "-p", "hello", "--max-tokens", 90_000, "--json")
+    assert result.code == 130
+    document = json.loads(result.out)
+    assert document["interrupted"] is True
+    assert document["text"] == "h" * 10 == "h" * len(document["ids"])
