@@ -26,8 +26,19 @@ VERSION = 1
 
 
 def write_lock(plan: Plan, path: str | Path) -> None:
-    """Writes a plan to a lock file."""
-    Path(path).write_text(json.dumps(_describe(plan), indent=1) + "\n", "utf-8")
+    """Writes a plan to a lock file; PlanError where it cannot be written."""
+    try:
+        Path(path).write_text(json.dumps(_describe(plan), indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise PlanError(f"{path}: the lock file cannot be written: {error.strerror}") from error
+
+
+def is_lock(path: str | Path) -> bool:
+    """Whether a file is JSON, as a lock file is, rather than a policy's TOML."""
+    try:
+        return Path(path).read_bytes().lstrip()[:1] == b"{"
+    except OSError:
+        return False
 
 
 def _describe(plan: Plan) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class Policy:
     def where(self, index: int | None) -> str:
         """How messages name a rule: `rule 2 (policy.toml:14)`, `--use mul_mat=torch:f32`, or the defaults."""
         if index is None:
-            line = f":{self.defaults_line}" if self.defaults_line else ""
-            return f"defaults ({self.source}{line})"
+            return (
+                f"defaults ({self.source}:{self.defaults_line})" if self.defaults_line else f"defaults ({self.source})"
+            )
         if line := self.lines[index]:
             return f"rule {index - self.lines.count(0) + 1} ({self.source}:{line})"
         rule = self.document.rule[index]

@@ -140,6 +140,7 @@ def _show_node(plan: Plan, name: str, json: bool) -> None:
                 buckets.append((top, step))
     if not buckets:
         known = {step.node.name for schedule in plan.schedules.values() for step in schedule.steps}
+        known.update(part for parts in plan.fused.values() for part in parts)
         raise PlanError(f"no node {name!r}{nearest(name, known).partition(';')[0]}; kernelmux plan lists them")
     if json:
         document = [
@@ -163,7 +164,9 @@ def _show_node(plan: Plan, name: str, json: bool) -> None:
 
 
 def _plan_of(model: Model, path: Path, use: list[str] | None, device: str) -> Plan:
-    return model.locked_plan(path, device) if path.suffix == ".json" else make_plan(model, path, use, device)
+    from kernelmux.lock import is_lock
+
+    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device)
 
 
 def _show_diff(before: Plan, after: Plan, json: bool) -> None:

@@ -1,10 +1,15 @@
-"""Runs the ops' cases on any kernel: draw the inputs, walk a graph of one node, compare with float64.
+"""The conformance suite: any kernel on the ops' named cases, held against float64 and checked for what it touches.
 
-Enters: a Case and a kernel's name. Leaves: the error (NMSE) of each output and the bound that it must keep.
+Enters: a backend's name. Leaves: an Outcome a case, a matrix, a report. A third party hooks its backend up with one
+line in one test file:
+
+    TestHello = kernelmux.conformance.suite("hello")
 """
 
 from __future__ import annotations
 
-from kernelmux.conformance.run import CaseResult, Refused, run_case
+from kernelmux.conformance.outcome import Outcome
+from kernelmux.conformance.run import Variant, run_case
+from kernelmux.conformance.suite import Filter, Job, jobs, suite
 
-__all__ = ["CaseResult", "Refused", "run_case"]
+__all__ = ["Filter", "Job", "Outcome", "Variant", "jobs", "run_case", "suite"]

@@ -20,6 +20,13 @@ class Drawn:
     graph: Graph
     inputs: Mapping[str, tuple[torch.Tensor, ...]]
     """Each input's planes."""
+
+    @property
+    def planes(self) -> list[tuple[Value, tuple[torch.Tensor, ...]]]:
+        """The node's inputs in order: each value as the case states it, with its planes."""
+        (node,) = self.graph.ops
+        return [(value, self.inputs[value.name]) for value in node.inputs]
+
     weights: Mapping[str, Weight]
 
 

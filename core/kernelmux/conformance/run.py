@@ -1,94 +1,114 @@
-"""One case on one kernel: planned and walked like any model, then measured against the op's float64 reference."""
+"""One case on one kernel: bound to guarded, poisoned memory, launched, and held against the op's float64 reference.
+
+Enters: a Case and a kernel's name. Leaves: an Outcome that names every check that failed. The kernel is bound as a walk
+would bind it, so that what passes here runs in a plan.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
-
-from kernelmux.conformance.draw import Drawn, draw_case
-from kernelmux.device import find_device
-from kernelmux.errors import PlanError
-from kernelmux.formats import as_planes, as_tuple, dequantize_planes, lookup
-from kernelmux.memory import PackedWeights
-from kernelmux.ops import Case, Operands
-from kernelmux.plan import Plan, make_plan
-from kernelmux.policy import parse_policy
+from kernelmux.conformance import checks
+from kernelmux.conformance.draw import draw_case
+from kernelmux.conformance.guarded import POISONS
+from kernelmux.conformance.measure import compare
+from kernelmux.conformance.outcome import Outcome
+from kernelmux.conformance.trial import Trial
+from kernelmux.device import Device, find_device
+from kernelmux.errors import KernelmuxError
+from kernelmux.formats import Value, dequantize_planes, lookup
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel
+from kernelmux.ops import Case
 from kernelmux.registry import Registry
-from kernelmux.walker import Walker
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    """The worst output's error (NMSE) and the bound: the kernel's own, and what the output's format must round away."""
+class Variant:
+    """A case with one value stored otherwise than usual: `inputs` or `outputs`, which, and the format."""
 
-    error: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.bound
+    side: str
+    index: int
+    format: str
 
 
-@dataclass(frozen=True)
-class Refused:
-    """The kernel declined the case."""
+def run_case(
+    case: Case, kernel: str, registry: Registry, device: str = "cpu", variant: Variant | None = None, peer: str = ""
+) -> Outcome:
+    """Runs every check of a case on a kernel, `backend:kernel`.
 
-    reason: str
-
-
-def run_case(case: Case, kernel: str, registry: Registry, device: str = "cpu") -> CaseResult | Refused:
-    """Runs a case on a kernel, `backend:kernel`, conversions around it by any installed backend."""
+    A kernel that misses its bound passes all the same where `peer`, another kernel, is no closer to float64.
+    """
     drawn = draw_case(case)
-    rule = f'[[rule]]\nop = "{case.op}"\nuse = ["{kernel}"]\non_unsupported = "error"\n'
+    (node,) = drawn.graph.ops
+    name = case.name if variant is None else f"{case.name}@{variant.side}{variant.index}={variant.format}"
+    weight_format = "+".join(dict.fromkeys(value.format for value in node.weight))
+    blank = Outcome(name, case.op, kernel, weight_format, "refused")
+    found = _ask(node, kernel, registry, find_device(device))
+    if isinstance(found, Declined):
+        return replace(blank, reason=found.reason)
     try:
-        plan = make_plan(drawn.graph, parse_policy(rule, "conformance"), registry, find_device(device))
-    except PlanError as error:
-        return Refused(str(error))
-    results = _walk(plan, drawn)
-    expected = _expect(plan, drawn)
-    errors = [nmse(found, wanted) for found, wanted in zip(results, expected, strict=True)]
-    (step,) = (step for step in plan.schedule(1, 1).steps if step.choice.name == kernel)
-    handed_back = (plan.graph.values[name] for name in plan.graph.outputs)
-    emitted = max(lookup(value.format).rounding for value in (*step.node.outputs, *handed_back))
-    given = {value.name: value.format for value in case.inputs}
-    # An input that had to be converted was rounded before the kernel saw it.
-    read = max((lookup(v.format).rounding for v in step.node.inputs if given.get(v.name) != v.format), default=0.0)
-    return CaseResult(max(errors), step.choice.kernel.precision + emitted + read)
+        trial = Trial(drawn, _store(node, found, variant), found, find_device(device))
+        outcome = _check(trial, replace(blank, status="pass"))
+    except KernelmuxError as error:
+        return replace(blank, status="fail", failures=(f"raises: {error}",))
+    except Exception as error:
+        return replace(blank, status="fail", failures=(f"raises: {type(error).__name__}: {error}",))
+    if peer and any(failure.startswith("error:") for failure in outcome.failures):
+        theirs = run_case(case, peer, registry, device, variant)
+        if theirs.error is not None and outcome.error is not None and outcome.error <= theirs.error:
+            outcome = replace(outcome, failures=tuple(f for f in outcome.failures if not f.startswith("error:")))
+    return replace(outcome, status="fail") if outcome.failures else outcome
 
 
-def _walk(plan: Plan, drawn: Drawn) -> list[torch.Tensor]:
-    """The node's outputs, dense. What they held before is poison, so that an element left unwritten is seen."""
-    leaves = {name: tuple(plane.clone() for plane in planes) for name, planes in drawn.inputs.items()}
-    walker = Walker(plan, PackedWeights(drawn.weights, plan.device), {k: as_planes(v) for k, v in leaves.items()})
-    walk = walker.bind(m=1)
-    updated = {node.outputs[target].name for node in plan.graph.ops for _, target in node.contract.updates}
-    for name, planes in walk.outputs.items():
-        for plane in as_tuple(planes) if name not in updated else ():
-            plane.view(torch.uint8).fill_(0xFF)
-    walk()
-    formats = {name: plan.graph.values[name].format for name in walk.outputs}
-    return [dequantize_planes(formats[name], as_tuple(planes)).clone() for name, planes in walk.outputs.items()]
+def _ask(node: TensorNode, name: str, registry: Registry, device: Device) -> Kernel | Declined:
+    offer = registry.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
+    backend = name.partition(":")[0]
+    if name in offer.kernels:
+        return offer.kernels[name]
+    nothing = Declined(f"{backend} does not offer {name} for this case")
+    return offer.declined.get(name) or offer.declined.get(backend) or nothing
 
 
-def _expect(plan: Plan, drawn: Drawn) -> tuple[torch.Tensor, ...]:
-    (node,) = plan.graph.ops
-    inputs = tuple(
-        planes[0] if value.format == "i32" else dequantize_planes(value.format, planes, torch.float64)
-        for value, planes in zip(node.inputs, drawn.inputs.values(), strict=True)
-    )
-    weight, bias, gamma = (
-        tuple(drawn.weights[value.name].dequantize(torch.float64) for value in values)
-        for values in (node.weight, node.bias, node.gamma)
-    )
-    return node.contract.reference(node, Operands(inputs, weight, bias, gamma))
+def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorNode:
+    """The node with its values in formats that the kernel declares: the case's own where it can."""
+
+    def stored(side: str, values: Sequence[Value], declared: Sequence[Sequence[str]]) -> tuple[Value, ...]:
+        chosen = []
+        for index, (value, formats) in enumerate(zip(values, declared, strict=True)):
+            asked = variant is not None and (variant.side, variant.index) == (side, index)
+            usual = value.format if value.format in formats else formats[0]
+            chosen.append(replace(value, format=variant.format if variant and asked else usual))
+        return tuple(chosen)
+
+    inputs = stored("inputs", node.inputs, kernel.inputs(node))
+    return replace(node, inputs=inputs, outputs=stored("outputs", node.outputs, kernel.outputs(node)))
 
 
-def nmse(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Squared error over squared reference; infinite where `found` is not finite, absolute of a zero reference."""
-    found, wanted = found.double(), wanted.double()
-    if not bool(found.isfinite().all()):
-        return float("inf")
-    squared = float(wanted.square().sum())
-    error = float((found - wanted).square().sum())
-    return error / squared if squared else error
+def _check(trial: Trial, outcome: Outcome) -> Outcome:
+    """The outcome with every check made, the error first."""
+    call = trial.bind(trial.outputs)
+    first = trial.launch(call, POISONS[0])
+    outcome = _measure(trial, outcome)
+    checks.written(trial, call, first)
+    checks.guards(trial)
+    checks.inputs_unchanged(trial)
+    checks.untouched_cache(trial)
+    checks.in_place(trial)
+    if trial.device.kind == "cuda" and trial.kernel.capturable:
+        checks.captured(trial, call, first)
+    return replace(outcome, failures=(*outcome.failures, *trial.failures))
+
+
+def _measure(trial: Trial, outcome: Outcome) -> Outcome:
+    """The outcome with the error of the output that is furthest off, for its bound."""
+    measured = []
+    failures: list[str] = []
+    for value, memory, wanted in zip(trial.node.outputs, trial.outputs, trial.expected, strict=True):
+        bound = trial.kernel.precision + lookup(value.format).rounding
+        found = compare(dequantize_planes(value.format, memory.parts), wanted, bound)
+        measured.append(found)
+        failures += [f"{failure} in {value.name}" for failure in found.failures]
+    furthest = max(measured, key=lambda found: found.error / found.bound)
+    return replace(outcome, failures=tuple(failures), error=furthest.error, worst=furthest.worst, bound=furthest.bound)

@@ -55,6 +55,8 @@ class Case:
     draw: Mapping[str, Draw] = field(default_factory=dict)
     format: str = "f32"
     """How the op's outputs are stored, where the op leaves it open."""
+    marks: frozenset[str] = frozenset()
+    """`smoke`: in the subset that runs in seconds. `large`: left out on a CPU unless asked for."""
 
 
 class Op(ABC):

@@ -1,0 +1,52 @@
+"""How far a result is from the truth: NMSE over the whole, and the worst element against its row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+WORST = 24.0
+"""How many standard deviations, by the NMSE bound, one element may be off: rounding stays within six or so."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The error of one output, its bound, and what is wrong with it."""
+
+    error: float
+    worst: float
+    bound: float
+    failures: tuple[str, ...]
+
+
+def compare(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> Measured:
+    """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), and no element far off."""
+    found = found.double()
+    if not bool((found.isfinite() | ~wanted.isfinite()).all()):
+        where = _index(~found.isfinite() & wanted.isfinite())
+        return Measured(math.inf, math.inf, bound, (f"finite: element {where} is {float(found[where])}",))
+    difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
+    squared = float(torch.where(wanted.isfinite(), wanted, 0.0).square().sum())
+    error = float(difference.square().sum()) / (squared or 1.0)
+    # A row of zeros is measured against all rows, and all zeros against one.
+    rows = wanted.square().nan_to_num(posinf=0.0).mean(dim=-1, keepdim=True).sqrt()
+    rows = torch.where(rows > 0, rows, rows.mean() if squared else 1.0)
+    relative = difference.abs() / rows
+    worst = float(relative.max()) if relative.numel() else 0.0
+    failures = []
+    if error > bound:
+        failures.append(f"error: NMSE {error:.3g} is over the bound {bound:.3g}")
+    elif worst > WORST * math.sqrt(bound):
+        where = _index(relative == relative.max())
+        failures.append(
+            f"error: element {where} is {float(found[where]):.6g}, not {float(wanted[where]):.6g}: "
+            f"{worst:.3g} of its row's mean square, where {WORST * math.sqrt(bound):.3g} is allowed"
+        )
+    return Measured(error, worst, bound, tuple(failures))
+
+
+def _index(mask: torch.Tensor) -> tuple[int, ...]:
+    """The first place where `mask` holds."""
+    return tuple(int(i) for i in mask.nonzero()[0])

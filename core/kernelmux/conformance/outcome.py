@@ -1,0 +1,45 @@
+"""What came of one case on one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["pass", "fail", "refused", "known"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One case on one kernel: what was found, and what the bound is.
+
+    `failures` names each check that failed, as `guards: ...`. A refused case has the kernel's reason instead; a known
+    failure has the reason that `known_failures.toml` gives.
+    """
+
+    case: str
+    op: str
+    kernel: str
+    weight_format: str
+    status: Status
+    reason: str = ""
+    failures: tuple[str, ...] = ()
+    error: float | None = None
+    """NMSE against float64."""
+    worst: float | None = None
+    """The largest error of an element, relative to its row's root mean square."""
+    bound: float | None = None
+    """On the NMSE: the kernel's own, and the rounding of the output's format."""
+    batch_invariant: bool | None = None
+    """Whether a row of the batch equals the row alone, bit for bit; None where that means nothing."""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "pass"
+
+    @property
+    def command(self) -> str:
+        """What runs exactly this case again."""
+        return f"kernelmux check --kernel {self.kernel} --case '{self.case}'"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,179 @@
+"""Which cases run on which kernels, known failures, and the one line by which a backend's tests get them all.
+
+Enters: a backend's name, filters. Leaves: Outcomes, in the order of the ops and their cases.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+from kernelmux.conformance.outcome import Outcome
+from kernelmux.conformance.run import Variant, run_case
+from kernelmux.device import find_device
+from kernelmux.errors import BackendError, nearest
+from kernelmux.graph import case_node
+from kernelmux.ops import OPS, Case
+from kernelmux.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One case on one kernel, in one choice of formats."""
+
+    case: Case
+    kernel: str
+    variant: Variant | None = None
+
+    @property
+    def name(self) -> str:
+        """The case's name, with the variant's format."""
+        if self.variant is None:
+            return self.case.name
+        return f"{self.case.name}@{self.variant.side}{self.variant.index}={self.variant.format}"
+
+    def run(self, registry: Registry, device: str = "cpu", peer: str = "") -> Outcome:
+        return run_case(self.case, self.kernel, registry, device, self.variant, peer)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs are wanted; empty means all. `case` is a shell pattern for the job's name."""
+
+    op: str = ""
+    kernel: str = ""
+    case: str = ""
+    smoke: bool = False
+    """Only the cases marked `smoke`."""
+    large: bool = False
+    """Also the cases marked `large`, which a CPU had better leave out."""
+
+    def wants(self, job: Job) -> bool:
+        return (
+            (not self.op or job.case.op == self.op)
+            and (not self.kernel or job.kernel == self.kernel)
+            and (not self.case or fnmatchcase(job.name, self.case))
+            and (not self.smoke or "smoke" in job.case.marks)
+            and (self.large or "large" not in job.case.marks or job.name == self.case)
+        )
+
+
+@cache
+def all_cases() -> tuple[Case, ...]:
+    """Every case of every op, in the order of the ops."""
+    return tuple(case for op in OPS.values() for case in op.cases())
+
+
+def jobs(backend: str, registry: Registry, device: str = "cpu", wanted: Filter | None = None) -> Iterator[Job]:
+    """Every kernel of a backend on every case of its op, and its first case in each format that it declares.
+
+    BackendError where the backend is not installed, is quarantined, or has no kernel at all.
+    """
+    if backend not in registry.backends:
+        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}")
+    if fault := registry.backends[backend].fault:
+        raise BackendError(f"backend {backend!r} is quarantined: {fault}")
+    kernels = _kernels(backend, registry, device)
+    if not any(kernels.values()):
+        raise BackendError(f"backend {backend!r} takes none of the suite's cases on {device}")
+    for op, variants_of in kernels.items():
+        cases = [case for case in all_cases() if case.op == op]
+        for kernel, variants in variants_of.items():
+            every = [Job(case, kernel) for case in cases] + variants
+            yield from (job for job in every if wanted is None or wanted.wants(job))
+
+
+def _kernels(backend: str, registry: Registry, device: str) -> Mapping[str, Mapping[str, list[Job]]]:
+    """By op: the kernels that the backend offers or declines by name, each with its format variants."""
+    found: dict[str, dict[str, list[Job]]] = {}
+    for case in all_cases():
+        node = case_node(case)
+        arguments = {"node": node, "device": find_device(device), **node.contract.arguments(node)}
+        offer = registry.ask(case.op, arguments)
+        of_op = found.setdefault(case.op, {})
+        for name, kernel in offer.kernels.items():
+            if name.startswith(f"{backend}:") and not of_op.get(name):
+                sides = {"inputs": kernel.inputs(node), "outputs": kernel.outputs(node)}
+                of_op[name] = [
+                    Job(case, name, Variant(side, index, format))
+                    for side, declared in sides.items()
+                    for index, formats in enumerate(declared)
+                    for format in (formats if len(formats) > 1 else ())
+                ]
+        for name in offer.declined:
+            if name.startswith(f"{backend}:"):
+                of_op.setdefault(name, [])
+    return found
+
+
+@dataclass(frozen=True)
+class Known:
+    """A failure that its backend knows of: the case's name or a pattern, the kernel, the reason, where to read more."""
+
+    case: str
+    kernel: str
+    reason: str
+    link: str
+
+
+def read_known(path: Path) -> list[Known]:
+    """The `[[failure]]` tables of a known_failures.toml; BackendError where one lacks a key."""
+    try:
+        tables = tomllib.loads(path.read_text("utf-8")).get("failure", [])
+        return [Known(t["case"], t["kernel"], t["reason"], t["link"]) for t in tables]
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise BackendError(f"{path}: each [[failure]] needs case, kernel, reason and link: {error}") from error
+
+
+def apply_known(outcomes: Iterable[Outcome], known: Iterable[Known]) -> list[Outcome]:
+    """Outcomes with known failures marked `known`; a stale entry, one whose case passes or is not there, fails."""
+    judged = list(outcomes)
+    for entry in known:
+        mine = [
+            index
+            for index, outcome in enumerate(judged)
+            if outcome.kernel == entry.kernel and fnmatchcase(outcome.case, entry.case)
+        ]
+        failing = [index for index in mine if judged[index].status == "fail"]
+        for index in failing:
+            judged[index] = replace(judged[index], status="known", reason=f"{entry.reason} ({entry.link})")
+        if not failing:
+            what = "passes now" if mine else "is no case of this kernel"
+            stale = f"stale: known_failures.toml names {entry.case}, which {what}"
+            judged.append(Outcome(entry.case, "", entry.kernel, "", "fail", failures=(stale,)))
+    return judged
+
+
+def suite(backend: str, device: str = "cpu", known_failures: str | Path | None = None) -> type:
+    """A test class for pytest with one test a job: `TestHello = suite("hello")` in a test file is the whole hookup."""
+    import pytest
+
+    from kernelmux import registry
+
+    known = read_known(Path(known_failures)) if known_failures else []
+    current = registry.current()
+    every = list(jobs(backend, current, device, Filter()))
+
+    class TestConformance:
+        """Every kernel of the backend on every case."""
+
+        @pytest.mark.parametrize("job", every, ids=[f"{job.kernel}-{job.name}" for job in every])
+        def test_case(self, job: Job) -> None:
+            mine = [entry for entry in known if entry.kernel == job.kernel and fnmatchcase(job.name, entry.case)]
+            (outcome,) = apply_known([job.run(current, device)], mine)[:1]
+            if outcome.status == "refused":
+                pytest.skip(outcome.reason)
+            if outcome.status == "known":
+                pytest.xfail(outcome.reason)
+            stale = [f"known_failures.toml is stale: {entry.case} passes" for entry in mine if outcome.passed]
+            assert outcome.passed and not stale, "\n".join([*outcome.failures, *stale, f"again: {outcome.command}"])
+
+        def test_the_backend_takes_some_cases(self) -> None:
+            """A backend that declines everything would pass everything else."""
+            assert every, f"{backend} takes no case"
+
+    return TestConformance
