@@ -102,8 +102,8 @@ def _gguf(name: str, number: int, block: int, size: int) -> Format:
     return Format(name, (Plane("blocks", "uint8", cols=block, items=size),), block=block, gguf=number)
 
 
-def _fp8(name: str, scales: Plane, block: int = 1) -> Format:
-    return Format(name, (Plane("data", "float8_e4m3fn"), scales), block=block, rounding=2e-3)
+def _fp8(name: str, scales: Plane, block: int = 1, rounding: float = 2e-3) -> Format:
+    return Format(name, (Plane("data", "float8_e4m3fn"), scales), block=block, rounding=rounding)
 
 
 # Block sizes and bytes: the GGML_QUANT_SIZES table of the gguf package (a test compares them).
@@ -152,6 +152,8 @@ FORMATS: Mapping[str, Format] = {
         _fp8("fp8_tensor", Plane("scales", "float32", rows=ALL, cols=ALL)),
         _fp8("fp8_row", Plane("scales", "float32", cols=ALL)),
         _fp8("fp8_block", Plane("scales", "float32", cols=128), block=128),
+        # Of weights, the other side of fp8_block: one scale for 128 rows and 128 columns.
+        _fp8("fp8_128x128", Plane("scales", "float32", rows=128, cols=128), block=128, rounding=0.0),
         *(_gguf(*row) for row in _GGUF_BLOCKS),
     )
 }
@@ -241,7 +243,8 @@ def dequantize_planes(name: str, planes: tuple[torch.Tensor, ...], dtype: torch.
     import torch
 
     data = planes[0].to(dtype or torch.float32)
-    return data if lookup(name).plain else data * _over_columns(planes[1].to(data.dtype), data.shape)
+    fmt = lookup(name)
+    return data if fmt.plain else data * _spread(planes[1].to(data.dtype), data.shape, fmt.planes[1].rows)
 
 
 def as_tuple(planes: Any) -> tuple[torch.Tensor, ...]:
@@ -269,10 +272,13 @@ def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor,
     data, scales = planes[:2]
     largest = 127.0 if data.dtype == torch.int8 else torch.finfo(data.dtype).max
     peaks = _blocks_of(values.abs(), scales.shape).amax(dim=-1)
-    if scales.shape[0] != values.shape[0]:
-        peaks = peaks.amax(dim=0, keepdim=True)
+    if scales.shape[:-1] != values.shape[:-1]:
+        tall = fmt.planes[1].rows or len(peaks)
+        peaks = torch.stack([peaks[row : row + tall].amax(dim=0) for row in range(0, len(peaks), tall)])
     scales.copy_(peaks / largest)
-    steps = values / _over_columns(scales, values.shape).to(values.dtype).clamp(min=torch.finfo(torch.float32).tiny)
+    steps = values / _spread(scales, values.shape, fmt.planes[1].rows).to(values.dtype).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
     data.copy_((steps.round() if data.dtype == torch.int8 else steps).clamp(-largest, largest))
     if len(planes) > 2:
         planes[2].copy_(_blocks_of(dequantize_planes(name, planes), scales.shape).sum(dim=-1))
@@ -283,6 +289,7 @@ def _blocks_of(values: torch.Tensor, scales_shape: tuple[int, ...]) -> torch.Ten
     return values.view(*values.shape[:-1], scales_shape[-1], -1)
 
 
-def _over_columns(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Per-block scales, one a column."""
-    return scales.repeat_interleave(shape[-1] // scales.shape[-1], dim=-1)
+def _spread(scales: torch.Tensor, shape: tuple[int, ...], block_rows: int) -> torch.Tensor:
+    """Per-block scales, one an element; a single row of scales is left to broadcast."""
+    spread = scales.repeat_interleave(shape[-1] // scales.shape[-1], dim=-1)
+    return spread.repeat_interleave(block_rows, dim=-2)[: shape[-2]] if block_rows > 1 else spread

@@ -74,7 +74,11 @@ def _formats(value: Value) -> Sequence[str]:
     if value.format not in ACTIVATIONS:
         return [value.format]
     columns = value.shape[-1]
-    fitting = [name for name in ACTIVATIONS if isinstance(columns, int) and columns % lookup(name).block == 0]
+    assert isinstance(columns, int)
+    fitting = [name for name in ACTIVATIONS if columns % lookup(name).block == 0]
+    # Only rows of columns have scales; of a cache each element stands for itself.
+    if len(value.shape) != 2:
+        fitting = [name for name in fitting if lookup(name).plain]
     return [value.format, *(name for name in fitting if name != value.format)]
 
 

@@ -81,10 +81,10 @@ def dispatch_copy(device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_embed(device: Device) -> Answer:
-    from kernelmux_torch.embed import Rows
+def dispatch_embed(table_format: str, device: Device) -> Answer:
+    from kernelmux_torch import embed
 
-    return _on_cpu(device) or Rows()
+    return _on_cpu(device) or embed.offer(table_format)
 
 
 def _on_cpu(device: Device) -> Declined | None:

@@ -9,10 +9,16 @@ from typing import Any
 import torch
 
 from kernelmux.device import Device
-from kernelmux.formats import Weight
+from kernelmux.formats import Weight, lookup
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
 from kernelmux_torch.elementwise import FLOATS
+
+
+def offer(table_format: str) -> Answer:
+    if len(lookup(table_format).planes) > 1:
+        return Declined(f"it looks rows up in tables of one plane, not {table_format}", "format", Rows.name)
+    return Rows()
 
 
 class Rows(Kernel):

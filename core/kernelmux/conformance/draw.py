@@ -12,6 +12,9 @@ from kernelmux.formats import Value, Weight, lookup, quantize_planes, torch_dtyp
 from kernelmux.graph import Builder, Graph
 from kernelmux.ops import Case
 
+DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
+"""An input as the case states it, and its planes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
@@ -22,7 +25,7 @@ class Drawn:
     """Each input's planes."""
 
     @property
-    def planes(self) -> list[tuple[Value, tuple[torch.Tensor, ...]]]:
+    def planes(self) -> list[DrawnInput]:
         """The node's inputs in order: each value as the case states it, with its planes."""
         (node,) = self.graph.ops
         return [(value, self.inputs[value.name]) for value in node.inputs]
@@ -66,6 +69,10 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight
     format = lookup(value.format)
     if value.name in case.draw:
         planes = case.draw[value.name](generator).to(format.dtype)
+    elif format.gguf is None:
+        parts = empty_planes(value)
+        quantize_planes(value.format, torch.randn(value.extents, generator=generator), parts)
+        return Weight(value.name, value.extents, value.format, parts)
     elif format.plain:
         planes = torch.randn(value.extents, generator=generator).to(format.dtype)
     else:

@@ -10,6 +10,9 @@ import torch
 WORST = 24.0
 """How many standard deviations, by the NMSE bound, one element may be off: rounding stays within six or so."""
 
+NARROW = 16
+"""Columns below which a row's mean square says little: sums may cancel in all of them."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -28,11 +31,14 @@ def compare(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> Measured
         where = _index(~found.isfinite() & wanted.isfinite())
         return Measured(math.inf, math.inf, bound, (f"finite: element {where} is {float(found[where])}",))
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
+    # Below the smallest normal float32 precision runs out, and hardware may flush to zero.
+    difference = torch.where(difference.abs() < torch.finfo(torch.float32).tiny, 0.0, difference)
     squared = float(torch.where(wanted.isfinite(), wanted, 0.0).square().sum())
     error = float(difference.square().sum()) / (squared or 1.0)
-    # A row of zeros is measured against all rows, and all zeros against one.
-    rows = wanted.square().nan_to_num(posinf=0.0).mean(dim=-1, keepdim=True).sqrt()
-    rows = torch.where(rows > 0, rows, rows.mean() if squared else 1.0)
+    # A row of zeros, or one too narrow to have a scale of its own, is measured against all rows; all zeros against one.
+    rows = wanted.square().nan_to_num(posinf=0.0).mean(dim=-1, keepdim=True)
+    everything = rows.mean() if squared else torch.ones_like(rows.mean())
+    rows = torch.where(rows > (0 if wanted.shape[-1] >= NARROW else math.inf), rows, everything).sqrt()
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
     failures = []

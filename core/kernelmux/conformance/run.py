@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from kernelmux.conformance import checks
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.measure import compare
 from kernelmux.conformance.outcome import Outcome
-from kernelmux.conformance.trial import Trial
+from kernelmux.conformance.trial import Trial, one_row_node
 from kernelmux.device import Device, find_device
 from kernelmux.errors import KernelmuxError
 from kernelmux.formats import Value, dequantize_planes, lookup
@@ -49,8 +51,11 @@ def run_case(
     if isinstance(found, Declined):
         return replace(blank, reason=found.reason)
     try:
-        trial = Trial(drawn, _store(node, found, variant), found, find_device(device))
+        weights = [drawn.weights[value.name] for value in node.weights]
+        trial = Trial(drawn.planes, weights, _store(node, found, variant), found, find_device(device))
         outcome = _check(trial, replace(blank, status="pass"))
+        if not outcome.failures:
+            outcome = replace(outcome, batch_invariant=_is_batch_invariant(trial, kernel, registry))
     except KernelmuxError as error:
         return replace(blank, status="fail", failures=(f"raises: {error}",))
     except Exception as error:
@@ -99,6 +104,23 @@ def _check(trial: Trial, outcome: Outcome) -> Outcome:
     if trial.device.kind == "cuda" and trial.kernel.capturable:
         checks.captured(trial, call, first)
     return replace(outcome, failures=(*outcome.failures, *trial.failures))
+
+
+def _is_batch_invariant(trial: Trial, name: str, registry: Registry) -> bool | None:
+    """Whether the batch's last row equals that row alone; None where rows do not stand for themselves."""
+    alone = _ask(one_row_node(trial.node), name, registry, trial.device)
+    last = trial.node.inputs[0].extents[0] - 1
+    if isinstance(alone, Declined) or (single := trial.one_row(last, alone)) is None:
+        return None
+    trial.launch(trial.bind(trial.outputs), POISONS[0])
+    single.launch(single.bind(single.outputs), POISONS[0])
+    pairs = [
+        (batch_part[last:], part)
+        for batch, one in zip(trial.outputs, single.outputs, strict=True)
+        for batch_part, part in zip(batch.parts, one.parts, strict=True)
+        if len(batch_part) == last + 1
+    ]
+    return all(ours.view(torch.uint8).equal(theirs.view(torch.uint8)) for ours, theirs in pairs)
 
 
 def _measure(trial: Trial, outcome: Outcome) -> Outcome:

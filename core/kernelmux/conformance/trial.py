@@ -6,13 +6,14 @@ Enters: drawn numbers, and a node whose formats are settled. Leaves: bytes befor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from kernelmux.conformance.draw import Drawn
+from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import Guarded
 from kernelmux.device import Device
-from kernelmux.formats import Value, dequantize_planes, quantize_planes
+from kernelmux.formats import Value, Weight, dequantize_planes, quantize_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Operands
@@ -21,11 +22,14 @@ from kernelmux.ops import Operands
 class Trial:
     """A kernel bound to one case's memory."""
 
-    def __init__(self, drawn: Drawn, node: TensorNode, kernel: Kernel, device: Device) -> None:
+    def __init__(
+        self, drawn: Sequence[DrawnInput], weights: Sequence[Weight], node: TensorNode, kernel: Kernel, device: Device
+    ) -> None:
         self.node, self.kernel, self.device = node, kernel, device
         self.failures: list[str] = []
-        self._weights = [drawn.weights[value.name] for value in node.weights]
-        self.inputs = [self._filled(value, planes) for value, planes in zip(node.inputs, drawn.planes, strict=True)]
+        self._drawn = drawn
+        self._weights = weights
+        self.inputs = [self._filled(value, planes) for value, planes in zip(node.inputs, drawn, strict=True)]
         self.given = [memory.snapshot() for memory in self.inputs]
         self.outputs = [Guarded.of(value, device.torch) for value in node.outputs]
         for source, target in node.contract.updates:
@@ -34,7 +38,22 @@ class Trial:
         self.packed = self._prepare()
         self.expected = self._reference()
 
-    def _filled(self, value: Value, planes: tuple[Value, tuple[torch.Tensor, ...]]) -> Guarded:
+    def one_row(self, row: int, kernel: Kernel) -> Trial | None:
+        """The same kernel on one row alone; None where the op's values are not all rows of one batch."""
+        m = self.node.inputs[0].extents[0]
+        values = (*self.node.inputs, *self.node.outputs)
+        if m == 1 or self.node.contract.updates or any(value.extents[0] != m for value in values):
+            return None
+        drawn = [
+            (
+                replace(value, shape=(1, *value.shape[1:])),
+                tuple(part[row : row + 1] if len(part) == m else part for part in parts),
+            )
+            for value, parts in self._drawn
+        ]
+        return Trial(drawn, self._weights, one_row_node(self.node), kernel, self.device)
+
+    def _filled(self, value: Value, planes: DrawnInput) -> Guarded:
         """An input in the format that the kernel reads, drawn in the one that the case states."""
         drawn_as, parts = planes
         memory = Guarded.of(value, self.device.torch)
@@ -99,3 +118,12 @@ class Trial:
     def synchronize(self) -> None:
         if self.device.kind == "cuda":
             torch.cuda.synchronize()
+
+
+def one_row_node(node: TensorNode) -> TensorNode:
+    """A node with every value cut down to one row."""
+
+    def cut(values: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(replace(value, shape=(1, *value.shape[1:])) for value in values)
+
+    return replace(node, inputs=cut(node.inputs), outputs=cut(node.outputs))

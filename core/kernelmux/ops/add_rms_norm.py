@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case
+from kernelmux.ops.op import ROW_COUNTS, Case, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -38,4 +38,4 @@ class AddRmsNorm(Fused):
             for k in (576, 127):
                 fields = {"gamma": (Value("gamma", (k,)),), "epsilon": 1e-5}
                 inputs = (Value("a", (m, k)), Value("b", (m, k)))
-                yield Case(f"add_rms_norm-m{m}-k{k}", self.name, inputs, fields)
+                yield Case(f"add_rms_norm-m{m}-k{k}", self.name, inputs, fields, marks=marks(m))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import Case, Op, Operands
+from kernelmux.ops.op import Case, Op, Operands, marks
 
 if TYPE_CHECKING:
     import torch
@@ -102,19 +102,33 @@ class Attention(Op):
         return 4 * m * width * pages * page_size
 
     def cases(self) -> Iterator[Case]:
-        for context in (1, 15, 16, 17, 200):
+        heads = ((9, 3, 64), (32, 8, 128), (28, 4, 128), (4, 4, 64), (8, 1, 96), (4, 2, 80), (2, 1, 256))
+        for query, kv, dim in heads:
+            shape = {"heads": query, "kv_heads": kv, "dim": dim}
+            label = f"h{query}-kv{kv}-d{dim}"
+            for context in (1, 15, 16, 17, 33):
+                yield self._case(f"decode-{context}-{label}", [(1, context)], **shape)
+            yield self._case(f"prefill-20-{label}", [(20, 20)], **shape)
+            yield self._case(f"mixed-{label}", [(1, 33), (12, 12), (1, 1), (5, 48)], **shape)
+        for context in (31, 32, 47, 48, 49, 64, 200, 512, 1000):
             yield self._case(f"decode-{context}", [(1, context)])
-        yield self._case("prefill-1", [(1, 1)])
-        yield self._case("prefill-40", [(40, 40)])
-        yield self._case("chunk", [(7, 40)])
-        yield self._case("mixed", [(1, 33), (12, 12), (1, 1), (5, 48)])
+        for rows in (1, 2, 15, 16, 17, 40, 128):
+            yield self._case(f"prefill-{rows}", [(rows, rows)])
+        for rows, length in ((7, 40), (16, 48), (1, 17), (33, 34), (2, 300)):
+            yield self._case(f"chunk-{rows}-of-{length}", [(rows, length)])
+        yield self._case("batch", [(1, length) for length in (1, 16, 17, 100, 5, 64, 31, 2)])
+        yield self._case("prefills", [(5, 5), (1, 1), (17, 17), (16, 16)])
         yield self._case("empty", [(1, 9), (0, 0), (3, 3)])
-        yield self._case("padding", [(2, 18)], padding=3)
-        yield self._case("window", [(9, 40), (1, 64)], window=8)
-        yield self._case("soft-cap", [(4, 30)], soft_cap=5.0)
-        yield self._case("mha", [(3, 20)], heads=4, kv_heads=4)
-        yield self._case("mqa", [(3, 20)], heads=8, kv_heads=1, dim=128)
-        yield self._case("odd-head", [(3, 20)], heads=4, kv_heads=2, dim=80)
+        yield self._case("first-empty", [(0, 0), (2, 20)])
+        yield self._case("all-empty", [(0, 0), (0, 0)], padding=2)
+        for padding in (1, 3, 6):
+            yield self._case(f"padding-{padding}", [(2, 18), (1, 5)], padding=padding)
+        for window in (1, 8, 16, 17, 100):
+            yield self._case(f"window-{window}", [(9, 40), (1, 64), (1, 3)], window=window)
+        for cap in (1.0, 5.0, 50.0):
+            yield self._case(f"soft-cap-{cap:g}", [(4, 30), (1, 17)], soft_cap=cap)
+        yield self._case("window-soft-cap", [(4, 30)], window=6, soft_cap=5.0)
+        yield self._case("loud", [(3, 40)], loud=30.0)
 
     def _case(
         self,
@@ -126,8 +140,9 @@ class Attention(Op):
         padding: int = 0,
         window: int = 0,
         soft_cap: float = 0.0,
+        loud: float = 1.0,
     ) -> Case:
-        """`sequences`: (query rows, cached length) each; pages are dealt in shuffled order."""
+        """`sequences`: (query rows, cached length) each; pages are dealt in shuffled order, q is `loud` noise."""
         import torch
 
         page_size = 16
@@ -137,12 +152,13 @@ class Attention(Op):
 
         def table(generator: torch.Generator) -> torch.Tensor:
             order = torch.randperm(sum(pages) + 1, generator=generator).tolist()
-            rows = torch.zeros(len(pages), max(pages), dtype=torch.int32)
+            rows = torch.zeros(len(pages), width, dtype=torch.int32)
             for seq, count in enumerate(pages):
                 rows[seq, :count] = torch.tensor([order.pop() for _ in range(count)])
             return rows
 
         m = starts[-1] + padding
+        width = max([*pages, 1])
         cache_shape = (sum(pages) + 1, page_size, kv_heads, dim)
         inputs = (
             Value("q", (m, heads * dim)),
@@ -150,7 +166,7 @@ class Attention(Op):
             Value("v_cache", cache_shape),
             Value("query_start", (len(starts),), "i32"),
             Value("kv_len", (len(lengths),), "i32"),
-            Value("block_table", (len(pages), max(pages)), "i32"),
+            Value("block_table", (len(pages), width), "i32"),
         )
         fields: dict[str, Any] = {
             "num_heads": heads,
@@ -161,11 +177,12 @@ class Attention(Op):
             "soft_cap": soft_cap,
         }
         draw = {
+            "q": lambda generator: loud * torch.randn(m, heads * dim, generator=generator),
             "query_start": lambda generator: torch.tensor(starts, dtype=torch.int32),
             "kv_len": lambda generator: torch.tensor(lengths, dtype=torch.int32),
             "block_table": table,
         }
-        return Case(f"attention-{label}", self.name, inputs, fields, draw)
+        return Case(f"attention-{label}", self.name, inputs, fields, draw, marks=marks(m))
 
 
 def visible(rows: int, length: int, window: int, device: torch.device) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import FORMATS, Value, lookup
-from kernelmux.ops.op import Case, Op, Operands
+from kernelmux.ops.op import Case, Op, Operands, marks
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +52,26 @@ class Convert(Op):
         for source in activations:
             for target in activations:
                 if source != target:
-                    for m in (1, 3, 17):
+                    for m in (1, 3, 17, 64):
                         yield self._case(source, target, m, 256)
         for source, target in (("f32", "bf16"), ("bf16", "f32"), ("f32", "f16"), ("f32", "fp8_row")):
             yield self._case(source, target, 64, 33)
+        for target in activations[1:]:
+            # A block of zeros must come out as zeros: its scale is 0, which nothing may be divided by.
+            draw = {"x": _with_zero_blocks}
+            name = f"convert-f32-{target}-zero-blocks"
+            yield Case(name, self.name, (Value("x", (3, 256)),), {}, draw, target, marks(1))
 
     def _case(self, source: str, target: str, m: int, n: int) -> Case:
         name = f"convert-{source}-{target}-m{m}-n{n}"
-        return Case(name, self.name, (Value("x", (m, n), source),), format=target)
+        return Case(name, self.name, (Value("x", (m, n), source),), format=target, marks=marks(m))
+
+
+def _with_zero_blocks(generator: torch.Generator) -> torch.Tensor:
+    """[3, 256] of noise with the first 128 columns of row 0, and all of row 1, at zero."""
+    import torch
+
+    noise = torch.randn(3, 256, generator=generator)
+    noise[0, :128] = 0
+    noise[1] = 0
+    return noise

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import Case, Op, Operands
+from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, marks
 
 if TYPE_CHECKING:
     import torch
@@ -66,12 +66,25 @@ class Copy(Op):
         return 0
 
     def cases(self) -> Iterator[Case]:
-        for m, heads, dim in ((1, 3, 64), (5, 3, 64), (17, 8, 128), (64, 1, 80)):
-            yield self._case(f"m{m}-h{heads}-d{dim}", m, heads, dim, padding=0)
-        yield self._case("padding", 8, 3, 64, padding=3)
-        yield self._case("all-padding", 2, 3, 64, padding=2)
+        for m in ROW_COUNTS[:8]:
+            for heads, dim in ((3, 64), (8, 128), (1, 80)):
+                for format in ("f32", "bf16", "f16"):
+                    yield self._case(f"{format}-m{m}-h{heads}-d{dim}", m, heads, dim, format=format)
+        for m, padding in ((8, 3), (17, 1), (2, 2), (1, 1)):
+            yield self._case(f"padding-{padding}-of-{m}", m, 3, 64, padding=padding)
+        yield self._case("scattered-padding", 16, 3, 64, padding=5, scattered=True)
+        yield self._case("full", 128, 3, 64)
 
-    def _case(self, label: str, m: int, heads: int, dim: int, padding: int) -> Case:
+    def _case(
+        self,
+        label: str,
+        m: int,
+        heads: int,
+        dim: int,
+        padding: int = 0,
+        scattered: bool = False,
+        format: str = "f32",
+    ) -> Case:
         import torch
 
         pages, page_size = 8, 16
@@ -79,9 +92,10 @@ class Copy(Op):
         def slots(generator: torch.Generator) -> torch.Tensor:
             order = torch.randperm(pages * page_size, generator=generator)[:m].to(torch.int32)
             order[m - padding :] = -1
-            return order
+            return order[torch.randperm(m, generator=generator)] if scattered else order
 
         rows = [Value(name, (m, heads * dim)) for name in ("k", "v")]
-        caches = [Value(name, (pages, page_size, heads, dim)) for name in ("k_cache", "v_cache")]
+        caches = [Value(name, (pages, page_size, heads, dim), format) for name in ("k_cache", "v_cache")]
         inputs = (*rows, Value("slots", (m,), "i32"), *caches)
-        return Case(f"copy-{label}", self.name, inputs, {"num_kv_heads": heads, "head_dim": dim}, {"slots": slots})
+        fields = {"num_kv_heads": heads, "head_dim": dim}
+        return Case(f"copy-{label}", self.name, inputs, fields, {"slots": slots}, marks=marks(m))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import Case, Op, Operands
+from kernelmux.ops.op import WEIGHTS, Case, Op, Operands, marks
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +54,14 @@ class Embed(Op):
         import torch
 
         rows = 300
-        for m in (1, 2, 17, 64):
+        for m in (1, 2, 17, 64, 200):
             draw = {"ids": lambda generator, m=m: torch.randint(rows, (m,), generator=generator, dtype=torch.int32)}
             ids = Value("ids", (m,), "i32")
-            for format in ("f32", "f16", "bf16", "Q4_0", "Q8_0", "Q6_K"):
-                k = 512 if format == "Q6_K" else 96
-                fields = {"weight": (Value("weight", (rows, k), format),)}
-                yield Case(f"embed-{format}-m{m}-k{k}", self.name, (ids,), fields, draw)
-            yield Case(f"embed-rows-m{m}", self.name, (ids, Value("table", (rows, 64))), {}, draw)
+            for format in WEIGHTS:
+                fields = {"weight": (Value("weight", (rows, 512), format),)}
+                yield Case(f"embed-{format}-m{m}-k512", self.name, (ids,), fields, draw, marks=marks(m))
+            yield Case(f"embed-rows-m{m}", self.name, (ids, Value("table", (rows, 64))), {}, draw, marks=marks(m))
+        ends = {"ids": lambda generator: torch.tensor([0, rows - 1, 0, rows - 1, 1], dtype=torch.int32)}
+        for format in ("f32", "Q8_0", "Q4_K"):
+            fields = {"weight": (Value("weight", (rows, 256), format),)}
+            yield Case(f"embed-{format}-ends", self.name, (Value("ids", (5,), "i32"),), fields, ends, marks=marks(5))

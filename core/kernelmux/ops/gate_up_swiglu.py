@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case
+from kernelmux.ops.op import ROW_COUNTS, Case, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -51,4 +51,4 @@ class GateUpSwiglu(Fused):
                     Value(name, (n, k), format) for name, format in zip(("gate", "up"), formats, strict=True)
                 )
                 name = f"gate_up_swiglu-{'-'.join(dict.fromkeys(formats))}-m{m}"
-                yield Case(name, self.name, (Value("x", (m, k)),), {"weight": weights})
+                yield Case(name, self.name, (Value("x", (m, k)),), {"weight": weights}, marks=marks(m))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value, lookup
-from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands
+from kernelmux.ops.op import (
+    BLOCK_WEIGHTS,
+    PLAIN_WEIGHTS,
+    ROW_COUNTS,
+    WEIGHTS,
+    Case,
+    Op,
+    Operands,
+    extreme_cases,
+    marks,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -62,18 +73,39 @@ class MulMat(Op):
         return 2 * node.inputs[0].extents[0] * n * k
 
     def cases(self) -> Iterator[Case]:
-        for format in ("f32", "f16", "bf16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"):
+        for format in WEIGHTS:
             for m in ROW_COUNTS:
-                for n, k in ((576, 576), (64, 1536), (31, 96)):
-                    yield self._case(format, m, n, k)
-            yield self._case(format, 3, 48, 64, bias=True)
-        for format in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
-            for m in (1, 5):
-                yield self._case(format, m, 40, 512)
+                yield self._case(format, m, 96, 256)
+            # Sizes of real models, and awkward ones: one output, one off a tile, a prime, two blocks.
+            for n, k in ((576, 1536), (640, 2048), (31, 512), (257, 256)):
+                yield self._case(format, 1, n, k)
+                yield self._case(format, 17, n, k)
+            yield self._case(format, 64, 1, 256)
+            for m in (1, 3):
+                yield self._case(format, m, 48, 256, bias=True)
+        for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
+            for n, k in ((1536, 576), (192, 576), (7, 32), (33, 96)):
+                yield self._case(format, 1, n, k)
+                yield self._case(format, 5, n, k)
+        for format in PLAIN_WEIGHTS:
+            for n, k in ((3, 1), (13, 17), (64, 127)):
+                yield self._case(format, 3, n, k)
+        for format in ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8_128x128"):
+            for m in (1, 128, 512):
+                yield self._case(format, m, 2048, 8192)
+                yield self._case(format, m, 4096, 14336)
+                yield self._case(format, m, 14336, 4096)
+        for format in ("f32", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "fp8_row"):
+            yield from self._extremes(format)
 
     def _case(self, format: str, m: int, n: int, k: int, bias: bool = False) -> Case:
         fields = {"weight": (Value("weight", (n, k), format),)}
         if bias:
             fields["bias"] = (Value("bias", (n,)),)
         name = f"mul_mat-{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}"
-        return Case(name, self.name, (Value("x", (m, k)),), fields)
+        return Case(name, self.name, (Value("x", (m, k)),), fields, marks=marks(m, n * k))
+
+    def _extremes(self, format: str) -> Iterator[Case]:
+        fields = {"weight": (Value("weight", (64, 256), format),)}
+        for case in extreme_cases(self, (3, 256), fields):
+            yield dataclasses.replace(case, name=case.name.replace("mul_mat-", f"mul_mat-{format}-"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case
+from kernelmux.ops.op import ROW_COUNTS, Case, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -40,4 +40,4 @@ class MulMatAdd(Fused):
                 n, k = 576, 96
                 inputs = (Value("x", (m, k)), Value("residual", (m, n)))
                 fields = {"weight": (Value("weight", (n, k), format),)}
-                yield Case(f"mul_mat_add-{format}-m{m}-n{n}-k{k}", self.name, inputs, fields)
+                yield Case(f"mul_mat_add-{format}-m{m}-n{n}-k{k}", self.name, inputs, fields, marks=marks(m))

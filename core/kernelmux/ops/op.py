@@ -147,12 +147,62 @@ class Elementwise(Op):
         return {"m": m, "n": n}
 
 
-ROW_COUNTS = (1, 2, 3, 5, 8, 17, 64)
-"""Row counts that cases are made for: decode, small batches, one off a tile, prefill."""
+ROW_COUNTS = (1, 2, 3, 5, 8, 16, 17, 64, 128, 200, 512)
+"""Row counts that cases are made for: decode, small batches, on and one off a tile, prefill."""
+
+PLAIN_WEIGHTS = ("f32", "f16", "bf16")
+BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+FP8_WEIGHTS = ("fp8_tensor", "fp8_row", "fp8_128x128")
+WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS)
+"""Every weight format of the contract."""
+
+LARGE = 2**25
+"""Weights from which a case is marked `large`: a CPU takes seconds to draw and to multiply them in float64."""
+
+
+def marks(m: int, weights: int = 0) -> frozenset[str]:
+    """`large` by the number of weights, else `smoke` for a few rows."""
+    if weights >= LARGE or m * weights >= 2**30:
+        return frozenset({"large"})
+    return frozenset({"smoke"} if m in (1, 5) else ())
+
+
+Spread = Callable[["torch.Generator", tuple[int, ...]], "torch.Tensor"]
+
+
+def _extremes() -> Mapping[str, Spread]:
+    """Inputs that are not plain noise: what breaks sums, scales and divisions."""
+    import torch
+
+    def outliers(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+        noise = torch.randn(shape, generator=generator)
+        noise[..., 0] *= 1e4
+        return noise
+
+    return {
+        "outliers": outliers,
+        "denormals": lambda generator, shape: torch.randn(shape, generator=generator) * 1e-42,
+        "equal": lambda generator, shape: torch.full(shape, 0.37),
+        "zeros": lambda generator, shape: torch.zeros(shape),
+        "zero-row": lambda generator, shape: (
+            torch.randn(shape, generator=generator) * (torch.arange(shape[0]) != 1)[:, None]
+        ),
+    }
+
+
+def extreme_cases(op: Op, shape: tuple[int, int], fields: Mapping[str, Any] | None = None) -> Iterator[Case]:
+    """Cases of an op whose float inputs all have one shape, one for each extreme."""
+    for label, spread in _extremes().items():
+        draw = {port: lambda generator, spread=spread: spread(generator, shape) for port in op.inputs}
+        values = tuple(Value(port, shape) for port in op.inputs)
+        yield Case(f"{op.name}-{label}", op.name, values, fields or {}, draw, marks=frozenset({"smoke"}))
 
 
 def elementwise_cases(op: Op) -> Iterator[Case]:
     """Cases of an op without fields, whose inputs all have the shape of its output."""
     for m in ROW_COUNTS:
-        for k in (576, 1536, 1, 127):
-            yield Case(f"{op.name}-m{m}-k{k}", op.name, tuple(Value(port, (m, k)) for port in op.inputs))
+        for n in (576, 1536, 1, 127, 2049) if m < 128 else (640, 33):
+            values = tuple(Value(port, (m, n)) for port in op.inputs)
+            yield Case(f"{op.name}-m{m}-n{n}", op.name, values, marks=marks(m))
+    yield from extreme_cases(op, (3, 200))

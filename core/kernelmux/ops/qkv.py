@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case
+from kernelmux.ops.op import ROW_COUNTS, Case, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -47,4 +47,4 @@ class Qkv(Fused):
                     for port, n, format in zip("qkv", (96, 32, 32), formats, strict=True)
                 )
                 name = f"qkv-{'-'.join(dict.fromkeys(formats))}-m{m}"
-                yield Case(name, self.name, (Value("x", (m, k)),), {"weight": weights})
+                yield Case(name, self.name, (Value("x", (m, k)),), {"weight": weights}, marks=marks(m))

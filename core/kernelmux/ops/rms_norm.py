@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands
+from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, extreme_cases, marks
 
 if TYPE_CHECKING:
     import torch
@@ -52,16 +52,16 @@ class RmsNorm(Op):
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
-            for k in (576, 4096, 127):
+            for k in (576, 640, 2048, 4096, 127, 1) if m < 128 else (576, 127):
                 yield self._case(f"m{m}-k{k}", m, k, 1e-5)
         # Tiny rows, where epsilon decides the answer: a kernel that drops it is off by orders of magnitude.
         yield self._case("tiny", 4, 64, 1e-5, scale=1e-3)
-        yield self._case("outlier", 2, 576, 1e-6, scale=1e4)
-        yield self._case("zeros", 2, 64, 1e-6, scale=0.0)
+        yield self._case("huge", 2, 576, 1e-6, scale=1e4)
+        yield from extreme_cases(self, (3, 200), {"gamma": (Value("gamma", (200,)),), "epsilon": 1e-6})
 
     def _case(self, label: str, m: int, k: int, epsilon: float, scale: float = 1.0) -> Case:
         import torch
 
         fields = {"gamma": (Value("gamma", (k,)),), "epsilon": epsilon}
         draw = {"x": lambda generator: torch.randn(m, k, generator=generator) * scale}
-        return Case(f"rms_norm-{label}", self.name, (Value("x", (m, k)),), fields, draw)
+        return Case(f"rms_norm-{label}", self.name, (Value("x", (m, k)),), fields, draw, marks=marks(m))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import Case, Op, Operands
+from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, marks
 
 if TYPE_CHECKING:
     import torch
@@ -130,30 +130,49 @@ class Rope(Op):
         return 3 * super().flops(node)
 
     def cases(self) -> Iterator[Case]:
-        plain = Rotation(theta=10_000.0, dims=64)
-        for m in (1, 5, 64):
-            yield self._case(f"adjacent-m{m}", m, plain)
-            yield self._case(f"halves-m{m}", m, Rotation(theta=1e5, dims=64, pairing="halves"))
-        yield self._case("far", 4, Rotation(theta=500_000.0, dims=64), first=131_068)
-        yield self._case("partial", 3, Rotation(theta=1e4, dims=32, pairing="halves"))
-        yield self._case("linear", 9, Rotation(theta=1e4, dims=64, scaling="linear", factor=4.0), first=1000)
-        llama3 = Rotation(theta=5e5, dims=64, scaling="llama3", factor=8.0, original_context=8192)
-        yield self._case("llama3", 9, llama3, first=20_000)
-        yarn = Rotation(theta=1e4, dims=64, pairing="halves", scaling="yarn", factor=4.0, original_context=4096)
-        yield self._case("yarn", 9, yarn, first=9000)
-        yield self._case("divisors", 9, plain, first=77, divisors=True)
+        for pairing in ("adjacent", "halves"):
+            for label, scaling in _SCALINGS.items():
+                rotation = Rotation(theta=1e5, dims=64, pairing=pairing, **scaling)
+                for m in ROW_COUNTS[:8]:
+                    yield self._case(f"{pairing}-{label}-m{m}", m, rotation, first=m * 97)
+                for first in (4095, 8191, 131_071 - 4):
+                    yield self._case(f"{pairing}-{label}-at{first}", 5, rotation, first=first)
+            plain = Rotation(theta=5e5, dims=64, pairing=pairing)
+            for heads, kv_heads in ((9, 3), (32, 8), (28, 4), (8, 1), (1, 1)):
+                yield self._case(f"{pairing}-h{heads}-kv{kv_heads}", 3, plain, heads=heads, kv_heads=kv_heads)
+            for dim, dims in ((80, 80), (128, 128), (96, 32), (64, 2)):
+                rotation = Rotation(theta=1e4, dims=dims, pairing=pairing)
+                yield self._case(f"{pairing}-d{dim}-of{dims}", 7, rotation, dim=dim)
+            yield self._case(f"{pairing}-divisors", 9, plain, first=77, divisors=True)
+            yield self._case(f"{pairing}-shuffled", 17, plain, shuffled=True)
 
-    def _case(self, label: str, m: int, rotation: Rotation, first: int = 0, divisors: bool = False) -> Case:
+    def _case(
+        self,
+        label: str,
+        m: int,
+        rotation: Rotation,
+        first: int = 0,
+        heads: int = 9,
+        kv_heads: int = 3,
+        dim: int = 64,
+        divisors: bool = False,
+        shuffled: bool = False,
+    ) -> Case:
         import torch
 
-        heads, kv_heads, dim = 9, 3, 64
         fields: dict[str, Any] = {
             "rotation": rotation,
             "num_heads": heads,
             "num_kv_heads": kv_heads,
             "head_dim": dim,
         }
-        draw = {"positions": lambda generator: torch.arange(first, first + m, dtype=torch.int32)}
+
+        def positions(generator: torch.Generator) -> torch.Tensor:
+            # Of several sequences in one step, positions neither start at 0 nor rise.
+            order = torch.randperm(m, generator=generator) * 131 if shuffled else torch.arange(m)
+            return (first + order).to(torch.int32)
+
+        draw = {"positions": positions}
         if divisors:
             fields["weight"] = (Value("divisors", (rotation.dims // 2,)),)
             draw["divisors"] = lambda generator: 1 + torch.rand(rotation.dims // 2, generator=generator) * 7
@@ -162,7 +181,15 @@ class Rope(Op):
             Value("k", (m, kv_heads * dim)),
             Value("positions", (m,), "i32"),
         )
-        return Case(f"rope-{label}", self.name, inputs, fields, draw)
+        return Case(f"rope-{label}", self.name, inputs, fields, draw, marks=marks(m))
+
+
+_SCALINGS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "linear": {"scaling": "linear", "factor": 4.0},
+    "llama3": {"scaling": "llama3", "factor": 8.0, "original_context": 8192},
+    "yarn": {"scaling": "yarn", "factor": 4.0, "original_context": 4096},
+}
 
 
 def angles(node: TensorNode, positions: torch.Tensor, divisors: tuple[torch.Tensor, ...] = ()) -> torch.Tensor:

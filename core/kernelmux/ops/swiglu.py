@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case
+from kernelmux.ops.op import ROW_COUNTS, Case, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -35,4 +35,4 @@ class Swiglu(Fused):
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
             for n in (1536, 127):
-                yield Case(f"swiglu-m{m}-n{n}", self.name, (Value("gate", (m, n)), Value("up", (m, n))))
+                yield Case(f"swiglu-m{m}-n{n}", self.name, (Value("gate", (m, n)), Value("up", (m, n))), marks=marks(m))
