@@ -79,6 +79,11 @@ def compute(node, tensors):
         quantize_planes(value.format, result, planes if isinstance(planes, tuple) else (planes,))
 
 
+def nmse(found, wanted):
+    """Squared error over squared expectation."""
+    return float((found.double() - wanted.double()).square().sum() / wanted.double().square().sum())
+
+
 def _dense(value, planes):
     if value.format == "i32":
         return planes
@@ -125,6 +130,52 @@ def chain(*ops, columns=8):
         inputs = (last,) if len(OPS[op].inputs) == 1 else (last, first)
         last = b.value(op, f"n{index}", *inputs)
     return b.build(last)
+
+
+def llama_graph(layers=1, *, heads=4, kv_heads=2, head_dim=8, feed_forward=48, vocab=40, format="f32", weight="f32"):
+    """A llama, as the architecture builds it: 16 nodes a layer and four around them, over a paged cache."""
+    b, hidden = Builder("llama", format), heads * head_dim
+    symbols = {"tokens": "m", "positions": "m", "slots": "m", "logit_rows": "outs", "query_start": "seqs+1"}
+    state = {name: b.leaf(name, (symbol,), "i32", role="state") for name, symbol in symbols.items()}
+    state["kv_len"] = b.leaf("kv_len", ("seqs",), "i32", role="state")
+    state["block_table"] = b.leaf("block_table", ("seqs", "width"), "i32", role="state")
+    x = b.value("embed", "embed", state["tokens"], weight=(b.leaf("table", (vocab, hidden), weight),))
+    for layer in range(layers):
+        x = llama_layer(b, x, state, layer, (heads, kv_heads, head_dim), feed_forward, weight)
+    x = b.value("embed", "select", state["logit_rows"], x)
+    x = b.value("rms_norm", "norm", x, gamma=(b.leaf("norm.weight", (hidden,)),), epsilon=1e-5)
+    return b.build(b.value("mul_mat", "logits", x, weight=(b.leaf("head", (vocab, hidden), weight),)))
+
+
+def llama_layer(b, x, state, layer, sizes=(4, 2, 8), feed_forward=48, weight="f32"):
+    """One layer of it, its weights and caches leaves of their own; `state` holds positions, slots and so on."""
+    (num_heads, num_kv_heads, head_dim), at = sizes, f"blk.{layer}"
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "layer": layer}
+    cache = ("pages", "page_size", num_kv_heads, head_dim)
+    caches = [b.leaf(f"{at}.{part}_cache", cache, role="cache") for part in "kv"]
+
+    def linear(name, value, n):
+        stored = b.leaf(f"{at}.{name}.weight", (n, value.shape[1]), weight)
+        return b.value("mul_mat", f"{at}.{name}", value, weight=(stored,), layer=layer)
+
+    def norm(name, value):
+        gamma = b.leaf(f"{at}.{name}.weight", value.shape[1:])
+        return b.value("rms_norm", f"{at}.{name}", value, gamma=(gamma,), epsilon=1e-5, layer=layer)
+
+    normed = norm("attn_norm", x)
+    q, k, v = (linear(f"attn_{p}", normed, n * head_dim) for p, n in zip("qkv", (*sizes[:2], sizes[1]), strict=True))
+    rotation = Rotation(theta=1e4, dims=head_dim)
+    q, k = b.node("rope", f"{at}.rope", q, k, state["positions"], rotation=rotation, **heads)
+    held = {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "layer": layer}
+    cached = b.node("copy", f"{at}.copy", k, v, state["slots"], *caches, **held)
+    read = (state["query_start"], state["kv_len"], state["block_table"])
+    mixed = b.value("attention", f"{at}.attention", q, *cached, *read, scale=head_dim**-0.5, **heads)
+    x = b.value("add", f"{at}.attn_add", x, linear("attn_output", mixed, x.shape[1]), layer=layer)
+    normed = norm("ffn_norm", x)
+    gate, up = linear("ffn_gate", normed, feed_forward), linear("ffn_up", normed, feed_forward)
+    gated = b.value("silu", f"{at}.ffn_silu", gate, layer=layer)
+    product = b.value("mul", f"{at}.ffn_mul", gated, up, layer=layer)
+    return b.value("add", f"{at}.ffn_add", x, linear("ffn_down", product, x.shape[1]), layer=layer)
 
 
 def one_node(op, *inputs, format="f32", **fields):

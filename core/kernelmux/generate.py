@@ -76,6 +76,15 @@ class Session:
         self.walker = Walker(plan, packed, self._leaves)
         self._logits = plan.graph.outputs[0]
 
+    def prepare(self) -> Iterator[str]:
+        """Packs every weight that the plan needs, yielding each node's name; without it, the first steps do it."""
+        while True:
+            try:
+                yield from self.walker.prepare()
+                return
+            except LaunchError as error:
+                self.walker = self.walker.without(error)
+
     def open(self) -> CachedSequence:
         """A new, empty sequence."""
         return CachedSequence()
@@ -98,6 +107,10 @@ class Session:
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
         if len({id(feed.sequence) for feed in feeds}) < len(feeds):
             raise CapacityError("a step feeds one sequence twice: join its tokens, or take two steps")
+        vocab = self.walker.plan.graph.values[self._logits].shape[1]
+        assert isinstance(vocab, int)
+        if odd := [id for feed in feeds for id in feed.ids if not 0 <= id < vocab]:
+            raise CapacityError(f"token id {odd[0]} is not in the vocabulary of {vocab}")
         if m > self.walker.plan.max_rows:
             raise CapacityError(
                 f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time"

@@ -55,7 +55,11 @@ def _describe(plan: Plan) -> dict[str, Any]:
         "graph": {"name": plan.graph.name, "digest": _digest(plan.graph)},
         "device_class": plan.device.device_class,
         "kernels": dict(sorted(versions.items())),
-        "policy": json.loads(plan.policy.document.model_dump_json(include={"fuse", "kv", "defaults"})),
+        "policy": {
+            "fuse": plan.policy.document.fuse,
+            "kv": {"format": plan.policy.document.kv.format},
+            "defaults": {"on_error": plan.policy.document.defaults.on_error},
+        },
         "choices": choices,
     }
 
@@ -68,8 +72,10 @@ def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device
         graph = graph.with_cache_format(document.kv.format)
         _compare(path, "graph", f"{graph.name} {_digest(graph)}", f"{lock['graph']['name']} {lock['graph']['digest']}")
         _compare(path, "device class", device.device_class, lock["device_class"])
-        locked = {int(bucket): dict(choices) for bucket, choices in lock["choices"].items()}
-        fingerprint, versions = str(lock["fingerprint"]), dict(lock["kernels"])
+        locked = {int(bucket): _names(choices) for bucket, choices in lock["choices"].items()}
+        fingerprint, versions = str(lock["fingerprint"]), _names(lock["kernels"])
+        if min(locked) < 1:
+            raise ValueError(f"a bucket of {min(locked)} rows")
     except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
         raise PlanError(f"{path}: not a plan's lock file: {type(error).__name__}; write it with plan --lock") from error
     policy = Policy(document, str(path), ())
@@ -85,11 +91,18 @@ def _parse(path: str | Path) -> Mapping[str, Any]:
         lock = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise PlanError(f"{path}: the lock file cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path}: not JSON: {error}") from error
     if not isinstance(lock, dict) or lock.get("lock") != VERSION:
         raise PlanError(f"{path}: not a lock file of version {VERSION}; write one with plan --lock")
     return lock
+
+
+def _names(table: Any) -> dict[str, str]:
+    """A table of strings; ValueError where it is none."""
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise ValueError(f"a table of names is needed, not {table!r:.40}")
+    return table
 
 
 def _compare(path: str | Path, what: str, found: str, locked: str) -> None:

@@ -98,6 +98,8 @@ class Model:
         seed: int = 0,
     ) -> Generation:
         """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
+        if max_tokens < 1:
+            raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
         ids = self.encode(prompt)
         self._check_length(ids, max_tokens)
         sampling = Sampling(temperature, top_p, top_k, seed)
@@ -106,7 +108,8 @@ class Model:
 
     def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
         """Logits [len(ids), vocabulary] of every position, in float32."""
-        self._check_length(self._checked_ids(ids), 0)
+        ids = self._checked_ids(ids)
+        self._check_length(ids, 0)
         session = self.session(plan or self.plan(), len(ids))
         return session.feed(session.open(), ids, all_logits=True)
 
@@ -147,11 +150,12 @@ class Generation:
 
     def prepare(self, progress: Callable[[str], object] = lambda node: None) -> None:
         """Packs the weights now, calling `progress` with each node's name."""
-        for node in self.session.walker.prepare():
+        for node in self.session.prepare():
             progress(node)
 
     def __iter__(self) -> Iterator[str]:
         self.prepare()
+        self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0
         tokenizer = self.source.tokenizer
         stream = tokenizer.stream()
         started = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from kernelmux.device import Device
 from kernelmux.errors import PlanError
 from kernelmux.graph import Graph, TensorNode
 from kernelmux.memory import Form, packed_form
-from kernelmux.ops import Fused, fused_ops
+from kernelmux.ops import fused_ops
 from kernelmux.policy import Policy
 from kernelmux.registry import Registry
 from kernelmux.rewrite import Fusion, find_fusions, fuse
@@ -59,11 +59,13 @@ class Plan:
     registry: Registry = field(compare=False, repr=False)
     banned: frozenset[tuple[str, str]] = frozenset()
     """(node, kernel) pairs that raised in a walk."""
+    locked: Mapping[int, Mapping[str, str]] | None = field(default=None, repr=False)
+    """Of a plan from a lock file: its kernels, by bucket and node."""
 
     def without(self, node: str, kernel: str) -> Plan:
         """The plan that would have been made had the kernel declined the node."""
         banned = self.banned | {(node, kernel)}
-        return make_plan(self.graph, self.policy, self.registry, self.device, self.max_rows, banned)
+        return make_plan(self.graph, self.policy, self.registry, self.device, self.max_rows, banned, self.locked)
 
     @property
     def max_rows(self) -> int:
@@ -78,6 +80,17 @@ class Plan:
         if outs > m:
             raise PlanError(f"logits of {outs} rows were asked for, of a step of {m}")
         return self.schedules[self.bucket(m), self.bucket(outs)]
+
+    def nodes_meant(self, step: Step, top: int) -> Iterator[tuple[TensorNode, int]]:
+        """The nodes that a step stands for, itself and its plain parts, at the row counts that tell in its bucket."""
+        below = max((bucket for bucket in self.buckets if bucket < top), default=0)
+        for name in (step.node.name, *self.fused.get(step.node.name, ())):
+            node = step.node if name == step.node.name else self._plain[name]
+            yield from ((node, rows) for rows in self.policy.telling_rows(below + 1, top))
+
+    @cached_property
+    def _plain(self) -> Mapping[str, TensorNode]:
+        return {node.name: node for node in self.graph.ops}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -137,6 +150,8 @@ def make_plan(
     Raises PlanError where no kernel takes a node (it lists every refusal) or a requirement does not hold, PolicyError
     where the policy names what does not exist, BackendError where no backend is installed.
     """
+    if max_rows < 1:
+        raise PlanError(f"a plan needs room for at least one row, not max_rows={max_rows}")
     graph = graph.with_cache_format(policy.document.kv.format)
     working = registry.working
     plan = _make_plan(graph, policy, registry, device, max_rows, banned, locked)
@@ -164,7 +179,7 @@ def _make_plan(
     if locked is None:
         selector.check_names()
     fused = {fusion.node.name: fusion.parts for bucket in buckets for fusion in bucket.fusions}
-    plan = Plan(graph, policy, device, tops, schedules, fused, registry, banned)
+    plan = Plan(graph, policy, device, tops, schedules, fused, registry, banned, locked)
     _check_requirements(plan)
     return plan
 
@@ -226,7 +241,11 @@ def _look_up(
     nodes: Mapping[str, TensorNode], selector: Selector, fusions: Sequence[Fusion], rows: int, locked: Mapping[str, str]
 ) -> Bucket:
     """The choices of a locked plan at one row count."""
-    kept = tuple(fusion for fusion in fusions if fusion.node.name in locked)
+    kept = tuple(
+        fusion
+        for fusion in fusions
+        if fusion.node.name in locked and (fusion.node.name, locked[fusion.node.name]) not in selector.banned
+    )
     gone = {part for fusion in kept for part in fusion.parts}
     remaining = [node for name, node in nodes.items() if name not in gone] + [fusion.node for fusion in kept]
     return Bucket(rows, kept, {node.name: selector.choose(node, _own_rows(node, rows)) for node in remaining})
@@ -265,25 +284,22 @@ def _check_requirements(plan: Plan) -> None:
 
 
 def broken_requirements(plan: Plan) -> list[list[str]]:
-    """For each requirement of the policy, `node has kernel` of every node that breaks it, by its parts if fused."""
+    """For each requirement of the policy, `node has kernel` of every node that breaks it.
+
+    A fused node answers for the plain ones that it stands for.
+    """
     found: list[list[str]] = []
     for required in plan.policy.document.require:
         broken: dict[str, None] = {}
         for schedule in plan.schedules.values():
             for step in schedule.steps:
-                allowed = {step.choice.name, step.choice.name.partition(":")[0]} & set(required.kernel)
-                rows = schedule.rows(step.node)
-                if not allowed and any(required.matches(node, rows, plan.device) for node in as_plain(step.node)):
-                    broken[f"{step.node.name} has {step.choice.name} at up to {rows} rows"] = None
+                if {step.choice.name, step.choice.name.partition(":")[0]} & set(required.kernel):
+                    continue
+                top = schedule.rows(step.node)
+                if any(required.matches(node, rows, plan.device) for node, rows in plan.nodes_meant(step, top)):
+                    broken[f"{step.node.name} has {step.choice.name} at up to {top} rows"] = None
         found.append(list(broken))
     return found
-
-
-def as_plain(node: TensorNode) -> Iterable[TensorNode]:
-    """A node, and the plain ones that it equals where it is fused."""
-    yield node
-    if isinstance(node.contract, Fused):
-        yield from node.contract.plain(node)
 
 
 def kernel_counts(schedule: Schedule) -> Mapping[str, Mapping[str, int]]:

@@ -44,6 +44,11 @@ class Policy:
         bounds = {r.low - 1 for r in ranges} | {r.high for r in ranges if r.high is not None}
         return frozenset(bound for bound in bounds if bound > 0)
 
+    def telling_rows(self, low: int, high: int) -> list[int]:
+        """Row counts in low..high that stand for all of them: rules match alike between two."""
+        edges = {low, *(bound + step for bound in self.row_bounds for step in (0, 1))}
+        return sorted(rows for rows in edges if low <= rows <= high)
+
     def match(self, node: TensorNode, rows: int, device: Device) -> int | None:
         """The index of the first rule that matches, or None where the defaults hold."""
         for index, rule in enumerate(self.document.rule):

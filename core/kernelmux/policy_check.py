@@ -12,7 +12,7 @@ from kernelmux.device import Device
 from kernelmux.errors import PlanError, PolicyError, nearest
 from kernelmux.graph import Graph, case_node
 from kernelmux.ops import OPS
-from kernelmux.plan import as_plain, make_plan
+from kernelmux.plan import make_plan
 from kernelmux.policy import Policy
 from kernelmux.registry import Registry
 from kernelmux.selection import OFFICIAL
@@ -78,13 +78,15 @@ def _against(policy: Policy, registry: Registry, device: Device, graph: Graph) -
     try:
         plan = make_plan(graph, policy, registry, device)
     except (PlanError, PolicyError) as error:
-        yield Finding(line_in(str(error), policy.source), str(error))
+        message = str(error)
+        line = line_in(message, policy.source)
+        yield Finding(line, message.removeprefix(f"{policy.source}:{line}: "))
         return
     nodes = [
-        (node, schedule.rows(step.node))
+        meant
         for schedule in plan.schedules.values()
         for step in schedule.steps
-        for node in as_plain(step.node)
+        for meant in plan.nodes_meant(step, schedule.rows(step.node))
     ]
     for index in range(len(policy.document.rule)):
         if not any(policy.match(node, rows, device) == index for node, rows in nodes):

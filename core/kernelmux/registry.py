@@ -6,7 +6,6 @@ loaded and asked by itself, so that one that fails leaves the others working.
 
 from __future__ import annotations
 
-import inspect
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import pluggy
 
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph import case_node
-from kernelmux.hookspecs import CONTRACT, Declined, Hooks, Kernel, hookspec
+from kernelmux.hookspecs import CONTRACT, Declined, Hooks, Kernel
 from kernelmux.ops import CORE_OPS, OPS, Fused
 
 GROUP = "kernelmux.backends"
@@ -53,6 +52,8 @@ class Registry:
 
     backends: dict[str, Backend] = field(default_factory=dict)
     _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
+    _arguments: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """What the hooks of ops are told that backends brought: pluggy knows only those of Hooks."""
 
     def register(self, plugin: object, name: str | None = None, version: str = "") -> Backend:
         """Adds a backend; a broken one is quarantined, its fault on record. BackendError on a repeated name."""
@@ -61,12 +62,15 @@ class Registry:
             raise BackendError(f"backend {name!r} is registered already; each needs a name of its own")
         backend = Backend(name, version or str(getattr(plugin, "__version__", "?")), plugin)
         self.backends[name] = backend
+        before = set(OPS)
         try:
             _check_contract(plugin)
             self._add_ops(plugin)
             self._hooks.register(plugin, name=name)
             self._check_hooks(name, plugin)
         except Exception as error:
+            for op in OPS.keys() - before:
+                del OPS[op], self._arguments[op]
             self._quarantine(backend, error)
         return backend
 
@@ -94,8 +98,7 @@ class Registry:
         """Every backend's answer for a node. A hook that raises, or answers nonsense, quarantines its backend."""
         kernels: dict[str, Kernel] = {}
         declined: dict[str, Declined] = {}
-        caller = getattr(self._hooks.hook, f"dispatch_{op}")
-        implementations = {impl.plugin_name: impl for impl in caller.get_hookimpls()}
+        implementations = self._implementations(op)
         for name in self.working:
             if name not in implementations:
                 declined[name] = Declined(f"{name} has no {op}", "not offered")
@@ -120,21 +123,37 @@ class Registry:
                 raise BackendError(f"fused_ops must give Fused ops, not {type(op).__name__}")
             if op.name in OPS and type(OPS[op.name]) is not type(op):
                 raise BackendError(f"it brings an op named {op.name!r}, which exists already")
-            node = case_node(next(op.cases()))
             OPS[op.name] = op
-            self._hooks.add_hookspecs(_hookspecs_of(op, ("node", *op.arguments(node), "device")))
+            self._arguments[op.name] = ()
+            try:
+                node = case_node(next(op.cases()))
+                arguments = ("node", *op.arguments(node), "device")
+            except Exception as error:
+                raise BackendError(
+                    f"its op {op.name!r} has no sound first case: {type(error).__name__}: {error}"
+                ) from error
+            self._arguments[op.name] = arguments
 
     def _check_hooks(self, name: str, plugin: object) -> None:
         """BackendError for a `dispatch_` attribute that is no hook, for want of the marker or of such an op."""
         if not self._hooks.get_hookcallers(plugin):
             raise BackendError(f"{name} implements no hook: mark its dispatch functions with @hookimpl")
-        known = [f"dispatch_{op}" for op in OPS]
+        known = [*(f"dispatch_{op}" for op in OPS), "fused_ops"]
         for attribute in dir(plugin):
-            if attribute.startswith("dispatch_") and attribute not in known:
+            marked = self._hooks.parse_hookimpl_opts(plugin, attribute) is not None
+            if (marked or attribute.startswith("dispatch_")) and attribute not in known:
                 raise BackendError(f"{name}.{attribute} is no hook{nearest(attribute, known)}")
-            if attribute in known and self._hooks.parse_hookimpl_opts(plugin, attribute) is None:
+            if attribute in known and not marked:
                 raise BackendError(f"{name}.{attribute} is not marked: put @hookimpl over it")
-        self._hooks.check_pending()
+        for op, arguments in self._arguments.items():
+            if name in (mine := self._implementations(op)) and (odd := set(mine[name].argnames) - set(arguments)):
+                unknown = sorted(odd)[0]
+                raise BackendError(f"{name}.dispatch_{op} asks for {unknown!r}{nearest(unknown, arguments)}")
+
+    def _implementations(self, op: str) -> Mapping[str, pluggy.HookImpl]:
+        """The implementations of an op's hook, by backend."""
+        caller = getattr(self._hooks.hook, f"dispatch_{op}", None)
+        return {} if caller is None else {impl.plugin_name: impl for impl in caller.get_hookimpls()}
 
     def _quarantine(self, backend: Backend, error: BaseException) -> None:
         backend.fault = " ".join(f"{type(error).__name__}: {error}".split())
@@ -147,17 +166,6 @@ def _plugin_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager("kernelmux")
     manager.add_hookspecs(Hooks)
     return manager
-
-
-def _hookspecs_of(op: Fused, arguments: Sequence[str]) -> type:
-    """What pluggy reads hook names and arguments from, for an op that Hooks does not know."""
-
-    def specification(*_: object) -> None:
-        """Kernels for the op, or why not."""
-
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in arguments]
-    specification.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return type("Specifications", (), {f"dispatch_{op.name}": staticmethod(hookspec(specification))})
 
 
 def _check_contract(plugin: object) -> None:

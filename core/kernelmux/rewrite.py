@@ -6,13 +6,14 @@ kept is the plan's decision: only those that a chosen kernel takes.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from kernelmux.formats import Value
-from kernelmux.graph import LEAF, Graph, TensorNode
-from kernelmux.ops.fused import Fused, Part
+from kernelmux.graph import Graph, TensorNode
+from kernelmux.ops.fused import Fused
 
 _SCALARS = tuple(
     f.name
@@ -46,11 +47,12 @@ def fuse(nodes: Sequence[TensorNode], fusions: Iterable[Fusion]) -> list[TensorN
 
 
 class _Search:
-    """A graph's nodes by what they read, for finding patterns."""
+    """A graph's nodes by what they read and write, for finding patterns."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._position = {node.name: index for index, node in enumerate(graph.nodes)}
+        self._producer = {value.name: node for node in graph.nodes for value in node.outputs}
         self._readers: dict[str, list[TensorNode]] = {}
         for node in graph.ops:
             for value in dict.fromkeys(node.inputs):
@@ -59,29 +61,50 @@ class _Search:
     def fusions(self, op: Fused) -> Iterator[Fusion]:
         """Places of one op's pattern that share no node with each other, in walking order."""
         used: set[str] = set()
-        first, *rest = op.pattern
         for node in self._graph.nodes:
-            if node.op != first.op or node.op == LEAF or node.name in used:
+            if node.op != op.pattern[0].op or node.name in used:
                 continue
-            fusion = next(self._grow(op, [node], rest), None)
-            if fusion is not None and used.isdisjoint(fusion.parts):
+            fusion = next(self._grow(op, {0: node}, used), None)
+            if fusion is not None:
                 used.update(fusion.parts)
                 yield fusion
 
-    def _grow(self, op: Fused, matched: list[TensorNode], rest: Sequence[Part]) -> Iterator[Fusion]:
-        """Extends a partial match by every node that fits the next part."""
+    def _grow(self, op: Fused, matched: Mapping[int, TensorNode], used: set[str]) -> Iterator[Fusion]:
+        """Extends a partial match, part number to node, by every node that fits the next part."""
         ports = _bind_ports(op, matched)
         if ports is None:
             return
-        if not rest:
-            if (fusion := self._fusion(op, matched, ports)) is not None:
+        if len(matched) == len(op.pattern):
+            if (fusion := self._fusion(op, [matched[index] for index in range(len(matched))], ports)) is not None:
                 yield fusion
             return
-        part, *later = rest
-        known = [ports[port] for port in part.inputs if port in ports]
-        for node in self._readers.get(known[0].name, ()) if known else ():
-            if node.op == part.op and node not in matched:
-                yield from self._grow(op, [*matched, node], later)
+        taken = {node.name for node in matched.values()}
+        for index, node in self._candidates(op, matched, ports):
+            if node.op == op.pattern[index].op and node.name not in used and node.name not in taken:
+                yield from self._grow(op, {**matched, index: node}, used)
+
+    def _candidates(
+        self, op: Fused, matched: Mapping[int, TensorNode], ports: Mapping[str, Value]
+    ) -> Iterator[tuple[int, TensorNode]]:
+        """Nodes for one part that is not matched yet: the part that leaves least choice.
+
+        A bound output has one producer; an inner value has few readers; an input of the pattern may have a great many,
+        of which only those after the first part are tried, as the earlier ones have been.
+        """
+        parts = [(index, part) for index, part in enumerate(op.pattern) if index not in matched]
+        for index, part in parts:
+            if bound := [port for port in part.outputs if port in ports]:
+                yield index, self._producer[ports[bound[0]].name]
+                return
+        for inner in (True, False):
+            for index, part in parts:
+                bound = [port for port in part.inputs if port in ports and (port not in op.inputs) == inner]
+                if bound:
+                    readers = self._readers.get(ports[bound[0]].name, [])
+                    after = self._position[matched[0].name] if not inner else -1
+                    start = bisect.bisect_right(readers, after, key=lambda node: self._position[node.name])
+                    yield from ((index, node) for node in itertools.islice(readers, start, None))
+                    return
 
     def _fusion(self, op: Fused, matched: Sequence[TensorNode], ports: Mapping[str, Value]) -> Fusion | None:
         """The fused node of a whole match, or None where it would not equal its parts."""
@@ -132,10 +155,11 @@ class _Search:
         return True
 
 
-def _bind_ports(op: Fused, matched: Sequence[TensorNode]) -> Mapping[str, Value] | None:
+def _bind_ports(op: Fused, matched: Mapping[int, TensorNode]) -> Mapping[str, Value] | None:
     """Port names to values, or None where the nodes are not wired as the pattern says."""
     ports: dict[str, Value] = {}
-    for part, node in zip(op.pattern, matched, strict=False):
+    for index, node in matched.items():
+        part = op.pattern[index]
         if len(node.inputs) != len(part.inputs):
             return None
         wires = (*zip(part.inputs, node.inputs, strict=True), *zip(part.outputs, node.outputs, strict=True))

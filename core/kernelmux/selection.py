@@ -46,6 +46,8 @@ class Choice:
     """The policy's rule, None for its defaults."""
     asked: str = ""
     """The policy's words for it: `torch`, or `torch:int4`."""
+    on_error: str = "error"
+    """What happens where it raises in a walk."""
 
 
 Held = Mapping[str, frozenset[Form]]
@@ -104,15 +106,26 @@ class Selector:
         agreed: it has the name of those that read weights, and the backend of the others.
         """
         rule = self.policy.match(node, rows, self.device)
-        named = rule is not None and node.op in (self.policy.document.rule[rule].op or ())
-        if named:
-            return self.choose(node, rows, held)
+        if rule is not None and node.op in (self.policy.document.rule[rule].op or ()):
+            asked = self.policy.document.rule[rule]
+            try:
+                named = self.choose(node, rows, held)
+            except PlanError:
+                if asked.on_unsupported == "error":
+                    raise
+                return None
+            if named.asked in asked.use:
+                return named
         own, offer = self._own_refusal(node, held, exact=True), self._offer(node, rows)
         for name, kernel in offer.kernels.items():
             agreed = all(_stands_for(name, part, choice) for part, choice in parts)
+            agreed = agreed and all(self._within_budget(kernel, choice.rule) for _, choice in parts)
             refused = self._refusal(name, node, rule, offer) or (own(name, kernel) if own else None)
             if agreed and refused is None:
-                return Choice(name, kernel, f"stands for {len(parts)} nodes with its name or backend", (), rule, name)
+                goes_on = any(choice.on_error == "next" for _, choice in parts)
+                on_error = "next" if goes_on else self.policy.on_error(rule)
+                reason = f"stands for {len(parts)} nodes with its name or backend"
+                return Choice(name, kernel, reason, (), rule, name, on_error)
         return None
 
     def check_names(self) -> None:
@@ -120,14 +133,23 @@ class Selector:
 
         Rules that matched no node are left out: what they name may well exist for other graphs.
         """
-        seen = {name for offer in self._offers.values() for name in (*offer.kernels, *offer.declined) if ":" in name}
-        document = self.policy.document
-        lists = [(self.policy.where(i), rule.use) for i, rule in enumerate(document.rule) if i in self._matched]
-        lists += [(self.policy.where(None), document.defaults.use), (self._forbid, document.forbid)]
-        for where, names in lists:
+        op_of = {number: node.op for node, number in self._kinds.items()}
+        seen: dict[str, set[str]] = {}
+        for (kind, _), offer in self._offers.items():
+            for name in (*offer.kernels, *offer.declined):
+                if ":" in name:
+                    seen.setdefault(name, set()).add(op_of[kind])
+        document, asked = self.policy.document, set(op_of.values())
+        lists = [
+            (self.policy.where(index), rule.use, set(rule.op or asked))
+            for index, rule in enumerate(document.rule)
+            if index in self._matched
+        ]
+        lists += [(self.policy.where(None), document.defaults.use, asked), (self._forbid, document.forbid, asked)]
+        for where, names, ops in lists:
             for name in names:
                 backend = name.partition(":")[0]
-                theirs = [known for known in seen if known.startswith(f"{backend}:")]
+                theirs = [known for known, of in seen.items() if known.startswith(f"{backend}:") and of & ops]
                 if ":" in name and backend in self.registry.working and theirs and name not in theirs:
                     raise PolicyError(f"{where}: unknown kernel {name!r}{nearest(name, theirs)}")
 
@@ -167,13 +189,15 @@ class Selector:
             resolved = node.resolve({"m": rows, "outs": rows})
             raise PlanError(self._nobody(resolved, rule, list(rejected.values())))
         name, reason, asked = picked
-        return Choice(name, offer.kernels[name], reason, tuple(rejected.values()), rule, asked)
+        return Choice(
+            name, offer.kernels[name], reason, tuple(rejected.values()), rule, asked, self.policy.on_error(rule)
+        )
 
     def _order(self, node: TensorNode, rows: int, rule: int | None, offer: Offer) -> Iterator[tuple[str, str, str]]:
         """Candidates in order of preference, each with its reason and the policy's words; refused ones among them."""
         document = self.policy.document
-        if self.locked is not None:
-            name = self.locked.get(rows, {}).get(node.name, "")
+        name = self._locked_name(node, rows)
+        if name and (node.name, name) not in self.banned:
             yield name, LOCKED, name
             return
         if rule is not None:
@@ -184,6 +208,11 @@ class Selector:
         # Installed backends that the defaults do not name come last, by name; broken ones too, so that they are shown.
         for asked in (*document.defaults.use, *self.registry.backends):
             yield from ((full, self.policy.where(None), asked) for full in self._expand(asked, offer))
+
+    def _locked_name(self, node: TensorNode, rows: int) -> str:
+        """The kernel that a lock file has for a node; empty where it has none."""
+        bucket = min((top for top in self.locked or () if top >= rows), default=0)
+        return (self.locked or {}).get(bucket, {}).get(node.name, "")
 
     def _expand(self, name: str, offer: Offer) -> list[str]:
         """A backend's kernels, offered first and refused after; or the one kernel that is named."""
@@ -203,10 +232,14 @@ class Selector:
         kernel = offer.kernels[name]
         if (fault := _unreadable(name, kernel, node)) is not None:
             return fault
-        budget, bound = self.policy.max_error(rule), kernel.precision
-        if budget is not None and bound > budget:
-            return Declined(f"its error bound {bound:g} is over the budget {budget:g}", "over budget")
+        if not self._within_budget(kernel, rule):
+            budget = self.policy.max_error(rule)
+            return Declined(f"its error bound {kernel.precision:g} is over the budget {budget:g}", "over budget")
         return None
+
+    def _within_budget(self, kernel: Kernel, rule: int | None) -> bool:
+        budget = self.policy.max_error(rule)
+        return budget is None or kernel.precision <= budget
 
     def _absence(self, name: str, backend: str, offer: Offer) -> Declined:
         if name in offer.declined:

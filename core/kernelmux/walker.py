@@ -118,11 +118,10 @@ class Walker:
         Raises the error itself where the policy says so (`on_error`), where the fault is sticky, or where no other
         kernel takes the node.
         """
+        at = (error.node, error.kernel)
         steps = (step for schedule in self.plan.schedules.values() for step in schedule.steps)
-        rule = next(
-            step.choice.rule for step in steps if (step.node.name, step.choice.name) == (error.node, error.kernel)
-        )
-        if error.sticky or self.plan.policy.on_error(rule) == "error":
+        choice = next(step.choice for step in steps if (step.node.name, step.choice.name) == at)
+        if error.sticky or choice.on_error == "error":
             raise error
         try:
             plan = self.plan.without(error.node, error.kernel)

@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--name", default="cpu-smollm2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--note", action="append", default=[], help="a line to keep with the result")
     parser.add_argument("--only", choices=("kernelmux", "llama.cpp"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.only:
@@ -123,6 +124,7 @@ def _report(asked: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) 
         "date": datetime.date.today().isoformat(),
         "method": f"default policy; medians of {asked.rounds} processes each, in turns; ratio run by run",
         "rows": rows,
+        "notes": asked.note,
     }
 
 

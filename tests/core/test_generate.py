@@ -33,11 +33,6 @@ def plan(model: Model, use: str) -> Plan:
     return model.plan(use=[use])
 
 
-@pytest.fixture(scope="module")
-def f32(model: Model) -> Plan:
-    return model.plan(use=[KERNELS["torch"]])
-
-
 def prompt(length: int, seed: int = 0) -> list[int]:
     """Token ids below 256: no control tokens."""
     return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -177,15 +172,15 @@ def test_a_prompt_that_outgrows_the_cache_midway_can_be_closed(model: Model, use
     assert_same(session.feed(session.open(), ids, all_logits=True), model.forward(ids, plan))
 
 
-def test_feeding_no_tokens_is_a_capacity_error(model: Model, f32: Plan):
-    session = model.session(f32, 16)
+def test_feeding_no_tokens_is_a_capacity_error(model: Model, plan: Plan):
+    session = model.session(plan, 16)
     with pytest.raises(CapacityError, match="at least one token"):
         session.feed(session.open(), [])
 
 
-def test_one_sequence_twice_in_a_step_is_refused(model: Model, f32: Plan):
+def test_one_sequence_twice_in_a_step_is_refused(model: Model, plan: Plan):
     """Its tokens would overwrite each other in the cache."""
-    session = model.session(f32, 32, sequences=2)
+    session = model.session(plan, 32, sequences=2)
     sequence = session.open()
     with pytest.raises(KernelmuxError):
         session.step([Feed(sequence, [1, 2]), Feed(sequence, [3])])
@@ -294,9 +289,9 @@ def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]):
         Sampling(**{"temperature": 1.0, **settings}).sampler()
 
 
-def test_generation_with_a_seed_is_reproducible(model: Model, f32: Plan):
+def test_generation_with_a_seed_is_reproducible(model: Model, plan: Plan):
     def run(seed: int) -> list[int]:
         sampling = Sampling(temperature=1.0, seed=seed)
-        return list(generate(model.session(f32, 40), prompt(8, 5), sampling, frozenset(), 12))
+        return list(generate(model.session(plan, 40), prompt(8, 5), sampling, frozenset(), 12))
 
     assert run(3) == run(3) != run(4)

@@ -28,7 +28,11 @@ class Sdpa(Kernel):
     capturable = False
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [[value.format] for value in node.inputs]
+        # torch wants queries in the type of keys and values.
+        return [[node.inputs[1].format], *([value.format] for value in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [[node.inputs[1].format]]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs

@@ -57,19 +57,19 @@ def plan(
     if why is not None:
         _show_node(made, why, json)
     elif json:
-        print_json(describe(made, made.schedule(rows, rows)))
+        print_json(describe(made, made.schedule(rows, rows), rows))
     else:
         _show(made, made.schedule(rows, rows))
 
 
-def describe(plan: Plan, schedule: Schedule) -> dict[str, Any]:
+def describe(plan: Plan, schedule: Schedule, rows: int) -> dict[str, Any]:
     """The plan at one row count, for a script."""
     return {
         "fingerprint": plan.fingerprint,
         "graph": plan.graph.name,
         "policy": plan.policy.source,
         "device": plan.device.device_class,
-        "rows": schedule.m,
+        "rows": rows,
         "buckets": plan.buckets,
         "launches": schedule.launches,
         "conversions": schedule.conversions,

@@ -51,6 +51,12 @@ class Fused(Op):
         return tuple(nodes)
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        # Every mul_mat has a weight, and all have a bias or none; what else a part reads by index may be left out.
+        linear = sum(part.op == "mul_mat" for part in self.pattern)
+        most = max((part.weight + 1 for part in self.pattern if part.weight is not None), default=0)
+        fits = linear <= len(node.weight) <= most
+        self.require(fits, node, f"{linear} to {most} weights are needed, {len(node.weight)} were given")
+        self.require(len(node.bias) in (0, linear), node, f"{linear} biases or none, {len(node.bias)} were given")
         values: dict[str, Value] = {}
         for part, plain in zip(self.pattern, self.plain(dataclasses.replace(node, outputs=())), strict=True):
             values.update(zip(part.outputs, plain.outputs, strict=True))
