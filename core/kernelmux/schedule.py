@@ -131,6 +131,8 @@ def _wanted(graph: Graph, chosen: Sequence[Step]) -> Mapping[str, list[Sequence[
 
 def _cheapest(value: Value, emitted: Sequence[str], readers: Sequence[Sequence[str]]) -> str:
     """Of the formats that a kernel can write, the one that leaves fewest conversions."""
+    if value.format in emitted and all(value.format in formats for formats in readers):
+        return value.format
 
     def conversions(format: str) -> tuple[int, bool, int]:
         needed = {formats[0] for formats in readers if format not in formats}

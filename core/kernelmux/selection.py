@@ -53,6 +53,9 @@ class Choice:
 Held = Mapping[str, frozenset[Form]]
 """The packed forms that smaller row counts already need, by weight."""
 
+Agreed = tuple[tuple[str, str, int | None], ...]
+"""Of each part of a fusion: its kernel, the policy's words for it, and the rule."""
+
 Refuse = Callable[[str, Kernel], Declined | None]
 
 
@@ -72,6 +75,7 @@ class Selector:
     _kind_of: dict[int, tuple[TensorNode, int]] = field(default_factory=dict)
     _offers: dict[tuple[int, int], Offer] = field(default_factory=dict)
     _choices: dict[tuple[int, int, int | None], Choice] = field(default_factory=dict)
+    _fusions: dict[tuple[int, int, int | None, Agreed], Choice | None] = field(default_factory=dict)
     _matched: set[int | None] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -116,12 +120,30 @@ class Selector:
                 return None
             if named.asked in asked.use:
                 return named
-        own, offer = self._own_refusal(node, held, exact=True), self._offer(node, rows)
+        if (own := self._own_refusal(node, held, exact=True)) is not None:
+            return self._agree(node, rows, rule, parts, own)
+        agreed = tuple((choice.name, choice.asked, choice.rule) for _, choice in parts)
+        key = self._kind(node), rows, rule, agreed
+        if key not in self._fusions:
+            self._fusions[key] = self._agree(node, rows, rule, parts, None)
+        return self._fusions[key]
+
+    def _agree(
+        self,
+        node: TensorNode,
+        rows: int,
+        rule: int | None,
+        parts: Sequence[tuple[TensorNode, Choice]],
+        own: Refuse | None,
+    ) -> Choice | None:
+        """The first kernel for a fused node that may run all of its parts."""
+        offer = self._offer(node, rows)
         for name, kernel in offer.kernels.items():
-            agreed = all(_stands_for(name, part, choice) for part, choice in parts)
-            agreed = agreed and all(self._within_budget(kernel, choice.rule) for _, choice in parts)
-            refused = self._refusal(name, node, rule, offer) or (own(name, kernel) if own else None)
-            if agreed and refused is None:
+            if not all(_stands_for(name, part, choice) for part, choice in parts):
+                continue
+            if not all(self._within_budget(kernel, choice.rule) for _, choice in parts):
+                continue
+            if (self._refusal(name, node, rule, offer) or (own(name, kernel) if own else None)) is None:
                 goes_on = any(choice.on_error == "next" for _, choice in parts)
                 on_error = "next" if goes_on else self.policy.on_error(rule)
                 reason = f"stands for {len(parts)} nodes with its name or backend"

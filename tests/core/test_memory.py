@@ -165,7 +165,8 @@ def test_another_process_lays_out_alike(tiny):
     code = f"import runpy; print(runpy.run_path({__file__!r})['describe']({str(tiny)!r}))"
     tests = str(Path(__file__).parents[1])
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": tests}
+    path = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == json.loads(describe(tiny))
 
