@@ -8,6 +8,7 @@ import typer
 
 from kernelmux import __version__
 from kernelmux.cli.backends import backends
+from kernelmux.cli.check import check
 from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, plan, graph, backends):
+for command in (run, plan, graph, backends, check):
     app.command()(command)
 app.add_typer(policy, name="policy")
 

@@ -63,6 +63,18 @@ def untouched_cache(trial: Trial) -> None:
             trial.failures.append(f"inputs: {value.name} was changed where nothing was to be written")
 
 
+def sums(trial: Trial) -> None:
+    """Of a format that keeps block sums, these are the sums of what is stored."""
+    for value, memory in zip(trial.node.outputs, trial.outputs, strict=True):
+        names = [plane.name for plane in lookup(value.format).planes]
+        if "sums" in names:
+            stored = memory.parts[names.index("sums")].double()
+            dense = dequantize_planes(value.format, memory.parts, torch.double)
+            wanted = dense.view(*stored.shape, -1).sum(dim=-1)
+            if not torch.allclose(stored, wanted, rtol=1e-4, atol=1e-4 * float(dense.abs().max())):
+                trial.failures.append(f"error: the sums of {value.name} are not those of its blocks")
+
+
 def in_place(trial: Trial) -> None:
     """Right as well where an output is an input's memory, as the op allows."""
     for source, target in trial.node.contract.in_place:

@@ -13,7 +13,8 @@ from kernelmux.memory import aligned
 
 BAND = 256
 """Bytes of a guard band; tensors keep the alignment that a plan gives them."""
-GUARD = 0x5A
+GUARD = 0xFF
+"""As floats a NaN: what is read from a band shows in the result, even times zero."""
 POISONS = (0xFF, 0x7B)
 """Two, so that an element left unwritten shows as a difference; as floats a NaN and a number of no meaning."""
 

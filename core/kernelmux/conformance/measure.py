@@ -27,8 +27,10 @@ class Measured:
 def compare(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> Measured:
     """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), and no element far off."""
     found = found.double()
-    if not bool((found.isfinite() | ~wanted.isfinite()).all()):
-        where = _index(~found.isfinite() & wanted.isfinite())
+    # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
+    alike = torch.where(wanted.isfinite(), found.isfinite(), (found == wanted) | (found.isnan() & wanted.isnan()))
+    if not bool(alike.all()):
+        where = _index(~alike)
         return Measured(math.inf, math.inf, bound, (f"finite: element {where} is {float(found[where])}",))
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
     # Below the smallest normal float32 precision runs out, and hardware may flush to zero.

@@ -10,13 +10,13 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.conformance.outcome import Outcome, Status
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from kernelmux.registry import Backend
 
@@ -52,8 +52,8 @@ class Cell:
 
     @property
     def bound(self) -> float | None:
-        """The loosest of its cases' bounds."""
-        return max((outcome.bound for outcome in self.outcomes if outcome.bound is not None), default=None)
+        """The tightest of its cases' bounds: where a case stores in fewer bits, their rounding comes on top."""
+        return min((outcome.bound for outcome in self.outcomes if outcome.bound is not None), default=None)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class Report:
     def backends(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(outcome.kernel.partition(":")[0] for outcome in self.outcomes))
 
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
         """The matrix: by op, then weight format, then kernel, each in the order in which it was run."""
         groups: dict[tuple[str, str, str], list[Outcome]] = {}
@@ -242,3 +242,40 @@ def print_report(report: Report) -> None:
         console.print(f"  again: {outcome.command}", soft_wrap=True)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     console.print(f"\n{summary(report.totals)}; on {report.device}, {versions}", soft_wrap=True)
+
+
+def _plain_matrix(report: Report) -> Iterator[str]:
+    """Tab-separated: a line a cell, with its worst case; then a line a reason of refusals."""
+    yield "\t".join(("op", "weight", "kernel", *SIGNS, "worst case", "error", "bound"))
+    for cell in report.cells:
+        worst = ("", "", "")
+        if cell.worst:
+            worst = (cell.worst.case, f"{cell.worst.error:.3g}", f"{cell.worst.bound:.3g}")
+        yield "\t".join((cell.op, cell.weight_format, cell.kernel, *map(str, cell.counts.values()), *worst))
+    for (kernel, reason), number in report.refusals.items():
+        yield f"refused\t{kernel}\t{number}\t{' '.join(reason.split())}"
+
+
+def _draw(report: Report, console: Console) -> None:
+    """A coloured table a backend, the worst case of each kernel, and the refusals."""
+    from rich.table import Table
+    from rich.text import Text
+
+    style: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
+    for backend, kernels, rows in _matrices(report):
+        table = Table("op", "weight", *(kernel.partition(":")[2] for kernel in kernels), title=backend, **style)
+        for (op, weight), cells in rows.items():
+            found = [Text(cells[k].text, COLOURS[cells[k].status]) if k in cells else "" for k in kernels]
+            table.add_row(op, weight, *found)
+        console.print(table, "")
+    measured = [outcome for outcome in report.outcomes if outcome.error is not None]
+    table = Table("kernel", "worst case", "error", "bound", **style)
+    for kernel in dict.fromkeys(outcome.kernel for outcome in measured):
+        worst = max((outcome for outcome in measured if outcome.kernel == kernel), key=share)
+        table.add_row(kernel, worst.case, f"{worst.error:.3g}", f"{worst.bound:.3g}")
+    console.print(table, "")
+    if report.refusals:
+        table = Table("kernel", "refused", "reason", **style)
+        for (kernel, reason), number in report.refusals.items():
+            table.add_row(kernel, str(number), reason)
+        console.print(table, "")

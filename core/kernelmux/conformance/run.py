@@ -100,6 +100,7 @@ def _check(trial: Trial, outcome: Outcome) -> Outcome:
     checks.guards(trial)
     checks.inputs_unchanged(trial)
     checks.untouched_cache(trial)
+    checks.sums(trial)
     checks.in_place(trial)
     if trial.device.kind == "cuda" and trial.kernel.capturable:
         checks.captured(trial, call, first)

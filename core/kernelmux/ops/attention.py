@@ -129,6 +129,14 @@ class Attention(Op):
             yield self._case(f"soft-cap-{cap:g}", [(4, 30), (1, 17)], soft_cap=cap)
         yield self._case("window-soft-cap", [(4, 30)], window=6, soft_cap=5.0)
         yield self._case("loud", [(3, 40)], loud=30.0)
+        yield self._case("scale", [(3, 40)], scale=0.3)
+        for page_size in (1, 8, 32, 64):
+            yield self._case(f"pages-of-{page_size}", [(1, 70), (5, 64), (3, 3)], page_size=page_size)
+        # A length of 0 with rows, as captured steps pad their batch: zeros, whatever the pages hold.
+        yield self._case("no-length", [(1, 9), (2, 0), (1, 3)])
+        yield self._case("prefill-200", [(200, 200)])
+        yield self._case("decode-1500", [(1, 1500)])
+        yield self._case("batch-of-20", [(1, 3 + 7 * index) for index in range(20)])
 
     def _case(
         self,
@@ -141,11 +149,12 @@ class Attention(Op):
         window: int = 0,
         soft_cap: float = 0.0,
         loud: float = 1.0,
+        scale: float = 0.0,
+        page_size: int = 16,
     ) -> Case:
         """`sequences`: (query rows, cached length) each; pages are dealt in shuffled order, q is `loud` noise."""
         import torch
 
-        page_size = 16
         counts, lengths = zip(*sequences, strict=True)
         pages = [-(-length // page_size) for length in lengths]
         starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
@@ -172,7 +181,7 @@ class Attention(Op):
             "num_heads": heads,
             "num_kv_heads": kv_heads,
             "head_dim": dim,
-            "scale": dim**-0.5,
+            "scale": scale or dim**-0.5,
             "window": window,
             "soft_cap": soft_cap,
         }

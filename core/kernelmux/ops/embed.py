@@ -61,6 +61,9 @@ class Embed(Op):
                 fields = {"weight": (Value("weight", (rows, 512), format),)}
                 yield Case(f"embed-{format}-m{m}-k512", self.name, (ids,), fields, draw, marks=marks(m))
             yield Case(f"embed-rows-m{m}", self.name, (ids, Value("table", (rows, 64))), {}, draw, marks=marks(m))
+        far = {"ids": lambda generator: torch.tensor([65_535, 65_536, 69_999], dtype=torch.int32)}
+        fields = {"weight": (Value("weight", (70_000, 32), "f32"),)}
+        yield Case("embed-f32-far", self.name, (Value("ids", (3,), "i32"),), fields, far)
         ends = {"ids": lambda generator: torch.tensor([0, rows - 1, 0, rows - 1, 1], dtype=torch.int32)}
         for format in ("f32", "Q8_0", "Q4_K"):
             fields = {"weight": (Value("weight", (rows, 256), format),)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import Case
+from kernelmux.ops.op import Case, marks
 from kernelmux.ops.rope import Rotation
 
 if TYPE_CHECKING:
@@ -50,29 +50,57 @@ class QkvRopeCopy(Fused):
         }
 
     def cases(self) -> Iterator[Case]:
+        for m in (1, 5, 17):
+            for format in ("f32", "Q4_1"):
+                yield self._case(f"{format}-m{m}", m, format)
+        yield self._case("halves", 5, "f32", pairing="halves")
+        yield self._case("bias", 5, "f32", bias=True)
+        yield self._case("divisors", 5, "f32", divisors=True)
+        yield self._case("padding", 8, "f32", padding=3)
+        yield self._case("far", 5, "f32", stride=-911, first=8191)
+
+    def _case(
+        self,
+        label: str,
+        m: int,
+        format: str,
+        pairing: Literal["adjacent", "halves"] = "adjacent",
+        bias: bool = False,
+        divisors: bool = False,
+        padding: int = 0,
+        first: int = 3,
+        stride: int = 1,
+    ) -> Case:
         import torch
 
         heads, kv_heads, dim, k, pages, page_size = 4, 2, 16, 96, 6, 16
-        for m in (1, 5, 17):
-            for format in ("f32", "Q4_1"):
-                widths = (heads * dim, kv_heads * dim, kv_heads * dim)
-                fields: dict[str, Any] = {
-                    "weight": tuple(Value(f"w{p}", (n, k), format) for p, n in zip("qkv", widths, strict=True)),
-                    "rotation": Rotation(theta=1e4, dims=dim),
-                    "num_heads": heads,
-                    "num_kv_heads": kv_heads,
-                    "head_dim": dim,
-                }
-                cache = (pages, page_size, kv_heads, dim)
-                inputs = (
-                    Value("x", (m, k)),
-                    Value("positions", (m,), "i32"),
-                    Value("slots", (m,), "i32"),
-                    Value("k_cache", cache),
-                    Value("v_cache", cache),
-                )
-                draw = {
-                    "positions": lambda generator, m=m: torch.arange(3, 3 + m, dtype=torch.int32),
-                    "slots": lambda generator, m=m: torch.randperm(pages * page_size, generator=generator)[:m],
-                }
-                yield Case(f"qkv_rope_copy-{format}-m{m}", self.name, inputs, fields, draw)
+        widths = (heads * dim, kv_heads * dim, kv_heads * dim)
+        weights = [Value(f"w{port}", (n, k), format) for port, n in zip("qkv", widths, strict=True)]
+        fields: dict[str, Any] = {
+            "weight": (*weights, *([Value("divisors", (dim // 2,))] if divisors else [])),
+            "bias": tuple(Value(f"b{p}", (n,)) for p, n in zip("qkv", widths, strict=True)) if bias else (),
+            "rotation": Rotation(theta=1e4, dims=dim, pairing=pairing),
+            "num_heads": heads,
+            "num_kv_heads": kv_heads,
+            "head_dim": dim,
+        }
+        cache = (pages, page_size, kv_heads, dim)
+        inputs = (
+            Value("x", (m, k)),
+            Value("positions", (m,), "i32"),
+            Value("slots", (m,), "i32"),
+            Value("k_cache", cache),
+            Value("v_cache", cache),
+        )
+
+        def slots(generator: torch.Generator) -> torch.Tensor:
+            order = torch.randperm(pages * page_size, generator=generator)[:m]
+            order[m - padding :] = -1
+            return order
+
+        draw = {
+            "positions": lambda generator: (first + stride * torch.arange(m)).to(torch.int32),
+            "slots": slots,
+            "divisors": lambda generator: 1 + torch.rand(dim // 2, generator=generator) * 7,
+        }
+        return Case(f"qkv_rope_copy-{label}", self.name, inputs, fields, draw, marks=marks(m))

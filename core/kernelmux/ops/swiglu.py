@@ -33,6 +33,10 @@ class Swiglu(Fused):
         return {"m": m, "n": n}
 
     def cases(self) -> Iterator[Case]:
+        import torch
+
         for m in ROW_COUNTS:
             for n in (1536, 127):
                 yield Case(f"swiglu-m{m}-n{n}", self.name, (Value("gate", (m, n)), Value("up", (m, n))), marks=marks(m))
+        far = {"gate": lambda generator: torch.tensor([[-1e4, -100.0, -89.0, 0.0, 89.0, 100.0, 1e4]])}
+        yield Case("swiglu-far", self.name, (Value("gate", (1, 7)), Value("up", (1, 7))), {}, far, marks=marks(1))

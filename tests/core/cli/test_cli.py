@@ -12,8 +12,9 @@ import pytest
 import kernelmux
 from command import TIMEOUT, assert_one_line_error, call_command, clean_environment, run_command, start_command
 
-COMMANDS = ("run", "plan", "graph", "backends")
+COMMANDS = ("run", "plan", "graph", "backends", "check")
 OPTIONS = {
+    "check": "--backend --op --kernel --case --device --smoke --large --peer --known --list --json --html",
     "run": "--prompt --chat --policy --use --device --max-tokens --temperature --top-p --top-k --seed --json",
     "plan": "--policy --use --device --rows --json",
     "graph": "--dot --json",

@@ -1,0 +1,187 @@
+"""`kernelmux check`: backends held against the conformance suite; what fails, and what runs just that again."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kernelmux.cli.common import DeviceName, print_json
+from kernelmux.errors import BackendError, nearest
+
+if TYPE_CHECKING:
+    from kernelmux.conformance import Filter, Job, Outcome
+    from kernelmux.conformance.report import Report
+    from kernelmux.conformance.suite import Known
+    from kernelmux.registry import Registry
+
+STDOUT = Path("-")
+
+
+def check(
+    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="Only this one; else all.")] = "",
+    op: Annotated[str, typer.Option("--op", metavar="OP", help="Only this op's cases.")] = "",
+    kernel: Annotated[str, typer.Option("--kernel", metavar="KERNEL", help="Only this one, as torch:f32.")] = "",
+    case: Annotated[str, typer.Option("--case", metavar="GLOB", help="Only the case of this name or pattern.")] = "",
+    device: DeviceName = "cpu",
+    smoke: Annotated[bool, typer.Option("--smoke", help="Only the cases that run in seconds.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Also the large cases, which the CPU leaves out.")] = False,
+    peer: Annotated[
+        str, typer.Option("--peer", metavar="KERNEL", help="Who misses a bound passes if this one is no closer.")
+    ] = "",
+    known: Annotated[Path | None, typer.Option("--known", metavar="FILE", help="A known_failures.toml.")] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
+) -> None:
+    """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails."""
+    from kernelmux import registry
+    from kernelmux.conformance import Filter
+    from kernelmux.conformance.report import make_report
+    from kernelmux.conformance.suite import read_known
+    from kernelmux.device import find_device
+
+    for path in (json, html):
+        if path is not None and not path.parent.is_dir():
+            raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
+    current, device_class = registry.current(), find_device(device).device_class
+    every, notes = _find_jobs(backend, kernel, current, device)
+    wanted = Filter(op, kernel, case, smoke, large or device != "cpu")
+    chosen = _choose(every, wanted)
+    if list_cases:
+        for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
+            typer.echo(line)
+        return
+    if peer:
+        _require_kernel(peer, _find_jobs("", peer, current, device)[0])
+    entries = read_known(known) if known else []
+    outcomes = _judge(_run(chosen, current, device, peer), entries, every, wanted)
+    taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
+    broken = [_fault(name, current) for name in taking_part if current.backends[name].fault]
+    report = make_report(outcomes, current.backends, device_class, dict.fromkeys((*notes, *broken)))
+    _write(report, json, html)
+    if report.totals["fail"] or broken:
+        raise typer.Exit(1)
+
+
+def _find_jobs(backend: str, kernel: str, registry: Registry, device: str) -> tuple[list[Job], list[str]]:
+    """Every job of the backends asked for, and a note on each that cannot be checked; BackendError if none can."""
+    of_kernel, colon, _ = kernel.partition(":")
+    if kernel and not colon:
+        raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
+    if backend and kernel and backend != of_kernel:
+        raise BackendError(f"{kernel} is no kernel of backend {backend}")
+    if asked := backend or of_kernel:
+        return _jobs_of(asked, registry, device), []
+    if not registry.backends:
+        raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
+    every: list[Job] = []
+    notes = []
+    for name in registry.backends:
+        try:
+            every += _jobs_of(name, registry, device)
+        except BackendError as error:
+            notes.append(str(error))
+    if not every:
+        raise BackendError("; ".join(notes))
+    return every, notes
+
+
+def _jobs_of(backend: str, registry: Registry, device: str) -> list[Job]:
+    from kernelmux.conformance import Filter, jobs
+
+    try:
+        return list(jobs(backend, registry, device, Filter(large=True)))
+    finally:
+        # A hook that raises shows itself only when it is asked for cases, and all of them look refused then.
+        if backend in registry.backends and registry.backends[backend].fault:
+            raise BackendError(_fault(backend, registry))
+
+
+def _fault(backend: str, registry: Registry) -> str:
+    return f"backend {backend!r} is quarantined: {registry.backends[backend].fault}"
+
+
+def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
+    """The jobs wanted: a name in full means that case alone. BackendError names what matches nothing."""
+    named = replace(wanted, case="", large=True)
+    exact = [job for job in every if job.name == wanted.case and named.wants(job)]
+    chosen = exact or [job for job in every if wanted.wants(job)]
+    if chosen:
+        return chosen
+    from kernelmux.ops import OPS
+
+    if wanted.op and wanted.op not in OPS:
+        raise BackendError(f"unknown op {wanted.op!r}{nearest(wanted.op, OPS)}")
+    if wanted.kernel:
+        _require_kernel(wanted.kernel, every)
+    filters = {"op": wanted.op, "kernel": wanted.kernel, "case": wanted.case, "smoke": wanted.smoke}
+    asked = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in filters.items() if value)
+    close = nearest(wanted.case, {job.name for job in every}).partition(";")[0] if wanted.case else ""
+    raise BackendError(f"no case matches {asked}{close}; kernelmux check --list shows them, with --large all")
+
+
+def _require_kernel(name: str, every: Iterable[Job]) -> None:
+    """BackendError unless a kernel has jobs: a peer that is misspelt would excuse nothing, and nobody would know."""
+    kernels = {job.kernel for job in every}
+    if name not in kernels:
+        raise BackendError(f"unknown kernel {name!r}{nearest(name, kernels)}")
+
+
+def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> list[Outcome]:
+    """Each job in turn, under a progress bar on stderr; silently where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    outcomes = []
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for job in chosen:
+            progress.update(task, description=f"{job.kernel} {job.case.op}")
+            outcomes.append(job.run(registry, device, peer))
+            progress.advance(task)
+    return outcomes
+
+
+def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job], wanted: Filter) -> list[Outcome]:
+    """Known failures marked. An entry can only be stale in a run of all that it names."""
+    from kernelmux.conformance.suite import apply_known
+
+    names: dict[str, set[str]] = {}
+    for job in every:
+        names.setdefault(job.kernel, set()).add(job.name)
+    ran = {(outcome.kernel, outcome.case) for outcome in outcomes}
+    narrowed = bool(wanted.op or wanted.kernel or wanted.case or wanted.smoke)
+    backends = {kernel.partition(":")[0] for kernel in names}
+    whole, partly = [], []
+    for entry in known:
+        meant = {(entry.kernel, name) for name in names.get(entry.kernel, ()) if fnmatchcase(name, entry.case)}
+        if meant <= ran and (meant or not narrowed):
+            whole += [entry] if entry.kernel.partition(":")[0] in backends else []
+        else:
+            partly.append(entry)
+    judged = apply_known(outcomes, whole)
+    return apply_known(judged, partly)[: len(judged)]
+
+
+def _write(report: Report, json: Path | None, html: Path | None) -> None:
+    from kernelmux.conformance.html import to_html
+    from kernelmux.conformance.report import print_report, to_json
+
+    if html is not None:
+        html.write_text(to_html(report), "utf-8")
+    if json == STDOUT:
+        print_json(to_json(report))
+        return
+    if json is not None:
+        json.write_text(json_format.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    for note in report.notes:
+        typer.echo(f"not checked: {note}", err=True)
+    print_report(report)

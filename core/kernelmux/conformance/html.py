@@ -1,0 +1,64 @@
+"""A report as one HTML page that needs nothing beside itself: to read, to print, to attach to a release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+
+from kernelmux.conformance.outcome import Outcome
+from kernelmux.conformance.report import SIGNS, Cell, Report, share
+
+
+def to_html(report: Report) -> str:
+    """The page; every text in it is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"share": share, "number": _number, "percent": _percent}
+    template = files("kernelmux.conformance").joinpath("report.html.jinja").read_text("utf-8")
+    kernels = dict.fromkeys(cell.kernel for cell in report.cells)
+    failures = _by_kernel_and_op(report.of("fail"))
+    return environment.from_string(template).render(
+        report=report,
+        signs=SIGNS,
+        kernels={b: [k for k in kernels if k.partition(":")[0] == b] for b in report.backends},
+        ops=_by_op(report.cells),
+        ids={(cell.op, cell.weight_format, cell.kernel): f"cell-{i}" for i, cell in enumerate(report.cells)},
+        failures=failures,
+        failure_ids={group: f"failures-{i}" for i, group in enumerate(failures)},
+        refusals=_by_reason(report.of("refused")),
+    )
+
+
+def _by_op(cells: list[Cell]) -> Mapping[str, Mapping[str, Mapping[str, Cell]]]:
+    """By op, then by weight format: the cells by kernel."""
+    ops: dict[str, dict[str, dict[str, Cell]]] = {}
+    for cell in cells:
+        ops.setdefault(cell.op, {}).setdefault(cell.weight_format, {})[cell.kernel] = cell
+    return ops
+
+
+def _by_kernel_and_op(outcomes: list[Outcome]) -> Mapping[tuple[str, str], list[Outcome]]:
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.kernel, outcome.op), []).append(outcome)
+    return groups
+
+
+def _by_reason(outcomes: list[Outcome]) -> Mapping[str, Mapping[str, list[Outcome]]]:
+    """By reason, the most frequent first: each kernel's refused cases."""
+    groups: dict[str, dict[str, list[Outcome]]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.reason, {}).setdefault(outcome.kernel, []).append(outcome)
+    return dict(sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _percent(part: float) -> str:
+    """A share of a bound, as a person would say it."""
+    if part > 1:
+        return f"{part:.3g} times"
+    return f"{part:.1%}" if part >= 0.001 else "under 0.1%" if part else "exact"

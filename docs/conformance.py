@@ -1,0 +1,108 @@
+"""Makes docs/conformance.md: the text here, and what the reference and torch backends do on the CPU's smoke cases.
+
+`python docs/conformance.py` (`--check` only compares). Backends that are installed beside these two are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("conformance.md")
+BACKENDS = ("reference", "torch")
+
+HEAD = """# Conformance
+
+The suite runs a backend's kernels on named cases of every op, holds them against float64, and checks what they touch.
+Made by `python docs/conformance.py`, which runs the smoke cases of {backends} on the CPU.
+
+## Hook a backend up
+
+One line in one test file of the backend; pytest finds the rest, and new cases arrive with kernelmux:
+
+```python
+import kernelmux.conformance
+
+TestTorch = kernelmux.conformance.suite("torch")
+```
+
+`suite("hello", device="cuda")` runs it on a GPU. The tests are ordinary ones, a case each: a refused case is skipped
+with the kernel's reason. `--kernelmux-case GLOB` picks cases, `--kernelmux-html FILE` writes a page to read,
+`--kernelmux-json FILE` one for scripts; `--junitxml` carries each case's numbers as properties.
+
+Without pytest:
+
+    kernelmux check                                             every installed backend
+    kernelmux check --backend hello --smoke                     one backend, the cases that run in seconds
+    kernelmux check --kernel torch:f32 --case 'rope-*'          one kernel, some cases
+    kernelmux check --list --op attention                       the cases, one a line
+    kernelmux check --device cuda --html report.html            on a GPU, as a page to read
+
+Exit code 1 says that something failed, 2 that the command is wrong. Each failure comes with the command that runs that
+case alone again.
+
+## What is checked
+
+{checks}
+
+A case has fixed shapes, formats and numbers: its name is the seed. The first case of an op that a kernel takes is also
+run in every format that the kernel declares, one value at a time: `add-m1-n576@outputs0=f16`.
+
+## Known failures
+
+A backend may keep a list of what it knows to fail: `suite("hello", known_failures="known_failures.toml")`, or
+`kernelmux check --known known_failures.toml`. An entry whose case passes is stale, and fails.
+
+```
+[[failure]]
+case = "rope-yarn-*"           # a name, or a pattern
+kernel = "hello:f32"
+reason = "positions are read as int16"
+link = "https://example.org/hello/issues/7"
+```
+
+## The matrix
+
+{legend}
+
+"""
+
+CHECKS = (
+    ("error", "The result is within the bound (NMSE) that the kernel declares, and no element is far off."),
+    ("finite", "No NaN or infinity where float64 has none."),
+    ("written", "Every element of every output is written, whatever the memory held before."),
+    ("repeatable", "The same launch gives the same bytes."),
+    ("guards", "Nothing is written beside an input, an output or the workspace."),
+    ("inputs", "Inputs and weights are left alone, but for what the op updates."),
+    ("in place", "Right as well where the op lets an output be an input's memory."),
+    ("captured", "On CUDA, a replayed graph gives the bytes of the launch itself."),
+    ("declarations", "`prepare` holds as many bytes as `packed_bytes` says."),
+    ("raises", "Nothing raises: a kernel that cannot take a case declines it, with a reason."),
+)
+
+LEGEND = """Cases by op and weight format on each kernel: ✓ passed, – refused, ✗ failed, ! failed as known; in brackets,
+the tightest bound on their NMSE (where an output is stored in fewer bits, their rounding comes on top). Below each
+matrix, why cases were refused. The page that `kernelmux check --html` writes adds each kernel's worst case."""
+
+
+def render() -> str:
+    """The page: its head, then a matrix a backend."""
+    from kernelmux import registry
+    from kernelmux.conformance import Filter, jobs
+    from kernelmux.conformance.report import make_report, to_markdown
+
+    current = registry.current()
+    outcomes = [job.run(current) for name in BACKENDS for job in jobs(name, current, wanted=Filter(smoke=True))]
+    report = make_report(outcomes, current.backends, "cpu")
+    checks = "\n".join(["| check | holds |", "|---|---|", *(f"| {name} | {what} |" for name, what in CHECKS)])
+    head = HEAD.format(backends=" and ".join(BACKENDS), checks=checks, legend=LEGEND)
+    return head + to_markdown(report)
+
+
+if __name__ == "__main__":
+    os.environ["KERNELMUX_BACKENDS"] = ",".join(BACKENDS)
+    if "--check" in sys.argv:
+        fresh = PAGE.exists() and PAGE.read_text("utf-8") == render()
+        sys.exit(0 if fresh else "docs/conformance.md is stale: python docs/conformance.py")
+    PAGE.write_text(render(), "utf-8")

@@ -1,0 +1,215 @@
+"""`kernelmux check`: which cases it runs, what it says of them, and its exit codes."""
+
+import importlib
+import json
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from command import assert_one_line_error, call_command
+from fake_backend import FakeKernel, backend, compute
+from kernelmux import registry
+from kernelmux.hookspecs import Declined
+from kernelmux.ops import OPS
+
+CASES = {case.name: case for case in OPS["silu"].cases()}
+WRONG = [name for name, case in CASES.items() if case.inputs[0].extents[0] == 5 and "large" not in case.marks]
+
+
+def right():
+    return FakeKernel(emits=["f32", "f16"], work=compute)
+
+
+def wrong_for_five_rows():
+    def work(node, tensors):
+        compute(node, tensors)
+        if node.outputs[0].extents[0] == 5:
+            tensors.outputs[0].add_(1)
+
+    return FakeKernel(emits=["f32", "f16"], work=work)
+
+
+def check(*arguments, **backends):
+    with registry.isolated(**backends):
+        return call_command("check", *arguments)
+
+
+def checked(*arguments, **backends):
+    """The exit code, and the outcomes by case."""
+    result = check("--json", "-", *arguments, **backends)
+    document = json.loads(result.out)
+    return result.code, {outcome["case"]: outcome for outcome in document["outcomes"]}
+
+
+def known_failures(path, *entries):
+    tables = [f'[[failure]]\ncase = "{case}"\nkernel = "fake:f32"\nreason = "r"\nlink = "l"\n' for case in entries]
+    path.write_text("\n".join(tables))
+    return path
+
+
+def test_a_right_backend_passes_with_exit_code_0():
+    result = check(fake=backend(silu=right()))
+    assert (result.code, result.err) == (0, "")
+    last = result.out.splitlines()[-1]
+    assert " 0 refused, 0 fail, 0 known; on cpu, kernelmux " in last
+    assert "backend fake" in last
+
+
+def test_failures_are_exit_code_1_and_the_command_of_each_runs_that_case_alone():
+    fake = backend(silu=wrong_for_five_rows())
+    result = check(fake=fake)
+    commands = [line.partition("again: ")[2] for line in result.out.splitlines() if "again: " in line]
+    assert result.code == 1
+    assert len(commands) == len(WRONG) > 0
+    for command, name in zip(commands, WRONG, strict=True):
+        program, subcommand, *arguments = shlex.split(command)
+        assert (program, subcommand) == ("kernelmux", "check")
+        code, outcomes = checked(*arguments, fake=fake)
+        assert (code, list(outcomes)) == (1, [name])
+        assert outcomes[name]["failures"]
+
+
+def test_a_variant_is_run_by_its_name():
+    name = f"{next(iter(CASES))}@outputs0=f16"
+    code, outcomes = checked("--case", name, fake=backend(silu=right()))
+    assert (code, list(outcomes)) == (0, [name])
+    assert outcomes[name]["bound"] > 1e-8
+
+
+@pytest.mark.parametrize("name", ["silu[1]", "silu-*", "silu-?x"])
+def test_a_name_means_itself_whatever_it_holds(name, monkeypatch):
+    first, *others = CASES.values()
+    cases = (replace(first, name=name), *others)
+    monkeypatch.setattr(importlib.import_module("kernelmux.conformance.suite"), "all_cases", lambda: cases)
+    _, outcomes = checked("--case", name, fake=backend(silu=right()))
+    assert list(outcomes) == [name]
+
+
+def test_a_pattern_runs_all_that_it_matches_of_every_kernel():
+    fake = backend(silu=[FakeKernel("a", work=compute), FakeKernel("b", work=compute)])
+    result = check("--case", "silu-m1-*", "--json", "-", fake=fake)
+    outcomes = json.loads(result.out)["outcomes"]
+    assert {outcome["kernel"] for outcome in outcomes} == {"fake:a", "fake:b"}
+    assert {outcome["case"] for outcome in outcomes} == {name for name in CASES if name.startswith("silu-m1-")}
+
+
+def test_refusals_show_their_reasons():
+    def answer(node, m):
+        return Declined("m is eight", kernel="f32") if m == 8 else right()
+
+    result = check(fake=backend(silu=answer))
+    assert result.code == 0
+    assert any(
+        line.startswith("refused\tfake:f32\t") and line.endswith("\tm is eight") for line in result.out.split("\n")
+    )
+
+
+def test_list_shows_one_case_a_line_and_runs_nothing():
+    def explode(node, tensors):
+        raise AssertionError("it runs")
+
+    fake = backend(silu=[FakeKernel("a", work=explode), FakeKernel("b", work=explode)])
+    result = check("--list", fake=fake)
+    lines = [line.split("\t") for line in result.out.splitlines()]
+    assert result.code == 0
+    expected = [name for name, case in CASES.items() if "large" not in case.marks]
+    assert [name for _, name, *_ in lines] == expected
+    assert all(op == "silu" and set(marks) == CASES[name].marks for op, name, *marks in lines)
+
+
+def test_large_cases_are_left_out_unless_asked_for_and_smoke_is_a_part():
+    reference = importlib.import_module("kernelmux_reference")
+    every, usual, smoke = (
+        set(check("--list", "--op", "mul_mat", *more, reference=reference).out.splitlines())
+        for more in (["--large"], [], ["--smoke"])
+    )
+    assert smoke < usual < every
+    assert all(line.endswith("large") for line in every - usual)
+
+
+def test_json_and_html_go_to_files_beside_the_text(tmp_path):
+    asked = ("--smoke", "--json", tmp_path / "found.json", "--html", tmp_path / "found.html")
+    result = check(*asked, fake=backend(silu=right()))
+    document = json.loads((tmp_path / "found.json").read_text())
+    assert result.code == 0
+    assert document["backends"] == ["fake"]
+    assert document["totals"]["pass"] == len(document["outcomes"]) > 0
+    assert (tmp_path / "found.html").read_text().startswith("<!doctype html>")
+    assert f"{document['totals']['pass']} pass" in result.out
+
+
+def test_known_failures_are_no_failures(tmp_path):
+    known = known_failures(tmp_path / "known.toml", "silu-m5-*", *(name for name in WRONG if "m5-" not in name))
+    code, outcomes = checked("--known", known, fake=backend(silu=wrong_for_five_rows()))
+    assert code == 0
+    assert {name for name, outcome in outcomes.items() if outcome["status"] == "known"} == set(WRONG)
+
+
+def test_a_stale_entry_fails(tmp_path):
+    known = known_failures(tmp_path / "known.toml", "silu-m1-n576", "silu-m99-*")
+    result = check("--known", known, fake=backend(silu=right()))
+    assert result.code == 1
+    assert "stale: known_failures.toml names silu-m1-n576, which passes now" in result.out
+    assert "stale: known_failures.toml names silu-m99-*, which is no case of this kernel" in result.out
+
+
+def test_a_run_of_some_cases_takes_no_entry_about_others_for_stale(tmp_path):
+    known = known_failures(tmp_path / "known.toml", "silu-m5-*", "silu-m99-*")
+    code, outcomes = checked("--known", known, "--case", "silu-m1-n576", fake=backend(silu=right()))
+    assert (code, list(outcomes)) == (0, ["silu-m1-n576"])
+
+
+def test_a_peer_excuses_a_bound_that_it_misses_too():
+    def rough(node, tensors):
+        compute(node, tensors)
+        tensors.outputs[0].mul_(1.01)
+
+    fake = backend(convert=[FakeKernel("exact", work=compute), FakeKernel("rough", work=rough)])
+    asked = ("--kernel", "fake:rough", "--case", "convert-f32-bf16-m1-n256")
+    assert check(*asked, fake=fake).code == 1
+    assert check(*asked, "--peer", "fake:rough", fake=fake).code == 0
+    assert check(*asked, "--peer", "fake:exact", fake=fake).code == 1
+
+
+def test_without_a_name_every_backend_is_checked_and_a_broken_one_is_noted_and_fails():
+    def explode(node, m):
+        raise ZeroDivisionError("in a hook")
+
+    result = check("--smoke", fake=backend(silu=right()), broken=backend(silu=explode))
+    assert result.code == 1
+    assert "backend 'broken' is quarantined: ZeroDivisionError: in a hook" in result.err
+    assert " 0 fail, 0 known" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hints"),
+    [
+        (["--backend", "fakr"], ["unknown backend 'fakr'", "did you mean 'fake'?"]),
+        (["--op", "silo"], ["unknown op 'silo'", "did you mean 'silu'?"]),
+        (["--op", "rope"], ["no case matches --op rope"]),
+        (["--kernel", "fake:f33"], ["unknown kernel 'fake:f33'", "did you mean 'fake:f32'?"]),
+        (["--kernel", "f32"], ["backend:kernel"]),
+        (["--kernel", "fake:f32", "--backend", "other"], ["no kernel of backend other"]),
+        (["--case", "silu-m1-n57"], ["did you mean 'silu-m1-n576'?", "--list"]),
+        (["--peer", "fake:f33"], ["unknown kernel 'fake:f33'"]),
+        (["--device", "tpu"], ["unknown device 'tpu'"]),
+        (["--known", "nowhere.toml"], ["nowhere.toml"]),
+        (["--json", "no/such/folder/f.json"], ["no/such/folder"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, hints):
+    assert_one_line_error(check(*arguments, fake=backend(silu=right())), *hints)
+
+
+def test_a_backend_asked_for_whose_hook_raises_is_an_error():
+    def explode(node, m):
+        raise ZeroDivisionError("in a hook")
+
+    result = check("--backend", "broken", broken=backend(silu=explode))
+    assert_one_line_error(result, "ZeroDivisionError: in a hook")
+
+
+def test_without_any_backend_it_says_what_to_install():
+    assert_one_line_error(check(), "no backend is installed", "pip install kernelmux-torch")

@@ -1,0 +1,86 @@
+"""Guarded memory: what lies outside is seen when it changes, what lies inside is poisoned, kept and put back."""
+
+import pytest
+import torch
+
+from kernelmux.conformance.guarded import POISONS, Guarded
+from kernelmux.formats import FORMATS, Value
+from kernelmux.memory import ALIGNMENT
+from wrong.kernel import beyond
+
+ACTIVATIONS = [name for name, format in FORMATS.items() if format.rounding]
+
+
+@pytest.fixture
+def memory():
+    return Guarded.of(Value("x", (3, 64), "q8_32"), "cpu")
+
+
+@pytest.mark.parametrize("format", ACTIVATIONS)
+def test_planes_have_the_shapes_of_their_format_and_the_alignment_of_a_plan(format):
+    value = Value("x", (3, 128), format)
+    parts = Guarded.of(value, "cpu").parts
+    assert [tuple(part.shape) for part in parts] == [plane.shape(value.extents) for plane in FORMATS[format].planes]
+    assert [part.storage_offset() * part.itemsize % ALIGNMENT for part in parts] == [0] * len(parts)
+
+
+def test_one_plane_is_given_bare_and_several_as_a_tuple(memory):
+    assert isinstance(Guarded.of(Value("x", (3,)), "cpu").planes, torch.Tensor)
+    assert len(memory.planes) == 3
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+@pytest.mark.parametrize("offset", [-64, -1, 0, 63])
+def test_a_write_before_or_after_any_plane_is_seen(memory, plane, offset):
+    part = memory.parts[plane]
+    beyond(part, offset if offset < 0 else part.numel() + offset).zero_()
+    assert not memory.intact()
+
+
+def test_a_write_of_one_element_into_the_padding_of_an_odd_size_is_seen():
+    memory = Guarded.of(Value("x", (1, 3), "f16"), "cpu")
+    beyond(memory.parts[0], 3).zero_()
+    assert not memory.intact()
+
+
+def test_writing_every_element_leaves_the_guards(memory):
+    for part in memory.parts:
+        part.fill_(7)
+    assert memory.intact()
+
+
+@pytest.mark.parametrize("pattern", POISONS)
+def test_poison_fills_the_planes_and_nothing_else(memory, pattern):
+    memory.poison(pattern)
+    assert memory.intact()
+    assert all((part.view(torch.uint8) == pattern).all() for part in memory.parts)
+
+
+def test_the_two_poisons_differ_in_every_byte_and_one_is_nan():
+    assert POISONS[0] != POISONS[1]
+    memory = Guarded.of(Value("x", (2, 2)), "cpu")
+    memory.poison(0xFF)
+    assert memory.parts[0].isnan().all()
+
+
+def test_a_snapshot_is_a_copy_and_is_put_back_bit_for_bit(memory):
+    memory.poison(POISONS[0])
+    before = memory.snapshot()
+    memory.parts[1].fill_(2.5)
+    assert not memory.snapshot().equal(before)
+    memory.restore(before)
+    assert memory.snapshot().equal(before)
+    assert memory.intact()
+
+
+def test_what_is_read_beyond_a_tensor_cannot_be_hidden_by_a_factor_of_zero():
+    memory = Guarded.of(Value("x", (3, 5)), "cpu")
+    assert (0 * beyond(memory.parts[0], 15)).isnan()
+
+
+def test_scratch_of_no_bytes_has_guards_all_the_same():
+    memory = Guarded.scratch(0, "cpu")
+    assert memory.parts[0].numel() == 0
+    assert memory.intact()
+    beyond(memory.parts[0], 0).zero_()
+    assert not memory.intact()

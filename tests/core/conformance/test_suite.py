@@ -1,0 +1,222 @@
+"""Which jobs a backend gets, known failures, and the test class that one line makes."""
+
+import inspect
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from fake_backend import FakeKernel, backend
+from kernelmux import registry
+from kernelmux.conformance import Filter, Outcome, jobs, suite
+from kernelmux.conformance.suite import Known, all_cases, apply_known, read_known
+from kernelmux.errors import BackendError
+from kernelmux.hookspecs import Declined
+from wrong.elementwise import AddsInsteadOfMultiplying, ToBf16
+from wrong.kernel import Right, offering
+
+FAILED = Outcome("mul-a", "mul", "mine:kernel", "", "fail", failures=("error: off",))
+PASSED = replace(FAILED, case="mul-b", status="pass", failures=())
+
+
+def names(wanted=None, **answers):
+    with registry.isolated(mine=backend(**answers)) as current:
+        return [job.name for job in jobs("mine", current, "cpu", wanted)]
+
+
+def entry(case):
+    return Known(case, "mine:kernel", "rounds down", "https://example.org/1")
+
+
+@pytest.fixture
+def known_file(tmp_path):
+    def write(*cases):
+        path = tmp_path / "known_failures.toml"
+        tables = (f'case = "{case}"\nkernel = "mine:kernel"\nreason = "rounds"\nlink = "l"\n' for case in cases)
+        path.write_text("".join(f"[[failure]]\n{table}" for table in tables))
+        return path
+
+    return write
+
+
+def run(plugin, **options):
+    """What became of each test of the class that `suite` makes, by name of outcome; the messages of the failed."""
+    counts, messages = Counter(), []
+
+    def test(call, *arguments):
+        try:
+            call(*arguments)
+        except AssertionError as error:
+            counts["failed"] += 1
+            messages.append(str(error))
+        except pytest.skip.Exception:
+            counts["skipped"] += 1
+        except pytest.xfail.Exception:
+            counts["known"] += 1
+        else:
+            counts["passed"] += 1
+
+    with registry.isolated(mine=plugin):
+        try:
+            tests = suite("mine", **options)
+        except BackendError as error:
+            return Counter(failed=1), [str(error)]
+        (marker,) = tests.test_case.pytestmark
+        for job in marker.args[1]:
+            test(tests().test_case, job, SimpleNamespace(node=SimpleNamespace(user_properties=[])))
+        for name, method in inspect.getmembers(tests(), inspect.ismethod):
+            if name.startswith("test_") and name != "test_case":
+                test(method)
+    return counts, messages
+
+
+# Jobs.
+
+
+def test_a_kernel_gets_every_case_of_its_op_that_is_not_large():
+    cases = [case.name for case in all_cases() if case.op == "silu" and "large" not in case.marks]
+    assert names(Filter(), silu=Right()) == cases
+
+
+def test_a_kernel_gets_a_variant_for_each_format_that_it_declares():
+    found = names(Filter(case="*@*"), add=ToBf16())
+    assert [name.partition("@")[2] for name in found] == ["outputs0=f32", "outputs0=bf16"]
+
+
+def test_case_names_are_unique():
+    assert [name for name, count in Counter(case.name for case in all_cases()).items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "holds"),
+    [
+        (Filter(op="mul"), lambda case: case.op == "mul"),
+        (Filter(case="*-m5-*"), lambda case: "-m5-" in case.name),
+        (Filter(smoke=True), lambda case: "smoke" in case.marks),
+        (Filter(kernel="mine:other"), lambda case: False),
+        (Filter(op="silu", smoke=True), lambda case: case.op == "silu" and "smoke" in case.marks),
+    ],
+)
+def test_a_filter_keeps_what_it_names(wanted, holds):
+    both = {"mul": Right(), "silu": Right()}
+    assert names(wanted, **both) == [case.name for case in all_cases() if case.op in both and holds(case)]
+
+
+def test_large_cases_run_where_they_are_asked_for():
+    large = [case.name for case in all_cases() if "large" in case.marks]
+    assert not set(names(Filter(), mul_mat=Right())) & set(large)
+    assert set(large) <= set(names(Filter(large=True), mul_mat=Right()))
+    assert names(Filter(case=large[0]), mul_mat=Right()) == large[:1]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "asked", "said"),
+    [
+        (offering(Right, "add"), "mime", "unknown backend 'mime'"),
+        (SimpleNamespace(), "mine", "is quarantined"),
+        (backend(add=Declined("not today")), "mine", "takes none"),
+        (backend(add=lambda node, m: None), "mine", "takes none"),
+        (backend(add=Declined("not today", kernel="kernel")), "mine", "takes none"),
+    ],
+    ids=["unknown", "quarantined", "declines", "nothing", "declines by name"],
+)
+def test_a_backend_that_takes_nothing_is_an_error(plugin, asked, said):
+    with registry.isolated(mine=plugin) as current, pytest.raises(BackendError, match=said):
+        list(jobs(asked, current, "cpu", Filter()))
+
+
+# Known failures.
+
+
+def test_a_known_failure_is_known_with_its_reason_and_link():
+    (outcome,) = apply_known([FAILED], [entry("mul-a")])
+    assert (outcome.status, outcome.reason) == ("known", "rounds down (https://example.org/1)")
+
+
+@pytest.mark.parametrize(("case", "why"), [("mul-b", "passes now"), ("mul-c", "is no case of this kernel")])
+def test_a_stale_entry_fails(case, why):
+    *rest, stale = apply_known([FAILED, PASSED], [entry(case)])
+    assert rest == [FAILED, PASSED]
+    assert (stale.status, stale.failures) == ("fail", (f"stale: known_failures.toml names {case}, which {why}",))
+
+
+def test_a_pattern_is_not_stale_while_one_of_its_cases_fails():
+    outcomes = apply_known([FAILED, PASSED], [entry("mul-*")])
+    assert [outcome.status for outcome in outcomes] == ["known", "pass"]
+
+
+def test_an_entry_for_another_kernel_is_stale_here():
+    outcomes = apply_known([FAILED], [replace(entry("mul-a"), kernel="mine:other")])
+    assert [outcome.status for outcome in outcomes] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize("text", ["[[failure]]\ncase = 'mul-a'\n", "failure = 3\n", "[[failure\n"])
+def test_a_file_that_says_too_little_is_an_error_with_its_path(tmp_path, text):
+    path = tmp_path / "known_failures.toml"
+    path.write_text(text)
+    with pytest.raises(BackendError, match=r"known_failures\.toml: each \[\[failure\]\] needs"):
+        read_known(path)
+
+
+# The class.
+
+
+def test_a_right_backend_passes():
+    counts, messages = run(offering(Right, "mul"))
+    assert messages == []
+    assert set(counts) == {"passed"}
+
+
+def test_a_wrong_one_fails_with_what_runs_the_case_again():
+    counts, messages = run(offering(AddsInsteadOfMultiplying, "mul"))
+    assert counts["failed"] > 20
+    assert "error: " in messages[0]
+    assert "again: kernelmux check --kernel mine:kernel --case 'mul-m1-n576'" in messages[0]
+
+
+def test_refused_cases_are_skipped():
+    counts, messages = run(backend(mul=lambda node, m: Right() if m == 1 else Declined("one row", kernel="kernel")))
+    assert messages == []
+    assert counts["skipped"] > counts["passed"] > 1
+
+
+def test_a_hook_that_raises_fails_whatever_it_answered_before():
+    counts, _ = run(backend(mul=lambda node, m: Right() if m < 17 else 1 / 0))
+    assert counts["failed"]
+
+
+def test_known_failures_are_known(known_file):
+    counts, messages = run(offering(AddsInsteadOfMultiplying, "mul"), known_failures=known_file("mul-m*"))
+    assert counts["known"] > 20
+    assert all("mul-m" not in message for message in messages)
+
+
+@pytest.mark.parametrize("case", ["mul-m1-n576", "mul-m1-n577"], ids=["passes", "no case"])
+def test_a_stale_known_failure_fails(known_file, case):
+    counts, messages = run(offering(Right, "mul"), known_failures=known_file(case))
+    assert counts["failed"] == 1
+    assert f"known_failures.toml names {case}" in messages[0]
+
+
+def test_a_pattern_of_known_failures_may_hold_cases_that_pass(known_file):
+    """As for `kernelmux check`: an entry is stale once no case of it fails."""
+
+    class WrongFrom17Rows(Right):
+        def answer(self, node, operands):
+            return (super().answer(node, operands)[0] * (1 + (node.outputs[0].extents[0] >= 17)),)
+
+    counts, messages = run(offering(WrongFrom17Rows, "mul"), known_failures=known_file("mul-m*"))
+    assert counts["known"]
+    assert messages == []
+
+
+def test_a_backend_that_takes_nothing_fails():
+    for nothing in (Declined("not today"), Declined("not today", kernel="kernel")):
+        counts, _ = run(backend(mul=nothing))
+        assert counts["failed"], nothing
+
+
+def test_a_kernel_that_only_declares_is_no_kernel():
+    counts, _ = run(backend(mul=FakeKernel()))
+    assert counts["failed"] > 20

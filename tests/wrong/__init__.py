@@ -1,0 +1,23 @@
+"""Deliberately wrong kernels, for the conformance suite's test of itself: one module a family of ops.
+
+Each is a right kernel with one mistake, its class named after it, and says which check must catch it.
+"""
+
+from wrong import attention, cache, captured, elementwise, launches, linear, memory, norm, rope, weights
+from wrong.kernel import PLANTED, Planted, Right
+
+__all__ = [
+    "PLANTED",
+    "Planted",
+    "Right",
+    "attention",
+    "cache",
+    "captured",
+    "elementwise",
+    "launches",
+    "linear",
+    "memory",
+    "norm",
+    "rope",
+    "weights",
+]

@@ -1,0 +1,228 @@
+"""attention: pages, heads, masks, scores."""
+
+from __future__ import annotations
+
+import torch
+
+from wrong.kernel import planted
+from wrong.paged import Paged
+
+
+@planted("attention", "error")
+class ReadsPagesInOrder(Paged):
+    """The block table is ignored."""
+
+    def pages(self, table, seq, length, page_size):
+        return torch.arange(-(-length // page_size))
+
+
+@planted("attention", "error", first="*-batch")
+class ReadsTheFirstTable(Paged):
+    def pages(self, table, seq, length, page_size):
+        return super().pages(table, 0, length, page_size)
+
+
+@planted("attention", "error", first="*-batch")
+class ReadsPagesInARow(Paged):
+    """From the first page on."""
+
+    def pages(self, table, seq, length, page_size):
+        pages = super().pages(table, seq, length, page_size)
+        return pages[0] + torch.arange(len(pages))
+
+    def gathered(self, cache, pages):
+        return cache[pages % len(cache)]
+
+
+@planted("attention", "error", first="*-decode-48")
+class LeavesOutTheLastPageAtItsEdge(Paged):
+    def pages(self, table, seq, length, page_size):
+        pages = super().pages(table, seq, length, page_size)
+        return pages[:-1] if length % page_size == 0 and length > page_size else pages
+
+    def mixed(self, node, q, keys, values, length):
+        return super().mixed(node, q, keys, values, len(keys))
+
+
+@planted("attention", "error", first="*-decode-49")
+class LeavesOutOnePositionPastAnEdge(Paged):
+    """Pages rounded down."""
+
+    def seen(self, length):
+        return length - (length % 16 == 1 and length > 16)
+
+    def mixed(self, node, q, keys, values, length):
+        return super().mixed(node, q, keys, values, len(keys))
+
+
+@planted("attention", "error", first="*-page-32")
+class PagesOf16Only(Paged):
+    def page_size(self, cache):
+        return 16
+
+    def gathered(self, cache, pages):
+        return cache.view(-1, 16, *cache.shape[2:])[pages]
+
+
+@planted("attention", "error", first="*-page-*")
+class PagesOf32AtMost(Paged):
+    """Slots beyond the 32nd of a page are taken from the next."""
+
+    def page_size(self, cache):
+        return min(cache.shape[1], 32)
+
+    def gathered(self, cache, pages):
+        return cache[:, : self.page_size(cache)].contiguous()[pages]
+
+    def mixed(self, node, q, keys, values, length):
+        return super().mixed(node, q, keys, values, len(keys))
+
+
+@planted("attention", "error")
+class TakesKvHeadsByRemainder(Paged):
+    def kv_heads(self, node):
+        return torch.arange(node.num_heads) % node.num_kv_heads
+
+
+@planted("attention", "error", first="*-prefill-*")
+class SeesTheFuture(Paged):
+    def last(self, row, rows, length):
+        return torch.full_like(row, length - 1)
+
+
+@planted("attention", "error", first="*-chunk-*")
+class CountsRowsFromTheStart(Paged):
+    """Row i sees i + 1 positions, also where others were cached before."""
+
+    def last(self, row, rows, length):
+        return row if rows > 1 else super().last(row, rows, length)
+
+
+@planted("attention", "error")
+class SeesAllButItself(Paged):
+    def last(self, row, rows, length):
+        return (super().last(row, rows, length) - 1).clamp(min=0)
+
+
+@planted("attention", "error", first="*-batch")
+class TakesTheLongestLength(Paged):
+    def lengths(self, lengths):
+        return [max(lengths) if length else 0 for length in lengths]
+
+    def gathered(self, cache, pages):
+        return torch.cat([cache[pages], cache, cache, cache])
+
+
+@planted("attention", "error", first="*-window-*")
+class IgnoresTheWindow(Paged):
+    def window(self, node):
+        return 0
+
+
+@planted("attention", "error", first="*-window-*")
+class WindowOneTooWide(Paged):
+    def window(self, node):
+        return node.window and node.window + 1
+
+
+@planted("attention", "error", first="*-soft-cap-*")
+class IgnoresTheSoftCap(Paged):
+    def capped(self, scores, node):
+        return scores
+
+
+@planted("attention", "error", first="*-window-soft-cap")
+class CapsOrWindows(Paged):
+    """The two together were never tried."""
+
+    def window(self, node):
+        return 0 if node.soft_cap else node.window
+
+
+@planted("attention", "error", first="*-scale")
+class TakesItsOwnScale(Paged):
+    """One over the square root of head_dim, whatever the node says."""
+
+    def scale(self, node):
+        return node.head_dim**-0.5
+
+
+@planted("attention", "finite", first="*-empty-rows")
+class NanForAnEmptySequence(Paged):
+    """A sum of nothing over a sum of nothing."""
+
+    def skips(self, length):
+        return False
+
+    def mixed(self, node, q, keys, values, length):
+        return super().mixed(node, q, keys, values, length) / min(length, 1)
+
+
+@planted("attention", "written", first="*-padding-*")
+class LeavesPaddingUnwritten(Paged):
+    def write(self, node, tensors, results):
+        used = int(tensors.inputs[3][-1])
+        tensors.outputs[0][:used] = results[0][:used]
+
+
+@planted("attention", "written", first="*-empty-rows")
+class LeavesAnEmptySequenceUnwritten(Paged):
+    """Its rows are padding of a captured bucket: of length 0."""
+
+    def write(self, node, tensors, results):
+        starts, lengths = tensors.inputs[3].tolist(), tensors.inputs[4].tolist()
+        for start, stop, length in zip(starts, [*starts[1:], len(results[0])], [*lengths, 1], strict=True):
+            if length:
+                tensors.outputs[0][start:stop] = results[0][start:stop]
+
+
+@planted("attention", "error", first="*-padding-*")
+class TakesPaddingForTheLastSequence(Paged):
+    def rest(self, y, used):
+        y[used:] = y[used - 1]
+        return y
+
+
+@planted("attention", "finite", first="*-unseen*")
+class WeighsTheUnseenByZero(Paged):
+    """Whole pages are read; beyond the length they hold what was there before, and zero times NaN is NaN."""
+
+    def seen(self, length):
+        return -(-length // 16) * 16
+
+
+@planted("attention", "finite", first="*-unseen*")
+class WeighsUnusedPagesByZero(Paged):
+    """The whole row of the block table is read."""
+
+    def pages(self, table, seq, length, page_size):
+        return table[seq].long()
+
+    def seen(self, length):
+        return None
+
+
+@planted("attention", "error", first="*-prefill-200")
+class OneTileOf128Rows(Paged):
+    def mixed(self, node, q, keys, values, length):
+        y = super().mixed(node, q, keys, values, length)
+        y[128:] = 0
+        return y
+
+
+@planted("attention", "error", first="*-decode-2*")
+class RemembersTheLast1024(Paged):
+    def window(self, node):
+        return node.window or 1024
+
+
+@planted("attention", "error", first="*-batch-*")
+class BatchesOf8AtMost(Paged):
+    def lengths(self, lengths):
+        return [length if at < 8 else 0 for at, length in enumerate(lengths)]
+
+
+@planted("attention", "finite", first="*-loud")
+class SoftmaxWithoutTheMaximum(Paged):
+    def shares(self, scores):
+        return scores.exp() / scores.exp().sum(dim=-1, keepdim=True)

@@ -1,0 +1,162 @@
+"""add, mul, silu, swiglu and convert."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from kernelmux.formats import as_tuple
+from wrong.kernel import Right, planted
+
+
+@planted("mul", "error")
+class AddsInsteadOfMultiplying(Right):
+    def answer(self, node, operands):
+        a, b = operands.inputs
+        return (a + b,)
+
+
+@planted("silu", "error")
+class LeavesOutTheGate(Right):
+    def answer(self, node, operands):
+        return (operands.inputs[0].sigmoid(),)
+
+
+class InFloat32(Right):
+    dtype = torch.float32
+    precision = 1e-10
+
+
+@planted("silu", "finite", first="*-far")
+class NanFarBelowZero(InFloat32):
+    """Infinity over infinity."""
+
+    def answer(self, node, operands):
+        (x,) = operands.inputs
+        return (x - x * (-x).exp() / (1 + (-x).exp()),)
+
+
+@planted("silu", "finite", first="*-far")
+class NanFarAboveZero(InFloat32):
+    def answer(self, node, operands):
+        (x,) = operands.inputs
+        return (x * x.exp() / (1 + x.exp()),)
+
+
+@planted("swiglu", "finite", first="*-outliers")
+class NanFarAboveZeroInTheGate(InFloat32):
+    def answer(self, node, operands):
+        gate, up = operands.inputs
+        return (gate * gate.exp() / (1 + gate.exp()) * up,)
+
+
+@planted("swiglu", "error")
+class TakesGateForUp(Right):
+    def answer(self, node, operands):
+        return super().answer(node, dataclasses.replace(operands, inputs=operands.inputs[::-1]))
+
+
+@planted("swiglu", "in place")
+class WritesTheGateFirst(Right):
+    """Right over up, not over gate."""
+
+    def launch(self, node, tensors):
+        (gate, up), (y,) = tensors.inputs, tensors.outputs
+        torch.sigmoid(gate, out=y)
+        y.copy_(y.double() * gate * up)
+
+
+class ToBf16(Right):
+    """It can round to bfloat16 on the way out."""
+
+    def outputs(self, node):
+        return [["f32", "bf16"]]
+
+
+@planted("add", "error", first="*=bf16")
+class TruncatesToBf16(ToBf16):
+    """A shift by 16 bits, where the contract rounds to nearest."""
+
+    def write(self, node, tensors, results):
+        if node.outputs[0].format == "bf16":
+            results = [truncated(results[0])]
+        super().write(node, tensors, results)
+
+
+@planted("convert", "error", first="*-bf16-*")
+class TruncatesWhereItConverts(Right):
+    def write(self, node, tensors, results):
+        if node.outputs[0].format == "bf16":
+            results = [truncated(results[0])]
+        super().write(node, tensors, results)
+
+
+def truncated(values):
+    """The upper half of each float32."""
+    return (values.float().view(torch.int32) & -65536).view(torch.float32)
+
+
+@planted("convert", "error", first="*-q8_32-*")
+class LeavesTheSumsOfQ8Zero(Right):
+    """Who reads the format for a weight with a minimum gets wrong numbers."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "q8_32":
+            tensors.outputs[0][2].zero_()
+
+
+@planted("convert", "error", first="*-q8_32-*")
+class SumsQ8BeforeTheScale(Right):
+    """The sum of the integers."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "q8_32":
+            tensors.outputs[0][2].div_(tensors.outputs[0][1])
+
+
+@planted("convert", "finite", first="*-zero-*")
+class NanForABlockOfZeros(Right):
+    """Zero over a scale of zero."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        for plane in as_tuple(tensors.outputs[0])[1:2]:
+            plane[plane == 0] = torch.nan
+
+
+@planted("convert", "error", first="*-fp8_row-uneven")
+class OneScaleForAllRows(Right):
+    """The largest of all rows, where each has its own."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "fp8_row":
+            data, scales = tensors.outputs[0]
+            scales.copy_(scales.max())
+            data.copy_((results[0] / scales).clamp(-448, 448))
+
+
+@planted("convert", "error", first="*-fp8_row-*")
+class ScalesByTheFirstRow(Right):
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "fp8_row":
+            scales = tensors.outputs[0][1]
+            scales.copy_(scales[:1].clone())
+
+
+@planted("convert", "error", first="*-q8_32-uneven")
+class OneScaleForARowOfQ8(Right):
+    """Where each block of 32 has its own."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "q8_32":
+            data, scales, sums = tensors.outputs[0]
+            scales.copy_(scales.amax(dim=-1, keepdim=True).expand_as(scales))
+            steps = results[0] / scales[:, :1].clamp(min=1e-30)
+            data.copy_(steps.round().clamp(-127, 127))
+            sums.copy_((data * scales[:, :1]).view(*scales.shape, -1).sum(dim=-1))
