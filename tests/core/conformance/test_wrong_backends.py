@@ -77,7 +77,7 @@ def _planted():
         yield pytest.param(planted, id=str(planted), marks=[missed] if str(planted) in NOT_CAUGHT_YET else [])
 
 
-@pytest.mark.parametrize("planted", _planted())
+@pytest.mark.parametrize("planted", list(_planted()))
 def test_a_wrong_kernel_is_caught_by_the_check_of_that_name(planted):
     found = set()
     # Closed at once: while it is open, no other backend exists.
