@@ -45,12 +45,16 @@ def _linear(x, operands, index):
 
 
 def _turned(node, rows, positions, divisors):
-    """Each pair of neighbours as a complex number, times e^(i angle)."""
+    """Each pair, of neighbours or of one element from each half, as a complex number, times e^(i angle)."""
     exponents = torch.arange(0, node.rotation.dims, 2, dtype=torch.float64) / node.rotation.dims
     speeds = node.rotation.theta**-exponents / (divisors[0] if divisors else 1)
     angles = positions.double()[:, None] * speeds
-    pairs = torch.view_as_complex(rows.reshape(len(rows), -1, node.rotation.dims // 2, 2).contiguous())
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).reshape(rows.shape)
+    heads = rows.reshape(len(rows), -1, node.rotation.dims)
+    halves = node.rotation.pairing == "halves"
+    pairs = heads.unflatten(-1, (2, -1)).mT if halves else heads.unflatten(-1, (-1, 2))
+    turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    parts = torch.view_as_real(turned)
+    return (parts.mT if halves else parts).reshape(rows.shape)
 
 
 def _add_rms_norm(node, operands):
