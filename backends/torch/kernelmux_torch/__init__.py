@@ -15,10 +15,10 @@ CONTRACT = 1
 
 
 @hookimpl
-def dispatch_mul_mat(node: TensorNode, n: int, k: int, weight_format: str, device: Device) -> Answer:
+def dispatch_mul_mat(node: TensorNode, n: int, weight_format: str, device: Device) -> Answer:
     from kernelmux_torch import mul_mat
 
-    return _on_cpu(device) or mul_mat.offer(n, k, weight_format, bool(node.bias))
+    return _on_cpu(device) or mul_mat.offer(n, weight_format, bool(node.bias))
 
 
 @hookimpl

@@ -19,7 +19,7 @@ GROUP = 32
 int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
-def offer(n: int, k: int, weight_format: str, bias: bool) -> Answer:
+def offer(n: int, weight_format: str, bias: bool) -> Answer:
     """All four kernels, or why not; the dense ones in the order of their speed on this processor."""
     dense: list[Kernel] = [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
     return [*dense, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]

@@ -17,8 +17,8 @@ from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Filter, Job, Outcome
+    from kernelmux.conformance.hookup import Known
     from kernelmux.conformance.report import Report
-    from kernelmux.conformance.suite import Known
     from kernelmux.registry import Registry
 
 STDOUT = Path("-")
@@ -43,8 +43,8 @@ def check(
     """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails."""
     from kernelmux import registry
     from kernelmux.conformance import Filter
+    from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
-    from kernelmux.conformance.suite import read_known
     from kernelmux.device import find_device
 
     for path in (json, html):
@@ -152,7 +152,7 @@ def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> l
 
 def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job], wanted: Filter) -> list[Outcome]:
     """Known failures marked. An entry can only be stale in a run of all that it names."""
-    from kernelmux.conformance.suite import apply_known
+    from kernelmux.conformance.hookup import apply_known
 
     names: dict[str, set[str]] = {}
     for job in every:

@@ -10,36 +10,28 @@ pytest imports this package in every project, for its plugin: torch comes with t
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernelmux.conformance.hookup import Filter, Job, jobs, suite
     from kernelmux.conformance.outcome import Outcome
     from kernelmux.conformance.run import Variant, run_case
-    from kernelmux.conformance.suite import Filter, Job, jobs, suite
 
 __all__ = ["Filter", "Job", "Outcome", "Variant", "jobs", "run_case", "suite"]
 
-_HOMES = {"Outcome": "outcome", "Variant": "run", "run_case": "run", "Filter": "suite", "Job": "suite", "jobs": "suite"}
+_HOMES = {
+    "Outcome": "outcome",
+    "Variant": "run",
+    "run_case": "run",
+    "Filter": "hookup",
+    "Job": "hookup",
+    "jobs": "hookup",
+    "suite": "hookup",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """Keeps `suite` the function, where importing the module of that name would put the module in its place."""
-
-    @property
-    def suite(self) -> Any:
-        return import_module(f"{__name__}.suite").suite
-
-    @suite.setter
-    def suite(self, module: ModuleType) -> None: ...
-
-
-sys.modules[__name__].__class__ = _Package

@@ -81,7 +81,7 @@ def test_a_variant_is_run_by_its_name():
 def test_a_name_means_itself_whatever_it_holds(name, monkeypatch):
     first, *others = CASES.values()
     cases = (replace(first, name=name), *others)
-    monkeypatch.setattr(importlib.import_module("kernelmux.conformance.suite"), "all_cases", lambda: cases)
+    monkeypatch.setattr(importlib.import_module("kernelmux.conformance.hookup"), "all_cases", lambda: cases)
     _, outcomes = checked("--case", name, fake=backend(silu=right()))
     assert list(outcomes) == [name]
 

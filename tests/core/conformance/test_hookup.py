@@ -10,7 +10,7 @@ import pytest
 from fake_backend import FakeKernel, backend
 from kernelmux import registry
 from kernelmux.conformance import Filter, Outcome, jobs, suite
-from kernelmux.conformance.suite import Known, all_cases, apply_known, read_known
+from kernelmux.conformance.hookup import Known, all_cases, apply_known, read_known
 from kernelmux.errors import BackendError
 from kernelmux.hookspecs import Declined
 from wrong.elementwise import AddsInsteadOfMultiplying, ToBf16
