@@ -25,6 +25,9 @@ LONGEST = 32768
 PEAKS = 512
 """Programs that look for the largest magnitude of a whole tensor: four a multiprocessor of an H100."""
 
+# `count` and `programs` change with the rows, and are not specialised; of `_peaks` and `_divide`, whose loads stop at
+# `count`, Triton must know that sixteens fit in it.
+
 # Half an int8 step beyond this constant has no bits left, so that adding it rounds to nearest, ties to even.
 ROUND = tl.constexpr(1.5 * 2**23)
 TINY = tl.constexpr(2.0**-126)
@@ -185,7 +188,7 @@ def _quantize_long(
     tl.store(scales + group, scale)
 
 
-@triton.jit(do_not_specialize=["count", "programs"])
+@triton.jit(do_not_specialize=["programs"])
 def _peaks(x, peaks, count, programs, WIDE: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * WIDE + tl.arange(0, WIDE)
     found = tl.zeros([WIDE], tl.float32)
@@ -196,7 +199,7 @@ def _peaks(x, peaks, count, programs, WIDE: tl.constexpr):
     tl.store(peaks + tl.program_id(0), tl.max(found, axis=0))
 
 
-@triton.jit(do_not_specialize=["count", "programs"])
+@triton.jit(do_not_specialize=["programs"])
 def _divide(
     x,
     peaks,
