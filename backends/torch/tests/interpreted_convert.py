@@ -11,7 +11,6 @@ from triton.runtime import interpreter
 from fake_backend import backend
 from kernelmux import registry
 from kernelmux.conformance.hookup import Filter, jobs
-from kernelmux.formats import quantize_planes
 from kernelmux_torch.cuda import convert
 from kernelmux_torch.elementwise import FLOATS
 
