@@ -75,6 +75,9 @@ class Tensors:
     """What `prepare` returned."""
     workspace: torch.Tensor | None = None
     """`workspace(node)` bytes of scratch, as uint8; what it holds is undefined before each launch."""
+    host: tuple[torch.Tensor | None, ...] = ()
+    """Of each input that is step state its mirror in host memory, which a launch may read without waiting for the
+    device; None for the others. A kernel that reads it is not capturable."""
 
 
 class Kernel(ABC):

@@ -15,10 +15,21 @@ CONTRACT = 1
 
 
 @hookimpl
-def dispatch_mul_mat(node: TensorNode, n: int, weight_format: str, device: Device) -> Answer:
-    from kernelmux_torch import mul_mat
+def dispatch_mul_mat(node: TensorNode, n: int, k: int, weight_format: str, device: Device) -> Answer:
+    from kernelmux_torch import fp8, mul_mat
+    from kernelmux_torch.cuda import mul_mat as on_cuda
 
-    return _on_cpu(device) or mul_mat.offer(n, weight_format, bool(node.bias))
+    dense = mul_mat.offer(n, weight_format, bool(node.bias)) if device.kind == "cpu" else on_cuda.offer()
+    return [*dense, *fp8.offer(n, k, bool(node.bias), device)]
+
+
+@hookimpl
+def dispatch_mul_mat_add(node: TensorNode, device: Device) -> Answer:
+    from kernelmux_torch.cuda import mul_mat
+
+    if device.kind == "cpu":
+        return Declined("it is fused on CUDA only", "device")
+    return mul_mat.offer_add(bool(node.bias))
 
 
 @hookimpl
@@ -51,12 +62,9 @@ def dispatch_silu(device: Device) -> Answer:
 
 @hookimpl
 def dispatch_convert(source: str, target: str, device: Device) -> Answer:
-    from kernelmux_torch.elementwise import FLOATS, Convert
+    from kernelmux_torch import convert
 
-    for format in (source, target):
-        if format not in FLOATS:
-            return Declined(f"it converts between {', '.join(FLOATS)}, not {format}", "format")
-    return _on_cpu(device) or Convert()
+    return convert.offer(source, target, device)
 
 
 @hookimpl

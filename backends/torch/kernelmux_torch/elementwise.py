@@ -1,4 +1,4 @@
-"""add, mul, silu and convert: one torch call each, in any mix of f32, bf16 and f16."""
+"""add, mul and silu: one torch call each, in any mix of f32, bf16 and f16."""
 
 from __future__ import annotations
 
@@ -51,11 +51,3 @@ class Silu(_Elementwise):
             return partial(torch.ops.aten.silu.out, x, out=y)
         # torch's silu writes no other type than it reads.
         return lambda: y.copy_(silu(x.float()))
-
-
-class Convert(_Elementwise):
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [[node.outputs[0].format]]
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return partial(tensors.outputs[0].copy_, tensors.inputs[0])

@@ -11,7 +11,8 @@ import torch
 from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_torch.weights import dense
 
 GROUP = 32
 """Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
@@ -19,10 +20,10 @@ GROUP = 32
 int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
-def offer(n: int, weight_format: str, bias: bool) -> Answer:
+def offer(n: int, weight_format: str, bias: bool) -> list[Kernel | Declined]:
     """All four kernels, or why not; the dense ones in the order of their speed on this processor."""
-    dense: list[Kernel] = [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
-    return [*dense, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]
+    plain: list[Kernel] = [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
+    return [*plain, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]
 
 
 def _packed(kernel: Int4, n: int, weight_format: str, bias: bool) -> Kernel | Declined:
@@ -59,7 +60,7 @@ class F32(Kernel):
         return self.dtype.itemsize * sum(torch.Size(value.extents).numel() for value in node.weights)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize(self.dtype) for weight in weights)
+        return tuple(dense(weight, self.dtype, device) for weight in weights)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs

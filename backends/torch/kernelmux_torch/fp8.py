@@ -1,0 +1,216 @@
+"""mul_mat of e4m3 weights and activations in torch's scaled GEMMs (cuBLASLt on CUDA), by how they are scaled.
+
+Weights in any format are quantised once; one that is stored in the same scheme is used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import ScalingType
+
+from kernelmux.device import Device
+from kernelmux.formats import Weight, lookup
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_torch.weights import dense, quantized
+
+BLOCK = 128
+"""Columns, and of weights also rows, that share a scale in `fp8_block`."""
+PADDED = 4
+"""cuBLASLt wants block scales 16 bytes apart: rows of x, and blocks along k, in fours."""
+
+
+def offer(n: int, k: int, bias: bool, device: Device) -> list[Kernel | Declined]:
+    """Every fp8 kernel, or why not."""
+    answers: list[Kernel | Declined] = []
+    for kernel in (Fp8Tensor(), Fp8Row(), Fp8TensorFast(), Fp8RowFast(), Fp8Block()):
+        answers.append(kernel.refusal(n, k, bias, device) or kernel)
+    return answers
+
+
+class Fp8Tensor(Kernel):
+    """One scale for all activations and one for the weight, summed in float32."""
+
+    name = "fp8_tensor"
+    precision = 4e-3
+    packed = "fp8_tensor"
+    fast = False
+    on_cpu = True
+
+    def refusal(self, n: int, k: int, bias: bool, device: Device) -> Declined | None:
+        """Why the kernel does not take a weight [n, k] on that device."""
+        if device.kind == "cpu":
+            return None if self.on_cpu else Declined("torch has it for CUDA only", "device", self.name)
+        if device.capability is None or not self.runs_on(device.capability):
+            return Declined(f"it needs {self.needs}, this device has {device.capability}", "capability", self.name)
+        if n % 16 or k % 16:
+            reason = f"cuBLASLt takes n and k in sixteens, they are {n} and {k}"
+            return Declined(reason, "alignment", self.name)
+        return None
+
+    needs = "compute capability 8.9"
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether a card of that capability has it."""
+        return capability >= (8, 9)
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [[self.packed]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # cuBLASLt adds a bias to bf16 only.
+        return [["bf16"] if node.bias else ["bf16", "f32"]]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        extents = node.weight[0].extents
+        return lookup(self.packed).nbytes(extents) + 2 * extents[0] * len(node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        weight, *bias = weights
+        return (*quantized(weight, self.packed, device), *(dense(value, torch.bfloat16, device) for value in bias))
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        ((x, x_scales),), (y,) = tensors.inputs, tensors.outputs
+        weight, scales, *bias = tensors.packed
+        # torch tells the scheme from the scales' shapes: [1, 1] and [1, 1], or [m, 1] and [1, n].
+        return partial(
+            torch._scaled_mm,
+            x,
+            weight.T,
+            x_scales,
+            scales.T,
+            bias=bias[0] if bias else None,
+            out_dtype=y.dtype,
+            use_fast_accum=self.fast,
+            out=y,
+        )
+
+
+class Fp8Row(Fp8Tensor):
+    """A scale for each row of the activations, and one for each output."""
+
+    name = "fp8_row"
+    packed = "fp8_row"
+    # Elsewhere torch takes a kernel of CUTLASS instead, which ignores the current stream before torch 2.12.
+    needs = "compute capability 9.x"
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        return capability[0] == 9
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        if weights[0].format != "fp8_tensor":
+            return super().prepare(weights, device)
+        # The weight's one scale is every output's: nothing need be rounded again.
+        data, scale = quantized(weights[0], "fp8_tensor", device)
+        bias = (dense(value, torch.bfloat16, device) for value in weights[1:])
+        return (data, scale.expand(len(data), 1).contiguous(), *bias)
+
+
+class Fp8TensorFast(Fp8Tensor):
+    """The same with the tensor cores' own sums, of fewer bits than float32 has."""
+
+    name = "fp8_tensor_fast"
+    precision = 5e-3
+    fast = True
+    on_cpu = False
+
+
+class Fp8RowFast(Fp8Row):
+    """The same with the tensor cores' own sums, of fewer bits than float32 has."""
+
+    name = "fp8_row_fast"
+    precision = 5e-3
+    fast = True
+    on_cpu = False
+
+
+class Fp8Block(Fp8Tensor):
+    """A scale for 128 columns of each row of the activations, and one for 128 by 128 of the weight.
+
+    cuBLASLt reads the activations' scales with rows next to each other, so that a launch transposes them first. Where m
+    is no multiple of four, the rows go through padded scratch: two launches more.
+    """
+
+    name = "fp8_block"
+    packed = "fp8_128x128"
+    launches = 2
+    on_cpu = False
+    needs = "compute capability 9.x"
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        return capability[0] == 9
+
+    def refusal(self, n: int, k: int, bias: bool, device: Device) -> Declined | None:
+        if (refused := super().refusal(n, k, bias, device)) is not None:
+            return refused
+        if n % BLOCK or k % BLOCK:
+            reason = f"its scales are those of {BLOCK} by {BLOCK} weights, n and k are {n} and {k}"
+            return Declined(reason, "alignment", self.name)
+        return Declined("torch's block-scaled GEMM adds no bias", "unsupported", self.name) if bias else None
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["fp8_block"]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["bf16"]]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        n, k = node.weight[0].extents
+        return n * k + 4 * n // BLOCK * _padded(k // BLOCK)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        data, scales = quantized(weights[0], self.packed, device)
+        padded = scales.new_zeros(len(scales), _padded(scales.shape[1]))
+        padded[:, : scales.shape[1]] = scales
+        return data, padded
+
+    def workspace(self, node: TensorNode) -> int:
+        (m, k), n = node.inputs[0].extents, node.weight[0].extents[0]
+        rows = _padded(m)
+        return 4 * rows * (k // BLOCK) + (rows * (2 * n + k) if rows > m else 0)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        ((x, x_scales),), (y,), (weight, scales) = tensors.inputs, tensors.outputs, tensors.packed
+        assert tensors.workspace is not None
+        (m, k), n, rows = x.shape, y.shape[1], _padded(x.shape[0])
+        cuts = [4 * rows * (k // BLOCK), 2 * rows * n, rows * k] if rows > m else [4 * rows * (k // BLOCK)]
+        parts = tensors.workspace.split(cuts)
+        turned = parts[0].view(torch.float32).view(k // BLOCK, rows)
+        taken, written = (x, y)
+        if rows > m:
+            written, taken = parts[1].view(y.dtype).view(rows, n), parts[2].view(x.dtype).view(rows, k)
+        multiply = partial(
+            torch.ops.aten._scaled_mm_v2.out,
+            taken,
+            weight.T,
+            [turned.T],
+            [ScalingType.BlockWise1x128.value],
+            [],
+            [scales.T],
+            [ScalingType.BlockWise128x128.value],
+            [],
+            None,
+            y.dtype,
+            out=written,
+        )
+        inside, source = turned[:, :m], x_scales.T
+
+        def launch() -> None:
+            inside.copy_(source)
+            multiply()
+
+        def launch_padded() -> None:
+            # What the rows beyond m hold shows in no row but themselves.
+            taken[:m].copy_(x)
+            launch()
+            y.copy_(written[:m])
+
+        return launch if rows == m else launch_padded
+
+
+def _padded(count: int) -> int:
+    return -(-count // PADDED) * PADDED
