@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +23,12 @@ from kernelmux.formats import Value, lookup
 from kernelmux.graph import LEAF, Graph, TensorNode
 from kernelmux.ops import Case
 from kernelmux.ops.op import Draw, elements, marks
-from kernelmux.walker import Walk, Walker
+from kernelmux.walk import Walk
+from kernelmux.walker import Walker
 
 if TYPE_CHECKING:
-    from kernelmux.generate import Session
+    from kernelmux.capture import CapturedWalk
+    from kernelmux.session import Session
 
 SCHEMA = 1
 """Of the file; another number is another form."""
@@ -52,20 +54,30 @@ class RecordingWalker(Walker):
 
     def bind(self, **dims: int) -> Walk:
         walk = super().bind(**dims)
-        state = (leaf.outputs[0] for leaf in self.plan.graph.leaves if leaf.role == "state")
-        self._noted[walk] = {value.name: self._leaves[value.name].clone() for value in state if value.format == "i32"}
+        self._noted[walk] = self._state()
         return walk
+
+    def capture(self, tail: Callable[[Walk], object], **dims: int) -> CapturedWalk:
+        state = self._state()
+        captured = super().capture(tail, **dims)
+        self._noted[captured.walk] = state
+        return captured
 
     def without(self, error: LaunchError) -> Walker:
         return RecordingWalker(super().without(error), self._noted)
+
+    def _state(self) -> Mapping[str, torch.Tensor]:
+        state = (leaf.outputs[0] for leaf in self.plan.graph.leaves if leaf.role == "state")
+        return {value.name: self._leaves[value.name].clone() for value in state if value.format == "i32"}
 
 
 @contextmanager
 def capture_cases(session: Session, path: Path) -> Iterator[None]:
     """Writes what the session runs within the block to `path`, even where it raises. KernelmuxError if it cannot.
 
-    Nodes that differ only in name and layer are one case, and its step state is that of the last such step. A fused
-    node is a case of the fused op; a policy with `fuse = false` gives the plain ones.
+    Nodes that differ only in name and layer are one case, and its step state is that of the last such step; of those
+    that a CUDA graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
+    gives the plain ones.
     """
     try:
         path.write_text("", "utf-8")  # At once: nobody should wait for a run whose cases have no place.
