@@ -135,6 +135,18 @@ def test_every_field_and_format_of_an_op_comes_back(op, tmp_path):
                 assert values(back, port) == drawn.inputs[name][0].tolist()
 
 
+def test_a_walk_that_is_replayed_is_noted_when_it_is_captured(tiny, tmp_path, monkeypatch):
+    """On the CPU, where nothing is captured: what CUDA would replay is only bound."""
+    monkeypatch.setattr(Walker, "capture", lambda self, tail, **dims: SimpleNamespace(walk=self._bind(dims)))
+    model = kernelmux.load(tiny)
+    session = model.session(model.plan(), tokens=8, sequences=4)
+    with capture_cases(session, tmp_path / "cases.json"):
+        session.walker.capture(print, m=4, outs=4, seqs=4)
+    found = {case.name: case for case in read_cases(tmp_path / "cases.json").cases}
+    assert "captured/silu-m4-n96" in found
+    assert values(found["captured/rope-m4-num_heads4-num_kv_heads2-head_dim16"], "positions") == [0] * 4
+
+
 def test_a_run_that_raises_leaves_its_cases_and_a_replaced_kernel_costs_none(tiny, tmp_path):
     def breaks(node, tensors):
         if node.outputs[0].extents[0] == 1:
