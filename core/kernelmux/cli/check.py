@@ -17,6 +17,7 @@ from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Filter, Job, Outcome
+    from kernelmux.conformance.case_file import CaseFile
     from kernelmux.conformance.hookup import Known
     from kernelmux.conformance.report import Report
     from kernelmux.registry import Registry
@@ -36,6 +37,10 @@ def check(
         str, typer.Option("--peer", metavar="KERNEL", help="Who misses a bound passes if this one is no closer.")
     ] = "",
     known: Annotated[Path | None, typer.Option("--known", metavar="FILE", help="A known_failures.toml.")] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option("--cases", metavar="FILE", help="Of run --capture-cases, in place of the suite's own."),
+    ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
@@ -43,6 +48,7 @@ def check(
     """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails."""
     from kernelmux import registry
     from kernelmux.conformance import Filter
+    from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
     from kernelmux.device import find_device
@@ -51,7 +57,8 @@ def check(
         if path is not None and not path.parent.is_dir():
             raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
     current, device_class = registry.current(), find_device(device).device_class
-    every, notes = _find_jobs(backend, kernel, current, device)
+    file = read_cases(cases) if cases else None
+    every, notes = _find_jobs(backend, kernel, current, device, file)
     wanted = Filter(op, kernel, case, smoke, large or device != "cpu")
     chosen = _choose(every, wanted)
     if list_cases:
@@ -59,9 +66,10 @@ def check(
             typer.echo(line)
         return
     if peer:
-        _require_kernel(peer, _find_jobs("", peer, current, device)[0])
+        _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
     entries = read_known(known) if known else []
-    outcomes = _judge(_run(chosen, current, device, peer), entries, every, wanted)
+    narrowed = bool(op or kernel or case or smoke or cases)
+    outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
     broken = [_fault(name, current) for name in taking_part if current.backends[name].fault]
     report = make_report(outcomes, current.backends, device_class, dict.fromkeys((*notes, *broken)))
@@ -70,7 +78,9 @@ def check(
         raise typer.Exit(1)
 
 
-def _find_jobs(backend: str, kernel: str, registry: Registry, device: str) -> tuple[list[Job], list[str]]:
+def _find_jobs(
+    backend: str, kernel: str, registry: Registry, device: str, file: CaseFile | None
+) -> tuple[list[Job], list[str]]:
     """Every job of the backends asked for, and a note on each that cannot be checked; BackendError if none can."""
     of_kernel, colon, _ = kernel.partition(":")
     if kernel and not colon:
@@ -78,14 +88,14 @@ def _find_jobs(backend: str, kernel: str, registry: Registry, device: str) -> tu
     if backend and kernel and backend != of_kernel:
         raise BackendError(f"{kernel} is no kernel of backend {backend}")
     if asked := backend or of_kernel:
-        return _jobs_of(asked, registry, device), []
+        return _jobs_of(asked, registry, device, file), []
     if not registry.backends:
         raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
     every: list[Job] = []
     notes = []
     for name in registry.backends:
         try:
-            every += _jobs_of(name, registry, device)
+            every += _jobs_of(name, registry, device, file)
         except BackendError as error:
             notes.append(str(error))
     if not every:
@@ -93,11 +103,11 @@ def _find_jobs(backend: str, kernel: str, registry: Registry, device: str) -> tu
     return every, notes
 
 
-def _jobs_of(backend: str, registry: Registry, device: str) -> list[Job]:
+def _jobs_of(backend: str, registry: Registry, device: str, file: CaseFile | None) -> list[Job]:
     from kernelmux.conformance import Filter, jobs
 
     try:
-        return list(jobs(backend, registry, device, Filter(large=True)))
+        return list(jobs(backend, registry, device, Filter(large=True), file))
     finally:
         # A hook that raises shows itself only when it is asked for cases, and all of them look refused then.
         if backend in registry.backends and registry.backends[backend].fault:
@@ -150,7 +160,7 @@ def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> l
     return outcomes
 
 
-def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job], wanted: Filter) -> list[Outcome]:
+def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job], narrowed: bool) -> list[Outcome]:
     """Known failures marked. An entry can only be stale in a run of all that it names."""
     from kernelmux.conformance.hookup import apply_known
 
@@ -158,7 +168,6 @@ def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job]
     for job in every:
         names.setdefault(job.kernel, set()).add(job.name)
     ran = {(outcome.kernel, outcome.case) for outcome in outcomes}
-    narrowed = bool(wanted.op or wanted.kernel or wanted.case or wanted.smoke)
     backends = {kernel.partition(":")[0] for kernel in names}
     whole, partly = [], []
     for entry in known:

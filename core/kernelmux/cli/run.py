@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,10 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
+    capture: Annotated[
+        Path | None,
+        typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
@@ -49,14 +54,23 @@ def run(
         top_k=top_k,
         seed=seed,
     )
-    _prepare(answer, made)
-    pieces, interrupted = _stream(answer, echo=not json)
+    with _capturing(answer, capture):
+        _prepare(answer, made)
+        pieces, interrupted = _stream(answer, echo=not json)
     if json:
         print_json(_describe(answer, made, "".join(pieces), interrupted))
     else:
         _print_statistics(answer, made)
     if interrupted:
         raise typer.Exit(130)
+
+
+def _capturing(answer: Generation, path: Path | None) -> AbstractContextManager[None]:
+    if path is None:
+        return nullcontext()
+    from kernelmux.conformance.case_file import capture_cases
+
+    return capture_cases(answer.session, path)
 
 
 def _prepare(answer: Generation, plan: Plan) -> None:

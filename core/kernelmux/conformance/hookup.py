@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+from kernelmux.conformance.case_file import CaseFile, read_cases
 from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import Variant, run_case
 from kernelmux.device import find_device
@@ -29,6 +30,8 @@ class Job:
     case: Case
     kernel: str
     variant: Variant | None = None
+    source: str = ""
+    """The file that the case was read from; empty for the suite's own."""
 
     @property
     def name(self) -> str:
@@ -38,7 +41,8 @@ class Job:
         return f"{self.case.name}@{self.variant.side}{self.variant.index}={self.variant.format}"
 
     def run(self, registry: Registry, device: str = "cpu", peer: str = "") -> Outcome:
-        return run_case(self.case, self.kernel, registry, device, self.variant, peer)
+        outcome = run_case(self.case, self.kernel, registry, device, self.variant, peer)
+        return replace(outcome, cases=self.source)
 
 
 @dataclass(frozen=True)
@@ -69,32 +73,39 @@ def all_cases() -> tuple[Case, ...]:
     return tuple(case for op in OPS.values() for case in op.cases())
 
 
-def jobs(backend: str, registry: Registry, device: str = "cpu", wanted: Filter | None = None) -> Iterator[Job]:
+def jobs(
+    backend: str, registry: Registry, device: str = "cpu", wanted: Filter | None = None, file: CaseFile | None = None
+) -> Iterator[Job]:
     """Every kernel of a backend on every case of its op, and its first case in each format that it declares.
 
+    The cases are those of `file`, or the suite's own.
     BackendError where the backend is not installed, is quarantined, or has no kernel at all.
     """
     if backend not in registry.backends:
         raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}")
     if fault := registry.backends[backend].fault:
         raise BackendError(f"backend {backend!r} is quarantined: {fault}")
-    kernels, offered = _kernels(backend, registry, device)
+    every_case = file.cases if file else all_cases()
+    source = file.path if file else ""
+    kernels, offered = _kernels(backend, registry, device, every_case)
     if fault := registry.backends[backend].fault:
         raise BackendError(f"backend {backend!r} broke while it was asked: {fault}")
     if not offered:
-        raise BackendError(f"backend {backend!r} takes none of the suite's cases on {device}")
+        raise BackendError(f"backend {backend!r} takes none of the {'file' if file else 'suite'}'s cases on {device}")
     for op, variants_of in kernels.items():
-        cases = [case for case in all_cases() if case.op == op]
+        cases = [case for case in every_case if case.op == op]
         for kernel, variants in variants_of.items():
-            every = [Job(case, kernel) for case in cases] + variants
+            every = [replace(job, source=source) for job in [Job(case, kernel) for case in cases] + variants]
             yield from (job for job in every if wanted is None or wanted.wants(job))
 
 
-def _kernels(backend: str, registry: Registry, device: str) -> tuple[Mapping[str, Mapping[str, list[Job]]], set[str]]:
+def _kernels(
+    backend: str, registry: Registry, device: str, cases: Iterable[Case]
+) -> tuple[Mapping[str, Mapping[str, list[Job]]], set[str]]:
     """By op: the kernels that the backend offers or declines by name, with their format variants; and those offered."""
     offered: set[str] = set()
     found: dict[str, dict[str, list[Job]]] = {}
-    for case in all_cases():
+    for case in cases:
         node = case_node(case)
         arguments = {"node": node, "device": find_device(device), **node.contract.arguments(node)}
         offer = registry.ask(case.op, arguments)
@@ -159,15 +170,23 @@ def apply_known(outcomes: Iterable[Outcome], known: Iterable[Known]) -> list[Out
     return judged
 
 
-def suite(backend: str, device: str = "cpu", known_failures: str | Path | None = None) -> type:
-    """A test class for pytest with one test a job: `TestHello = suite("hello")` in a test file is the whole hookup."""
+def suite(
+    backend: str,
+    device: str = "cpu",
+    known_failures: str | Path | None = None,
+    cases: str | Path | None = None,
+) -> type:
+    """A test class for pytest with one test a job: `TestHello = suite("hello")` in a test file is the whole hookup.
+
+    `cases` is a file that `kernelmux run --capture-cases` wrote: its cases in place of the suite's own.
+    """
     import pytest
 
     from kernelmux import registry
 
     known = read_known(Path(known_failures)) if known_failures else []
     current = registry.current()
-    every = list(jobs(backend, current, device, Filter()))
+    every = list(jobs(backend, current, device, Filter(), read_cases(cases) if cases else None))
 
     class TestConformance:
         """Every kernel of the backend on every case."""

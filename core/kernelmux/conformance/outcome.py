@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ class Outcome:
     """On the NMSE: the kernel's own, and the rounding of the output's format."""
     batch_invariant: bool | None = None
     """Whether a row of the batch equals the row alone, bit for bit; None where that means nothing."""
+    cases: str = ""
+    """The file that the case was read from; empty for the suite's own."""
 
     @property
     def passed(self) -> bool:
@@ -39,7 +42,8 @@ class Outcome:
     @property
     def command(self) -> str:
         """What runs exactly this case again."""
-        return f"kernelmux check --kernel {self.kernel} --case '{self.case}'"
+        source = f" --cases {shlex.quote(self.cases)}" if self.cases else ""
+        return f"kernelmux check --kernel {self.kernel} --case '{self.case}'{source}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

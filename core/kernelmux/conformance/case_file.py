@@ -1,0 +1,276 @@
+"""Cases in a file: the distinct shapes of a real run, written down, and read back as cases of the suite.
+
+Enters: a Session about to run. Leaves: JSON, one case a line, and Cases from it. Each line is a graph of one op, in the
+graph's own JSON, named as the case; `values` beside it holds the step state as it was (positions, slots, lengths, block
+tables), or a range to draw from. A file holds no weights, no activations and no token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kernelmux.errors import GraphError, KernelmuxError, LaunchError
+from kernelmux.formats import Value, lookup
+from kernelmux.graph import LEAF, Graph, TensorNode
+from kernelmux.ops import Case
+from kernelmux.ops.op import Draw, elements, marks
+from kernelmux.walk import Walk
+from kernelmux.walker import Walker
+
+if TYPE_CHECKING:
+    from kernelmux.capture import CapturedWalk
+    from kernelmux.session import Session
+
+SCHEMA = 1
+"""Of the file; another number is another form."""
+
+
+@dataclass(frozen=True)
+class CaseFile:
+    """The cases of a file, and its path as it was given."""
+
+    path: str
+    cases: tuple[Case, ...]
+
+
+# Writing.
+
+
+class RecordingWalker(Walker):
+    """Over another walker's memory: notes each walk, with the step state that it was last bound to."""
+
+    def __init__(self, walker: Walker, noted: dict[Walk, Mapping[str, torch.Tensor]]) -> None:
+        vars(self).update(vars(walker))
+        self._noted = noted
+
+    def bind(self, **dims: int) -> Walk:
+        walk = super().bind(**dims)
+        self._noted[walk] = self._state()
+        return walk
+
+    def capture(self, tail: Callable[[Walk], object], **dims: int) -> CapturedWalk:
+        state = self._state()
+        captured = super().capture(tail, **dims)
+        self._noted[captured.walk] = state
+        return captured
+
+    def without(self, error: LaunchError) -> Walker:
+        return RecordingWalker(super().without(error), self._noted)
+
+    def _state(self) -> Mapping[str, torch.Tensor]:
+        state = (leaf.outputs[0] for leaf in self.plan.graph.leaves if leaf.role == "state")
+        return {value.name: self._leaves[value.name].clone() for value in state if value.format == "i32"}
+
+
+@contextmanager
+def capture_cases(session: Session, path: Path) -> Iterator[None]:
+    """Writes what the session runs within the block to `path`, even where it raises. KernelmuxError if it cannot.
+
+    Nodes that differ only in name and layer are one case, and its step state is that of the last such step; of those
+    that a CUDA graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
+    gives the plain ones.
+    """
+    try:
+        path.write_text("", "utf-8")  # At once: nobody should wait for a run whose cases have no place.
+    except OSError as error:
+        raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}") from error
+    noted: dict[Walk, Mapping[str, torch.Tensor]] = {}
+    session.walker = RecordingWalker(session.walker, noted)
+    try:
+        yield
+    finally:
+        path.write_text(_to_json(noted), "utf-8")
+
+
+def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]]) -> str:
+    found: dict[Graph, Mapping[str, Any]] = {}
+    for walk, state in noted.items():
+        for step in walk.steps:
+            found[_alone(step.node)] = _values(step.node, state)
+    taken: Counter[str] = Counter()
+    lines = []
+    for graph, values in found.items():
+        taken[graph.name] += 1
+        count = taken[graph.name]
+        named = replace(graph, name=f"{graph.name}-{count}") if count > 1 else graph
+        lines.append(json.dumps({**json.loads(named.to_json()), **({"values": values} if values else {})}))
+    return f'{{"schema": {SCHEMA}, "cases": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def _alone(node: TensorNode) -> Graph:
+    """A node as a graph of its own: without its layer, and its values named by the op's ports."""
+    ports = zip(node.contract.inputs, node.inputs, strict=False)
+    alone = replace(
+        node,
+        name=node.op,
+        layer=None,
+        inputs=tuple(replace(value, name=port) for port, value in ports),
+        weight=_numbered("weight", node.weight),
+        bias=_numbered("bias", node.bias),
+        gamma=_numbered("gamma", node.gamma),
+    )
+    inferred = zip(alone.contract.infer(alone, "f32"), node.outputs, strict=True)
+    outputs = tuple(replace(named, format=value.format) for named, value in inferred)
+    leaves = [TensorNode(name=v.name, op=LEAF, outputs=(v,), role="state") for v in alone.inputs]
+    leaves += [TensorNode(name=v.name, op=LEAF, outputs=(v,), role="weight") for v in alone.weights]
+    nodes = (*leaves, replace(alone, outputs=outputs))
+    return Graph(_case_name(alone), nodes, tuple(value.name for value in outputs))
+
+
+def _numbered(field: str, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    return tuple(replace(value, name=f"{field}{index or ''}") for index, value in enumerate(values))
+
+
+def _case_name(node: TensorNode) -> str:
+    """`captured/mul_mat-m1-n576-k576-Q4_1`: the op and what its hook is told, but for what has no short form."""
+    parts = [f"captured/{node.op}"]
+    for key, told in node.contract.arguments(node).items():
+        several = told if isinstance(told, tuple | list) else (told,)
+        if several and all(isinstance(item, int | str) for item in several):
+            parts.append(("" if isinstance(several[0], str) else key) + "+".join(map(str, several)))
+    return "-".join(parts)
+
+
+def _values(node: TensorNode, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What cannot be plain noise: a nested list as it was, or the range `[low, high]` as `{"from": ..., "to": ...}`."""
+    values: dict[str, Any] = {}
+    for port, value in zip(node.contract.inputs, node.inputs, strict=False):
+        if node.op == "embed" and port == "ids":
+            # Which rows are looked up says what was asked.
+            table = (*node.inputs, *node.weight)[1]
+            values[port] = {"from": 0, "to": table.extents[0] - 1}
+        elif value.format == "i32":
+            values[port] = state[value.name][tuple(map(slice, value.extents))].tolist()
+    for value in _numbered("weight", node.weight):
+        if node.rotation and len(value.shape) == 1:  # A rope's divisors: noise about zero would turn by huge angles.
+            values[value.name] = {"from": 1.0, "to": 8.0}
+    return values
+
+
+# Reading.
+
+
+def read_cases(path: str | Path) -> CaseFile:
+    """The cases of a file that `capture_cases` wrote; GraphError says which file and case is wrong, and how."""
+    try:
+        document = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise GraphError(f"{path}: no file of cases: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise GraphError(f"{path}: schema {SCHEMA} is wanted, not {schema!r}; run --capture-cases writes such a file")
+    entries = document.get("cases")
+    if not isinstance(entries, list) or not entries:
+        raise GraphError(f"{path}: it holds no cases")
+    cases: dict[str, Case] = {}
+    for number, entry in enumerate(entries, 1):
+        try:
+            case = _case(entry)
+            _require(case.name not in cases, f"another is named {case.name!r} too")
+        except (KernelmuxError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise GraphError(f"{path}: case {number} of {len(entries)}: {error}") from error
+        cases[case.name] = case
+    return CaseFile(str(path), tuple(cases.values()))
+
+
+def _case(entry: Mapping[str, Any]) -> Case:
+    graph = Graph.from_json(json.dumps(entry))
+    _require(len(graph.ops) == 1, f"a case is a graph of one op, this one has {len(graph.ops)}")
+    _require(isinstance(graph.name, str) and graph.name != "", f"a case is named by `graph`, not by {graph.name!r}")
+    (node,) = graph.ops
+    op = node.contract
+    updated = {target for _, target in op.updates}
+    formats = [value.format for index, value in enumerate(node.outputs) if index not in updated]
+    weights = max((elements(value) for value in node.weights), default=0)
+    return Case(
+        graph.name,
+        op.name,
+        node.inputs,
+        {key: given for key in (*op.fields, *op.optional) if (given := getattr(node, key))},
+        _draws(node, entry.get("values", {})),
+        formats[0] if formats else "f32",
+        marks(node.inputs[0].extents[0], weights),
+    )
+
+
+def _draws(node: TensorNode, values: Mapping[str, Any]) -> dict[str, Draw]:
+    """How to draw what `values` states; every index must stay within what it points into."""
+    _require(isinstance(values, dict), "`values` maps the names of tensors to lists or ranges")
+    operands = {value.name: value for value in (*node.inputs, *node.weights)}
+    limits = _limits(node)
+    draws: dict[str, Draw] = {}
+    for name, stated in values.items():
+        _require(name in operands, f"`values` names {name!r}; {node.op} has {', '.join(operands)}")
+        given = _ends(operands[name], stated) if isinstance(stated, dict) else _listed(operands[name], stated)
+        low, high = limits.get(name, (-(2**31), 2**31 - 1))
+        _require(low <= float(given.min()) and float(given.max()) <= high, f"{name} must be from {low} to {high}")
+        draws[name] = partial(_between, operands[name], given) if isinstance(stated, dict) else _as_listed(given)
+    for value in node.inputs:
+        _require(value.format != "i32" or value.name in draws, f"{value.name} is i32: `values` must state it")
+    return draws
+
+
+def _listed(value: Value, stated: Any) -> torch.Tensor:
+    given = _tensor(stated)
+    fits = value.format == "i32" and given.dtype == torch.int64 and tuple(given.shape) == value.extents
+    _require(fits, f"`values` must give {value.name} as integers {list(value.extents)}, or as a range")
+    return given
+
+
+def _tensor(stated: Any) -> torch.Tensor:
+    """A nested list as a tensor; one of bool, which fits nothing, where it is none."""
+    try:
+        return torch.tensor(stated)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0, dtype=torch.bool)
+
+
+def _as_listed(given: torch.Tensor) -> Draw:
+    return lambda generator: given.to(torch.int32)
+
+
+def _ends(value: Value, stated: Mapping[str, Any]) -> torch.Tensor:
+    ends = _tensor([stated.get("from"), stated.get("to")])
+    fits = ends.dtype == torch.int64 or (value.format != "i32" and ends.dtype == torch.float32)
+    fits = fits and lookup(value.format).plain and bool(ends[0] <= ends[1])
+    _require(fits, f"{value.name} is {value.format}: {dict(stated)} is no range of it")
+    return ends
+
+
+def _between(value: Value, ends: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    low, high = ends.tolist()
+    if value.format == "i32":
+        return torch.randint(low, high + 1, value.extents, generator=generator, dtype=torch.int32)
+    drawn: torch.Tensor = low + (high - low) * torch.rand(value.extents, generator=generator)
+    return drawn
+
+
+def _limits(node: TensorNode) -> Mapping[str, tuple[int, int]]:
+    """The least and the greatest value of what points into another tensor: beyond, a kernel reads foreign memory."""
+    extents = {value.name: value.extents for value in node.inputs}
+    if node.op == "embed":
+        return {"ids": (0, (*node.inputs, *node.weight)[1].extents[0] - 1)}
+    if "k_cache" not in extents:
+        return {}
+    pages, page_size, *_ = extents["k_cache"]
+    width = extents.get("block_table", (0, 0))[1]
+    return {
+        "slots": (-1, pages * page_size - 1),
+        "block_table": (0, pages - 1),
+        "kv_len": (0, width * page_size),
+        "query_start": (0, node.inputs[0].extents[0]),
+    }
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise GraphError(message)
