@@ -21,8 +21,8 @@ test: $(VENV)/installed-dev ## Run every test, the real model's too.
 lint: $(VENV)/installed-dev ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-gpu-test: $(VENV)/installed-dev ## Run the tests that need a GPU (SHARD=1/2 runs a half), and record the result.
-	@$(BIN)/python tests/gpu/record.py --shard $(SHARD)
+gpu-test: $(VENV)/installed-dev ## Run the tests that need a GPU (CASES=all SHARD=1/2: half of all cases), and record the result.
+	@$(BIN)/python tests/gpu/record.py --shard $(SHARD) $(if $(filter all,$(CASES)),--all)
 
 bench: $(VENV)/installed-dev ## Time the walker, and decoding of the real model.
 	@$(BIN)/python -m pytest tests/bench --benchmark-only

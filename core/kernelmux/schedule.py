@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kernelmux.errors import BackendError
 from kernelmux.formats import Value
@@ -45,7 +46,7 @@ class Schedule:
         """Convert nodes that the plan put in."""
         return sum(step.node.op == "convert" for step in self.steps)
 
-    @property
+    @cached_property
     def not_capturable(self) -> tuple[Step, ...]:
         """The steps whose kernels a CUDA graph cannot hold: with any of them the schedule runs eagerly."""
         return tuple(step for step in self.steps if not step.choice.kernel.capturable)

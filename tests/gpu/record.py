@@ -1,92 +1,110 @@
-"""Runs the tests that need a GPU, or a share of them, and writes what came of it: `make gpu-test SHARD=1/2`.
+"""Runs the tests that need a GPU and writes what came of them: `make gpu-test`, or a share of it, `SHARD=1/2`.
 
-Enters: `--shard K/N`, and pytest's own arguments. Leaves: docs/results/CARD-gpu-test.json, with one row a shard.
+Enters: which cases of the conformance suite (the smoke ones, or all), which share of them. Leaves:
+docs/results/CARD-gpu-test.json, a row a part. Processes side by side share the card, for a case keeps it busy for
+less time than Python takes to draw its numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "kernelmux")
 
 
-class Shard:
-    """A pytest plugin that keeps each N-th test, and counts outcomes."""
-
-    def __init__(self, index: int, count: int) -> None:
-        self.index, self.count = index, count
-        self.outcomes: collections.Counter[str] = collections.Counter()
-        self.refusals: collections.Counter[str] = collections.Counter()
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = items[self.index - 1 :: self.count]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":
-            self.outcomes[report.outcome] += 1
-
-
 def main() -> int:
-    """Exit code of pytest."""
+    """0 where nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every case of the conformance suite, not the smoke ones")
     parser.add_argument("--shard", default="1/1", metavar="K/N")
+    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--commit", default="")
-    asked, rest = parser.parse_known_args()
+    asked = parser.parse_args()
     index, count = map(int, asked.shard.split("/"))
-    shard, started = Shard(index, count), time.perf_counter()
-    code = pytest.main(["-q", "-m", "gpu", str(ROOT / "tests" / "gpu"), *rest], plugins=[shard])
-    row = {
-        "shard": asked.shard,
-        **{name: shard.outcomes[name] for name in ("passed", "skipped", "failed")},
-        "seconds": round(time.perf_counter() - started),
-    }
+    shares = [f"{(index - 1) * asked.processes + i + 1}/{count * asked.processes}" for i in range(asked.processes)]
+    smoke = [] if asked.all else ["-k", "smoke"]
+    conformance = [[str(HERE / "test_conformance.py"), "--shard", share, *smoke] for share in shares]
+    name = f"conformance, {'all' if asked.all else 'smoke'} cases"
+    rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance)]
+    if index == count:
+        # Alone on the card: they look at its memory.
+        rows.append(_run("capture, SmolLM2, memory", [[str(HERE), "--ignore", str(HERE / "test_conformance.py")]]))
+    _write(asked.out, rows, asked.commit)
+    return int(any(row["failed"] for row in rows))
+
+
+def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
+    """A row with the counts of several runs of pytest side by side; what they print on failure is passed on."""
+    started = time.perf_counter()
+    counts = dict.fromkeys(("passed", "skipped", "failed"), 0)
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for index, arguments in enumerate(commands):
+            report = Path(folder) / f"{index}.xml"
+            command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--no-header", f"--junit-xml={report}"]
+            running.append(
+                (subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True), report)
+            )
+        for process, report in running:
+            printed, _ = process.communicate()
+            # 5: no test of that share is left.
+            if process.returncode not in (0, 5):
+                print(printed[-6000:])
+            if not report.exists():
+                counts["failed"] += 1
+                continue
+            found = ElementTree.parse(report).getroot()[0].attrib
+            failed = int(found["failures"]) + int(found["errors"])
+            counts["skipped"] += int(found["skipped"])
+            counts["failed"] += failed
+            counts["passed"] += int(found["tests"]) - failed - int(found["skipped"])
+    row = {"part": part, **counts, "seconds": round(time.perf_counter() - started)}
+    print(row, flush=True)
+    return row
+
+
+def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str) -> None:
+    """Adds rows to the card's file; a part that was run before is replaced."""
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    path = asked.out / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}-gpu-test.json"
-    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
-    rows = [old for old in rows if old["shard"].endswith(f"/{count}") and old["shard"] != asked.shard] + [row]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_document(card, sorted(rows, key=lambda r: r["shard"]), asked.commit), indent=1) + "\n")
-    return int(code)
-
-
-def _document(card: str, rows: list[dict[str, object]], commit: str) -> dict[str, object]:
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}-gpu-test.json"
+    known = {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]} if path.exists() else {}
+    known |= {row["part"]: row for row in rows}
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    versions["cuda"] = str(torch.version.cuda)
-    commit = (
-        commit
-        or subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    )
-    return {
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    document = {
         "title": f"GPU tests on {card}",
         "machine": card,
-        "versions": versions,
-        "commit": commit,
+        "versions": {**versions, "cuda": str(torch.version.cuda)},
+        "commit": commit or subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
         "date": date.today().isoformat(),
-        "method": "`make gpu-test`: conformance suite on CUDA, captured against eager, SmolLM2; refusals are skipped",
-        "rows": rows,
+        "method": "`make gpu-test`; a case that every kernel refuses is skipped with the reason",
+        "rows": [known[part] for part in sorted(known)],
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
