@@ -243,7 +243,7 @@ class Attention(Op):
                 [row + [spare] * (width - len(row)) for row in dealt], dtype=torch.int32
             ),
         }
-        return Case(f"attention-{label}", self.name, inputs, fields, draw, marks=marks(m))
+        return Case(f"attention-{label}", self.name, inputs, fields, draw, marks=marks(m, math.prod(cache_shape)))
 
 
 _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {

@@ -72,6 +72,7 @@ class Convert(Op):
         yield self._drawn("uneven-rows", "fp8_row", _uneven_rows)
         yield self._drawn("uneven-rows", "fp8_block", _uneven_rows)
         yield self._drawn("uneven-blocks", "q8_32", _uneven_blocks)
+        yield self._drawn("far-blocks", "fp8_block", _far_blocks)
 
     def _drawn(self, label: str, target: str, draw: Draw) -> Case:
         """[3, 256] of f32, drawn so."""
@@ -98,6 +99,13 @@ def _uneven_rows(generator: torch.Generator) -> torch.Tensor:
     import torch
 
     return torch.randn(3, 256, generator=generator) * 10.0 ** (3 - 3 * torch.arange(3)).unsqueeze(1)
+
+
+def _far_blocks(generator: torch.Generator) -> torch.Tensor:
+    """[3, 256] of noise, the second block of 128 a millionth of the first: by one scale for both it is zeros."""
+    import torch
+
+    return torch.randn(3, 256, generator=generator) * 10.0 ** (3 - 6 * (torch.arange(256) // 128))
 
 
 def _uneven_blocks(generator: torch.Generator) -> torch.Tensor:

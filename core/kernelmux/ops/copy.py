@@ -75,14 +75,13 @@ class Copy(Op):
         for m, padding in ((8, 3), (17, 1), (2, 2), (1, 1)):
             yield self._case(f"padding-{padding}-of-{m}", m, 3, 64, padding=padding)
         yield self._case("scattered-padding", 16, 3, 64, padding=5, scattered=True)
-        yield self._case("full", 128, 3, 64)
+        yield self._case("full", 128, 3, 64, pages=8)
         for m in (200, 512):
-            yield self._case(f"f32-m{m}-h3-d64", m, 3, 64, pages=40)
+            yield self._case(f"f32-m{m}-h3-d64", m, 3, 64)
         for heads, dim in ((9, 96), (1, 256), (2, 1)):
             yield self._case(f"f32-m5-h{heads}-d{dim}", 5, heads, dim)
         for page_size in (1, 8, 32, 256):
-            pages = max(128 // page_size, 2)
-            yield self._case(f"pages-of-{page_size}", 5, 3, 64, padding=1, pages=pages, page_size=page_size)
+            yield self._case(f"pages-of-{page_size}", 5, 3, 64, padding=1, page_size=page_size)
         yield self._case("f16-padding-3-of-8", 8, 3, 64, padding=3, format="f16")
         # More slots than 16 bits count, the last one among them.
         yield self._case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
@@ -101,12 +100,14 @@ class Copy(Op):
         padding: int = 0,
         scattered: bool = False,
         format: str = "f32",
-        pages: int = 8,
+        pages: int = 0,
         page_size: int = 16,
         slots: Sequence[int] = (),
     ) -> Case:
         """`slots`: which, random ones unless given, of which the last `padding` are -1, or any where `scattered`."""
         import torch
+
+        pages = pages or 2 + m // page_size
 
         def draw(generator: torch.Generator) -> torch.Tensor:
             if slots:

@@ -60,7 +60,7 @@ class GateUpSwiglu(Fused):
         yield self._case(("f32",) * 2, 5, 257, 1000)
         for format in ("f32", "Q8_0"):
             for case in extreme_cases(self, (3, 512), self._fields((format,) * 2, 96, 512, bias=False)):
-                yield replace(case, name=case.name.replace("swiglu-", f"swiglu-{format}-"))
+                yield replace(case, name=case.name.replace("swiglu-", f"swiglu-{format}-"), marks=marks(3))
 
     def _case(self, formats: Sequence[str], m: int, n: int = 96, k: int = 512, bias: bool = False) -> Case:
         sizes = "" if (n, k) == (96, 512) else f"-n{n}-k{k}"

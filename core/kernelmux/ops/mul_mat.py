@@ -130,4 +130,5 @@ class MulMat(Op):
     def _extremes(self, format: str) -> Iterator[Case]:
         fields = {"weight": (Value("weight", (64, 256), format),)}
         for case in extreme_cases(self, (3, 256), fields):
-            yield dataclasses.replace(case, name=case.name.replace("mul_mat-", f"mul_mat-{format}-"))
+            name = case.name.replace("mul_mat-", f"mul_mat-{format}-")
+            yield dataclasses.replace(case, name=name, marks=case.marks if format in COMMON_WEIGHTS else marks(3))

@@ -166,8 +166,8 @@ COMMON_WEIGHTS = ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8
 
 LARGE = 2**25
 """Weights from which a case is marked `large`: a CPU takes seconds to draw and to multiply them in float64."""
-SMOKE = 2**20
-"""Weights up to which a case may be marked `smoke`."""
+SMOKE = 2**18
+"""Weights, or cached elements, up to which a case may be marked `smoke`."""
 
 
 def marks(m: int, weights: int = 0) -> frozenset[str]:

@@ -55,7 +55,7 @@ class Qkv(Fused):
         yield self._case(("f32",) * 3, 5, (512, 128, 128), 1000)
         for format in ("f32", "Q8_0"):
             for case in extreme_cases(self, (3, 512), self._fields((format,) * 3, (96, 32, 32), 512, bias=False)):
-                yield replace(case, name=case.name.replace("qkv-", f"qkv-{format}-"))
+                yield replace(case, name=case.name.replace("qkv-", f"qkv-{format}-"), marks=marks(3))
 
     def _case(
         self,
