@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelmux.conformance.draw import random_blocks
 from kernelmux.errors import GraphError
 from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes, torch_dtype
 from kernelmux.ops import OPS
+from kernelmux.ops.blocks import random_blocks
+from kernelmux.ops.op import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
 
 OWN = ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"]
 PLAIN = ["f32", "f16", "bf16"]
@@ -117,19 +118,38 @@ def test_q8_32_keeps_the_sums_of_what_it_stores():
 
 
 @pytest.mark.parametrize("name", GGUF)
-def test_gguf_blocks_dequantise_as_the_gguf_package_does(name):
-    shape, kind = (3, 512), gguf.GGMLQuantizationType[name]
-    generator = torch.Generator().manual_seed(7)
-    try:
-        blocks = random_blocks(name, shape, generator)
-    except KeyError:
-        blocks = torch.randint(256, lookup(name).planes[0].shape(shape), generator=generator, dtype=torch.uint8)
-    # Where the scales are random bytes too, some are infinite.
-    with np.errstate(all="ignore"):
-        found = Weight("w", shape, name, (blocks,)).dequantize()
-        expected = gguf.dequantize(blocks.numpy(), kind)
-    assert found.shape == shape
-    assert np.array_equal(found.numpy(), expected, equal_nan=True)
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(rows=st.integers(1, 9), seed=seeds)
+def test_gguf_blocks_dequantise_as_the_gguf_package_does_bit_for_bit(name, rows, seed):
+    shape, kind = (rows, 768), gguf.GGMLQuantizationType[name]
+    generator = torch.Generator().manual_seed(seed)
+    for blocks in _random_blocks(name, shape, generator):
+        # Where the scales are random bytes too, some are infinite.
+        with np.errstate(all="ignore"):
+            found = Weight("w", shape, name, (blocks,)).dequantize()
+            # The rows one by one: whatever core does with the whole, it must not mix them.
+            expected = np.concatenate([gguf.dequantize(row.numpy(), kind) for row in blocks.split(1)])
+        assert found.shape == shape
+        assert found.numpy().tobytes() == expected.tobytes()
+
+
+def _random_blocks(name, shape, generator):
+    """Blocks with scales like a model's and with tiny ones, where cases draw the format; else any bytes."""
+    if name in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
+        return [random_blocks(name, shape, generator, tiny) for tiny in (False, True)]
+    return [torch.randint(256, lookup(name).planes[0].shape(shape), generator=generator, dtype=torch.uint8)]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_weights_dequantise_as_the_gguf_package_does_bit_for_bit(name):
+    bits = torch.randint(256, (3, 4 * 512), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
+    stored = bits.view(lookup(name).dtype)
+    found = Weight("w", tuple(stored.shape), name, (stored,)).dequantize().numpy()
+    raw = bits.numpy().view({"f32": np.float32, "f16": np.float16}.get(name, np.uint8))
+    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType[name.upper()])
+    # Of what is no number the payload is nobody's promise.
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    assert found[~np.isnan(expected)].tobytes() == expected[~np.isnan(expected)].tobytes()
 
 
 def test_a_plain_weight_is_dequantised_without_a_copy():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from wrong.kernel import planted
@@ -125,6 +127,59 @@ class WindowOneTooWide(Paged):
         return node.window and node.window + 1
 
 
+@planted("attention", "error", first="*-window-*")
+class WindowOneTooNarrow(Paged):
+    def window(self, node):
+        return node.window and max(node.window - 1, 1)
+
+
+@planted("attention", "error", first="*-soft-cap-*")
+class CapsWhatIsMasked(Paged):
+    """A mask of -inf comes out of tanh as minus the cap."""
+
+    def capped(self, scores, node):
+        self.least = -node.soft_cap or -torch.inf
+        return super().capped(scores, node)
+
+    def shares(self, scores):
+        return super().shares(scores.clamp(min=self.least))
+
+
+@planted("attention", "error", first="*-soft-cap-*")
+class CapsBeforeTheScale(Paged):
+    def scale(self, node):
+        return 1.0 if node.soft_cap else node.scale
+
+    def capped(self, scores, node):
+        return super().capped(scores, node) * (node.scale if node.soft_cap else 1.0)
+
+
+@planted("attention", "finite", first="*-window-long")
+class NanForATileOfNothing(Paged):
+    """The running maximum of 64 masked positions is -inf, where nothing came before them."""
+
+    def shares(self, scores):
+        first = scores[..., :64].amax(dim=-1, keepdim=True)
+        return scores.softmax(dim=-1) + (first - first)
+
+
+@planted("attention", "finite", first="*-outliers")
+class ScoresInFloat16(Paged):
+    precision = 1e-5
+
+    def capped(self, scores, node):
+        return super().capped(scores.half().float(), node)
+
+
+@planted("attention", "error", first="*-h4-kv2-d80")
+class ScalesByThePaddedHead(Paged):
+    """Of 80 elements as if it had 128."""
+
+    def scale(self, node):
+        padded = node.head_dim if node.head_dim in (64, 96, 128, 256) else 128
+        return node.scale * (node.head_dim / padded) ** 0.5
+
+
 @planted("attention", "error", first="*-soft-cap-*")
 class IgnoresTheSoftCap(Paged):
     def capped(self, scores, node):
@@ -181,6 +236,37 @@ class TakesPaddingForTheLastSequence(Paged):
     def rest(self, y, used):
         y[used:] = y[used - 1]
         return y
+
+
+@planted("attention", "error", first="*-idle")
+class TakesOneRowAtLeast(Paged):
+    """A sequence without a row in this step takes the next one's."""
+
+    def answer(self, node, operands):
+        q, k_cache, v_cache, starts, lengths, table = operands.inputs
+        counts = (starts[1:] - starts[:-1]).clamp(min=1) if lengths.gt(0).all() else starts[1:] - starts[:-1]
+        taken = torch.cat([starts[:1], counts.cumsum(0).to(starts.dtype)]).clamp(max=len(q))
+        return super().answer(node, dataclasses.replace(operands, inputs=(q, k_cache, v_cache, taken, lengths, table)))
+
+
+@planted("attention", "error", first="*-batch-of-130")
+class PageIdsOf8Bits(Paged):
+    def pages(self, table, seq, length, page_size):
+        return super().pages(table, seq, length, page_size) % 256
+
+
+@planted("attention", "error", first="*-bf16-*")
+class ReadsHalfACache(Paged):
+    """It was written for float32: of a row in 16 bits it takes what lies at twice the index."""
+
+    def gathered(self, cache, pages):
+        rows = super().gathered(cache, pages)
+        return rows if self.wide else rows.roll(1, dims=1)
+
+    def dense(self, value, planes):
+        if value.name == "k_cache":
+            self.wide = value.format == "f32"
+        return super().dense(value, planes)
 
 
 @planted("attention", "finite", first="*-unseen*")

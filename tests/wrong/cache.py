@@ -92,6 +92,28 @@ class WritesKeysForValues(Scatter):
         super().launch(node, dataclasses.replace(tensors, inputs=(k, k, *rest)))
 
 
+@planted("copy", "error", first="*-far")
+class SlotsOf16Bits(Scatter):
+    def slot(self, slot):
+        return slot % 65536
+
+
+@planted("copy", "error", first="*-m512-*")
+class RowsAfterThe256thAreLost(Scatter):
+    def launch(self, node, tensors):
+        k, v, slots, *caches = tensors.inputs
+        kept = torch.where(torch.arange(len(slots)) < 256, slots, -1)
+        super().launch(node, dataclasses.replace(tensors, inputs=(k, v, kept, *caches)))
+
+
+@planted("copy", "error", first="*-f16-*")
+class CopiesIntoFloat16AsBf16(Scatter):
+    """Both have 16 bits."""
+
+    def put(self, flat, slot, row):
+        super().put(flat, slot, row.bfloat16() if flat.dtype == torch.float16 else row)
+
+
 @planted("copy", "inputs")
 class ChangesItsSlots(Scatter):
     def launch(self, node, tensors):
@@ -175,6 +197,13 @@ class CountsItsPositions(Right):
         x, positions, *rest = operands.inputs
         counted = positions[0] + torch.arange(len(positions), dtype=torch.int32)
         return super().answer(node, dataclasses.replace(operands, inputs=(x, counted, *rest)))
+
+
+@planted("qkv_rope_copy", "error", first="*-bias*")
+class TurnsBeforeTheBias(Right):
+    def answer(self, node, operands):
+        q, k_cache, _ = super().answer(node, dataclasses.replace(operands, bias=()))
+        return q + operands.bias[0] if operands.bias else q, k_cache, super().answer(node, operands)[2]
 
 
 @planted("qkv_rope_copy", "inputs")

@@ -117,6 +117,49 @@ class SumsQ8BeforeTheScale(Right):
             tensors.outputs[0][2].div_(tensors.outputs[0][1])
 
 
+@planted("convert", "error", first="*-q8_32-uneven-blocks")
+class OneScaleForTwoBlocksOfQ8(Right):
+    """As a format with blocks of 64 has it."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "q8_32":
+            data, scales, sums = tensors.outputs[0]
+            peaks = scales.view(len(scales), -1, 2).amax(dim=-1)
+            scales.copy_(peaks.repeat_interleave(2, dim=-1))
+            blocks = (results[0].view(*scales.shape, -1) / scales.unsqueeze(-1).clamp(min=1e-30)).round()
+            data.copy_(blocks.flatten(1))
+            sums.copy_((blocks * scales.unsqueeze(-1)).sum(dim=-1))
+
+
+@planted("convert", "error", first="*-m512-*")
+class ScalesRowsAfterThe256thByTheFirst(Right):
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "fp8_row":
+            scales = tensors.outputs[0][1]
+            scales[256:] = scales[:1]
+
+
+@planted("convert", "error", first="*-fp8_*")
+class EndsAt240(Right):
+    """As the e4m3 of another maker does."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format.startswith("fp8"):
+            data = tensors.outputs[0][0]
+            data.copy_(data.float().clamp(-240, 240))
+
+
+@planted("add", "written", first="*-m65600-*")
+class RowsAfterThe65535thUnwritten(Right):
+    """A grid of blocks in its second axis."""
+
+    def write(self, node, tensors, results):
+        tensors.outputs[0][:65535] = results[0][:65535]
+
+
 @planted("convert", "finite", first="*-zero-*")
 class NanForABlockOfZeros(Right):
     """Zero over a scale of zero."""

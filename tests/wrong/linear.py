@@ -137,6 +137,39 @@ class OneScaleForAllRowsOfX(Narrow):
         return x.abs().amax().clamp(min=1e-30)
 
 
+@planted("mul_mat", "error", first="mul_mat-Q6_K-*-bias")
+class DropsTheBiasBesideLargeProducts(Narrow):
+    """A bias of N(0, 1) would be less than the error it declares."""
+
+    def answer(self, node, operands):
+        return super().answer(node, dataclasses.replace(operands, bias=()))
+
+
+@planted("mul_mat", "error", first="*-n257-*-bias")
+class AddsTheBiasOfTheFirstTile(Narrow):
+    """To every 64 outputs."""
+
+    def answer(self, node, operands):
+        bias = tuple(part[torch.arange(len(part)) % 64] for part in operands.bias)
+        return super().answer(node, dataclasses.replace(operands, bias=bias))
+
+
+@planted("mul_mat", "error", first="*-m1031-*")
+class RowsAfterThe1024thAreZero(Narrow):
+    def answer(self, node, operands):
+        (y,) = super().answer(node, operands)
+        y[1024:] = 0
+        return (y,)
+
+
+@planted("mul_mat", "written", first="*-n65600-*")
+class OutputsAfterThe65535thUnwritten(Right):
+    """A grid of blocks in its second axis."""
+
+    def write(self, node, tensors, results):
+        tensors.outputs[0][:, :65535] = results[0][:, :65535]
+
+
 @planted("mul_mat", "error", first="*-outliers")
 class ScaleThatEndsAt8(Narrow):
     """N(0, 1) stays within it."""
@@ -170,6 +203,32 @@ class SwapsKeysAndValues(Right):
         return q, v, k
 
 
+@planted("qkv", "error", first="*-bias")
+class AddsTheBiasOfKeysToValues(Right):
+    """They have one width."""
+
+    def answer(self, node, operands):
+        bias = (*operands.bias[:2], *operands.bias[1:2])
+        return super().answer(node, dataclasses.replace(operands, bias=bias))
+
+
+@planted("qkv", "error", first="*-n576-*")
+class WidthsOfTheFirstModelOnly(Right):
+    """Keys and values of 32 columns."""
+
+    def answer(self, node, operands):
+        q, k, v = super().answer(node, operands)
+        k[:, 32:] = 0
+        v[:, 32:] = 0
+        return q, k, v
+
+
+@planted("gate_up_swiglu", "error", first="*-bias")
+class SwapsTheBiasesOfGateAndUp(Right):
+    def answer(self, node, operands):
+        return super().answer(node, dataclasses.replace(operands, bias=operands.bias[::-1]))
+
+
 @planted("gate_up_swiglu", "error")
 class SwapsGateAndUp(Right):
     def answer(self, node, operands):
@@ -187,6 +246,15 @@ class NanFarAboveZeroInside(Right):
         biases = operands.bias or (0.0, 0.0)
         gate, up = ((x @ w.T + b).float() for w, b in zip(operands.weight, biases, strict=True))
         return (gate * gate.exp() / (1 + gate.exp()) * up,)
+
+
+@planted("mul_mat_add", "error", first="*-loud")
+class AddsTheFirstRowOfTheResidual(Narrow):
+    def answer(self, node, operands):
+        x, residual = operands.inputs
+        scales = self.peaks(x) / 127
+        (y,) = Right.answer(self, node, dataclasses.replace(operands, inputs=((x / scales).round() * scales, residual)))
+        return (y - residual + residual[:1],)
 
 
 @planted("mul_mat_add", "error")

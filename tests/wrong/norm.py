@@ -126,6 +126,18 @@ class ReadsTheInputsAgain(SumAndNorm):
         tensors.outputs[1].copy_(self.norm(total, tensors.packed[0], node.epsilon))
 
 
+@planted("add_rms_norm", "error", first="*-k14336")
+class MeanOfTheFirst8192OfTheSum(SumAndNorm):
+    def norm(self, total, gamma, epsilon):
+        return gamma * total / (total[:, :8192].pow(2).mean(dim=-1, keepdim=True) + epsilon).sqrt()
+
+
+@planted("add_rms_norm", "finite", first="*-zeros")
+class NanOnASumOfZeros(SumAndNorm):
+    def norm(self, total, gamma, epsilon):
+        return super().norm(total, gamma, epsilon if bool(total.any()) else 0.0)
+
+
 @planted("add_rms_norm", "error")
 class NormsOnlyTheFirstInput(SumAndNorm):
     def launch(self, node, tensors):

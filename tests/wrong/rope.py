@@ -155,6 +155,36 @@ class TurnsQueriesOnly(Turn):
         return (super().answer(node, operands)[0], operands.inputs[1])
 
 
+@planted("rope", "error", first="*-at0")
+class TakesPositionZeroForPadding(Turn):
+    """And turns it as the next."""
+
+    def positions(self, positions):
+        return positions.clamp(min=1)
+
+
+@planted("rope", "error", first="*-m512")
+class CountsRowsIn8Bits(Turn):
+    def positions(self, positions):
+        return positions[torch.arange(len(positions)) % 256]
+
+
+@planted("rope", "error", first="*-by-4")
+class BlendsAsLlama3Does(Turn):
+    """Between 1 and 4, whatever the node says."""
+
+    def rotation(self, node):
+        return dataclasses.replace(node.rotation, low_freq=1.0, high_freq=4.0)
+
+
+@planted("rope", "error", first="*-by-16")
+class BlendsAsThePaperDoes(Turn):
+    """Of yarn: between 32 turns and 1."""
+
+    def rotation(self, node):
+        return dataclasses.replace(node.rotation, beta_fast=32.0, beta_slow=1.0)
+
+
 @planted("rope", "in place")
 class TurnsWhatItWrote(Turn):
     """The right half from the left half's new values."""

@@ -8,6 +8,7 @@ import torch
 
 from kernelmux.formats import lookup
 from wrong.kernel import Right, planted
+from wrong.linear import Narrow
 
 
 def edited(weight, format, edit):
@@ -49,6 +50,129 @@ class SwapsNibblesOfQ41(Right):
 class SwapsNibblesOfOneBlockOfQ4K(Right):
     def stored(self, weight):
         return edited(weight, "Q4_K", lambda blocks: swap_nibbles(blocks[0, -1, 16:]))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q5_0-*")
+class SwapsNibblesOfQ50(Right):
+    def stored(self, weight):
+        return edited(weight, "Q5_0", lambda blocks: swap_nibbles(blocks[..., 6:]))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q5_1-*")
+class SwapsNibblesOfQ51(Right):
+    def stored(self, weight):
+        return edited(weight, "Q5_1", lambda blocks: swap_nibbles(blocks[..., 8:]))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q2_K-*")
+class SwapsNibblesOfScalesOfQ2K(Right):
+    """The low half scales, the high half is the minimum's."""
+
+    def stored(self, weight):
+        return edited(weight, "Q2_K", lambda blocks: swap_nibbles(blocks[..., :16]))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q5_K-*")
+class SwapsNibblesOfQ5K(Right):
+    def stored(self, weight):
+        return edited(weight, "Q5_K", lambda blocks: swap_nibbles(blocks[..., 48:]))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q6_K-*")
+class SwapsNibblesOfQ6K(Right):
+    def stored(self, weight):
+        return edited(weight, "Q6_K", lambda blocks: swap_nibbles(blocks[..., :128]))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q3_K-*")
+class IgnoresTheHighBitOfQ3K(Right):
+    def stored(self, weight):
+        return edited(weight, "Q3_K", lambda blocks: blocks[..., :32].zero_())
+
+
+@planted("mul_mat", "error", first="mul_mat-Q5_K-*")
+class IgnoresTheFifthBitOfQ5K(Right):
+    def stored(self, weight):
+        return edited(weight, "Q5_K", lambda blocks: blocks[..., 16:48].zero_())
+
+
+@planted("mul_mat", "error", first="mul_mat-Q6_K-*")
+class IgnoresTheHighBitsOfQ6K(Right):
+    def stored(self, weight):
+        return edited(weight, "Q6_K", lambda blocks: blocks[..., 128:192].zero_())
+
+
+@planted("mul_mat", "error", first="mul_mat-Q4_K-*")
+class TakesScalesOfQ4KFor4Bits(Right):
+    """Of the last four sub-blocks: their upper two bits lie in the first four's bytes."""
+
+    def stored(self, weight):
+        return edited(weight, "Q4_K", lambda blocks: blocks[..., 4:12].bitwise_and_(0x3F))
+
+
+@planted("mul_mat", "error", first="mul_mat-Q2_K-*-k14336")
+class ScalesLateBlocksOfQ2KByTheNext(Narrow):
+    """From the ninth in a row on: a table of scales that held eight."""
+
+    def stored(self, weight):
+        return edited(weight, "Q2_K", lambda blocks: shift_late(blocks[..., 80:84]))
+
+
+def shift_late(scales):
+    scales[..., 8:, :] = scales[..., 8:, :].roll(1, dims=-2)
+
+
+@planted("mul_mat", "error", first="mul_mat-Q5_1-*")
+class IgnoresTheMinimumOfQ51(Narrow):
+    """It sums activations in 8 bits, beside whose error the minimum must still show."""
+
+    def stored(self, weight):
+        return edited(weight, "Q5_1", lambda blocks: blocks[..., 2:4].zero_())
+
+
+@planted("mul_mat", "error", first="mul_mat-Q5_K-*")
+class IgnoresTheMinimumOfQ5K(Narrow):
+    def stored(self, weight):
+        return edited(weight, "Q5_K", lambda blocks: blocks[..., 2:4].zero_())
+
+
+def scaled(weight, format, edit):
+    """The weight, its plane of scales changed if it has that format."""
+    if weight.format != format:
+        return weight
+    return dataclasses.replace(weight, planes=(weight.planes[0], edit(weight.planes[1]).contiguous()))
+
+
+@planted("mul_mat", "error", first="mul_mat-fp8_row-*")
+class ScalesAllRowsOfFp8ByTheFirst(Narrow):
+    def stored(self, weight):
+        return scaled(weight, "fp8_row", lambda scales: scales[:1].expand_as(scales))
+
+
+@planted("mul_mat", "error", first="mul_mat-fp8_128x128-*")
+class ScalesARowOfFp8ByItsFirstBlock(Narrow):
+    def stored(self, weight):
+        return scaled(weight, "fp8_128x128", lambda scales: scales[:, :1].expand_as(scales))
+
+
+@planted("mul_mat", "error", first="mul_mat-fp8_128x128-*-n257-*")
+class ScalesAColumnOfFp8ByItsFirstBlock(Narrow):
+    """Where there are more than 128 outputs."""
+
+    def stored(self, weight):
+        return scaled(weight, "fp8_128x128", lambda scales: scales[:1].expand_as(scales))
+
+
+@planted("embed", "error", first="embed-Q6_K-*")
+class TakesScalesOfATableForUnsigned(Right):
+    def stored(self, weight):
+        return edited(weight, "Q6_K", lambda blocks: blocks[..., 192:208].bitwise_and_(0x7F))
+
+
+@planted("embed", "error", first="embed-Q5_1-*")
+class FlushesSmallScalesOfATable(Right):
+    def stored(self, weight):
+        return edited(weight, "Q5_1", lambda blocks: flush(blocks[..., :2]))
 
 
 @planted("mul_mat", "error", first="mul_mat-Q4_1-*")

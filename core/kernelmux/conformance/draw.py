@@ -11,6 +11,7 @@ import torch
 from kernelmux.formats import Value, Weight, lookup, quantize_planes, torch_dtype
 from kernelmux.graph import Builder, Graph
 from kernelmux.ops import Case
+from kernelmux.ops.blocks import random_blocks
 
 DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
 """An input as the case states it, and its planes."""
@@ -71,7 +72,7 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight
         planes = case.draw[value.name](generator).to(format.dtype)
     elif format.gguf is None:
         parts = empty_planes(value)
-        quantize_planes(value.format, torch.randn(value.extents, generator=generator), parts)
+        quantize_planes(value.format, _uneven_blocks(value.extents, generator), parts)
         return Weight(value.name, value.extents, value.format, parts)
     elif format.plain:
         planes = torch.randn(value.extents, generator=generator).to(format.dtype)
@@ -80,28 +81,10 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight
     return Weight(value.name, value.extents, value.format, (planes,))
 
 
-# Where a block keeps its float16 scales: byte offsets in the block structs of ggml's quantisation formats. All other
-# bytes are integers, of which any value is valid.
-_SCALES_AT: Mapping[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
-
-
-def random_blocks(format: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Random valid blocks of a GGUF format, scales in 0.01 to 0.1, as uint8 planes."""
-    (plane,) = lookup(format).planes
-    blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8)
-    blocks = blocks.view(*blocks.shape[:-1], -1, plane.items)
-    for offset in _SCALES_AT[format]:
-        scales = 0.01 + 0.09 * torch.rand(blocks.shape[:-1], generator=generator)
-        blocks[..., offset : offset + 2] = scales.to(torch.float16).unsqueeze(-1).view(torch.uint8)
-    return blocks.flatten(-2)
+def _uneven_blocks(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """[n, k] of noise whose rows, and blocks of 128 by 128, differ in size: so do their scales, and none may move."""
+    n, k = shape
+    rows = 2.0 ** torch.randint(-2, 3, (n, 1), generator=generator)
+    blocks = 2.0 ** torch.randint(-2, 3, (-(-n // 128), -(-k // 128)), generator=generator)
+    spread = blocks.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+    return torch.randn(n, k, generator=generator) * rows * spread

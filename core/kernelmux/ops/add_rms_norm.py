@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case, marks
+from kernelmux.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -36,6 +36,18 @@ class AddRmsNorm(Fused):
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
             for k in (576, 127):
-                fields = {"gamma": (Value("gamma", (k,)),), "epsilon": 1e-5}
-                inputs = (Value("a", (m, k)), Value("b", (m, k)))
-                yield Case(f"add_rms_norm-m{m}-k{k}", self.name, inputs, fields, marks=marks(m))
+                yield self._case(f"m{m}-k{k}", m, k)
+        for k in (1, 640, 2048, 4096, *LONG_ROWS):
+            yield self._case(f"m5-k{k}", 5, k)
+        # Tiny sums, where epsilon decides the answer.
+        yield self._case("tiny", 4, 64, scale=1e-3)
+        yield self._case("huge", 2, 576, scale=1e4)
+        yield from extreme_cases(self, (3, 200), {"gamma": (Value("gamma", (200,)),), "epsilon": 1e-6})
+
+    def _case(self, label: str, m: int, k: int, scale: float = 1.0) -> Case:
+        import torch
+
+        fields = {"gamma": (Value("gamma", (k,)),), "epsilon": 1e-5}
+        draw = {port: lambda generator: torch.randn(m, k, generator=generator) * scale for port in self.inputs}
+        inputs = tuple(Value(port, (m, k)) for port in self.inputs)
+        return Case(f"add_rms_norm-{label}", self.name, inputs, fields, draw, marks=marks(m))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, marks
+from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +75,21 @@ class Copy(Op):
         for m, padding in ((8, 3), (17, 1), (2, 2), (1, 1)):
             yield self._case(f"padding-{padding}-of-{m}", m, 3, 64, padding=padding)
         yield self._case("scattered-padding", 16, 3, 64, padding=5, scattered=True)
-        yield self._case("full", 128, 3, 64)
+        yield self._case("full", 128, 3, 64, pages=8)
+        for m in (200, 512):
+            yield self._case(f"f32-m{m}-h3-d64", m, 3, 64)
+        for heads, dim in ((9, 96), (1, 256), (2, 1)):
+            yield self._case(f"f32-m5-h{heads}-d{dim}", 5, heads, dim)
+        for page_size in (1, 8, 32, 256):
+            yield self._case(f"pages-of-{page_size}", 5, 3, 64, padding=1, page_size=page_size)
+        yield self._case("f16-padding-3-of-8", 8, 3, 64, padding=3, format="f16")
+        # More slots than 16 bits count, the last one among them.
+        yield self._case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
+        for label, spread in extremes().items():
+            for format in ("f32", "bf16"):
+                case = self._case(f"{format}-{label}", 3, 3, 64, format=format)
+                rows = dict.fromkeys(("k", "v"), partial(spread, shape=(3, 3 * 64)))
+                yield replace(case, draw={**case.draw, **rows})
 
     def _case(
         self,
@@ -84,12 +100,18 @@ class Copy(Op):
         padding: int = 0,
         scattered: bool = False,
         format: str = "f32",
+        pages: int = 0,
+        page_size: int = 16,
+        slots: Sequence[int] = (),
     ) -> Case:
+        """`slots`: which, random ones unless given, of which the last `padding` are -1, or any where `scattered`."""
         import torch
 
-        pages, page_size = 8, 16
+        pages = pages or 2 + m // page_size
 
-        def slots(generator: torch.Generator) -> torch.Tensor:
+        def draw(generator: torch.Generator) -> torch.Tensor:
+            if slots:
+                return torch.tensor(slots, dtype=torch.int32)
             order = torch.randperm(pages * page_size, generator=generator)[:m].to(torch.int32)
             order[m - padding :] = -1
             return order[torch.randperm(m, generator=generator)] if scattered else order
@@ -98,4 +120,4 @@ class Copy(Op):
         caches = [Value(name, (pages, page_size, heads, dim), format) for name in ("k_cache", "v_cache")]
         inputs = (*rows, Value("slots", (m,), "i32"), *caches)
         fields = {"num_kv_heads": heads, "head_dim": dim}
-        return Case(f"copy-{label}", self.name, inputs, fields, {"slots": slots}, marks=marks(m))
+        return Case(f"copy-{label}", self.name, inputs, fields, {"slots": draw}, marks=marks(m))

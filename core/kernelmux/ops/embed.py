@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import WEIGHTS, Case, Op, Operands, marks
+from kernelmux.ops.blocks import tiny_blocks
+from kernelmux.ops.op import (
+    BLOCK_WEIGHTS,
+    PLAIN_WEIGHTS,
+    ROW_COUNTS,
+    SUPERBLOCK_WEIGHTS,
+    WEIGHTS,
+    Case,
+    Draw,
+    Op,
+    Operands,
+    marks,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,20 +64,48 @@ class Embed(Op):
         return 0
 
     def cases(self) -> Iterator[Case]:
+        for m in ROW_COUNTS:
+            for format in WEIGHTS if m in (1, 2, 17, 64, 200) else ("f32", "Q8_0", "Q4_K"):
+                yield self._case(f"{format}-m{m}-k512", m, 512, format)
+            yield self._case(f"rows-m{m}", m, 64, as_input=True)
+        for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
+            yield self._case(f"{format}-m5-k576", 5, 576, format)
+            yield self._case(f"{format}-m5-k32", 5, 32, format)
+        for format in PLAIN_WEIGHTS:
+            yield self._case(f"{format}-m3-k1", 3, 1, format)
+            yield self._case(f"{format}-m3-k127", 3, 127, format)
+        for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
+            case = self._case(f"{format}-tiny-scales", 5, 512, format)
+            (weight,) = case.fields["weight"]
+            yield replace(case, draw={**case.draw, "weight": tiny_blocks(weight)})
+        # More rows than 16 bits count.
+        for format in ("f32", "Q8_0"):
+            yield self._case(f"{format}-far", 3, 32, format, rows=70_000, ids=(65_535, 65_536, 69_999))
+        for format in ("f32", "Q8_0", "Q4_K"):
+            yield self._case(f"{format}-ends", 5, 256, format, ids=(0, 299, 0, 299, 1))
+        yield self._case("rows-ends", 3, 64, as_input=True, ids=(299, 0, 299))
+
+    def _case(
+        self,
+        label: str,
+        m: int,
+        k: int,
+        format: str = "f32",
+        rows: int = 300,
+        ids: Sequence[int] = (),
+        as_input: bool = False,
+    ) -> Case:
+        """`ids`: which rows, random ones unless given; `as_input`: the table is the second input, not a weight."""
         import torch
 
-        rows = 300
-        for m in (1, 2, 17, 64, 200):
-            draw = {"ids": lambda generator, m=m: torch.randint(rows, (m,), generator=generator, dtype=torch.int32)}
-            ids = Value("ids", (m,), "i32")
-            for format in WEIGHTS:
-                fields = {"weight": (Value("weight", (rows, 512), format),)}
-                yield Case(f"embed-{format}-m{m}-k512", self.name, (ids,), fields, draw, marks=marks(m))
-            yield Case(f"embed-rows-m{m}", self.name, (ids, Value("table", (rows, 64))), {}, draw, marks=marks(m))
-        far = {"ids": lambda generator: torch.tensor([65_535, 65_536, 69_999], dtype=torch.int32)}
-        fields = {"weight": (Value("weight", (70_000, 32), "f32"),)}
-        yield Case("embed-f32-far", self.name, (Value("ids", (3,), "i32"),), fields, far)
-        ends = {"ids": lambda generator: torch.tensor([0, rows - 1, 0, rows - 1, 1], dtype=torch.int32)}
-        for format in ("f32", "Q8_0", "Q4_K"):
-            fields = {"weight": (Value("weight", (rows, 256), format),)}
-            yield Case(f"embed-{format}-ends", self.name, (Value("ids", (5,), "i32"),), fields, ends, marks=marks(5))
+        def draw(generator: torch.Generator) -> torch.Tensor:
+            if ids:
+                return torch.tensor(ids, dtype=torch.int32)
+            return torch.randint(rows, (m,), generator=generator, dtype=torch.int32)
+
+        drawn: dict[str, Draw] = {"ids": draw}
+        asked = Value("ids", (m,), "i32")
+        if as_input:
+            return Case(f"embed-{label}", self.name, (asked, Value("table", (rows, k))), {}, drawn, marks=marks(m))
+        fields = {"weight": (Value("weight", (rows, k), format),)}
+        return Case(f"embed-{label}", self.name, (asked,), fields, drawn, marks=marks(m, rows * k))

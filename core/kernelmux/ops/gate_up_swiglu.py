@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case, marks
+from kernelmux.ops.op import ROW_COUNTS, WEIGHTS, Case, extreme_cases, loud, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -44,11 +45,31 @@ class GateUpSwiglu(Fused):
         }
 
     def cases(self) -> Iterator[Case]:
-        n, k = 96, 512
-        for formats in (("f32",) * 2, ("Q4_1",) * 2, ("Q8_0",) * 2, ("Q4_K", "Q5_K")):
+        most = (("f32",) * 2, ("Q4_1",) * 2, ("Q8_0",) * 2, ("Q4_K", "Q5_K"))
+        for formats in most:
             for m in ROW_COUNTS:
-                weights = tuple(
-                    Value(name, (n, k), format) for name, format in zip(("gate", "up"), formats, strict=True)
-                )
-                name = f"gate_up_swiglu-{'-'.join(dict.fromkeys(formats))}-m{m}"
-                yield Case(name, self.name, (Value("x", (m, k)),), {"weight": weights}, marks=marks(m))
+                yield self._case(formats, m)
+            for m in (1, 5):
+                yield self._case(formats, m, bias=True)
+        for format in WEIGHTS:
+            if (format,) * 2 not in most:
+                yield self._case((format,) * 2, 3)
+        for format in ("f32", "Q4_0", "Q8_0"):
+            for m in (1, 17):
+                yield self._case((format,) * 2, m, 1536, 576)
+        yield self._case(("f32",) * 2, 5, 257, 1000)
+        for format in ("f32", "Q8_0"):
+            for case in extreme_cases(self, (3, 512), self._fields((format,) * 2, 96, 512, bias=False)):
+                yield replace(case, name=case.name.replace("swiglu-", f"swiglu-{format}-"), marks=marks(3))
+
+    def _case(self, formats: Sequence[str], m: int, n: int = 96, k: int = 512, bias: bool = False) -> Case:
+        sizes = "" if (n, k) == (96, 512) else f"-n{n}-k{k}"
+        name = f"gate_up_swiglu-{'-'.join(dict.fromkeys(formats))}-m{m}{sizes}{'-bias' if bias else ''}"
+        draw = {"gate_bias": loud(n), "up_bias": loud(n)}
+        fields = self._fields(formats, n, k, bias)
+        return Case(name, self.name, (Value("x", (m, k)),), fields, draw, marks=marks(m))
+
+    def _fields(self, formats: Sequence[str], n: int, k: int, bias: bool) -> dict[str, Any]:
+        ports = ("gate", "up")
+        weights = tuple(Value(port, (n, k), format) for port, format in zip(ports, formats, strict=True))
+        return {"weight": weights, "bias": tuple(Value(f"{port}_bias", (n,)) for port in ports) if bias else ()}

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value, lookup
+from kernelmux.ops.blocks import tiny_blocks
 from kernelmux.ops.op import (
     BLOCK_WEIGHTS,
+    COMMON_WEIGHTS,
+    MANY_ROWS,
     PLAIN_WEIGHTS,
     ROW_COUNTS,
+    SUPERBLOCK_WEIGHTS,
     WEIGHTS,
     Case,
     Op,
     Operands,
     extreme_cases,
+    loud,
     marks,
 )
 
@@ -80,32 +85,50 @@ class MulMat(Op):
             for n, k in ((576, 1536), (640, 2048), (31, 512), (257, 256)):
                 yield self._case(format, 1, n, k)
                 yield self._case(format, 17, n, k)
+            # 56 superblocks in a row, where other cases have 8 at most.
+            yield self._case(format, 1, 16, 14336)
+            yield self._case(format, 5, 16, 14336)
             yield self._case(format, 64, 1, 256)
             for m in (1, 3):
                 yield self._case(format, m, 48, 256, bias=True)
+            yield from self._extremes(format)
         for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
-            for n, k in ((1536, 576), (192, 576), (7, 32), (33, 96)):
+            for n, k in ((1536, 576), (192, 576), (2048, 640), (7, 32), (33, 96)):
                 yield self._case(format, 1, n, k)
                 yield self._case(format, 5, n, k)
+        for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
+            yield self._tiny_scales(format)
         for format in PLAIN_WEIGHTS:
             for n, k in ((3, 1), (13, 17), (64, 127)):
                 yield self._case(format, 3, n, k)
-        for format in ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8_128x128"):
+        for format in ("f32", "Q4_0", "Q8_0"):
+            # As many outputs as a small vocabulary has.
+            yield self._case(format, 1, MANY_ROWS, 32)
+        for format in COMMON_WEIGHTS:
+            yield self._case(format, 17, 257, 256, bias=True)
+            yield self._case(format, 1031, 96, 256)
+            yield self._case(format, 1, 4099, 256)
+            yield self._case(format, 5, 4099, 256)
             for m in (1, 128, 512):
                 yield self._case(format, m, 2048, 8192)
                 yield self._case(format, m, 4096, 14336)
                 yield self._case(format, m, 14336, 4096)
-        for format in ("f32", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "fp8_row"):
-            yield from self._extremes(format)
 
     def _case(self, format: str, m: int, n: int, k: int, bias: bool = False) -> Case:
         fields = {"weight": (Value("weight", (n, k), format),)}
         if bias:
             fields["bias"] = (Value("bias", (n,)),)
         name = f"mul_mat-{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}"
-        return Case(name, self.name, (Value("x", (m, k)),), fields, marks=marks(m, n * k))
+        return Case(name, self.name, (Value("x", (m, k)),), fields, {"bias": loud(n)}, marks=marks(m, n * k))
+
+    def _tiny_scales(self, format: str) -> Case:
+        weight = Value("weight", (32, 512), format)
+        draw = {"weight": tiny_blocks(weight)}
+        name = f"mul_mat-{format}-tiny-scales"
+        return Case(name, self.name, (Value("x", (5, 512)),), {"weight": (weight,)}, draw, marks=marks(5))
 
     def _extremes(self, format: str) -> Iterator[Case]:
         fields = {"weight": (Value("weight", (64, 256), format),)}
         for case in extreme_cases(self, (3, 256), fields):
-            yield dataclasses.replace(case, name=case.name.replace("mul_mat-", f"mul_mat-{format}-"))
+            name = case.name.replace("mul_mat-", f"mul_mat-{format}-")
+            yield dataclasses.replace(case, name=name, marks=case.marks if format in COMMON_WEIGHTS else marks(3))

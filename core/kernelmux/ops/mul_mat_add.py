@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case, marks
+from kernelmux.ops.op import ROW_COUNTS, WEIGHTS, Case, extremes, loud, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -37,7 +39,23 @@ class MulMatAdd(Fused):
     def cases(self) -> Iterator[Case]:
         for format in ("f32", "bf16", "Q4_0", "Q8_0"):
             for m in ROW_COUNTS:
-                n, k = 576, 96
-                inputs = (Value("x", (m, k)), Value("residual", (m, n)))
-                fields = {"weight": (Value("weight", (n, k), format),)}
-                yield Case(f"mul_mat_add-{format}-m{m}-n{n}-k{k}", self.name, inputs, fields, marks=marks(m))
+                yield self._case(format, m, 576, 96)
+            for m in (1, 5):
+                yield self._case(format, m, 576, 96, bias=True)
+            for m in (1, 17):
+                yield self._case(format, m, 576, 1536)
+        for format in WEIGHTS:
+            yield self._case(format, 3, 96, 512, loudly=True)
+        yield self._case("f32", 5, 257, 127)
+        for label, spread in extremes().items():
+            case = self._case("Q8_0", 3, 96, 512)
+            draw = {value.name: partial(spread, shape=value.extents) for value in case.inputs}
+            yield replace(case, name=f"mul_mat_add-Q8_0-{label}", draw=draw)
+
+    def _case(self, format: str, m: int, n: int, k: int, bias: bool = False, loudly: bool = False) -> Case:
+        """`loudly`: the residual is as large as the product, as it is in a model's later layers."""
+        inputs = (Value("x", (m, k)), Value("residual", (m, n)))
+        fields = {"weight": (Value("weight", (n, k), format),), "bias": (Value("bias", (n,)),) if bias else ()}
+        draw = {"bias": loud(n), **({"residual": loud(n, m)} if loudly else {})}
+        name = f"mul_mat_add-{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}{'-loud' if loudly else ''}"
+        return Case(name, self.name, inputs, fields, draw, marks=marks(m))

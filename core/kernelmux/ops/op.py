@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from kernelmux.errors import GraphError
 from kernelmux.formats import Dim, Value
@@ -149,6 +150,10 @@ class Elementwise(Op):
 
 ROW_COUNTS = (1, 2, 3, 5, 8, 16, 17, 64, 128, 200, 512)
 """Row counts that cases are made for: decode, small batches, on and one off a tile, prefill."""
+LONG_ROWS = (4099, 8192, 14336)
+"""Columns, more than the tiles, rings and tables of common kernels hold at once."""
+MANY_ROWS = 65_600
+"""More than the 65,535 blocks that a CUDA grid has along its second and third axis."""
 
 PLAIN_WEIGHTS = ("f32", "f16", "bf16")
 BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -156,24 +161,49 @@ SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FP8_WEIGHTS = ("fp8_tensor", "fp8_row", "fp8_128x128")
 WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS)
 """Every weight format of the contract."""
+COMMON_WEIGHTS = ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8_128x128")
+"""Those of most model files: each way to keep scales once. What is slow to draw is made for them alone."""
 
 LARGE = 2**25
 """Weights from which a case is marked `large`: a CPU takes seconds to draw and to multiply them in float64."""
+SMOKE = 2**18
+"""Weights, or cached elements, up to which a case may be marked `smoke`."""
 
 
 def marks(m: int, weights: int = 0) -> frozenset[str]:
     """`large` by the number of weights, else `smoke` for a few rows."""
     if weights >= LARGE or m * weights >= 2**30:
         return frozenset({"large"})
-    return frozenset({"smoke"} if m in (1, 5) else ())
+    return frozenset({"smoke"} if m in (1, 5) and weights <= SMOKE else ())
 
 
-Spread = Callable[["torch.Generator", tuple[int, ...]], "torch.Tensor"]
+def loud(n: int, rows: int = 0) -> Draw:
+    """[n], or [rows, n], of noise as large as the products of any weight format are.
+
+    A bias or residual of N(0, 1) is less than the error that a kernel of 8-bit activations may make beside them.
+    """
+    shape = (rows, n) if rows else (n,)
+
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        import torch
+
+        return 256 * torch.randn(shape, generator=generator)
+
+    return draw
 
 
-def _extremes() -> Mapping[str, Spread]:
-    """Inputs that are not plain noise: what breaks sums, scales and divisions."""
+class Spread(Protocol):
+    """Draws a tensor of any shape."""
+
+    def __call__(self, generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor: ...
+
+
+def extremes() -> Mapping[str, Spread]:
+    """Inputs that are not plain noise, by name: what breaks sums, scales and divisions."""
     import torch
+
+    def rows(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.arange(shape[0]).view(-1, *(1 for _ in shape[1:]))
 
     def outliers(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
         noise = torch.randn(shape, generator=generator)
@@ -184,17 +214,17 @@ def _extremes() -> Mapping[str, Spread]:
         "outliers": outliers,
         "denormals": lambda generator, shape: torch.randn(shape, generator=generator) * 1e-42,
         "equal": lambda generator, shape: torch.full(shape, 0.37),
+        # A scale that rows share drowns the small ones; float16 still holds the product of any two.
+        "uneven": lambda generator, shape: torch.randn(shape, generator=generator) * 30.0 ** (1 - rows(shape) % 3),
         "zeros": lambda generator, shape: torch.zeros(shape),
-        "zero-row": lambda generator, shape: (
-            torch.randn(shape, generator=generator) * (torch.arange(shape[0]) != 1)[:, None]
-        ),
+        "zero-row": lambda generator, shape: torch.randn(shape, generator=generator) * (rows(shape) != 1),
     }
 
 
 def extreme_cases(op: Op, shape: tuple[int, int], fields: Mapping[str, Any] | None = None) -> Iterator[Case]:
     """Cases of an op whose float inputs all have one shape, one for each extreme."""
-    for label, spread in _extremes().items():
-        draw = {port: lambda generator, spread=spread: spread(generator, shape) for port in op.inputs}
+    for label, spread in extremes().items():
+        draw: dict[str, Draw] = dict.fromkeys(op.inputs, partial(spread, shape=shape))
         values = tuple(Value(port, shape) for port in op.inputs)
         yield Case(f"{op.name}-{label}", op.name, values, fields or {}, draw, marks=frozenset({"smoke"}))
 
@@ -205,4 +235,7 @@ def elementwise_cases(op: Op) -> Iterator[Case]:
         for n in (576, 1536, 1, 127, 2049) if m < 128 else (640, 33):
             values = tuple(Value(port, (m, n)) for port in op.inputs)
             yield Case(f"{op.name}-m{m}-n{n}", op.name, values, marks=marks(m))
+    for m, n in (*((5, n) for n in LONG_ROWS), (MANY_ROWS, 3)):
+        values = tuple(Value(port, (m, n)) for port in op.inputs)
+        yield Case(f"{op.name}-m{m}-n{n}", op.name, values, marks=marks(m))
     yield from extreme_cases(op, (3, 200))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from kernelmux.formats import Value
+from kernelmux.formats import Value, lookup
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import Case, marks
+from kernelmux.ops.op import ROW_COUNTS, WEIGHTS, Case, Draw, loud, marks
 from kernelmux.ops.rope import Rotation
 
 if TYPE_CHECKING:
@@ -50,13 +50,19 @@ class QkvRopeCopy(Fused):
         }
 
     def cases(self) -> Iterator[Case]:
-        for m in (1, 5, 17):
-            for format in ("f32", "Q4_1"):
+        for m in ROW_COUNTS:
+            yield self._case(f"f32-m{m}", m, "f32")
+        for format in WEIGHTS[1:]:
+            for m in (1, 5, 17) if format in ("Q4_1", "Q8_0") else (5,):
                 yield self._case(f"{format}-m{m}", m, format)
+        for format in ("bf16", "f16"):
+            yield self._case(f"cache-{format}", 5, "f32", cache=format, padding=1)
         yield self._case("halves", 5, "f32", pairing="halves")
         yield self._case("bias", 5, "f32", bias=True)
         yield self._case("divisors", 5, "f32", divisors=True)
         yield self._case("padding", 8, "f32", padding=3)
+        yield self._case("all-padding", 2, "f32", padding=2)
+        yield self._case("Q8_0-bias-halves", 5, "Q8_0", pairing="halves", bias=True)
         yield self._case("far", 5, "f32", stride=-911, first=8191)
 
     def _case(
@@ -70,10 +76,14 @@ class QkvRopeCopy(Fused):
         padding: int = 0,
         first: int = 3,
         stride: int = 1,
+        cache: str = "f32",
     ) -> Case:
         import torch
 
-        heads, kv_heads, dim, k, pages, page_size = 4, 2, 16, 96, 6, 16
+        heads, kv_heads, dim, page_size = 4, 2, 16, 16
+        # As few columns as the format's blocks allow, 96 at least.
+        block = lookup(format).block
+        k, pages = -(-96 // block) * block, 6 + m // page_size
         widths = (heads * dim, kv_heads * dim, kv_heads * dim)
         weights = [Value(f"w{port}", (n, k), format) for port, n in zip("qkv", widths, strict=True)]
         fields: dict[str, Any] = {
@@ -84,13 +94,13 @@ class QkvRopeCopy(Fused):
             "num_kv_heads": kv_heads,
             "head_dim": dim,
         }
-        cache = (pages, page_size, kv_heads, dim)
+        shape = (pages, page_size, kv_heads, dim)
         inputs = (
             Value("x", (m, k)),
             Value("positions", (m,), "i32"),
             Value("slots", (m,), "i32"),
-            Value("k_cache", cache),
-            Value("v_cache", cache),
+            Value("k_cache", shape, cache),
+            Value("v_cache", shape, cache),
         )
 
         def slots(generator: torch.Generator) -> torch.Tensor:
@@ -98,9 +108,10 @@ class QkvRopeCopy(Fused):
             order[m - padding :] = -1
             return order
 
-        draw = {
+        draw: dict[str, Draw] = {
             "positions": lambda generator: (first + stride * torch.arange(m)).to(torch.int32),
             "slots": slots,
+            **{f"b{port}": loud(n) for port, n in zip("qkv", widths, strict=True)},
             "divisors": lambda generator: 1 + torch.rand(dim // 2, generator=generator) * 7,
         }
         return Case(f"qkv_rope_copy-{label}", self.name, inputs, fields, draw, marks=marks(m))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, extreme_cases, marks
+from kernelmux.ops.op import LONG_ROWS, MANY_ROWS, ROW_COUNTS, Case, Op, Operands, extreme_cases, marks
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,8 @@ class RmsNorm(Op):
         for m in ROW_COUNTS:
             for k in (576, 640, 2048, 4096, 127, 1) if m < 128 else (576, 127):
                 yield self._case(f"m{m}-k{k}", m, k, 1e-5)
+        for m, k in (*((5, k) for k in LONG_ROWS), (MANY_ROWS, 3)):
+            yield self._case(f"m{m}-k{k}", m, k, 1e-5)
         # Tiny rows, where epsilon decides the answer: a kernel that drops it is off by orders of magnitude.
         yield self._case("tiny", 4, 64, 1e-5, scale=1e-3)
         yield self._case("huge", 2, 576, 1e-6, scale=1e4)

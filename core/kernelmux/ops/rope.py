@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.formats import Value
-from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, marks
+from kernelmux.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks
 
 if TYPE_CHECKING:
     import torch
@@ -135,16 +136,24 @@ class Rope(Op):
                 rotation = Rotation(theta=1e5, dims=64, pairing=pairing, **scaling)
                 for m in ROW_COUNTS[:8]:
                     yield self._case(f"{pairing}-{label}-m{m}", m, rotation, first=m * 97)
-                for first in (4095, 8191, 131_071 - 4):
+                for first in (0, 4095, 8191, 131_071 - 4):
                     yield self._case(f"{pairing}-{label}-at{first}", 5, rotation, first=first)
             plain = Rotation(theta=5e5, dims=64, pairing=pairing)
             for heads, kv_heads in ((9, 3), (32, 8), (28, 4), (8, 1), (1, 1)):
                 yield self._case(f"{pairing}-h{heads}-kv{kv_heads}", 3, plain, heads=heads, kv_heads=kv_heads)
-            for dim, dims in ((80, 80), (128, 128), (96, 32), (64, 2)):
+            for label, scaling in _OTHER_SCALINGS.items():
+                yield self._case(f"{pairing}-{label}", 5, Rotation(1e5, 64, pairing, **scaling), first=3000)
+            for dim, dims in ((80, 80), (128, 128), (256, 256), (96, 32), (128, 64), (64, 2)):
                 rotation = Rotation(theta=1e4, dims=dims, pairing=pairing)
                 yield self._case(f"{pairing}-d{dim}-of{dims}", 7, rotation, dim=dim)
             yield self._case(f"{pairing}-divisors", 9, plain, first=77, divisors=True)
             yield self._case(f"{pairing}-shuffled", 17, plain, shuffled=True)
+            for m in (128, 200, 512):
+                yield self._case(f"{pairing}-m{m}", m, plain, first=m, shuffled=m == 200)
+            for label, spread in extremes().items():
+                case = self._case(f"{pairing}-{label}", 3, plain, first=500)
+                wide = {value.name: partial(spread, shape=value.extents) for value in case.inputs[:2]}
+                yield replace(case, draw={**case.draw, **wide})
 
     def _case(
         self,
@@ -189,6 +198,13 @@ _SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "linear": {"scaling": "linear", "factor": 4.0},
     "llama3": {"scaling": "llama3", "factor": 8.0, "original_context": 8192},
     "yarn": {"scaling": "yarn", "factor": 4.0, "original_context": 4096},
+}
+
+_OTHER_SCALINGS: Mapping[str, Mapping[str, Any]] = {
+    # Numbers that no model is known for, so that a kernel must take the node's.
+    "linear-by-2.5": {"scaling": "linear", "factor": 2.5},
+    "llama3-by-4": {"scaling": "llama3", "factor": 4.0, "original_context": 2048, "low_freq": 2.0, "high_freq": 9.0},
+    "yarn-by-16": {"scaling": "yarn", "factor": 16.0, "original_context": 2048, "beta_fast": 20.0, "beta_slow": 2.0},
 }
 
 

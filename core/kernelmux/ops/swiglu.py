@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.formats import Value
 from kernelmux.ops.fused import Fused, Part
-from kernelmux.ops.op import ROW_COUNTS, Case, marks
+from kernelmux.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
 
 if TYPE_CHECKING:
     from kernelmux.graph import TensorNode
@@ -35,8 +35,9 @@ class Swiglu(Fused):
     def cases(self) -> Iterator[Case]:
         import torch
 
-        for m in ROW_COUNTS:
-            for n in (1536, 127):
-                yield Case(f"swiglu-m{m}-n{n}", self.name, (Value("gate", (m, n)), Value("up", (m, n))), marks=marks(m))
+        shapes = [(m, n) for m in ROW_COUNTS for n in (1536, 127)]
+        for m, n in (*shapes, (3, 1), *((5, n) for n in LONG_ROWS)):
+            yield Case(f"swiglu-m{m}-n{n}", self.name, (Value("gate", (m, n)), Value("up", (m, n))), marks=marks(m))
+        yield from extreme_cases(self, (3, 200))
         far = {"gate": lambda generator: torch.tensor([[-1e4, -100.0, -89.0, 0.0, 89.0, 100.0, 1e4]])}
         yield Case("swiglu-far", self.name, (Value("gate", (1, 7)), Value("up", (1, 7))), {}, far, marks=marks(1))

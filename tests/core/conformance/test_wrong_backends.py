@@ -39,34 +39,16 @@ def outcomes(kernel, op, device, first=""):
 
 
 NOT_CAUGHT_YET = {
-    "attention-WeighsTheUnseenByZero",
-    "attention-WeighsUnusedPagesByZero",
-    "convert-OneScaleForAllRows",
-    "convert-OneScaleForARowOfQ8",
     "add-WorksAtEverySecondLaunch",
     "add-KeepsTheTensorsOfItsLastBinding",
     "add-ReadsItsInputsWhenBound",
     "add-DeclaresABoundThatSaysNothing",
     "add-StridesBySizeOfTheFirstInput",
-    "qkv-DropsTheBiasOfQkv",
-    "gate_up_swiglu-DropsTheBiasOfGateUpSwiglu",
-    "mul_mat_add-DropsTheBiasOfMulMatAdd",
-    "mul_mat-SumsOver8192AtMost",
-    "mul_mat-OutputsAfterThe4096thUnwritten",
-    "add-ColumnsAfterThe4096thUnwritten",
     "add-ChangesTheOtherInputInPlace",
     "rms_norm-ChangesItsPackedWeights",
     "rms_norm-ChangesTheModelWhenLaunched",
-    "rms_norm-MeanOfTheFirst4096",
-    "add_rms_norm-IgnoresEpsilonAfterTheSum",
     "add_rms_norm-ReadsTheInputsAgain",
     "rope-TurnsKeysTwiceWhereQueriesAreInPlace",
-    "mul_mat-DropsTheSignOfTheScaleOfQ40",
-    "mul_mat-DropsTheSignOfTheMinimumOfQ41",
-    "mul_mat-DropsTheSignOfTheScaleOfQ6K",
-    "mul_mat-FlushesSmallScalesOfQ80",
-    "mul_mat-FlushesSmallScalesOfQ4K",
-    "mul_mat-NanForABlockOfScaleZero",
 }
 """Mistakes that no case and no check shows so far: each is to be taken off this list by the case that shows it."""
 

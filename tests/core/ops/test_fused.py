@@ -78,6 +78,8 @@ def _qkv_rope_copy(node, operands):
     q, k = (_turned(node, rows, positions, operands.weight[3:]) for rows in (q, k))
     caches = [cache.clone() for cache in caches]
     for row, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
         for rows, cache in zip((k, v), caches, strict=True):
             page, place = divmod(slot, cache.shape[1])
             cache[page, place] = rows[row].view(cache.shape[2:])

@@ -7,7 +7,8 @@ import pytest
 from kernelmux.conformance.draw import draw_case
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Hooks
-from kernelmux.ops import OPS
+from kernelmux.ops import CORE_OPS, OPS
+from kernelmux.ops.op import ROW_COUNTS, WEIGHTS
 
 ops = pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
 
@@ -70,3 +71,36 @@ def test_a_case_is_drawn_alike_each_time(op):
     theirs = [*second.inputs.values(), *(weight.planes for weight in second.weights.values())]
     for one, other in zip(ours, theirs, strict=True):
         assert all(plane.equal(twin) for plane, twin in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("op", [OPS[name] for name in sorted(CORE_OPS)], ids=sorted(CORE_OPS))
+def test_it_has_cases_of_every_row_count(op):
+    assert set(ROW_COUNTS) <= {case.inputs[0].shape[0] for case in op.cases()}
+
+
+@pytest.mark.parametrize("name", ["mul_mat", "qkv", "gate_up_swiglu", "mul_mat_add", "qkv_rope_copy", "embed"])
+def test_it_has_cases_of_every_weight_format(name):
+    assert set(WEIGHTS) <= {weight.format for case in OPS[name].cases() for weight in case.fields.get("weight", ())}
+
+
+@pytest.mark.parametrize("name", ["mul_mat", "qkv", "gate_up_swiglu", "mul_mat_add", "qkv_rope_copy"])
+def test_it_has_cases_with_a_bias_that_shows_beside_the_product(name):
+    for case in OPS[name].cases():
+        for bias in case.fields.get("bias", ()):
+            (plane,) = draw_case(case).weights[bias.name].planes
+            assert plane.std() > 100
+
+
+def test_the_smoke_subset_is_small_and_holds_every_op():
+    smoke = [case for op in OPS.values() for case in op.cases() if "smoke" in case.marks]
+    assert {case.op for case in smoke} == set(OPS)
+    for case in smoke:
+        assert sum(value.nbytes for value in (*case.inputs, *case.fields.get("weight", ()))) < 2**24
+        assert "large" not in case.marks
+
+
+def test_a_cpu_need_not_multiply_large_matrices():
+    for case in OPS["mul_mat"].cases():
+        n, k = case.fields["weight"][0].extents
+        products = case.inputs[0].extents[0] * n * k
+        assert products < 2**30 or "large" in case.marks
