@@ -74,20 +74,12 @@ class Fp8Tensor(Kernel):
         return (*quantized(weight, self.packed, device), *(dense(value, torch.bfloat16, device) for value in bias))
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        ((x, x_scales),), (y,) = tensors.inputs, tensors.outputs
+        (x,), (y,) = tensors.inputs, tensors.outputs
         weight, scales, *bias = tensors.packed
-        # torch tells the scheme from the scales' shapes: [1, 1] and [1, 1], or [m, 1] and [1, n].
-        return partial(
-            torch._scaled_mm,
-            x,
-            weight.T,
-            x_scales,
-            scales.T,
-            bias=bias[0] if bias else None,
-            out_dtype=y.dtype,
-            use_fast_accum=self.fast,
-            out=y,
-        )
+        added = bias[0] if bias else None
+        if y.device.type == "cpu":
+            return partial(_multiply_on_cpu, *x, weight, scales, added, y)
+        return scaled_mm(*x, weight, scales, added, y, self.fast)
 
 
 class Fp8Row(Fp8Tensor):
@@ -210,6 +202,33 @@ class Fp8Block(Fp8Tensor):
             y.copy_(written[:m])
 
         return launch if rows == m else launch_padded
+
+
+def scaled_mm(
+    x: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    fast: bool,
+) -> Launch:
+    """torch's GEMM of x [m, k] and weight [n, k]; it tells the scheme from the scales' shapes, one or a row's each."""
+    operands = (x, weight.T, x_scales, scales.T)
+    return partial(torch._scaled_mm, *operands, bias=bias, out_dtype=y.dtype, use_fast_accum=fast, out=y)
+
+
+def _multiply_on_cpu(
+    x: torch.Tensor,
+    x_scales: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+) -> None:
+    """The same in float32: torch's own fp8 GEMM is a plain loop there, a thousand times slower."""
+    product = (x.float() @ weight.float().T).mul_(x_scales).mul_(scales.T)
+    y.copy_(product if bias is None else product.add_(bias))
 
 
 def _padded(count: int) -> int:

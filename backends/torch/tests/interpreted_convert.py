@@ -8,9 +8,11 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from fake_backend import backend
+from fake_backend import backend, one_node
 from kernelmux import registry
 from kernelmux.conformance.hookup import Filter, jobs
+from kernelmux.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
+from kernelmux.hookspecs import Tensors
 from kernelmux_torch.cuda import convert
 from kernelmux_torch.elementwise import FLOATS
 
@@ -43,3 +45,36 @@ def test_case(job):
     if outcome.status == "refused":
         pytest.skip(outcome.reason)
     assert outcome.passed, outcome.failures
+
+
+def planes_of(format, m, k, fill):
+    return tuple(
+        torch.full(plane.shape((m, k)), fill, dtype=torch.float32).to(torch_dtype(plane.dtype))
+        for plane in lookup(format).planes
+    )
+
+
+# Rows that end inside a vector or a tile, that fill one, and that are too long for registers.
+@pytest.mark.parametrize(("m", "k"), [(1, 33), (5, 4096), (2, 14336), (3, 40000)])
+@pytest.mark.parametrize("format", ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"])
+def test_it_stores_what_core_would(format, m, k):
+    if lookup(format).check((m, k)):
+        pytest.skip("no whole blocks")
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(k)).to(torch.bfloat16)
+    node = one_node("convert", Value("x", (m, k), "bf16"), format=format)
+    kernel = convert.offer("bf16", format)
+    found, wanted = planes_of(format, m, k, 1), planes_of(format, m, k, 0)
+    scratch = torch.empty(kernel.workspace(node), dtype=torch.uint8)
+    kernel.bind(node, Tensors((x,), (found,), (), scratch), None)()
+    quantize_planes(format, x.float(), wanted)
+    assert found[1].equal(wanted[1])
+    # A product with the reciprocal instead of a division: where bf16 lies on a tie, it may be the neighbouring number.
+    alike = found[0].float() == wanted[0].float()
+    assert alike.float().mean() > 0.99
+    assert torch.allclose(found[0].float(), wanted[0].float(), rtol=0.13, atol=1)
+    for ours, theirs in zip(found[2:], wanted[2:], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=0.05)
+    back = torch.empty(m, k)
+    dense = one_node("convert", Value("x", (m, k), format))
+    convert.offer(format, "f32").bind(dense, Tensors((found,), (back,)), None)()
+    assert back.equal(dequantize_planes(format, found))
