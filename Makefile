@@ -1,6 +1,7 @@
 # kernelmux: each target sets up what it needs.
 
 PYTHON ?= python3
+SHARD  ?= 1/1
 PROMPT ?= What is the capital of France?
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -19,6 +20,9 @@ test: $(VENV)/installed-dev ## Run every test, the real model's too.
 
 lint: $(VENV)/installed-dev ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+gpu-test: $(VENV)/installed-dev ## Run the tests that need a GPU (SHARD=1/2 runs a half), and record the result.
+	@$(BIN)/python tests/gpu/record.py --shard $(SHARD)
 
 bench: $(VENV)/installed-dev ## Time the walker, and decoding of the real model.
 	@$(BIN)/python -m pytest tests/bench --benchmark-only
@@ -41,5 +45,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test gpu-test lint bench clean
 .DEFAULT_GOAL := help

@@ -41,6 +41,15 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
+def human_bytes(count: float) -> str:
+    """`1.5 MB`, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def value_bytes(value: Value) -> int:
     """Bytes of all planes of a value, each aligned."""
     return sum(aligned(plane.nbytes(value.extents)) for plane in lookup(value.format).planes)

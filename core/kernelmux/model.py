@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kernelmux import registry
 from kernelmux.device import Device, find_device
 from kernelmux.errors import ModelError
-from kernelmux.generate import Sampling, Session, generate
+from kernelmux.generate import generate
 from kernelmux.graph import Graph
 from kernelmux.lock import read_lock
 from kernelmux.memory import PackedWeights
@@ -20,6 +20,8 @@ from kernelmux.models import Source, open_model
 from kernelmux.models.chat import render_chat
 from kernelmux.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy import Policy, default_policy, read_policy
+from kernelmux.sampling import Sampling
+from kernelmux.session import Session
 
 if TYPE_CHECKING:
     import torch

@@ -21,6 +21,7 @@ from kernelmux.memory import Form, packed_form
 from kernelmux.ops import fused_ops
 from kernelmux.policy import Policy
 from kernelmux.registry import Registry
+from kernelmux.requirements import check_requirements
 from kernelmux.rewrite import Fusion, find_fusions, fuse
 from kernelmux.schedule import Schedule, Step, make_schedule
 from kernelmux.selection import Choice, Held, Selector
@@ -180,7 +181,7 @@ def _make_plan(
         selector.check_names()
     fused = {fusion.node.name: fusion.parts for bucket in buckets for fusion in bucket.fusions}
     plan = Plan(graph, policy, device, tops, schedules, fused, registry, banned, locked)
-    _check_requirements(plan)
+    check_requirements(plan)
     return plan
 
 
@@ -269,37 +270,6 @@ def _top(tops: Sequence[int], rows: int) -> int:
         if rows <= top:
             return top
     raise PlanError(f"the plan takes up to {tops[-1]} rows, {rows} were asked for; plan with max_rows={rows}")
-
-
-def _check_requirements(plan: Plan) -> None:
-    """PlanError naming the first requirement that does not hold, with every node that breaks it."""
-    for index, broken in enumerate(broken_requirements(plan)):
-        if broken:
-            required = plan.policy.document.require[index]
-            shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-            raise PlanError(
-                f"{plan.policy.source}:{plan.policy.require_lines[index]}: the policy requires "
-                f"{' or '.join(required.kernel)}, but {shown}"
-            )
-
-
-def broken_requirements(plan: Plan) -> list[list[str]]:
-    """For each requirement of the policy, `node has kernel` of every node that breaks it.
-
-    A fused node answers for the plain ones that it stands for.
-    """
-    found: list[list[str]] = []
-    for required in plan.policy.document.require:
-        broken: dict[str, None] = {}
-        for schedule in plan.schedules.values():
-            for step in schedule.steps:
-                if {step.choice.name, step.choice.name.partition(":")[0]} & set(required.kernel):
-                    continue
-                top = schedule.rows(step.node)
-                if any(required.matches(node, rows, plan.device) for node, rows in plan.nodes_meant(step, top)):
-                    broken[f"{step.node.name} has {step.choice.name} at up to {top} rows"] = None
-        found.append(list(broken))
-    return found
 
 
 def kernel_counts(schedule: Schedule) -> Mapping[str, Mapping[str, int]]:

@@ -45,6 +45,11 @@ class Schedule:
         """Convert nodes that the plan put in."""
         return sum(step.node.op == "convert" for step in self.steps)
 
+    @property
+    def not_capturable(self) -> tuple[Step, ...]:
+        """The steps whose kernels a CUDA graph cannot hold: with any of them the schedule runs eagerly."""
+        return tuple(step for step in self.steps if not step.choice.kernel.capturable)
+
     def rows(self, node: TensorNode) -> int:
         """A node's largest row count here: the first extent of its first input."""
         return _rows(node, {"m": self.m, "outs": self.outs})

@@ -2,23 +2,24 @@
 
 Enters: a Plan, the model's weights, and buffers for the graph's other leaves (step state, caches), which their owner
 updates in place between walks. Leaves: the graph's outputs, in the arena. Chooses nothing; allocates only when a walk
-of new extents is bound.
+of new extents is bound. On CUDA all of it happens on one stream of the plan's own.
 """
 
 from __future__ import annotations
 
-import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from kernelmux.capture import CapturedWalk, capture
 from kernelmux.errors import LaunchError, PlanError
 from kernelmux.formats import Value, as_planes, as_tuple, lookup, torch_dtype
 from kernelmux.hookspecs import Launch, Planes, Tensors
 from kernelmux.memory import Layout, PackedWeights, aligned
 from kernelmux.plan import Plan
 from kernelmux.schedule import Step
+from kernelmux.walk import Walk, launch_error
 
 if TYPE_CHECKING:
     import torch
@@ -27,69 +28,21 @@ KEPT_WALKS = 16
 """Bound walks that a walker keeps: decode reuses one, prompts of new lengths take turns."""
 
 
-@dataclass(frozen=True, eq=False)
-class Walk:
-    """A schedule bound to memory at exact extents: calling it runs the step and returns the number of launches."""
-
-    steps: Sequence[Step]
-    calls: Sequence[Launch]
-    outputs: Mapping[str, Planes]
-    """The graph's outputs by name; the next walk overwrites them."""
-    launches: int
-    device: str
-
-    def __call__(self) -> int:
-        pending = iter(self.calls)
-        try:
-            for call in pending:
-                call()
-        except Exception as error:
-            # The iterator knows how far it got, so that a walk that works pays nothing for this.
-            index = len(self.calls) - operator.length_hint(pending) - 1
-            raise _launch_error(self.steps, index, self.device, error) from error
-        return self.launches
-
-
-# What CUDA says of faults that end the context (the CUDA runtime's error strings): every later call fails too.
-_STICKY = (
-    "illegal memory access",
-    "misaligned address",
-    "illegal instruction",
-    "invalid program counter",
-    "device-side assert",
-    "unspecified launch failure",
-    "hardware stack error",
-    "uncorrectable ECC error",
-)
-_SUSPECTS = 4
-"""Nodes that the message about a sticky fault names: launches are asynchronous, so an earlier one may be to blame."""
-
-
-def _launch_error(steps: Sequence[Step], index: int, device: str, error: Exception) -> LaunchError:
-    """What to say when the step at `index` has raised."""
-    node, choice = steps[index].node, steps[index].choice
-    shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
-    message = (
-        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, "
-        f"with {shapes}: {type(error).__name__}: {error}"
-    )
-    sticky = any(fault in str(error) for fault in _STICKY)
-    if sticky:
-        suspects = ", ".join(
-            f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])
-        )
-        message += f". The device is lost to this process; suspects, latest first: {suspects}"
-    return LaunchError(message, node.name, choice.name, sticky)
-
-
 class Walker:
     """Binds a plan's schedules, one arena under all of them, and walks.
 
     `leaves` holds the buffers of state and caches by name, at least as large as any walk needs: a walk sees the first
-    rows of those whose extents are symbols.
+    rows of those whose extents are symbols. `host` holds mirrors of the step state in host memory, for kernels that
+    read it there; on the CPU the buffers are their own mirrors.
     """
 
-    def __init__(self, plan: Plan, packed: PackedWeights, leaves: Mapping[str, Planes]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        packed: PackedWeights,
+        leaves: Mapping[str, Planes],
+        host: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         import torch
 
         if missing := [leaf.name for leaf in plan.graph.leaves if leaf.role != "weight" and leaf.name not in leaves]:
@@ -97,10 +50,19 @@ class Walker:
         self.plan = plan
         self._packed = packed
         self._leaves = leaves
+        self._host = host or {}
         nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
         self._arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
-        self._stream = torch.Stream(plan.device.torch) if plan.device.kind == "cuda" else None
+        self.stream: torch.cuda.Stream | None = None
+        if plan.device.kind == "cuda":
+            self.stream = torch.cuda.Stream(plan.device.torch)  # type: ignore[no-untyped-call]
         self._walks: OrderedDict[tuple[tuple[str, int], ...], Walk] = OrderedDict()
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """Makes the plan's stream torch's current one; nothing on the CPU."""
+        import torch
+
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
 
     def prepare(self) -> Iterator[str]:
         """Packs every weight that some schedule needs, yielding each node's name: binding would do it, but silently."""
@@ -109,7 +71,7 @@ class Walker:
                 try:
                     self._packed.get(step.node, step.choice.name, step.choice.kernel)
                 except Exception as error:
-                    raise _launch_error(schedule.steps, index, self.plan.device.torch, error) from error
+                    raise launch_error(schedule.steps, index, self.plan.device.torch, error) from error
                 yield step.node.name
 
     def without(self, error: LaunchError) -> Walker:
@@ -127,7 +89,7 @@ class Walker:
             plan = self.plan.without(error.node, error.kernel)
         except PlanError as nobody:
             raise error from nobody
-        return Walker(plan, self._packed, self._leaves)
+        return Walker(plan, self._packed, self._leaves, self._host)
 
     def bind(self, **dims: int) -> Walk:
         """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; recent ones are kept."""
@@ -139,24 +101,37 @@ class Walker:
         self._walks.move_to_end(key)
         return self._walks[key]
 
+    def capture(self, tail: Callable[[Walk], object], **dims: int) -> CapturedWalk:
+        """The walk at exact extents as a CUDA graph, with the launches of `tail` after its own.
+
+        LaunchError names the node that cannot be captured.
+        """
+        assert self.stream is not None, "only a CUDA device captures"
+        return capture(self._bind(dims), self.stream, tail)
+
     def _bind(self, asked: Mapping[str, int]) -> Walk:
         schedule = self.plan.schedule(asked["m"], asked.get("outs", asked["m"]))
         dims = self._all_dims(asked)
         views: dict[str, Planes] = {}
+        host: dict[str, torch.Tensor] = {}
         for leaf in self.plan.graph.leaves:
             if leaf.role != "weight":
                 (value,) = leaf.outputs
                 views[value.name] = _narrow(self._leaves[value.name], value.resolve(dims))
+                if value.format == "i32":
+                    mirror = self._host.get(value.name)
+                    host[value.name] = views[value.name] if mirror is None else _narrow(mirror, value.resolve(dims))
         steps = [Step(step.node.resolve(dims), step.choice) for step in schedule.steps]
         calls = []
-        for index, step in enumerate(steps):
-            try:
-                calls.append(self._bind_step(step, schedule.layout, views))
-            except Exception as error:
-                raise _launch_error(steps, index, self.plan.device.torch, error) from error
+        with self.on_stream():
+            for index, step in enumerate(steps):
+                try:
+                    calls.append(self._bind_step(step, schedule.layout, views, host))
+                except Exception as error:
+                    raise launch_error(steps, index, self.plan.device.torch, error) from error
         stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
         outputs = {name: views[physical] for name, physical in stored}
-        return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch)
+        return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch, self.on_stream())
 
     def _all_dims(self, asked: Mapping[str, int]) -> Mapping[str, int]:
         """Every symbol of the graph: those asked for, and the rest from the buffers' own extents."""
@@ -170,7 +145,9 @@ class Walker:
                     dims.setdefault(symbol, extent)
         return dims
 
-    def _bind_step(self, step: Step, layout: Layout, views: dict[str, Planes]) -> Launch:
+    def _bind_step(
+        self, step: Step, layout: Layout, views: dict[str, Planes], host: Mapping[str, torch.Tensor]
+    ) -> Launch:
         node, kernel = step.node, step.choice.kernel
         for source, target in node.contract.updates:
             views[node.outputs[target].name] = views[node.inputs[source].name]
@@ -182,8 +159,9 @@ class Walker:
             outputs=tuple(views[value.name] for value in node.outputs),
             packed=self._packed.get(node, step.choice.name, kernel),
             workspace=self._scratch(node.name, kernel.workspace(node), layout),
+            host=tuple(host.get(value.name) for value in node.inputs),
         )
-        return kernel.bind(node, tensors, self._stream)
+        return kernel.bind(node, tensors, self.stream)
 
     def _scratch(self, node: str, nbytes: int, layout: Layout) -> torch.Tensor | None:
         """A node's scratch: its place in the arena, or memory of its own where fewer rows need more."""

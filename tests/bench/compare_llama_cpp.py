@@ -28,7 +28,7 @@ def time_kernelmux(model_path: str, threads: int) -> dict[str, float]:
     import torch
 
     import kernelmux
-    from kernelmux.generate import Feed
+    from kernelmux.session import Feed
 
     torch.set_num_threads(threads)
     model = kernelmux.load(model_path)

@@ -12,12 +12,12 @@ import kernelmux_reference
 from fake_backend import CPU, FakeKernel, backend, chain, compute, plan_for, silu_graph, whole_backend
 from kernelmux import registry
 from kernelmux.errors import LaunchError
-from kernelmux.generate import Feed
 from kernelmux.lock import read_lock, write_lock
 from kernelmux.memory import PackedWeights
 from kernelmux.model import Model
 from kernelmux.ops import CORE_OPS, OPS, Fused
 from kernelmux.policy import parse_policy
+from kernelmux.session import Feed
 from kernelmux.walker import Walker
 
 NEXT = '[defaults]\nuse = ["flaky"]\non_error = "next"\n'

@@ -10,9 +10,11 @@ import torch
 
 import kernelmux
 from kernelmux.errors import KernelmuxError
-from kernelmux.generate import PAGE_SIZE, CapacityError, Feed, Sampling, generate
+from kernelmux.generate import generate
 from kernelmux.model import Model
 from kernelmux.plan import Plan
+from kernelmux.sampling import Sampling
+from kernelmux.session import PAGE_SIZE, CapacityError, Feed
 
 ATOL = 1e-4
 KERNELS = {"torch": "*=torch:f32,torch:sdpa,torch:rows", "reference": "*=reference:f32"}

@@ -13,6 +13,7 @@ from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
 from kernelmux.cli.run import run
+from kernelmux.device import is_out_of_memory, out_of_memory
 from kernelmux.errors import KernelmuxError
 
 app = typer.Typer(
@@ -46,6 +47,11 @@ def main() -> None:
         app()
     except KernelmuxError as error:
         print(f"kernelmux: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"kernelmux: {out_of_memory('the device', error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -46,12 +46,3 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)
-
-
-def human_bytes(count: float) -> str:
-    """`1.5 MB`, in powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

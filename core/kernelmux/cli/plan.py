@@ -13,7 +13,6 @@ from kernelmux.cli.common import (
     ModelPath,
     PolicyPath,
     Use,
-    human_bytes,
     make_plan,
     print_json,
     print_table,
@@ -73,6 +72,7 @@ def describe(plan: Plan, schedule: Schedule, rows: int) -> dict[str, Any]:
         "buckets": plan.buckets,
         "launches": schedule.launches,
         "conversions": schedule.conversions,
+        "capture": capturing(plan),
         "bytes": {
             "activations": schedule.layout.nbytes,
             "workspace": schedule.layout.largest_workspace,
@@ -95,6 +95,7 @@ def describe(plan: Plan, schedule: Schedule, rows: int) -> dict[str, Any]:
 
 def summary(plan: Plan, schedule: Schedule) -> list[str]:
     """A few lines: how many nodes of each op each kernel got, and what the plan needs."""
+    from kernelmux.memory import human_bytes
     from kernelmux.plan import kernel_counts
 
     lines = []
@@ -109,6 +110,22 @@ def summary(plan: Plan, schedule: Schedule) -> list[str]:
         f"{human_bytes(schedule.layout.largest_workspace)} of workspace, cache {human_bytes(plan.kv_bytes_per_token)} "
         "a token",
     ]
+    return lines + capturing(plan)
+
+
+def capturing(plan: Plan) -> list[str]:
+    """On CUDA, which decode steps run as CUDA graphs, and which kernels keep the others from it."""
+    from kernelmux.capture import CAPTURED_ROWS, captured_rows
+
+    if plan.device.kind != "cuda":
+        return []
+    counts = range(1, min(CAPTURED_ROWS, plan.max_rows) + 1)
+    sizes = sorted({size for rows in counts if (size := captured_rows(plan, rows)) is not None})
+    lines = [f"decode captured at {', '.join(map(str, sizes))} rows"] if sizes else []
+    for top in dict.fromkeys(plan.bucket(rows) for rows in counts):
+        if broken := plan.schedule(top, top).not_capturable:
+            first, more = broken[0], f" and {len(broken) - 1} more nodes" if len(broken) > 1 else ""
+            lines.append(f"eager up to {top} rows: {first.choice.name} of {first.node.name}{more} cannot be captured")
     return lines
 
 

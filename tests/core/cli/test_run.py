@@ -168,8 +168,9 @@ def test_ctrl_c_of_a_json_run_leaves_whole_json_that_says_so(monkeypatch: pytest
             raise KeyboardInterrupt
         return 104
 
-    monkeypatch.setattr("kernelmux.generate.Sampler.__call__", interrupt)
-    result = call_command("run", endless, "-p", "hello", "--max-tokens", 90_000, "--json")
+    monkeypatch.setattr("kernelmux.sampling.Sampler.__call__", interrupt)
+    # Drawn, not the likeliest: then every token passes through the sampler.
+    result = call_command("run", endless, "-p", "hello", "--max-tokens", 90_000, "--temperature", 1, "--json")
     assert result.code == 130
     document = json.loads(result.out)
     assert document["interrupted"] is True

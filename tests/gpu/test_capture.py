@@ -1,0 +1,135 @@
+"""Captured decode steps: the bytes of eager ones, the ids of a step at a time, no growth, and who breaks a capture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernelmux
+from fake_backend import FakeKernel, compute
+from kernelmux import registry
+from kernelmux.errors import LaunchError
+from kernelmux.formats import as_tuple
+from kernelmux.hookspecs import hookimpl
+from kernelmux.model import Model
+from kernelmux.session import Feed, Session
+
+POLICIES = {"f32": "*=torch:f32,torch:paged,torch", "bf16": "mul_mat=torch:bf16"}
+PROMPTS = [[1, 2, 3, 4, 5], [9] * 17, [100, 30], [7, 8, 9] * 10, [50]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Model:
+    return kernelmux.load(tiny)
+
+
+@pytest.fixture(scope="module", params=POLICIES.values(), ids=POLICIES)
+def plan(model: Model, request: pytest.FixtureRequest):
+    return model.plan(use=[request.param], device="cuda")
+
+
+def _opened(session: Session, prompts: list[list[int]]):
+    sequences = [session.open() for _ in prompts]
+    firsts = [int(session.feed(s, ids)[-1].argmax()) for s, ids in zip(sequences, prompts, strict=True)]
+    return sequences, firsts
+
+
+def _bytes(walk) -> dict[str, list[torch.Tensor]]:
+    torch.cuda.synchronize()
+    return {name: [part.clone() for part in as_tuple(planes)] for name, planes in walk.outputs.items()}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_captured_step_gives_the_bytes_of_an_eager_one_at_the_same_rows(model: Model, plan, count):
+    session = model.session(plan, 400, sequences=8)
+    sequences, firsts = _opened(session, PROMPTS[:count])
+    captured = session.step([Feed(s, [t]) for s, t in zip(sequences, firsts, strict=True)]).clone()
+    for sequence in sequences:
+        sequence.length -= 1
+    rows = 1 << (count - 1).bit_length()
+    assert set(session._captured) == {rows}
+    # The same state again, padding included, each launch made from Python.
+    with session._on_stream():
+        session._write_state([Feed(s, [t]) for s, t in zip(sequences, firsts, strict=True)], rows)
+        walk = session.walker.bind(m=rows, outs=rows, seqs=rows)
+        walk()
+    (eager,) = _bytes(walk)["logits"]
+    assert torch.equal(captured, eager[:count])
+
+
+def test_decoding_on_the_device_gives_the_ids_of_a_step_at_a_time(model: Model, plan):
+    both = []
+    for on_device in (True, False):
+        session = model.session(plan, 400, sequences=5)
+        sequences, ids = _opened(session, PROMPTS)
+        if on_device:
+            both.append(list(session.decode(sequences, ids, 24)))
+            continue
+        columns = []
+        for _ in range(24):
+            ids = session.step([Feed(s, [t]) for s, t in zip(sequences, ids, strict=True)]).argmax(-1).tolist()
+            columns.append(ids)
+        both.append(columns)
+    assert both[0] == both[1]
+
+
+def test_a_thousand_steps_hold_no_more_memory_than_one(model: Model, plan):
+    session = model.session(plan, 1100)
+    sequences, ids = _opened(session, PROMPTS[:1])
+    held = []
+    for index, (token,) in enumerate(session.decode(sequences, ids, 1000)):
+        assert token >= 0
+        if index in (10, 999):
+            held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert held[0] == held[1]
+
+
+class _Synchronizing(FakeKernel):
+    """Claims to be capturable, and waits for the device."""
+
+    def __init__(self):
+        super().__init__("waits", work=self._work)
+
+    def _work(self, node, tensors):
+        compute(node, tensors)
+        torch.cuda.synchronize()
+
+
+class _Eager(FakeKernel):
+    capturable = False
+
+
+def _model_with(kernel, tiny: Path, name: str):
+    class Backend:
+        CONTRACT = 1
+
+        @hookimpl
+        def dispatch_silu(self):
+            return kernel
+
+    return registry.isolated(torch=__import__("kernelmux_torch"), **{name: Backend()})
+
+
+def test_the_node_that_breaks_a_capture_is_named(tiny: Path):
+    with _model_with(_Synchronizing(), tiny, "slow"):
+        model = kernelmux.load(tiny)
+        session = model.session(model.plan(use=["silu=slow", POLICIES["f32"]], device="cuda"), 100)
+        sequences, ids = _opened(session, PROMPTS[:1])
+        with pytest.raises(LaunchError, match=r"captured.*slow:waits raised at blk.0.ffn_silu"):
+            session.step([Feed(sequences[0], ids)])
+    torch.cuda.synchronize()
+
+
+def test_a_kernel_that_cannot_be_captured_makes_its_bucket_eager_and_the_plan_says_so(tiny: Path):
+    from kernelmux.cli.plan import capturing
+
+    with _model_with(_Eager("eager", work=compute), tiny, "slow"):
+        model = kernelmux.load(tiny)
+        plan = model.plan(use=["silu=slow", POLICIES["f32"]], device="cuda")
+        session = model.session(plan, 100)
+        sequences, ids = _opened(session, PROMPTS[:1])
+        assert len(list(session.decode(sequences, ids, 3))) == 3
+        assert not session._captured
+        assert any("slow:eager of blk.0.ffn_silu" in line for line in capturing(plan))

@@ -1,0 +1,20 @@
+"""Every backend that is installed, held against the whole suite on CUDA: captured against eager as well."""
+
+import pytest
+import torch
+
+from kernelmux import registry
+from kernelmux.conformance import suite
+from kernelmux.errors import BackendError
+
+if torch.cuda.is_available():
+    for _name in registry.current().backends:
+        try:
+            globals()[f"Test{_name.capitalize()}"] = suite(_name, device="cuda")
+        except BackendError as _error:
+            # Installed, and not for this device: it says so.
+            globals()[f"test_{_name}"] = pytest.mark.skip(reason=str(_error))(lambda: None)
+else:
+
+    def test_every_backend_on_cuda():
+        """Stands for all of them where no device can be asked."""

@@ -1,0 +1,43 @@
+"""A full device, and one that is not there: one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernelmux
+from command import call_command
+from kernelmux.device import find_device, is_out_of_memory
+from kernelmux.errors import PlanError
+from kernelmux.session import CapacityError
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_what_there_is(tiny: Path):
+    model = kernelmux.load(tiny)
+    plan = model.plan(use=["mul_mat=torch:bf16"], device="cuda")
+    with pytest.raises(CapacityError, match=r"cuda:0 \(.*\) has .* GB free; weights need .*, the cache .* GB"):
+        model.session(plan, 10**9)
+
+
+def test_a_full_device_is_one_line_and_exit_code_2(tiny: Path):
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(int(free - 4e6), dtype=torch.uint8, device="cuda")
+    result = call_command("run", tiny, "-p", "hello", "--device", "cuda", "--max-tokens", 8)
+    del hog
+    torch.cuda.empty_cache()
+    assert result.code == 2
+    assert len(result.err.strip().splitlines()) == 1
+    assert "free" in result.err or "out of memory" in result.err
+
+
+def test_an_error_of_the_allocator_is_known_as_such():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15, dtype=torch.uint8, device="cuda")
+    assert is_out_of_memory(caught.value)
+
+
+def test_a_card_that_is_not_there_is_one_line():
+    with pytest.raises(PlanError, match=r"'cuda:99' was asked for, torch sees \d+ CUDA devices"):
+        find_device("cuda:99")

@@ -1,0 +1,57 @@
+"""SmolLM2 on CUDA: the recorded answers in float32, and bfloat16's distance from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernelmux
+from kernelmux.conformance.measure import compare
+
+pytestmark = pytest.mark.model
+
+GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "smollm2_greedy.json").read_text("utf-8"))["cases"]
+F32 = "*=torch:f32,torch:paged,torch"
+MOST_ERROR = {"bf16": 2e-3, "fp8_row": 2e-2}
+"""NMSE of the logits against float32's: 30 layers of 8 or 4 significant bits."""
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path):
+    return kernelmux.load(smollm2)
+
+
+@pytest.mark.parametrize("golden", GOLDENS, ids=["france", "village", "unicode", "chat"])
+def test_the_greedy_answer_is_the_recorded_one_token_for_token(model, golden):
+    answer = model.generate(golden["prompt"], model.plan(use=[F32], device="cuda"), max_tokens=48)
+    "".join(answer)
+    assert answer.ids == golden["greedy"][:48]
+
+
+@pytest.mark.parametrize("kernel", MOST_ERROR)
+@pytest.mark.parametrize("golden", GOLDENS, ids=["france", "village", "unicode", "chat"])
+def test_smaller_types_keep_the_first_token(model, golden, kernel):
+    plan = model.plan(use=[f"mul_mat=torch:{kernel},torch:bf16"], device="cuda")
+    found = model.forward(golden["ids"], plan)[-1].cpu()
+    wanted = model.forward(golden["ids"], model.plan(use=[F32], device="cuda"))[-1].cpu()
+    assert int(found.argmax()) == golden["greedy"][0]
+    assert compare(found, wanted.double(), MOST_ERROR[kernel]).failures == ()
+
+
+def test_few_rows_by_one_kernel_and_many_by_another_in_one_process(model, tmp_path):
+    policy = tmp_path / "mixed.toml"
+    policy.write_text(
+        '[[rule]]\nop = "mul_mat"\nm = "1..16"\nuse = ["torch:bf16"]\n\n'
+        '[[rule]]\nop = "mul_mat"\nuse = ["torch:fp8_row", "torch:bf16"]\n\n[defaults]\nuse = ["torch"]\n'
+    )
+    plan = model.plan(policy, device="cuda")
+    kernels = {step.choice.name for s in plan.schedules.values() for step in s.steps if step.node.op == "mul_mat"}
+    assert {"torch:bf16", "torch:fp8_row"} <= kernels
+    assert plan.extra_copy_bytes > 0
+    ids = (GOLDENS[1]["ids"] * 8)[:100]
+    answer = model.generate(ids, plan, max_tokens=16)
+    assert len("".join(answer)) > 0
+    torch.cuda.synchronize()
