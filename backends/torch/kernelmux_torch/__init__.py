@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kernelmux.hookspecs import Declined, hookimpl
+from kernelmux_torch.cuda import without_triton
 
 if TYPE_CHECKING:
     from kernelmux.device import Device
@@ -34,30 +35,63 @@ def dispatch_mul_mat_add(node: TensorNode, device: Device) -> Answer:
 
 @hookimpl
 def dispatch_rms_norm(device: Device) -> Answer:
-    from kernelmux_torch.rms_norm import RmsNorm
+    if device.kind == "cpu":
+        from kernelmux_torch import rms_norm
 
-    return _on_cpu(device) or RmsNorm()
+        return rms_norm.RmsNorm()
+    if (missing := without_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import norm
+
+    return norm.RmsNorm()
 
 
 @hookimpl
-def dispatch_add(device: Device) -> Answer:
+def dispatch_add_rms_norm(device: Device) -> Answer:
+    if (refused := _unfused(device)) is not None:
+        return refused
+    from kernelmux_torch.cuda.norm import AddRmsNorm
+
+    return AddRmsNorm()
+
+
+@hookimpl
+def dispatch_swiglu(device: Device) -> Answer:
+    if (refused := _unfused(device)) is not None:
+        return refused
+    from kernelmux_torch.cuda.swiglu import Swiglu
+
+    return Swiglu()
+
+
+@hookimpl
+def dispatch_gate_up_swiglu(node: TensorNode, n: int, k: int, device: Device) -> Answer:
+    if (refused := _unfused(device)) is not None:
+        return refused
+    from kernelmux_torch.cuda import swiglu
+
+    return swiglu.offer_gate_up(n, k, bool(node.bias), device)
+
+
+@hookimpl
+def dispatch_add() -> Answer:
     from kernelmux_torch.elementwise import Add
 
-    return _on_cpu(device) or Add()
+    return Add()
 
 
 @hookimpl
-def dispatch_mul(device: Device) -> Answer:
+def dispatch_mul() -> Answer:
     from kernelmux_torch.elementwise import Mul
 
-    return _on_cpu(device) or Mul()
+    return Mul()
 
 
 @hookimpl
-def dispatch_silu(device: Device) -> Answer:
+def dispatch_silu() -> Answer:
     from kernelmux_torch.elementwise import Silu
 
-    return _on_cpu(device) or Silu()
+    return Silu()
 
 
 @hookimpl
@@ -89,13 +123,24 @@ def dispatch_copy(device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_embed(table_format: str, device: Device) -> Answer:
-    from kernelmux_torch import embed
+def dispatch_embed(node: TensorNode, table_format: str, device: Device) -> Answer:
+    if device.kind == "cpu":
+        from kernelmux_torch import embed
 
-    return _on_cpu(device) or embed.offer(table_format)
+        return embed.offer(table_format)
+    if (missing := without_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import embed as on_cuda
+
+    return on_cuda.offer(bool(node.weight))
 
 
 def _on_cpu(device: Device) -> Declined | None:
     if device.kind == "cpu":
         return None
     return Declined(f"its kernels run on the CPU, the plan is for {device.kind}", "device")
+
+
+def _unfused(device: Device) -> Declined | None:
+    """Why nothing is fused in Triton."""
+    return Declined("it is fused on CUDA only", "device") if device.kind == "cpu" else without_triton()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from kernelmux.device import Device
 from kernelmux.formats import as_tuple, dequantize_planes, quantize_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux_torch.cuda import without_triton
 from kernelmux_torch.elementwise import FLOATS
 
 
@@ -22,8 +22,8 @@ def offer(source: str, target: str, device: Device) -> Answer:
         return Declined(f"it converts to or from {', '.join(FLOATS)}, not from {source} to {target}", "format")
     if device.kind == "cpu":
         return Quantize() if source in FLOATS else Dequantize()
-    if find_spec("triton") is None:
-        return Declined("it quantises in Triton, which comes with torch's CUDA wheels", "missing dependency")
+    if (missing := without_triton()) is not None:
+        return missing
     from kernelmux_torch.cuda import convert
 
     return convert.offer(source, target)

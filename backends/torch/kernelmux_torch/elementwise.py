@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,20 +28,23 @@ class _Elementwise(Kernel):
 
 class Add(_Elementwise):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return _binary(torch.add, tensors)
+        (a, b), (y,) = tensors.inputs, tensors.outputs
+        if _rounded_once(a, b, y):
+            return partial(torch.add, a, b, out=y)
+        return partial(torch.addcmul, a, b, torch.ones(1, device=y.device), out=y)
 
 
 class Mul(_Elementwise):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return _binary(torch.mul, tensors)
+        (a, b), (y,) = tensors.inputs, tensors.outputs
+        if _rounded_once(a, b, y):
+            return partial(torch.mul, a, b, out=y)
+        return partial(torch.addcmul, torch.zeros(1, device=y.device), a, b, out=y)
 
 
-def _binary(function: Callable[..., torch.Tensor], tensors: Tensors) -> Launch:
-    """torch rounds to the type that its inputs promote to: unless that is f32 or the output's, one is widened."""
-    (a, b), (y,) = tensors.inputs, tensors.outputs
-    if torch.promote_types(a.dtype, b.dtype) in (torch.float32, y.dtype):
-        return partial(function, a, b, out=y)
-    return lambda: function(a.float(), b, out=y)
+def _rounded_once(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> bool:
+    """torch rounds to the type that its inputs promote to: one in float32 beside them keeps it from that."""
+    return torch.promote_types(a.dtype, b.dtype) in (torch.float32, y.dtype)
 
 
 class Silu(_Elementwise):

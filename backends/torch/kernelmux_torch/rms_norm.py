@@ -29,7 +29,7 @@ class RmsNorm(Kernel):
         return 4 * node.gamma[0].extents[0]
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return (weights[0].dequantize(),)
+        return (weights[0].dequantize().to(device.torch),)
 
     def workspace(self, node: TensorNode) -> int:
         m, k = node.inputs[0].extents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,9 +20,16 @@ def dense(weight: Weight, dtype: torch.dtype, device: Device) -> torch.Tensor:
     """The weight in `dtype` on the device; the model's own memory where that is what it holds."""
     if lookup(weight.format).plain:
         return weight.dequantize(dtype).to(device.torch)
-    whole = torch.empty(weight.shape, dtype=dtype, device=device.torch)
-    for rows, part in chunks(weight):
-        whole[rows].copy_(part)
+    return stacked([weight], dtype, device)
+
+
+def stacked(weights: Sequence[Weight], dtype: torch.dtype, device: Device) -> torch.Tensor:
+    """Weights [n, k] below one another, in `dtype` on the device."""
+    heights = [weight.shape[0] for weight in weights]
+    whole = torch.empty(sum(heights), weights[0].shape[1], dtype=dtype, device=device.torch)
+    for weight, place in zip(weights, whole.split(heights), strict=True):
+        for rows, part in chunks(weight):
+            place[rows].copy_(part)
     return whole
 
 

@@ -1,20 +1,14 @@
-"""The Triton kernels of convert, interpreted on CPU tensors: run by test_convert.py in a process of its own."""
+"""The Triton kernels of convert, interpreted on CPU tensors: run by test_interpreted.py."""
 
-from __future__ import annotations
-
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
 
 from fake_backend import backend, one_node
-from kernelmux import registry
-from kernelmux.conformance.hookup import Filter, jobs
 from kernelmux.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
 from kernelmux.hookspecs import Tensors
 from kernelmux_torch.cuda import convert
 from kernelmux_torch.elementwise import FLOATS
+from triton_interpreter import interpreted_jobs
 
 
 def on_cpu(node, m):
@@ -22,26 +16,12 @@ def on_cpu(node, m):
     return convert.offer(source, target) if (source in FLOATS) != (target in FLOATS) else None
 
 
-TORCH_TYPES = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
-TORCH_TYPES[tl.float8e4nv] = torch.float8_e4m3fn
-
-
-def _convert_float(values, source, target, rounding):
-    """Through torch: the interpreter's own conversion loses the carry of a mantissa that rounds up to two."""
-    bits = torch.from_numpy(np.ascontiguousarray(values))
-    rounded = bits.view(TORCH_TYPES[source]).to(TORCH_TYPES[target])
-    return rounded.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rounded.itemsize]).numpy()
-
-
-interpreter._convert_float = _convert_float
-
-with registry.isolated(torch=backend(convert=on_cpu)) as interpreted:
-    CASES = list(jobs("torch", interpreted, wanted=Filter(op="convert")))
+REGISTRY, CASES = interpreted_jobs(backend(convert=on_cpu), rows=512)
 
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(interpreted)
+    outcome = job.run(REGISTRY)
     if outcome.status == "refused":
         pytest.skip(outcome.reason)
     assert outcome.passed, outcome.failures

@@ -1,12 +1,6 @@
-"""convert on CUDA, without a GPU: its Triton kernels, interpreted, keep the contract and store what core would."""
+"""convert: between which formats, on which device, and why not (its Triton kernels: interpreted_convert.py)."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -19,28 +13,8 @@ from kernelmux_torch import convert
 CUDA = Device("cuda", 0, "some card", (9, 0))
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-def test_the_triton_kernels_keep_the_contract_when_interpreted():
-    # Triton reads the variable when it is imported, so that this takes a process of its own.
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            Path(__file__).parent / "interpreted_convert.py",
-        ],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr
-
-
 def test_without_triton_the_reason_is_that(monkeypatch):
-    monkeypatch.setattr(convert, "find_spec", lambda name: None)
+    monkeypatch.setattr("kernelmux_torch.cuda.find_spec", lambda name: None)
     answer = convert.offer("f32", "fp8_row", CUDA)
     assert isinstance(answer, Declined)
     assert answer.kind == "missing dependency"

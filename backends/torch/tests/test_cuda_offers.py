@@ -1,0 +1,41 @@
+"""What the torch backend offers for CUDA, asked on any machine."""
+
+import pytest
+
+from fake_backend import one_node
+from kernelmux import registry
+from kernelmux.device import Device
+from kernelmux.formats import Value
+
+H100 = Device("cuda", name="H100", capability=(9, 0))
+NODES = {
+    "rms_norm": ((Value("x", ("m", 64)),), {"gamma": (Value("gamma", (64,)),), "epsilon": 1e-5}),
+    "add_rms_norm": (
+        (Value("a", ("m", 64)), Value("b", ("m", 64))),
+        {"gamma": (Value("gamma", (64,)),), "epsilon": 1e-5},
+    ),
+    "swiglu": ((Value("gate", ("m", 64)), Value("up", ("m", 64))), {}),
+    "gate_up_swiglu": ((Value("x", ("m", 64)),), {"weight": (Value("gate", (96, 64)), Value("up", (96, 64)))}),
+    "embed": ((Value("ids", ("m",), "i32"),), {"weight": (Value("table", (50, 64)),)}),
+}
+
+
+def ask(op):
+    inputs, fields = NODES[op]
+    node = one_node(op, *inputs, **fields).resolve({"m": 4})
+    return registry.current().ask(op, {"node": node, "device": H100, **node.contract.arguments(node)})
+
+
+@pytest.mark.parametrize("op", NODES)
+def test_without_triton_the_backend_says_what_is_missing(op, monkeypatch):
+    monkeypatch.setattr("kernelmux_torch.cuda.find_spec", lambda name: None)
+    assert ask(op).declined["torch"].kind == "missing dependency"
+
+
+def test_a_tied_head_shares_the_table_of_embed():
+    pytest.importorskip("triton")
+    head = one_node("mul_mat", Value("x", ("m", 64)), weight=(Value("table", (50, 64)),)).resolve({"m": 4})
+    arguments = {"node": head, "device": H100, **head.contract.arguments(head)}
+    offered = registry.current().ask("mul_mat", arguments).kernels
+    tables = {name: kernel for name, kernel in ask("embed").kernels.items() if name.startswith("torch:")}
+    assert {name: offered[name].packed for name in tables} == {name: table.packed for name, table in tables.items()}

@@ -1,0 +1,32 @@
+"""Triton's interpreter, mended where it rounds wrongly, and the cases of a backend on it.
+
+For files that run under TRITON_INTERPRET=1, in processes of their own: Triton reads the variable when kernels are made.
+"""
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from kernelmux import registry
+from kernelmux.conformance.hookup import jobs
+
+TORCH_TYPES = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
+TORCH_TYPES[tl.float8e4nv] = torch.float8_e4m3fn
+
+
+def _convert_float(values, source, target, rounding):
+    """Through torch: the interpreter's own conversion loses the carry of a mantissa that rounds up to two."""
+    bits = torch.from_numpy(np.ascontiguousarray(values))
+    rounded = bits.view(TORCH_TYPES[source]).to(TORCH_TYPES[target])
+    return rounded.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rounded.itemsize]).numpy()
+
+
+interpreter._convert_float = _convert_float
+
+
+def interpreted_jobs(plugin, rows=5):
+    """A registry with that backend as `torch`, and its cases of at most so many rows."""
+    with registry.isolated(torch=plugin) as interpreted:
+        every = list(jobs("torch", interpreted))
+    return interpreted, [job for job in every if job.case.inputs[0].shape[0] <= rows]
