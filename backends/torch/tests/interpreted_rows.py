@@ -14,7 +14,7 @@ REGISTRY, CASES = interpreted_jobs(
         rms_norm=norm.RmsNorm(),
         add_rms_norm=norm.AddRmsNorm(),
         swiglu=swiglu.Swiglu(),
-        gate_up_swiglu=[swiglu.GateUpBf16(), swiglu.GateUpF16(), swiglu.GateUpFp8Row()],
+        gate_up_swiglu=lambda node, m: [] if node.bias else [swiglu.GateUpBf16(), swiglu.GateUpFp8Row()],
         embed=lambda node, m: embed.offer(bool(node.weight)),
     )
 )

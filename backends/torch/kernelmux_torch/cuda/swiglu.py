@@ -29,7 +29,7 @@ LONGEST = 32768
 
 def offer_gate_up(n: int, k: int, bias: bool, device: Device) -> list[Kernel | Declined]:
     """gate_up_swiglu under the names of the mul_mats that it may stand for, or why not."""
-    answers: list[Kernel | Declined] = [GateUpBf16(), GateUpF16()]
+    answers: list[Kernel | Declined] = [GateUpBf16()]
     answers += (kernel.refusal(n, k, bias, device) or kernel for kernel in (GateUpFp8Row(), GateUpFp8RowFast()))
     if bias:
         return [Declined("its GEMM of both weights adds no biases", "unsupported", a.kernel or a.name) for a in answers]
@@ -54,23 +54,21 @@ class Swiglu(Kernel):
 
 
 class _GateUp(Kernel):
-    """Over a mul_mat of the stacked weights [2n, k], whose results are rounded in between."""
+    """Over a mul_mat of the stacked weights [2n, k], whose results are rounded to bfloat16 (float16 ends at 65504)."""
 
     launches = 2
-    between = torch.bfloat16
-    """What the GEMM writes."""
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [_written(node)]
 
     def workspace(self, node: TensorNode) -> int:
         m, n = node.outputs[0].extents
-        return self.between.itemsize * m * 2 * n
+        return 2 * m * 2 * n
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (y,), (m, n) = tensors.outputs, node.outputs[0].extents
         assert tensors.workspace is not None
-        both = tensors.workspace.view(self.between).view(m, 2 * n)
+        both = tensors.workspace.view(torch.bfloat16).view(m, 2 * n)
         multiply = super().bind(node, replace(tensors, outputs=(both,)), stream)
         activate = _bind(both[:, :n], both[:, n:], y)
 
@@ -88,19 +86,6 @@ class GateUpBf16(_GateUp, mul_mat.Bf16):
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return (stacked(weights, self.dtype, device),)
-
-
-class GateUpF16(GateUpBf16):
-    """The same in float16: gates and ups over 65504 need another."""
-
-    name = "f16"
-    precision = 4e-6
-    packed = "f16"
-    dtype = torch.float16
-    between = torch.float16
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f16"]]
 
 
 class GateUpFp8Row(_GateUp, fp8.Fp8Row):
