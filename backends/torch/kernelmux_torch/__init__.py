@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kernelmux.hookspecs import Declined, hookimpl
@@ -69,23 +70,47 @@ def dispatch_convert(source: str, target: str, device: Device) -> Answer:
 
 @hookimpl
 def dispatch_rope(device: Device) -> Answer:
-    from kernelmux_torch.rope import Rope
+    if device.kind == "cpu":
+        from kernelmux_torch.rope import Rope
 
-    return _on_cpu(device) or Rope()
+        return Rope()
+    if (missing := _no_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import rope
+
+    return rope.Rope()
 
 
 @hookimpl
-def dispatch_attention(node: TensorNode, device: Device) -> Answer:
-    from kernelmux_torch import attention
+def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
+    if device.kind == "cpu":
+        return Declined("it is fused on CUDA only", "device")
+    if (missing := _no_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import qkv
 
-    return _on_cpu(device) or attention.offer(node)
+    return qkv.offer(node, device)
+
+
+@hookimpl
+def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
+    from kernelmux_torch import attention
+    from kernelmux_torch.cuda import attention as on_cuda
+
+    return attention.offer(node) if device.kind == "cpu" else on_cuda.offer(node, m)
 
 
 @hookimpl
 def dispatch_copy(device: Device) -> Answer:
-    from kernelmux_torch.copy import Copy
+    if device.kind == "cpu":
+        from kernelmux_torch.copy import Copy
 
-    return _on_cpu(device) or Copy()
+        return Copy()
+    if (missing := _no_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import copy
+
+    return copy.Copy()
 
 
 @hookimpl
@@ -99,3 +124,9 @@ def _on_cpu(device: Device) -> Declined | None:
     if device.kind == "cpu":
         return None
     return Declined(f"its kernels run on the CPU, the plan is for {device.kind}", "device")
+
+
+def _no_triton() -> Declined | None:
+    if find_spec("triton") is not None:
+        return None
+    return Declined("it is written in Triton, which comes with torch's CUDA wheels", "missing dependency")

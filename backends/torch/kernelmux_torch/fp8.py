@@ -15,7 +15,7 @@ from torch.nn.functional import ScalingType
 from kernelmux.device import Device
 from kernelmux.formats import Weight, lookup
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
 from kernelmux_torch.weights import dense, quantized
 
 BLOCK = 128
@@ -74,12 +74,18 @@ class Fp8Tensor(Kernel):
         return (*quantized(weight, self.packed, device), *(dense(value, torch.bfloat16, device) for value in bias))
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        ((x, x_scales),), (y,) = tensors.inputs, tensors.outputs
-        weight, scales, *bias = tensors.packed
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        return self.multiply(x, y, *tensors.packed)
+
+    def multiply(
+        self, x: Planes, y: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, *bias: torch.Tensor
+    ) -> Launch:
+        """The call that computes y = x Wᵀ + b."""
+        data, x_scales = x
         # torch tells the scheme from the scales' shapes: [1, 1] and [1, 1], or [m, 1] and [1, n].
         return partial(
             torch._scaled_mm,
-            x,
+            data,
             weight.T,
             x_scales,
             scales.T,

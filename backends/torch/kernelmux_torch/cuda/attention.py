@@ -1,0 +1,114 @@
+"""attention on CUDA: paged decoding in Triton, and torch's scaled_dot_product_attention, one call a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.ops.attention import visible
+
+DECODE = 64
+"""Rows up to which each may as well read the cache by itself."""
+FASTEST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
+    """Both kernels, or why not, the better one for so many rows first."""
+    answers = [_paged(node), _sdpa(node)]
+    return answers if m <= DECODE else answers[::-1]
+
+
+def _paged(node: TensorNode) -> Kernel | Declined:
+    if find_spec("triton") is None:
+        return Declined("it is written in Triton, which comes with torch's CUDA wheels", "missing dependency", "paged")
+    from kernelmux_torch.cuda import paged
+
+    return paged.offer(node.inputs[1].format)
+
+
+def _sdpa(node: TensorNode) -> Kernel | Declined:
+    if node.soft_cap:
+        return Declined("torch's attention has no soft cap", "unsupported", "sdpa")
+    return Sdpa() if node.inputs[1].format == "f32" else SdpaHalf()
+
+
+class Sdpa(Kernel):
+    """cuDNN's attention, or the next best that takes the shapes; lengths and pages come from the host's mirror."""
+
+    name = "sdpa"
+    precision = 1e-9
+    # A launch reads lengths and pages on the host, and allocates.
+    capturable = False
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # torch wants queries in the type of keys and values.
+        return [[node.inputs[1].format], *([value.format] for value in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # torch allocates its result, so that it is copied in any case: into any format at one cost.
+        return [[node.inputs[1].format, *(f for f in ("f32", "bf16", "f16") if f != node.inputs[1].format)]]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        q, k_cache, v_cache, _, _, block_table = tensors.inputs
+        (y,) = tensors.outputs
+        page_size = k_cache.shape[1]
+        # [1, heads, m, dim]
+        queries, results = (t.view(1, len(t), node.num_heads, -1).transpose(1, 2) for t in (q, y))
+        # Without mirrors, the device's own numbers: a launch waits for them.
+        mirrors = zip(tensors.host or tensors.inputs, tensors.inputs, strict=True)
+        starts_of, lengths_of, table = [one if mirror is None else mirror for mirror, one in mirrors][3:]
+
+        def cached(seq: int, length: int) -> list[torch.Tensor]:
+            """A sequence's keys and values, [1, kv heads, length, dim]: views where its pages are neighbours."""
+            count = -(-length // page_size)
+            order = table[seq, :count].tolist()
+            if order == list(range(order[0], order[0] + count)):
+                parts = [cache[order[0] : order[0] + count] for cache in (k_cache, v_cache)]
+            else:
+                parts = [cache.index_select(0, block_table[seq, :count]) for cache in (k_cache, v_cache)]
+            return [part.flatten(0, 1)[:length].transpose(0, 1).unsqueeze(0) for part in parts]
+
+        def launch() -> None:
+            starts = starts_of.tolist()
+            with sdpa_kernel(FASTEST, set_priority=True):
+                for seq, length in enumerate(lengths_of.tolist()):
+                    rows = slice(starts[seq], starts[seq + 1])
+                    if length == 0:
+                        results[:, :, rows].zero_()
+                    elif rows.start < rows.stop:
+                        mixed = _one_sequence(node, queries[:, :, rows], *cached(seq, length))
+                        results[:, :, rows].copy_(mixed)
+            if starts[-1] < len(y):
+                y[starts[-1] :].zero_()
+
+        return launch
+
+
+class SdpaHalf(Sdpa):
+    """The same, with weights rounded to the cache's two bytes before they meet the values."""
+
+    precision = 1e-5
+
+
+def _one_sequence(node: TensorNode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """q [1, heads, rows, dim] against keys and values [1, kv heads, length, dim]; the shape of q."""
+    rows, length = q.shape[2], keys.shape[2]
+    mask = None
+    if node.window:
+        mask = visible(rows, length, node.window, q.device)
+    elif rows > 1:
+        mask = causal_lower_right(rows, length)
+    return scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=node.scale, enable_gqa=True)

@@ -1,0 +1,60 @@
+"""The Triton kernels of rope, copy, qkv_rope_copy and attention, interpreted on CPU tensors, and sdpa beside them.
+
+Run by test_interpreted_attention.py in a process of its own.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import pytest
+
+from fake_backend import backend
+from kernelmux import registry
+from kernelmux.conformance.hookup import Filter, jobs
+from kernelmux.device import Device
+from kernelmux_torch.cuda import attention, copy, paged, qkv, rope
+from triton_interpreter import round_as_a_device
+
+round_as_a_device()
+
+CPU = Device("cpu")
+
+
+def qkv_on_cpu(node, m):
+    return qkv.offer(node, CPU)
+
+
+def attention_on_cpu(node, m):
+    return attention.offer(node, m)
+
+
+WANTED = (
+    *("rope-*-m1", "rope-*-yarn-m5", "rope-*-at131067", "rope-*-d*-of*", "rope-*-divisors", "rope-halves-h28*"),
+    *("copy-*-m5-*", "copy-*padding*"),
+    "qkv_rope_copy-*",
+    *("attention-decode-33-*", "attention-decode-200", "attention-mixed-h8*", "attention-mixed-h4-kv2*"),
+    *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8", "attention-*soft-cap*"),
+    *("attention-loud", "attention-scale", "attention-pages-of-*", "attention-no-length", "attention-batch"),
+)
+"""Cases of few rows, which the interpreter takes one after another: every branch, in each format."""
+
+# As if the device were small: enough programs that short rows are split, few enough for the interpreter.
+paged.PROGRAMS = 12
+
+with registry.isolated(
+    torch=backend(rope=rope.Rope(), copy=copy.Copy(), qkv_rope_copy=qkv_on_cpu, attention=attention_on_cpu)
+) as interpreted:
+    CASES = [
+        job
+        for job in jobs("torch", interpreted, wanted=Filter())
+        if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED)
+    ]
+
+
+@pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
+def test_case(job):
+    outcome = job.run(interpreted)
+    if outcome.status == "refused":
+        pytest.skip(outcome.reason)
+    assert outcome.passed, outcome.failures

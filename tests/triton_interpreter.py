@@ -1,0 +1,23 @@
+"""Triton's interpreter, made to round as a device does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+TORCH_TYPES = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
+TORCH_TYPES[tl.float8e4nv] = torch.float8_e4m3fn
+
+
+def _convert_float(values, source, target, rounding):
+    """Through torch: the interpreter's own conversion loses the carry of a mantissa that rounds up to two."""
+    bits = torch.from_numpy(np.ascontiguousarray(values))
+    rounded = bits.view(TORCH_TYPES[source]).to(TORCH_TYPES[target])
+    return rounded.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rounded.itemsize]).numpy()
+
+
+def round_as_a_device():
+    """Replaces the interpreter's conversions between floats, for the life of the process."""
+    interpreter._convert_float = _convert_float
