@@ -94,10 +94,13 @@ def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
 
 @hookimpl
 def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
-    from kernelmux_torch import attention
+    if device.kind == "cpu":
+        from kernelmux_torch import attention
+
+        return attention.offer(node)
     from kernelmux_torch.cuda import attention as on_cuda
 
-    return attention.offer(node) if device.kind == "cpu" else on_cuda.offer(node, m)
+    return on_cuda.offer(node, m)
 
 
 @hookimpl

@@ -5,13 +5,14 @@ Run by test_interpreted_attention.py in a process of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
 
 from fake_backend import backend
 from kernelmux import registry
-from kernelmux.conformance.hookup import Filter, jobs
+from kernelmux.conformance.hookup import Filter, Job, jobs
 from kernelmux.device import Device
 from kernelmux_torch.cuda import attention, copy, paged, qkv, rope
 from triton_interpreter import round_as_a_device
@@ -39,6 +40,8 @@ WANTED = (
 )
 """Cases of few rows, which the interpreter takes one after another: every branch, in each format."""
 
+STORED = ("attention-decode-200", "attention-mixed-h4-kv2-d80", "attention-window-8", "attention-no-length")
+
 # As if the device were small: enough programs that short rows are split, few enough for the interpreter.
 paged.PROGRAMS = 12
 
@@ -50,6 +53,15 @@ with registry.isolated(
         for job in jobs("torch", interpreted, wanted=Filter())
         if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED)
     ]
+
+    # The suite's caches are f32. Queries in the cache's own format, and wider.
+    for case in [job.case for job in CASES if job.kernel == "torch:paged" and job.name in STORED]:
+        for format, q_format in (("bf16", "bf16"), ("bf16", "f32"), ("f16", "f16"), ("f16", "f32")):
+            q, k_cache, v_cache, *state = case.inputs
+            caches = [replace(cache, format=format) for cache in (k_cache, v_cache)]
+            stored = (replace(q, format=q_format), *caches, *state)
+            named = replace(case, name=f"{case.name}-{q_format}-in-{format}", inputs=stored)
+            CASES += [Job(named, "torch:paged"), Job(named, "torch:sdpa")]
 
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])

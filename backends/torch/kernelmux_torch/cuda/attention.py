@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernelmux.graph import TensorNode
@@ -64,7 +64,7 @@ class Sdpa(Kernel):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, _, _, block_table = tensors.inputs
         (y,) = tensors.outputs
-        page_size = k_cache.shape[1]
+        page_size, mix = k_cache.shape[1], _attends(node, q)
         # [1, heads, m, dim]
         queries, results = (t.view(1, len(t), node.num_heads, -1).transpose(1, 2) for t in (q, y))
         # Without mirrors, the device's own numbers: a launch waits for them.
@@ -89,8 +89,7 @@ class Sdpa(Kernel):
                     if length == 0:
                         results[:, :, rows].zero_()
                     elif rows.start < rows.stop:
-                        mixed = _one_sequence(node, queries[:, :, rows], *cached(seq, length))
-                        results[:, :, rows].copy_(mixed)
+                        results[:, :, rows].copy_(mix(queries[:, :, rows], *cached(seq, length)))
             if starts[-1] < len(y):
                 y[starts[-1] :].zero_()
 
@@ -103,12 +102,26 @@ class SdpaHalf(Sdpa):
     precision = 1e-5
 
 
-def _one_sequence(node: TensorNode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """q [1, heads, rows, dim] against keys and values [1, kv heads, length, dim]; the shape of q."""
-    rows, length = q.shape[2], keys.shape[2]
-    mask = None
-    if node.window:
-        mask = visible(rows, length, node.window, q.device)
-    elif rows > 1:
-        mask = causal_lower_right(rows, length)
-    return scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=node.scale, enable_gqa=True)
+def _attends(node: TensorNode, q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A function of one sequence's q [1, heads, rows, dim], keys and values [1, kv heads, length, dim], as q is."""
+    attend = partial(scaled_dot_product_attention, scale=node.scale, enable_gqa=True)
+    # torch's causal_lower_right calls the same; importing it would import the whole of torch._dynamo.
+    flash = partial(
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        dropout_p=0.0,
+        is_causal=True,
+        return_debug_mask=False,
+        scale=node.scale,
+    )
+    takes_flash = q.dtype != torch.float32 and node.head_dim % 8 == 0 and node.head_dim <= 256
+    takes_flash = takes_flash and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+    def mix(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        rows, length = q.shape[2], keys.shape[2]
+        if not node.window and rows in (1, length):
+            return attend(q, keys, values, is_causal=rows > 1)
+        if not node.window and takes_flash:
+            return flash(q, keys, values)[0]
+        return attend(q, keys, values, attn_mask=visible(rows, length, node.window, q.device))
+
+    return mix

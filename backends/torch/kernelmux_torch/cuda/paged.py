@@ -1,4 +1,4 @@
-"""attention on CUDA in Triton, which reads lengths and pages on the device: a graph may hold it, in any mixture of rows.
+"""attention on CUDA in Triton, which reads lengths and pages on the device: any mixture of rows, in a graph too.
 
 The positions that a row sees are cut into splits, which programs attend to at once; a second kernel weighs what they
 found. Made for decoding: each row reads its keys and values by itself.
@@ -27,6 +27,9 @@ TILE = 16384
 """Bytes of keys that a program loads at once, and of values; three tiles of both fit in shared memory."""
 SEQUENCES = 128
 """Sequences that are looked through at once for a row's own."""
+
+
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def offer(cache_format: str) -> Kernel:
@@ -119,8 +122,7 @@ def _attend(
     LOW: tl.constexpr,
 ):
     """One row's queries of one kv head against one split of what they see; `WHOLE` where there is but one split."""
-    GROUP: tl.constexpr = HEADS // KV_HEADS
-    LOG2E: tl.constexpr = 1.4426950408889634
+    group: tl.constexpr = HEADS // KV_HEADS
     row, kv_head, split, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     sequence, begin, end = _seen(row, query_start, kv_len, sequences, WINDOW, SEQUENCES)
     share = tl.cdiv(tl.cdiv(end - begin, splits), MANY) * MANY
@@ -128,8 +130,8 @@ def _attend(
     last = tl.minimum(first + share, end)
 
     member, column = tl.arange(0, TALL), tl.arange(0, WIDE)
-    kept = (member < GROUP)[:, None] & (column < DIM)[None, :]
-    head = row.to(tl.int64) * HEADS + kv_head * GROUP + member
+    kept = (member < group)[:, None] & (column < DIM)[None, :]
+    head = row.to(tl.int64) * HEADS + kv_head * group + member
     queries = tl.load(q + head[:, None] * DIM + column[None, :], mask=kept, other=0.0).to(tl.float32)
     high = queries.to(k_cache.dtype.element_ty)
     low = (queries - high.to(tl.float32)).to(k_cache.dtype.element_ty)
@@ -169,8 +171,8 @@ def _attend(
         at = head * splits + split
         if first < last:
             tl.store(found + at[:, None] * DIM + column[None, :], sums, mask=kept)
-        tl.store(weights + 2 * at, peak, mask=member < GROUP)
-        tl.store(weights + 2 * at + 1, total, mask=member < GROUP)
+        tl.store(weights + 2 * at, peak, mask=member < group)
+        tl.store(weights + 2 * at + 1, total, mask=member < group)
 
 
 @triton.jit
