@@ -156,14 +156,14 @@ def turn(
     head, pair = first + tl.arange(0, TALL), tl.arange(0, WIDE)
     there = (head < HEADS)[:, None]
     inside = there & (pair < DIMS // 2)[None, :]
-    # The left of a pair, and how far its right is from it.
-    left = head[:, None] * DIM + (pair * 2 if ADJACENT else pair)[None, :]
-    right = left + (1 if ADJACENT else DIMS // 2)
-    a = tl.load(x + left, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x + right, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + left, (a * cos[None, :] - b * sin[None, :]).to(y.dtype.element_ty), mask=inside)
-    tl.store(y + right, (a * sin[None, :] + b * cos[None, :]).to(y.dtype.element_ty), mask=inside)
+    # Both of a pair, so that neighbours are loaded together.
+    side = tl.arange(0, 2)
+    pairs = (pair[:, None] * 2 + side[None, :]) if ADJACENT else (pair[:, None] + side[None, :] * (DIMS // 2))
+    at = (head * DIM)[:, None, None] + pairs[None, :, :]
+    a, b = tl.split(tl.load(x + at, mask=inside[:, :, None], other=0.0).to(tl.float32))
+    turned = tl.join(a * cos[None, :] - b * sin[None, :], a * sin[None, :] + b * cos[None, :])
+    tl.store(y + at, turned.to(y.dtype.element_ty), mask=inside[:, :, None])
     if DIMS < DIM:
         passed = there & (pair < DIM - DIMS)[None, :]
-        at = head[:, None] * DIM + DIMS + pair[None, :]
-        tl.store(y + at, tl.load(x + at, mask=passed, other=0.0).to(y.dtype.element_ty), mask=passed)
+        rest = head[:, None] * DIM + DIMS + pair[None, :]
+        tl.store(y + rest, tl.load(x + rest, mask=passed, other=0.0).to(y.dtype.element_ty), mask=passed)
