@@ -22,7 +22,14 @@ def _convert_float(values, source, target, rounding):
     return rounded.view({1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[rounded.itemsize]).numpy()
 
 
+def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    """Of bfloat16 the interpreter would multiply the bits."""
+    wide = [_convert_float(part.data, part.dtype, tl.float32, None).view(np.float32) for part in (a, b)]
+    return interpreter.TensorHandle(np.matmul(*wide) + d.data, d.dtype.scalar)
+
+
 interpreter._convert_float = _convert_float
+interpreter.InterpreterBuilder.create_dot = _create_dot
 
 
 def interpreted_jobs(plugin, rows=5):

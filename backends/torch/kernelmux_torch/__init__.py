@@ -103,23 +103,50 @@ def dispatch_convert(source: str, target: str, device: Device) -> Answer:
 
 @hookimpl
 def dispatch_rope(device: Device) -> Answer:
-    from kernelmux_torch.rope import Rope
+    if device.kind == "cpu":
+        from kernelmux_torch.rope import Rope
 
-    return _on_cpu(device) or Rope()
+        return Rope()
+    if (missing := without_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import rope
+
+    return rope.Rope()
 
 
 @hookimpl
-def dispatch_attention(node: TensorNode, device: Device) -> Answer:
-    from kernelmux_torch import attention
+def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
+    if device.kind == "cpu":
+        return Declined("it is fused on CUDA only", "device")
+    if (missing := without_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import qkv
 
-    return _on_cpu(device) or attention.offer(node)
+    return qkv.offer(node, device)
+
+
+@hookimpl
+def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
+    if device.kind == "cpu":
+        from kernelmux_torch import attention
+
+        return attention.offer(node)
+    from kernelmux_torch.cuda import attention as on_cuda
+
+    return on_cuda.offer(node, m)
 
 
 @hookimpl
 def dispatch_copy(device: Device) -> Answer:
-    from kernelmux_torch.copy import Copy
+    if device.kind == "cpu":
+        from kernelmux_torch.copy import Copy
 
-    return _on_cpu(device) or Copy()
+        return Copy()
+    if (missing := without_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import copy
+
+    return copy.Copy()
 
 
 @hookimpl

@@ -15,7 +15,7 @@ from torch.nn.functional import ScalingType
 from kernelmux.device import Device
 from kernelmux.formats import Weight, lookup
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
 from kernelmux_torch.weights import dense, quantized
 
 BLOCK = 128
@@ -75,11 +75,15 @@ class Fp8Tensor(Kernel):
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
-        weight, scales, *bias = tensors.packed
-        added = bias[0] if bias else None
+        return self.multiply(x, y, *tensors.packed)
+
+    def multiply(
+        self, x: Planes, y: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> Launch:
+        """The call that computes y = x Wᵀ + b."""
         if y.device.type == "cpu":
-            return partial(_multiply_on_cpu, *x, weight, scales, added, y)
-        return scaled_mm(*x, weight, scales, added, y, self.fast)
+            return partial(_multiply_on_cpu, *x, weight, scales, bias, y)
+        return scaled_mm(*x, weight, scales, bias, y, self.fast)
 
 
 class Fp8Row(Fp8Tensor):

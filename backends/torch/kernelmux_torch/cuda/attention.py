@@ -1,0 +1,128 @@
+"""attention on CUDA: paged decoding in Triton, and torch's scaled_dot_product_attention, one call a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.ops.attention import visible
+from kernelmux_torch.cuda import without_triton
+
+DECODE = 64
+"""Rows up to which each may as well read the cache by itself."""
+FASTEST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
+    """Both kernels, or why not, the better one for so many rows first."""
+    answers = [_paged(node), _sdpa(node)]
+    return answers if m <= DECODE else answers[::-1]
+
+
+def _paged(node: TensorNode) -> Kernel | Declined:
+    if (missing := without_triton()) is not None:
+        return replace(missing, kernel="paged")
+    from kernelmux_torch.cuda import paged
+
+    return paged.offer(node.inputs[1].format)
+
+
+def _sdpa(node: TensorNode) -> Kernel | Declined:
+    if node.soft_cap:
+        return Declined("torch's attention has no soft cap", "unsupported", "sdpa")
+    return Sdpa() if node.inputs[1].format == "f32" else SdpaHalf()
+
+
+class Sdpa(Kernel):
+    """cuDNN's attention, or the next best that takes the shapes; lengths and pages come from the host's mirror."""
+
+    name = "sdpa"
+    precision = 1e-9
+    # A launch reads lengths and pages on the host, and allocates.
+    capturable = False
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # torch wants queries in the type of keys and values.
+        return [[node.inputs[1].format], *([value.format] for value in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # torch allocates its result, so that it is copied in any case: into any format at one cost.
+        return [[node.inputs[1].format, *(f for f in ("f32", "bf16", "f16") if f != node.inputs[1].format)]]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        q, k_cache, v_cache, _, _, block_table = tensors.inputs
+        (y,) = tensors.outputs
+        page_size, mix = k_cache.shape[1], _attends(node, q)
+        # [1, heads, m, dim]
+        queries, results = (t.view(1, len(t), node.num_heads, -1).transpose(1, 2) for t in (q, y))
+        # Without mirrors, the device's own numbers: a launch waits for them.
+        mirrors = zip(tensors.host or tensors.inputs, tensors.inputs, strict=True)
+        starts_of, lengths_of, table = [one if mirror is None else mirror for mirror, one in mirrors][3:]
+
+        def cached(seq: int, length: int) -> list[torch.Tensor]:
+            """A sequence's keys and values, [1, kv heads, length, dim]: views where its pages are neighbours."""
+            count = -(-length // page_size)
+            order = table[seq, :count].tolist()
+            if order == list(range(order[0], order[0] + count)):
+                parts = [cache[order[0] : order[0] + count] for cache in (k_cache, v_cache)]
+            else:
+                parts = [cache.index_select(0, block_table[seq, :count]) for cache in (k_cache, v_cache)]
+            return [part.flatten(0, 1)[:length].transpose(0, 1).unsqueeze(0) for part in parts]
+
+        def launch() -> None:
+            starts = starts_of.tolist()
+            with sdpa_kernel(FASTEST, set_priority=True):
+                for seq, length in enumerate(lengths_of.tolist()):
+                    rows = slice(starts[seq], starts[seq + 1])
+                    if length == 0:
+                        results[:, :, rows].zero_()
+                    elif rows.start < rows.stop:
+                        results[:, :, rows].copy_(mix(queries[:, :, rows], *cached(seq, length)))
+            if starts[-1] < len(y):
+                y[starts[-1] :].zero_()
+
+        return launch
+
+
+class SdpaHalf(Sdpa):
+    """The same, with weights rounded to the cache's two bytes before they meet the values."""
+
+    precision = 1e-5
+
+
+def _attends(node: TensorNode, q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A function of one sequence's q [1, heads, rows, dim], keys and values [1, kv heads, length, dim], as q is."""
+    attend = partial(scaled_dot_product_attention, scale=node.scale, enable_gqa=True)
+    # torch's causal_lower_right calls the same; importing it would import the whole of torch._dynamo.
+    flash = partial(
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        dropout_p=0.0,
+        is_causal=True,
+        return_debug_mask=False,
+        scale=node.scale,
+    )
+    takes_flash = q.dtype != torch.float32 and node.head_dim % 8 == 0 and node.head_dim <= 256
+    takes_flash = takes_flash and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+    def mix(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        rows, length = q.shape[2], keys.shape[2]
+        if not node.window and rows in (1, length):
+            return attend(q, keys, values, is_causal=rows > 1)
+        if not node.window and takes_flash:
+            return flash(q, keys, values)[0]
+        return attend(q, keys, values, attn_mask=visible(rows, length, node.window, q.device))
+
+    return mix

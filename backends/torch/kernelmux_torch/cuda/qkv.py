@@ -1,0 +1,178 @@
+"""qkv_rope_copy on CUDA: one GEMM of the three weights, then one Triton kernel that turns and scatters its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernelmux.device import Device
+from kernelmux.formats import Weight, lookup
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
+from kernelmux_torch import fp8
+from kernelmux_torch.cuda.launch import bind
+from kernelmux_torch.cuda.rope import angle, blocks, rotation_args, turn
+from kernelmux_torch.elementwise import FLOATS
+from kernelmux_torch.weights import dense, stacked
+
+
+def offer(node: TensorNode, device: Device) -> list[Kernel | Declined]:
+    """Each kernel under the name of the mul_mats that it stands for."""
+    (_, k), n = node.weight[0].extents, _outputs(node)
+    answers: list[Kernel | Declined] = [Bf16(), F16()]
+    for kernel in (Fp8Row(), Fp8RowFast()):
+        answers.append(kernel.gemm.refusal(n, k, bool(node.bias), device) or kernel)
+    return answers
+
+
+class Bf16(Kernel):
+    """The weights stacked in bfloat16, x in bfloat16, their product rounded to it before it is turned."""
+
+    name = "bf16"
+    precision = 5e-5
+    packed = "bf16"
+    launches = 2
+    dtype = torch.bfloat16
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [[self.packed], *([value.format] for value in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, *([value.format] for value in node.outputs[1:])]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        n, k = _outputs(node), node.weight[0].extents[1]
+        return self.linear_bytes(n, k) + (2 * n if node.bias else 0) + sum(4 * d.extents[0] for d in node.weight[3:])
+
+    def linear_bytes(self, n: int, k: int) -> int:
+        """Bytes of the packed matrix [n, k]."""
+        return 2 * n * k
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        matrices, rest = weights[:3], weights[3:]
+        # A rope's divisors come before three biases or none.
+        divisors, biases = rest[: len(rest) % 3], rest[len(rest) % 3 :]
+        planes = self.stack(matrices, device)
+        bias = [torch.cat([dense(value, self.dtype, device) for value in biases])] if biases else []
+        return (*planes, *bias, *(dense(value, torch.float32, device) for value in divisors))
+
+    def stack(self, matrices: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        """The planes of the matrices, one below the other."""
+        return (stacked(matrices, self.dtype, device),)
+
+    def workspace(self, node: TensorNode) -> int:
+        return 2 * node.inputs[0].extents[0] * _outputs(node)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        x, positions, slots, k_cache, v_cache = tensors.inputs
+        assert tensors.workspace is not None
+        mixed = tensors.workspace.view(self.dtype).view(len(positions), -1)
+        has_divisors = len(node.weight) > 3
+        linear = tensors.packed[: len(tensors.packed) - has_divisors]
+        multiply = self.multiply(x, mixed, *linear)
+        grid = (len(positions), blocks(node.num_heads) + 2 * blocks(node.num_kv_heads))
+        rotation = rotation_args(node, positions, tensors.packed[len(linear) :])
+        args = (mixed, tensors.outputs[0], k_cache, v_cache, positions, slots, *rotation)
+        place = bind(_place, grid, *args, num_warps=4)
+
+        def launch() -> None:
+            multiply()
+            place()
+
+        return launch
+
+    def multiply(self, x: Planes, y: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> Launch:
+        """The call that computes y = x Wᵀ + b."""
+        if bias:
+            return partial(torch.addmm, bias[0], x, weight.T, out=y)
+        return partial(torch.mm, x, weight.T, out=y)
+
+
+class F16(Bf16):
+    """The same in float16."""
+
+    name = "f16"
+    precision = 1e-6
+    packed = "f16"
+    dtype = torch.float16
+
+
+class Fp8Row(Bf16):
+    """x and the stacked weights in e4m3 with a scale a row, their product in bfloat16."""
+
+    gemm: fp8.Fp8Row = fp8.Fp8Row()
+    name = gemm.name
+    precision = gemm.precision
+    packed = gemm.packed
+
+    def linear_bytes(self, n: int, k: int) -> int:
+        return lookup(self.packed).nbytes((n, k))
+
+    def stack(self, matrices: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        planes = [self.gemm.prepare([matrix], device) for matrix in matrices]
+        return tuple(torch.cat(parts) for parts in zip(*planes, strict=True))
+
+    def multiply(self, x: Planes, y: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> Launch:
+        return self.gemm.multiply(x, y, weight, *rest)
+
+
+class Fp8RowFast(Fp8Row):
+    """The same with the tensor cores' own sums."""
+
+    gemm = fp8.Fp8RowFast()
+    name = gemm.name
+    precision = gemm.precision
+
+
+def _outputs(node: TensorNode) -> int:
+    return sum(weight.extents[0] for weight in node.weight[:3])
+
+
+@triton.jit
+def _place(
+    x,
+    q_out,
+    k_cache,
+    v_cache,
+    positions,
+    slots,
+    turns,
+    divisors,
+    MAGNITUDE: tl.constexpr,
+    DIVIDED: tl.constexpr,
+    ADJACENT: tl.constexpr,
+    DIMS: tl.constexpr,
+    DIM: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDE: tl.constexpr,
+    TALL: tl.constexpr,
+):
+    """Of a row [queries, keys, values]: queries turned into q, keys turned into their cache, values into theirs."""
+    row = tl.program_id(0).to(tl.int64)
+    x += row * (QUERIES + 2 * KEYS) * DIM
+    slot = tl.load(slots + row).to(tl.int64)
+    cached = slot * KEYS * DIM
+    block = tl.program_id(1)
+    keys, values = tl.cdiv(QUERIES, TALL), tl.cdiv(QUERIES, TALL) + tl.cdiv(KEYS, TALL)
+    if block < keys:
+        cos, sin = angle(row, positions, turns, divisors, MAGNITUDE, DIVIDED, DIMS, WIDE)
+        q_row = q_out + row * QUERIES * DIM
+        turn(x, q_row, block * TALL, cos, sin, ADJACENT, DIMS, DIM, QUERIES, WIDE, TALL)
+    elif block < values:
+        if slot >= 0:
+            cos, sin = angle(row, positions, turns, divisors, MAGNITUDE, DIVIDED, DIMS, WIDE)
+            k_row = x + QUERIES * DIM
+            first = (block - keys) * TALL
+            turn(k_row, k_cache + cached, first, cos, sin, ADJACENT, DIMS, DIM, KEYS, WIDE, TALL)
+    else:
+        if slot >= 0:
+            at = (block - values) * TALL * DIM + tl.arange(0, TALL * 2 * WIDE)
+            inside = (at < (block - values + 1) * TALL * DIM) & (at < KEYS * DIM)
+            v_row = x + (QUERIES + KEYS) * DIM
+            tl.store(v_cache + cached + at, tl.load(v_row + at, mask=inside).to(v_cache.dtype.element_ty), mask=inside)
