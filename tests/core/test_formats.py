@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelmux.conformance.draw import random_blocks
 from kernelmux.errors import GraphError
 from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes, torch_dtype
+from kernelmux.models.random import random_blocks
 from kernelmux.ops import OPS
 
 OWN = ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"]

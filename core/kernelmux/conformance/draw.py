@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.formats import Value, Weight, lookup, quantize_planes, torch_dtype
+from kernelmux.formats import Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph import Builder, Graph
+from kernelmux.models.random import random_blocks
 from kernelmux.ops import Case
 
 DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
@@ -59,12 +60,6 @@ def _draw_input(case: Case, value: Value, generator: torch.Generator) -> tuple[t
     return planes
 
 
-def empty_planes(value: Value) -> tuple[torch.Tensor, ...]:
-    """Memory for a value, its contents undefined."""
-    planes = lookup(value.format).planes
-    return tuple(torch.empty(plane.shape(value.extents), dtype=torch_dtype(plane.dtype)) for plane in planes)
-
-
 def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight:
     format = lookup(value.format)
     if value.name in case.draw:
@@ -78,30 +73,3 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight
     else:
         planes = random_blocks(value.format, value.extents, generator)
     return Weight(value.name, value.extents, value.format, (planes,))
-
-
-# Where a block keeps its float16 scales: byte offsets in the block structs of ggml's quantisation formats. All other
-# bytes are integers, of which any value is valid.
-_SCALES_AT: Mapping[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
-
-
-def random_blocks(format: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Random valid blocks of a GGUF format, scales in 0.01 to 0.1, as uint8 planes."""
-    (plane,) = lookup(format).planes
-    blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8)
-    blocks = blocks.view(*blocks.shape[:-1], -1, plane.items)
-    for offset in _SCALES_AT[format]:
-        scales = 0.01 + 0.09 * torch.rand(blocks.shape[:-1], generator=generator)
-        blocks[..., offset : offset + 2] = scales.to(torch.float16).unsqueeze(-1).view(torch.uint8)
-    return blocks.flatten(-2)

@@ -1,0 +1,234 @@
+"""Models without a file: a known shape with seeded random weights, for timing kernels and whole steps.
+
+Enters: a name such as `llama-8b:Q4_K_M`. Leaves: a ModelFile whose weights are drawn each time that they are read, on
+the device that will use them, and kept by nobody else. Values have the spread that keeps activations finite; text goes
+in byte by byte, and what comes out are tokens' numbers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.errors import ModelError, nearest
+from kernelmux.formats import Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.models.gguf import ModelFile
+from kernelmux.models.tokenizer import BYTES
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a llama's `config.json` states."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    tied: bool = False
+    context: int = 131_072
+    theta: float = 500_000.0
+
+
+SHAPES: Mapping[str, Sizes] = {
+    "tiny": Sizes(2, 256, 512, 4, 2, 512, tied=True, context=2048),
+    "smollm2-135m": Sizes(30, 576, 1536, 9, 3, 49_152, tied=True, context=8192, theta=100_000.0),
+    "llama-1b": Sizes(16, 2048, 8192, 32, 8, 128_256, tied=True),
+    "llama-8b": Sizes(32, 4096, 14_336, 32, 8, 128_256),
+    "llama-70b": Sizes(80, 8192, 28_672, 64, 8, 128_256),
+}
+
+MIXED = "Q4_K_M"
+"""llama.cpp's mixture: Q4_K, with Q6_K where errors cost most."""
+
+STORED = ("f32", "bf16", "f16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", MIXED)
+"""What the matrices of a random model may be stored as; its norms are f32."""
+
+NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+"""What llama.cpp stores instead where a row is no multiple of 256."""
+
+
+def random_file(asked: str, device: str = "cpu") -> ModelFile:
+    """The model `SHAPE:FORMAT`, its weights on a torch device; ModelError names the nearest spelling."""
+    shape, _, stored = asked.partition(":")
+    if shape not in SHAPES:
+        raise ModelError(f"--random {asked}: unknown shape {shape!r}{nearest(shape, SHAPES)}")
+    known = {name.lower(): name for name in STORED}
+    if stored.lower() not in known:
+        raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, STORED)}")
+    sizes, stored = SHAPES[shape], known[stored.lower()]
+    weights = {
+        name: RandomWeight(name, extents, stored_as(name, extents, stored, sizes), device)
+        for name, extents in _tensors(sizes).items()
+    }
+    return ModelFile(Path(f"random:{shape}:{stored}"), _metadata(f"{shape} {stored}", sizes), weights)
+
+
+class RandomWeight(Weight):
+    """A weight whose planes are drawn anew, and the same, whenever they are read."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], format: str, device: str = "cpu") -> None:
+        # The parent is frozen, and its planes are this class's property.
+        vars(self).update(name=name, shape=shape, format=format, device=device)
+
+    @property
+    def planes(self) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        device: str = vars(self)["device"]
+        generator = torch.Generator(device).manual_seed(zlib.crc32(self.name.encode()))
+        if len(self.shape) == 1:
+            noise = torch.randn(self.shape, generator=generator, device=device)
+            return ((1 + 0.1 * noise).to(lookup(self.format).dtype),)
+        return random_planes(self.format, self.shape, generator, self.shape[-1] ** -0.5)
+
+
+def random_planes(
+    format: str, shape: tuple[int, ...], generator: torch.Generator, spread: float
+) -> tuple[torch.Tensor, ...]:
+    """Planes of a tensor whose values lie about zero with standard deviation `spread`, where the generator is."""
+    import torch
+
+    stored = lookup(format)
+    if stored.gguf is not None and not stored.plain:
+        return (random_blocks(format, shape, generator, spread / _unit_spread(format), centred=True),)
+    drawn_as = stored.dtype if stored.plain else torch.float32
+    values = torch.randn(shape, generator=generator, device=generator.device, dtype=drawn_as).mul_(spread)
+    if stored.plain:
+        return (values,)
+    planes = empty_planes(Value("", shape, format), str(generator.device))
+    quantize_planes(format, values, planes)
+    return planes
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Where a block keeps its float16 numbers, as byte offsets (ggml's quantisation formats); other bytes are free."""
+
+    scale: int
+    minimum: int | None = None
+    middle: float = 0.0
+    """The minimum, over the scale, that centres the values of random bytes."""
+
+
+_BLOCKS: Mapping[str, _Scales] = {
+    "Q4_0": _Scales(0),
+    "Q4_1": _Scales(0, 2, -7.5),
+    "Q5_0": _Scales(0),
+    "Q5_1": _Scales(0, 2, -15.5),
+    "Q8_0": _Scales(0),
+    "Q2_K": _Scales(80, 82, 1.5),
+    "Q3_K": _Scales(108),
+    "Q4_K": _Scales(0, 2, 7.5),
+    "Q5_K": _Scales(0, 2, 15.5),
+    "Q6_K": _Scales(208),
+}
+
+
+def random_blocks(
+    format: str, shape: tuple[int, ...], generator: torch.Generator, largest: float = 0.1, centred: bool = False
+) -> torch.Tensor:
+    """Random valid blocks of a GGUF format as one uint8 plane, scales from a tenth of `largest` to that.
+
+    Minima are drawn like scales, or, where `centred`, follow from them so that the values' mean is zero.
+    """
+    import torch
+
+    (plane,) = lookup(format).planes
+    device, at = generator.device, _BLOCKS[format]
+    blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8, device=device)
+    blocks = blocks.view(*blocks.shape[:-1], -1, plane.items)
+
+    def draw() -> torch.Tensor:
+        return largest * (0.1 + 0.9 * torch.rand(blocks.shape[:-1], generator=generator, device=device))
+
+    def write(offset: int, numbers: torch.Tensor) -> None:
+        blocks[..., offset : offset + 2] = numbers.to(torch.float16).unsqueeze(-1).view(torch.uint8)
+
+    scales = draw()
+    write(at.scale, scales)
+    if at.minimum is not None:
+        write(at.minimum, at.middle * scales if centred else draw())
+    return blocks.flatten(-2)
+
+
+@cache
+def _unit_spread(format: str) -> float:
+    """The standard deviation of centred random blocks whose largest scale is 1, measured."""
+    import torch
+
+    shape = (256, 256)
+    blocks = random_blocks(format, shape, torch.Generator().manual_seed(0), largest=1.0, centred=True)
+    return float(Weight(format, shape, format, (blocks,)).dequantize().std())
+
+
+def stored_as(name: str, extents: tuple[int, ...], stored: str, sizes: Sizes) -> str:
+    """The format of one tensor of a model stored as `stored`."""
+    if len(extents) == 1:
+        return "f32"
+    if stored == MIXED:
+        stored = "Q6_K" if _is_delicate(name, sizes) else "Q4_K"
+    return NARROW[stored] if stored in NARROW and extents[-1] % lookup(stored).block else stored
+
+
+def _is_delicate(name: str, sizes: Sizes) -> bool:
+    """Whether llama.cpp gives a tensor of Q4_K_M more bits: `use_more_bits` in its src/llama-quant.cpp."""
+    if name == ("token_embd.weight" if sizes.tied else "output.weight"):
+        return True
+    _, _, rest = name.partition("blk.")
+    number, _, part = rest.partition(".")
+    if part not in ("attn_v.weight", "ffn_down.weight"):
+        return False
+    layer, eighth = int(number), sizes.layers // 8
+    return layer < eighth or layer >= 7 * sizes.layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _tensors(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Every tensor's name and extents."""
+    hidden, wide = sizes.hidden, sizes.feed_forward
+    narrow = hidden // sizes.heads * sizes.kv_heads
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (hidden,),
+        "attn_q": (hidden, hidden),
+        "attn_k": (narrow, hidden),
+        "attn_v": (narrow, hidden),
+        "attn_output": (hidden, hidden),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (wide, hidden),
+        "ffn_up": (wide, hidden),
+        "ffn_down": (hidden, wide),
+    }
+    tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (sizes.vocab, hidden), "output_norm.weight": (hidden,)}
+    if not sizes.tied:
+        tensors["output.weight"] = (sizes.vocab, hidden)
+    for number in range(sizes.layers):
+        tensors |= {f"blk.{number}.{name}.weight": extents for name, extents in layer.items()}
+    return tensors
+
+
+def _metadata(name: str, sizes: Sizes) -> dict[str, Any]:
+    """What a GGUF file of these sizes states, and a vocabulary of the 256 bytes, then numbers."""
+    return {
+        "general.architecture": "llama",
+        "general.name": f"random {name}",
+        "llama.block_count": sizes.layers,
+        "llama.context_length": sizes.context,
+        "llama.embedding_length": sizes.hidden,
+        "llama.feed_forward_length": sizes.feed_forward,
+        "llama.attention.head_count": sizes.heads,
+        "llama.attention.head_count_kv": sizes.kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": sizes.theta,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": [*BYTES, *(f"<{number}>" for number in range(len(BYTES), sizes.vocab))],
+        "tokenizer.ggml.merges": [],
+    }
