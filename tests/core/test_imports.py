@@ -31,6 +31,7 @@ FLOW = (
     "walker",
     "generate",
     "model",
+    "bench",
     "conformance",
     "cli",
     "__main__",
