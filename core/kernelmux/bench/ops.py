@@ -14,11 +14,11 @@ from kernelmux.bench.ceilings import Ceilings, gemm_ceiling
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Work
 from kernelmux.device import Device
-from kernelmux.formats import Value, as_planes, empty_planes, lookup, quantize_planes, torch_dtype
+from kernelmux.formats import Value, Weight, as_planes, empty_planes, lookup, quantize_planes, torch_dtype
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Planes, Tensors
 from kernelmux.memory import PackedWeights
-from kernelmux.models.random import RandomWeight
+from kernelmux.models.random import RandomWeights
 from kernelmux.registry import Registry
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def find_kernels(work: Work, registry: Registry, device: Device) -> tuple[Mappin
 def random_weights(works: Iterable[Work], device: Device) -> PackedWeights:
     """Weights for every work, drawn and packed when a kernel is timed, and shared by those that pack alike."""
     values = [value for work in works for value in work.node.weights]
-    weights = {value.name: RandomWeight(value.name, value.extents, value.format, device.torch) for value in values}
-    return PackedWeights(weights, device)
+    described = {value.name: Weight(value.name, value.extents, value.format, ()) for value in values}
+    return PackedWeights(RandomWeights(described, device.torch), device)
 
 
 def time_kernel(work: Work, name: str, kernel: Kernel, weights: PackedWeights, activations: str) -> OpTiming:
@@ -119,7 +119,7 @@ def _operand_bytes(node: TensorNode, packed: Sequence[torch.Tensor]) -> int:
     return sum(value.nbytes for value in (*node.inputs, *node.outputs)) + sum(part.nbytes for part in packed)
 
 
-def _copies(nbytes: int, device: Device) -> int:
+def copies(nbytes: int, device: Device) -> int:
     """How many copies of operands of `nbytes` outrun the cache."""
     import torch
 
@@ -139,7 +139,7 @@ def _rotation(
     host = tuple(
         parts[0].cpu() if value.format == "i32" else None for value, parts in zip(node.inputs, inputs, strict=True)
     )
-    for copy in range(_copies(_operand_bytes(node, packed), device)):
+    for copy in range(copies(_operand_bytes(node, packed), device)):
         mine = [tuple(part.clone() for part in parts) if copy else parts for parts in inputs]
         outputs = [empty_planes(value, device.torch) for value in node.outputs]
         for source, target in node.contract.updates:

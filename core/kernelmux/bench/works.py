@@ -121,14 +121,19 @@ def matrix_work(n: int, k: int, format: str, m: int) -> Work:
     return Work(name, node, Batch.of(m, 1))
 
 
+def convert_work(k: int, format: str, m: int) -> Work:
+    """A convert of m rows and k columns to `format`, from whatever floats its kernel is given."""
+    node = make_node("convert", "convert", Value("x", (m, k)), format=lookup(format).name)
+    return Work(f"{k} to {format}", node, Batch.of(m, 1))
+
+
 def _conversions(graph: Graph, batch: Batch) -> Iterator[Work]:
     """From floats to what the inputs of fast mul_mats are, for every width that the graph multiplies."""
     m = batch.dims["m"]
     for k in sorted({node.weight[0].extents[1] for node in graph.ops if node.op == "mul_mat"}):
         for format in ("fp8_tensor", "fp8_row", "fp8_block", "q8_32"):
             if lookup(format).check((m, k)) is None:
-                node = make_node("convert", f"{k} to {format}", Value("x", (m, k)), format=format)
-                yield Work(node.name, node, batch)
+                yield convert_work(k, format, m)
 
 
 def _label(node: TensorNode, batch: Batch) -> str:

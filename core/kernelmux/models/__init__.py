@@ -7,7 +7,7 @@ the chat template. Computes nothing. To add an architecture, write its `build` a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from kernelmux.graph import Graph
 from kernelmux.models import llama
 from kernelmux.models.gguf import ModelFile, read
 from kernelmux.models.llama import Shape
-from kernelmux.models.random import random_file
+from kernelmux.models.random import RandomWeights, random_file
 from kernelmux.models.tokenizer import Tokenizer
 
 ARCHITECTURES: Mapping[str, Callable[[ModelFile], tuple[Graph, Shape]]] = {"llama": llama.build}
@@ -43,7 +43,8 @@ def open_model(path: str | Path) -> Source:
 
 def open_random(asked: str, device: str = "cpu") -> Source:
     """A model of random weights, as `llama-8b:Q4_K_M`, drawn on a torch device when they are packed."""
-    return _build(random_file(asked, device))
+    source = _build(random_file(asked))
+    return replace(source, file=replace(source.file, weights=RandomWeights(source.file.weights, device)))
 
 
 def _build(file: ModelFile) -> Source:

@@ -1,15 +1,15 @@
 """Models without a file: a known shape with seeded random weights, for timing kernels and whole steps.
 
-Enters: a name such as `llama-8b:Q4_K_M`. Leaves: a ModelFile whose weights are drawn each time that they are read, on
-the device that will use them, and kept by nobody else. Values have the spread that keeps activations finite; text goes
-in byte by byte, and what comes out are tokens' numbers.
+Enters: a name such as `llama-8b:Q4_K_M`. Leaves: a ModelFile that describes its weights, and a mapping that draws each
+when it is asked for, on the device that will use it, and keeps none. Values have the spread that keeps activations
+finite; text goes in byte by byte, and what comes out are tokens' numbers.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +56,8 @@ NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What llama.cpp stores instead where a row is no multiple of 256."""
 
 
-def random_file(asked: str, device: str = "cpu") -> ModelFile:
-    """The model `SHAPE:FORMAT`, its weights on a torch device; ModelError names the nearest spelling."""
+def random_file(asked: str) -> ModelFile:
+    """The model `SHAPE:FORMAT`, its weights without their planes; ModelError names the nearest spelling."""
     shape, _, stored = asked.partition(":")
     if shape not in SHAPES:
         raise ModelError(f"--random {asked}: unknown shape {shape!r}{nearest(shape, SHAPES)}")
@@ -66,29 +66,39 @@ def random_file(asked: str, device: str = "cpu") -> ModelFile:
         raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, STORED)}")
     sizes, stored = SHAPES[shape], known[stored.lower()]
     weights = {
-        name: RandomWeight(name, extents, stored_as(name, extents, stored, sizes), device)
+        name: Weight(name, extents, stored_as(name, extents, stored, sizes), ())
         for name, extents in _tensors(sizes).items()
     }
     return ModelFile(Path(f"random:{shape}:{stored}"), _metadata(f"{shape} {stored}", sizes), weights)
 
 
-class RandomWeight(Weight):
-    """A weight whose planes are drawn anew, and the same, whenever they are read."""
+class RandomWeights(Mapping[str, Weight]):
+    """Weights on a torch device, drawn whenever one is looked up: the same each time, and not kept."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], format: str, device: str = "cpu") -> None:
-        # The parent is frozen, and its planes are this class's property.
-        vars(self).update(name=name, shape=shape, format=format, device=device)
+    def __init__(self, described: Mapping[str, Weight], device: str) -> None:
+        self._described = described
+        self._device = device
 
-    @property
-    def planes(self) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, name: str) -> Weight:
         import torch
 
-        device: str = vars(self)["device"]
-        generator = torch.Generator(device).manual_seed(zlib.crc32(self.name.encode()))
-        if len(self.shape) == 1:
-            noise = torch.randn(self.shape, generator=generator, device=device)
-            return ((1 + 0.1 * noise).to(lookup(self.format).dtype),)
-        return random_planes(self.format, self.shape, generator, self.shape[-1] ** -0.5)
+        weight = self._described[name]
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        if len(weight.shape) > 1:
+            return replace(
+                weight, planes=random_planes(weight.format, weight.shape, generator, weight.shape[-1] ** -0.5)
+            )
+        noise = torch.randn(weight.shape, generator=generator, device=self._device)
+        return replace(weight, planes=((1 + 0.1 * noise).to(lookup(weight.format).dtype),))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._described
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
 
 
 def random_planes(

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from kernelmux.errors import ModelError
+from kernelmux.formats import Weight
 from kernelmux.model import load_random
 from kernelmux.models import open_random
-from kernelmux.models.random import SHAPES, STORED, RandomWeight, random_file
+from kernelmux.models.random import SHAPES, STORED, RandomWeights, random_file
+
+
+def drawn(stored: str, shape: tuple[int, ...] = (64, 512), name: str = "w") -> Weight:
+    return RandomWeights({name: Weight(name, shape, stored, ())}, "cpu")[name]
 
 
 @pytest.mark.parametrize("stored", STORED)
@@ -21,17 +26,23 @@ def test_a_model_of_any_format_gives_finite_logits(stored: str):
 
 @pytest.mark.parametrize("stored", ["f32", "bf16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K", "fp8_row"])
 def test_weights_have_the_spread_that_keeps_a_variance(stored: str):
-    dense = RandomWeight("w", (64, 512), stored).dequantize()
+    dense = drawn(stored).dequantize()
     assert dense.std().item() == pytest.approx(512**-0.5, rel=0.1)
     assert abs(dense.mean().item()) < 0.1 * 512**-0.5
 
 
 def test_a_weight_is_drawn_anew_yet_the_same_and_differs_from_others():
-    weight = RandomWeight("w", (8, 256), "Q4_K")
-    first, again = weight.planes[0], weight.planes[0]
+    first, again = drawn("Q4_K").planes[0], drawn("Q4_K").planes[0]
     assert first.equal(again)
     assert first.data_ptr() != again.data_ptr()
-    assert not first.equal(RandomWeight("v", (8, 256), "Q4_K").planes[0])
+    assert not first.equal(drawn("Q4_K", name="v").planes[0])
+
+
+def test_looking_a_name_up_draws_nothing():
+    weights = RandomWeights({"w": Weight("w", (8, 8), "no such format", ())}, "cpu")
+    assert "w" in weights
+    assert "v" not in weights
+    assert (list(weights), len(weights)) == (["w"], 1)
 
 
 def test_building_the_graph_of_a_large_model_draws_nothing(monkeypatch: pytest.MonkeyPatch):
