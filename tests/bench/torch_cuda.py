@@ -1,4 +1,4 @@
-"""The torch backend on a CUDA card beside what it wraps and beside transformers, and writes NAME.json for each part.
+"""The torch backend on a CUDA card beside what it wraps and beside transformers; writes CARD-PART.json for each part.
 
     python tests/bench/torch_cuda.py --out docs/results fp8 llama-8b llama-1b
 
@@ -68,6 +68,9 @@ class Result:
             release()
 
     def write(self, folder: Path, commit: str) -> None:
+        if not self.rows:
+            print(f"[{self.name}] nothing was measured:", *self.notes, sep="\n", flush=True)
+            return
         gemm = ", ".join(f"{format} {rate / 1e12:.0f} TFLOP/s" for format, rate in self.ceilings.gemm.items())
         copy, read = self.ceilings.copy / 1e12, self.ceilings.read / 1e12
         notes = [f"In the same run: copy {copy:.2f} TB/s, read {read:.2f} TB/s, 8192^3 GEMM {gemm}.", *self.notes]
@@ -198,7 +201,8 @@ def measure_models(result: Result, shape: str, policies: list[str], small: bool)
             memory = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in timed.memory.items())
             result.notes.append(f"{policy}: {memory}; Python takes {timed.host.median:.0f} us a step.")
     if not result.rows:
-        result.rows += [{"work": work, "transformers bf16": timing and timing.median} for work, timing in peer.items()]
+        measured = {work: timing.median for work, timing in peer.items() if timing is not None}
+        result.notes += [f"transformers bf16, {work}: {median:.0f} us." for work, median in measured.items()]
 
 
 def time_ours(shape: str, policy: Path | None, load: Load, device: Device) -> ModelTiming:
@@ -333,16 +337,18 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device(asked.device)
+    # `NVIDIA H100 80GB HBM3` is h100.
+    card = device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
     ceilings = measure_ceilings(device, *((2**20, 64) if asked.small else ()))
     for name in asked.parts:
         title, shape, policies = parts[name]
         if shape is None:
             method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
-            result = Result(f"h100-{name}", title, method, device, ceilings)
+            result = Result(f"{card}-{name}", title, method, device, ceilings)
             measure_fp8(result, asked.small)
         else:
             method = f"medians: {REPEATS} prompts, rounds of {DECODE} steps; one after another in one process"
-            result = Result(f"h100-{name}", title, method, device, ceilings)
+            result = Result(f"{card}-{name}", title, method, device, ceilings)
             measure_models(result, "tiny" if asked.small else shape, policies, asked.small)
         result.write(asked.out, asked.commit)
 
