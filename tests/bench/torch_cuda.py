@@ -194,12 +194,13 @@ def measure_models(result: Result, shape: str, policies: list[str], small: bool)
         peer[work] = result.attempt(f"transformers, {work}", measure)
     load = Load(prompt=prompt, context=context, batch=1, decode=decode)
     for policy in policies:
-        path = None if small else POLICIES / f"{policy}.toml"
+        path = None if policy == "default" else POLICIES / f"{policy}.toml"
         timed = result.attempt(f"kernelmux, {policy}", partial(time_ours, shape, path, load, result.device))
         if timed is not None:
             result.rows += model_rows(result, shape, policy, timed, peer)
             memory = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in timed.memory.items())
-            result.notes.append(f"{policy}: {memory}; Python takes {timed.host.median:.0f} us a step.")
+            python = f"; Python takes {timed.host.median:.0f} us a step" if timed.host else ""
+            result.notes.append(f"{policy}: {memory}{python}.")
     if not result.rows:
         measured = {work: timing.median for work, timing in peer.items() if timing is not None}
         result.notes += [f"transformers bf16, {work}: {median:.0f} us." for work, median in measured.items()]
@@ -342,6 +343,8 @@ def main() -> None:
     ceilings = measure_ceilings(device, *((2**20, 64) if asked.small else ()))
     for name in asked.parts:
         title, shape, policies = parts[name]
+        if asked.small:
+            title, policies = f"{title}, tried on small sizes", ["default"]
         if shape is None:
             method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
             result = Result(f"{card}-{name}", title, method, device, ceilings)

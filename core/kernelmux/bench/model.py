@@ -16,6 +16,8 @@ PROMPTS = 5
 """Times that the prompt is read, after once to warm up."""
 DECODES = 3
 """Times that the tokens are decoded, after once to warm up."""
+ENQUEUED = 20
+"""Steps of which Python's time is taken."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class ModelTiming:
     """Microseconds of a whole prompt."""
     decode: Timing
     """Microseconds a step."""
-    host: Timing
-    """Microseconds of a step in Python: until all of it is enqueued, on a device that was idle."""
+    host: Timing | None
+    """Microseconds of a step in Python: until all of it is enqueued, on an idle device; None on the CPU."""
     launches: int
     memory: dict[str, int]
 
@@ -60,11 +62,13 @@ class ModelTiming:
     def rows(self) -> list[dict[str, Any]]:
         """What a table shows."""
         load, tokens = self.load, f"{self.load.batch} x {self.load.context}"
-        return [
+        rows = [
             _row(f"prompt of {load.prompt}", "tokens/s", self.prefill, load.prompt * 1e6, ""),
             _row(f"decode at {tokens}", "tokens/s", self.decode, load.batch * 1e6, self.launches),
-            _row(f"Python, a step at {tokens}", "us", self.host, None, self.launches),
         ]
+        if self.host is not None:
+            rows.append(_row(f"Python, a step at {tokens}", "us", self.host, None, self.launches))
+        return rows
 
 
 def _row(work: str, unit: str, timing: Timing, per_second: float | None, launches: int | str) -> dict[str, Any]:
@@ -94,7 +98,9 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
         wait()
         decodes.append((time.perf_counter() - started) / load.decode * 1e6)
         _rewind(sequences, lengths)
-    host = Timing.of([_time_enqueueing(session, sequences, lengths, wait) for _ in range(20)])
+    host = None
+    if plan.device.kind == "cuda":
+        host = Timing.of([_time_enqueueing(session, sequences, lengths, wait) for _ in range(ENQUEUED)])
     launches = plan.schedule(load.batch, load.batch).launches
     return ModelTiming(load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load))
 

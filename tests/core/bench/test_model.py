@@ -20,6 +20,7 @@ def test_a_model_is_timed_at_any_batch(model: Model):
     timed = time_model(model, plan, load)
     assert timed.prefill_rate > 0
     assert timed.decode_rate == pytest.approx(3 / timed.decode.median * 1e6)
+    assert timed.host is None
     assert timed.launches == plan.schedule(3, 3).launches
     assert timed.memory["weights"] == plan.packed_bytes
     assert timed.memory["cache"] == 3 * 24 * plan.kv_bytes_per_token

@@ -67,7 +67,7 @@ def test_ops_says_what_was_wrong(arguments: tuple[str, ...], hint: str):
     assert_one_line_error(call_command("bench", "ops", *arguments), hint)
 
 
-def test_model_gives_rates_what_python_costs_and_memory(tmp_path: Path):
+def test_model_gives_rates_and_memory(tmp_path: Path):
     path = tmp_path / "model.json"
     result = call_command(
         *("bench", "model", "--random", "tiny:Q4_0", "--prompt", 20, "--context", 10, "--batch", 2, "--decode", 3),
@@ -77,7 +77,6 @@ def test_model_gives_rates_what_python_costs_and_memory(tmp_path: Path):
     assert [line.split("\t")[0] for line in result.out.splitlines()[1:]] == [
         "prompt of 20",
         "decode at 2 x 10",
-        "Python, a step at 2 x 10",
     ]
     assert "Memory: weights" in result.err
     assert json.loads(path.read_text())["title"] == "random tiny Q4_0"
