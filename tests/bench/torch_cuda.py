@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers_llama
 
 from kernelmux import registry
 from kernelmux.bench.ceilings import Ceilings, measure_ceilings
@@ -39,7 +40,6 @@ POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate+up": (28672, 4096), "down": (4096, 14336)}
 ROWS = (512, 2048)
 PROMPT, CONTEXT, DECODE = 2048, 512, 128
-REPEATS = 5
 
 
 @dataclass
@@ -190,7 +190,7 @@ def measure_models(result: Result, shape: str, policies: list[str], small: bool)
     prompt, context, decode = (64, 16, 8) if small else (PROMPT, CONTEXT, DECODE)
     peer = {}
     for work, length, steps in (("prompt", prompt, 0), ("decode", context, decode)):
-        measure = partial(time_transformers, work, SHAPES[shape], result.device, length, steps)
+        measure = partial(transformers_llama.measure, work, SHAPES[shape], result.device, length, steps)
         peer[work] = result.attempt(f"transformers, {work}", measure)
     load = Load(prompt=prompt, context=context, batch=1, decode=decode)
     for policy in policies:
@@ -247,82 +247,6 @@ def parameters(sizes: Sizes) -> int:
     return sizes.layers * layer + (1 if sizes.tied else 2) * sizes.vocab * sizes.hidden
 
 
-@torch.no_grad()
-def time_transformers(work: str, sizes: Sizes, device: Device, length: int, steps: int) -> Timing:
-    """Microseconds of an eager prompt of `length`, or of a compiled step after it."""
-    model = transformers_model(sizes, device)
-    ids = torch.randint(sizes.vocab, (1, length), device=device.torch)
-    if work == "prompt":
-        return Timing.of([time_forward(model, ids, device) for _ in range(REPEATS + 2)][2:])
-    return time_steps(model, ids, steps, device)
-
-
-def transformers_model(sizes: Sizes, device: Device) -> Any:
-    """A llama of these sizes in bf16, made on the device."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.feed_forward,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=sizes.hidden // sizes.heads,
-        max_position_embeddings=sizes.context,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=sizes.tied,
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device.torch):
-            return LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-
-
-def synchronize(device: Device) -> None:
-    if device.kind == "cuda":
-        torch.cuda.synchronize()
-
-
-def time_forward(model: Any, ids: torch.Tensor, device: Device) -> float:
-    """Microseconds of a prompt, with the cache that it leaves and the last row's logits."""
-    synchronize(device)
-    started = time.perf_counter()
-    model(ids, use_cache=True, logits_to_keep=1)
-    synchronize(device)
-    return (time.perf_counter() - started) * 1e6
-
-
-def time_steps(model: Any, ids: torch.Tensor, steps: int, device: Device) -> Timing:
-    """Microseconds of a greedy step: the cache static, the forward pass compiled and replayed as a CUDA graph."""
-    from transformers import StaticCache
-
-    length = ids.shape[1]
-    cache = StaticCache(config=model.config, max_cache_len=length + steps)
-    # The prompt is not compiled: it also makes the cache's tensors, whose addresses the graph keeps.
-    token = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(dim=-1)
-    positions = [torch.tensor([[length + done]], device=ids.device) for done in range(steps)]
-    compiled = torch.compile(model.forward, mode="reduce-overhead")
-    samples = []
-    for _ in range(REPEATS + 2):
-        # Back to the prompt's end, in place: what follows is overwritten.
-        for layer in cache.layers:
-            layer.cumulative_length.fill_(length)
-        synchronize(device)
-        started = time.perf_counter()
-        for position in positions:
-            torch.compiler.cudagraph_mark_step_begin()
-            logits = compiled(token, position_ids=position, past_key_values=cache, use_cache=True).logits
-            token = logits[:, -1:].argmax(dim=-1).clone()
-        synchronize(device)
-        samples.append((time.perf_counter() - started) / steps * 1e6)
-    # The first round compiles and captures, the second warms up.
-    return Timing.of(samples[2:])
-
-
 def main() -> None:
     parts = {
         "fp8": ("fp8 mul_mat of an 8B llama, beside torch's own call", None, []),
@@ -350,7 +274,7 @@ def main() -> None:
             result = Result(f"{card}-{name}", title, method, device, ceilings)
             measure_fp8(result, asked.small)
         else:
-            method = f"medians: {REPEATS} prompts, rounds of {DECODE} steps; one after another in one process"
+            method = f"medians of whole prompts, and of rounds of {DECODE} steps; one after another in one process"
             result = Result(f"{card}-{name}", title, method, device, ceilings)
             measure_models(result, "tiny" if asked.small else shape, policies, asked.small)
         result.write(asked.out, asked.commit)
