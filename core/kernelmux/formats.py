@@ -225,7 +225,8 @@ class Weight:
         if fmt.plain:
             dense = self.planes[0].view(self.shape)
         elif fmt.gguf is not None:
-            dense = torch.from_numpy(_gguf_dequantize(self.planes[0], fmt)).view(self.shape)
+            (blocks,) = self.planes
+            dense = torch.from_numpy(_gguf_dequantize(blocks, fmt)).view(self.shape).to(blocks.device)
         else:
             dense = dequantize_planes(fmt.name, self.planes).view(self.shape)
         return dense.to(dtype or torch.float32)
@@ -235,7 +236,7 @@ def _gguf_dequantize(blocks: torch.Tensor, fmt: Format) -> Any:
     import gguf
 
     assert fmt.gguf is not None
-    return gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType(fmt.gguf))
+    return gguf.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(fmt.gguf))
 
 
 def dequantize_planes(name: str, planes: tuple[torch.Tensor, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -245,6 +246,14 @@ def dequantize_planes(name: str, planes: tuple[torch.Tensor, ...], dtype: torch.
     data = planes[0].to(dtype or torch.float32)
     fmt = lookup(name)
     return data if fmt.plain else data * _spread(planes[1].to(data.dtype), data.shape, fmt.planes[1].rows)
+
+
+def empty_planes(value: Value, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+    """Memory for a value, its contents undefined."""
+    import torch
+
+    planes = lookup(value.format).planes
+    return tuple(torch.empty(p.shape(value.extents), dtype=torch_dtype(p.dtype), device=device) for p in planes)
 
 
 def as_tuple(planes: Any) -> tuple[torch.Tensor, ...]:

@@ -16,7 +16,7 @@ from kernelmux.generate import generate
 from kernelmux.graph import Graph
 from kernelmux.lock import read_lock
 from kernelmux.memory import PackedWeights
-from kernelmux.models import Source, open_model
+from kernelmux.models import Source, open_model, open_random
 from kernelmux.models.chat import render_chat
 from kernelmux.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy import Policy, default_policy, read_policy
@@ -33,6 +33,11 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 def load(path: str | Path) -> Model:
     """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
     return Model(open_model(path))
+
+
+def load_random(asked: str, device: str = "cpu") -> Model:
+    """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
+    return Model(open_random(asked, device))
 
 
 @dataclass(eq=False)

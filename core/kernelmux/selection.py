@@ -179,7 +179,7 @@ class Selector:
         """The number of a node's kind: alike nodes, which differ only in name and layer, have one."""
         known = self._kind_of.get(id(node))
         if known is None or known[0] is not node:
-            number = self._kinds.setdefault(_nameless(node), len(self._kinds))
+            number = self._kinds.setdefault(nameless(node), len(self._kinds))
             # Kept with the node, so that its id cannot come to mean another one.
             self._kind_of[id(node)] = known = (node, number)
         return known[1]
@@ -350,7 +350,7 @@ def _stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
     return name == choice.name if part.weight else same_backend and (":" not in choice.asked or name == choice.name)
 
 
-def _nameless(node: TensorNode) -> TensorNode:
+def nameless(node: TensorNode) -> TensorNode:
     """What two nodes have in common that are alike but for name and layer."""
 
     def unnamed(values: tuple[Value, ...]) -> tuple[Value, ...]:

@@ -146,20 +146,27 @@ class Session:
         """The ids of a step are read when the next one has been launched: the device never waits for the host."""
         self._reserve(feeds, [steps] * len(feeds))
         count = len(feeds)
-        chosen = self._state.buffers["tokens"][:count]
-        copies = [HostCopy(chosen, self.walker.plan.device) for _ in range(2)]
+        copies = [self.ids_copy(count) for _ in range(2)]
         with self._on_stream():
             self._write_state(feeds, captured_rows(self.walker.plan, count) or count)
         for index in range(steps + 1):
             if index < steps:
-                with self.walker.on_stream():
-                    self._walk(True, m=count, outs=count, seqs=count)
-                    copies[index % 2].start()
+                self.enqueue(count, copies[index % 2])
             if index:
                 ids = copies[(index - 1) % 2].wait()
                 for feed in feeds:
                     feed.sequence.length += 1
                 yield ids
+
+    def ids_copy(self, count: int) -> HostCopy:
+        """A place in host memory for the next tokens of `count` sequences."""
+        return HostCopy(self._state.buffers["tokens"][:count], self.walker.plan.device)
+
+    def enqueue(self, count: int, ids: HostCopy) -> None:
+        """Launches a step of `count` sequences from the state on the device, and sends their next tokens to `ids`."""
+        with self.walker.on_stream():
+            self._walk(True, m=count, outs=count, seqs=count)
+            ids.start()
 
     def _check(self, feeds: Sequence[Feed]) -> int:
         """The rows of a step; CapacityError where it is none that the session can run."""

@@ -10,15 +10,15 @@ llama-cpp-python.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from kernelmux.bench.report import make_report, processor
+from kernelmux.device import Device
 
 PROMPT_TOKENS, DECODED, REPEATS = 128, 64, 5
 IDS = [i * 37 % 40_000 + 100 for i in range(PROMPT_TOKENS)]
@@ -98,7 +98,6 @@ def main() -> None:
 def _report(asked: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:
     code = "import importlib.metadata as m; print(m.version('llama-cpp-python'))"
     llama = subprocess.run([asked.llama_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
     rows = []
     for phase in ("prompt", "decode"):
         rates = {engine: [run[phase] for run in of_engine] for engine, of_engine in runs.items()}
@@ -112,29 +111,11 @@ def _report(asked: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) 
                 "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
             }
         )
-    return {
-        "title": f"{Path(asked.model).name}, beside llama.cpp",
-        "machine": f"{_processor()}, {asked.threads} threads",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("kernelmux", "torch")},
-            "llama-cpp-python": llama,
-        },
-        "commit": commit.strip(),
-        "date": datetime.date.today().isoformat(),
-        "method": f"default policy; medians of {asked.rounds} processes each, in turns; ratio run by run",
-        "rows": rows,
-        "notes": asked.note,
-    }
-
-
-def _processor() -> str:
-    """The processor's name and the extensions that matter here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = [f for f in ("avx512_vnni", "avx512_bf16", "amx_bf16") if f in facts.get("flags", "").split()]
-    return f"{facts.get('model name', platform.processor())} ({', '.join(flags)})"
+    method = f"default policy; medians of {asked.rounds} processes each, in turns; ratio run by run"
+    report = make_report(f"{Path(asked.model).name}, beside llama.cpp", Device("cpu"), method, rows, asked.note)
+    report["machine"] = f"{processor()}, {asked.threads} threads"
+    report["versions"]["llama-cpp-python"] = llama
+    return report
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_gguf_blocks_dequantise_as_the_gguf_package_does_bit_for_bit(name, rows,
 def _random_blocks(name, shape, generator):
     """Blocks with scales like a model's and with tiny ones, where cases draw the format; else any bytes."""
     if name in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
-        return [random_blocks(name, shape, generator, tiny) for tiny in (False, True)]
+        return [random_blocks(name, shape, generator, tiny=tiny) for tiny in (False, True)]
     return [torch.randint(256, lookup(name).planes[0].shape(shape), generator=generator, dtype=torch.uint8)]
 
 

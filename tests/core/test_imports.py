@@ -37,6 +37,7 @@ FLOW = (
     "sampling",
     "generate",
     "model",
+    "bench",
     "conformance",
     "cli",
     "__main__",

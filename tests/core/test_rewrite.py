@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 import kernelmux_reference
 from fake_backend import CPU, llama_graph, llama_layer, nmse, plan_for
 from kernelmux import registry
-from kernelmux.conformance.draw import random_blocks
 from kernelmux.formats import Weight, lookup
 from kernelmux.graph import Builder, Graph
 from kernelmux.memory import PackedWeights
 from kernelmux.ops import Fused, Part, Rotation, fused_ops
+from kernelmux.ops.blocks import random_blocks
 from kernelmux.rewrite import find_fusions, fuse
 from kernelmux.walker import Walker
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fake_backend import nmse, one_node
-from kernelmux.conformance.draw import empty_planes, random_blocks
 from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, dequantize_planes, quantize_planes
+from kernelmux.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
 from kernelmux.hookspecs import Declined, Kernel
+from kernelmux.ops.blocks import random_blocks
 from kernelmux_torch import fp8, weights
 
 CPU = Device("cpu")

@@ -8,6 +8,7 @@ import typer
 
 from kernelmux import __version__
 from kernelmux.cli.backends import backends
+from kernelmux.cli.bench import bench
 from kernelmux.cli.check import check
 from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command in (run, plan, graph, backends, check):
     app.command()(command)
+app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")
 
 

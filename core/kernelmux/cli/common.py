@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from kernelmux.plan import Plan
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
+OptionalModelPath = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file.", show_default=False)]
+RandomModel = Annotated[
+    str | None,
+    typer.Option("--random", metavar="SHAPE:FORMAT", help="Random weights instead of a file, as llama-8b:Q4_K_M."),
+]
 PolicyPath = Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="A policy file (TOML).")]
 Use = Annotated[
     list[str] | None,
@@ -21,6 +26,18 @@ Use = Annotated[
 ]
 DeviceName = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
+
+
+def open_asked(path: Path | None, random: str | None, device: str) -> Model:
+    """The model of a file, or a random one whose weights are drawn on the device."""
+    from kernelmux.device import find_device
+    from kernelmux.model import load, load_random
+
+    if path is not None and random is None:
+        return load(path)
+    if path is None and random is not None:
+        return load_random(random, find_device(device).torch)
+    raise typer.BadParameter("name a GGUF file, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")
 
 
 def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str) -> Plan:

@@ -10,10 +10,12 @@ import typer
 from kernelmux.cli.common import (
     DeviceName,
     Json,
-    ModelPath,
+    OptionalModelPath,
     PolicyPath,
+    RandomModel,
     Use,
     make_plan,
+    open_asked,
     print_json,
     print_table,
 )
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: ModelPath,
+    model: OptionalModelPath = None,
+    random: RandomModel = None,
     policy: PolicyPath = None,
     use: Use = None,
     device: DeviceName = "cpu",
@@ -40,9 +43,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show the kernel of every node, the reason, and who was passed over."""
-    from kernelmux.model import load
-
-    opened = load(model)
+    opened = open_asked(model, random, device)
     if diff is not None:
         before, after = (_plan_of(opened, path, use, device) for path in diff)
         _show_diff(before, after, json)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Json, ModelPath, PolicyPath, Use, make_plan, print_json
+from kernelmux.cli.common import (
+    DeviceName,
+    Json,
+    OptionalModelPath,
+    PolicyPath,
+    RandomModel,
+    Use,
+    make_plan,
+    open_asked,
+    print_json,
+)
 from kernelmux.cli.plan import summary
 
 if TYPE_CHECKING:
@@ -18,8 +28,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: ModelPath,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)],
+    model: OptionalModelPath = None,
+    random: RandomModel = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     policy: PolicyPath = None,
     locked: Annotated[
@@ -39,9 +50,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
-    from kernelmux.model import load
-
-    opened = load(model)
+    opened = open_asked(model, random, device)
     if locked is not None and (policy or use):
         raise typer.BadParameter("a locked plan takes no --policy and no --use", param_hint="--plan")
     made = opened.locked_plan(locked, device) if locked else make_plan(opened, policy, use, device)

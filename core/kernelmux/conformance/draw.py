@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.formats import Value, Weight, lookup, quantize_planes, torch_dtype
+from kernelmux.formats import Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph import Builder, Graph
 from kernelmux.ops import Case
 from kernelmux.ops.blocks import random_blocks
@@ -58,12 +58,6 @@ def _draw_input(case: Case, value: Value, generator: torch.Generator) -> tuple[t
     planes = empty_planes(value)
     quantize_planes(value.format, drawn, planes)
     return planes
-
-
-def empty_planes(value: Value) -> tuple[torch.Tensor, ...]:
-    """Memory for a value, its contents undefined."""
-    planes = lookup(value.format).planes
-    return tuple(torch.empty(plane.shape(value.extents), dtype=torch_dtype(plane.dtype)) for plane in planes)
 
 
 def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight:

@@ -1,13 +1,13 @@
 """Model files in, graphs out.
 
-Enters: a path. Leaves: the graph, the stored weights (memory-mapped), the tokenizer and the chat template. Computes
-nothing. To add an architecture, write its `build` and name it in ARCHITECTURES.
+Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (memory-mapped), the tokenizer and
+the chat template. Computes nothing. To add an architecture, write its `build` and name it in ARCHITECTURES.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from kernelmux.graph import Graph
 from kernelmux.models import llama
 from kernelmux.models.gguf import ModelFile, read
 from kernelmux.models.llama import Shape
+from kernelmux.models.random import RandomWeights, random_file
 from kernelmux.models.tokenizer import Tokenizer
 
 ARCHITECTURES: Mapping[str, Callable[[ModelFile], tuple[Graph, Shape]]] = {"llama": llama.build}
@@ -37,9 +38,19 @@ class Source:
 
 def open_model(path: str | Path) -> Source:
     """Reads a GGUF file; ModelError says what is wrong with it, where, and what would work."""
-    file = read(Path(path))
+    return _build(read(Path(path)))
+
+
+def open_random(asked: str, device: str = "cpu") -> Source:
+    """A model of random weights, as `llama-8b:Q4_K_M`, drawn on a torch device when they are packed."""
+    source = _build(random_file(asked))
+    return replace(source, file=replace(source.file, weights=RandomWeights(source.file.weights, device)))
+
+
+def _build(file: ModelFile) -> Source:
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        raise ModelError(f"{path}: unknown architecture {architecture!r}{nearest(str(architecture), ARCHITECTURES)}")
+        known = nearest(str(architecture), ARCHITECTURES)
+        raise ModelError(f"{file.path}: unknown architecture {architecture!r}{known}")
     graph, shape = ARCHITECTURES[architecture](file)
     return Source(file, graph, shape)

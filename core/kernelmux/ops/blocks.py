@@ -1,4 +1,4 @@
-"""Random valid blocks of GGUF's quantised formats: the weights of cases.
+"""Random valid blocks of GGUF's quantised formats: the weights of cases, and of models without a file.
 
 Enters: a format and a shape. Leaves: the bytes of its blocks, with scales of every kind that ggml's quantisers make.
 """
@@ -6,6 +6,7 @@ Enters: a format and a shape. Leaves: the bytes of its blocks, with scales of ev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.formats import Value, lookup
@@ -14,43 +15,70 @@ from kernelmux.ops.op import Draw
 if TYPE_CHECKING:
     import torch
 
-# Where a block keeps its float16 scales and minimum: byte offsets in the block structs of ggml's quantisation formats,
-# and how large each is. In a real block the minimum is half the integers' range: smaller, it would be lost beside the
-# error of 8-bit activations. All other bytes are integers, of which any value is valid.
-_SCALES_AT: Mapping[str, Mapping[int, float]] = {
-    "Q4_0": {0: 1},
-    "Q4_1": {0: 1, 2: 8},
-    "Q5_0": {0: 1},
-    "Q5_1": {0: 1, 2: 16},
-    "Q8_0": {0: 1},
-    "Q2_K": {80: 1, 82: 2},
-    "Q3_K": {108: 1},
-    "Q4_K": {0: 1, 2: 8},
-    "Q5_K": {0: 1, 2: 16},
-    "Q6_K": {208: 1},
+
+@dataclass(frozen=True)
+class _Scales:
+    """Where a block keeps its float16 numbers, as byte offsets (ggml's quantisation formats); other bytes are free."""
+
+    scale: int
+    minimum: int | None = None
+    middle: float = 0.0
+    """The minimum, over the scale, that centres the values of random bytes. In a real block it is about that large:
+    smaller, it would be lost beside the error of 8-bit activations."""
+
+
+_BLOCKS: Mapping[str, _Scales] = {
+    "Q4_0": _Scales(0),
+    "Q4_1": _Scales(0, 2, -7.5),
+    "Q5_0": _Scales(0),
+    "Q5_1": _Scales(0, 2, -15.5),
+    "Q8_0": _Scales(0),
+    "Q2_K": _Scales(80, 82, 1.5),
+    "Q3_K": _Scales(108),
+    "Q4_K": _Scales(0, 2, 7.5),
+    "Q5_K": _Scales(0, 2, 15.5),
+    "Q6_K": _Scales(208),
 }
 
 TINY = 3e-5
 """Makes every scale a float16 without exponent bits (below 6.1e-5), as a decoder that only shifts loses them."""
 
 
-def random_blocks(format: str, shape: tuple[int, ...], generator: torch.Generator, tiny: bool = False) -> torch.Tensor:
-    """Random valid blocks of a GGUF format, as uint8 planes.
+def random_blocks(
+    format: str,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    largest: float = 0.1,
+    centred: bool = False,
+    tiny: bool = False,
+) -> torch.Tensor:
+    """Random valid blocks of a GGUF format as one uint8 plane, on the generator's device.
 
-    Scales are 0.01 to 0.1, of either sign, as ggml's quantisers make both; minima as large as half the integers' range.
-    `tiny`: they are smaller by `TINY`, and one in four is zero.
+    Scales are a tenth of `largest` to that, of either sign, as ggml's quantisers make both. Minima are drawn likewise,
+    as large as half the integers' range, or, where `centred`, follow from the scales so that the values' mean is zero.
+    `tiny`: all are smaller by `TINY`, and one in four is zero.
     """
     import torch
 
     (plane,) = lookup(format).planes
-    blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8)
+    device, at = generator.device, _BLOCKS[format]
+    blocks = torch.randint(256, plane.shape(shape), generator=generator, dtype=torch.uint8, device=device)
     blocks = blocks.view(*blocks.shape[:-1], -1, plane.items)
-    for offset, size in _SCALES_AT[format].items():
-        scales = size * (0.01 + 0.09 * torch.rand(blocks.shape[:-1], generator=generator))
-        scales *= torch.randint(2, scales.shape, generator=generator) * 2 - 1
+
+    def draw(size: float) -> torch.Tensor:
+        numbers = size * largest * (0.1 + 0.9 * torch.rand(blocks.shape[:-1], generator=generator, device=device))
+        numbers *= torch.randint(2, numbers.shape, generator=generator, device=device) * 2 - 1
         if tiny:
-            scales *= TINY * (torch.randint(4, scales.shape, generator=generator) > 0)
-        blocks[..., offset : offset + 2] = scales.to(torch.float16).unsqueeze(-1).view(torch.uint8)
+            numbers *= TINY * (torch.randint(4, numbers.shape, generator=generator, device=device) > 0)
+        return numbers
+
+    def write(offset: int, numbers: torch.Tensor) -> None:
+        blocks[..., offset : offset + 2] = numbers.to(torch.float16).unsqueeze(-1).view(torch.uint8)
+
+    scales = draw(1.0)
+    write(at.scale, scales)
+    if at.minimum is not None:
+        write(at.minimum, at.middle * scales if centred else draw(abs(at.middle)))
     return blocks.flatten(-2)
 
 

@@ -196,3 +196,9 @@ def test_an_unknown_device_is_answered_with_the_known_ones(q4: Path, device: str
 
 def test_a_card_that_is_not_there_is_named_beside_what_works(q4: Path):
     assert_one_line_error(call_command("plan", q4, "--device", "cuda:77"), "'cuda:77'", "cpu works")
+
+
+def test_a_plan_for_a_random_model_needs_no_file_and_draws_nothing():
+    result = call_command("plan", "--random", "llama-8b:Q4_K_M", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["graph"] == "random llama-8b Q4_K_M"

@@ -175,3 +175,20 @@ def test_ctrl_c_of_a_json_run_leaves_whole_json_that_says_so(monkeypatch: pytest
     document = json.loads(result.out)
     assert document["interrupted"] is True
     assert document["text"] == "h" * 10 == "h" * len(document["ids"])
+
+
+def test_a_random_model_answers_with_tokens_numbers(tiny: Path):
+    document = answer("--random", "tiny:Q4_K_M", "-p", "hi", "--max-tokens", 5)
+    assert len(document["prompt_ids"]) == 2
+    assert len(document["ids"]) == 5
+
+
+def test_one_model_is_named_a_file_or_a_random_one(tiny: Path):
+    for arguments in ((), (tiny, "--random", "tiny:f32")):
+        result = call_command("run", *arguments, "-p", "hi")
+        assert result.code == 2
+        assert "--random SHAPE:FORMAT" in result.err
+
+
+def test_an_unknown_random_model_is_one_line():
+    assert_one_line_error(call_command("run", "--random", "tny:f32", "-p", "hi"), "did you mean 'tiny'")

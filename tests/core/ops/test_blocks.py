@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kernelmux.formats import Value, lookup
-from kernelmux.ops.blocks import _SCALES_AT, random_blocks, tiny_blocks
+from kernelmux.ops.blocks import _BLOCKS, random_blocks, tiny_blocks
 from kernelmux.ops.op import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
 
 formats = pytest.mark.parametrize("name", [*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS])
@@ -14,7 +14,9 @@ formats = pytest.mark.parametrize("name", [*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS])
 def _scales(name, blocks):
     """Every float16 of the blocks, a row each."""
     blocks = blocks.view(-1, lookup(name).planes[0].items)
-    return [blocks[:, offset : offset + 2].contiguous().view(torch.float16) for offset in _SCALES_AT[name]]
+    at = _BLOCKS[name]
+    offsets = [at.scale] if at.minimum is None else [at.scale, at.minimum]
+    return [blocks[:, offset : offset + 2].contiguous().view(torch.float16) for offset in offsets]
 
 
 @formats
@@ -36,7 +38,7 @@ def test_tiny_ones_are_subnormal_or_zero(name):
 @formats
 def test_all_values_are_finite_numbers(name):
     for tiny in (False, True):
-        blocks = random_blocks(name, (4, 1024), torch.Generator().manual_seed(1), tiny)
+        blocks = random_blocks(name, (4, 1024), torch.Generator().manual_seed(1), tiny=tiny)
         dense = torch.from_numpy(gguf.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name]))
         assert dense.isfinite().all()
         assert dense.any()

@@ -1,0 +1,171 @@
+"""`kernelmux bench`: single kernels beside each other and the machine's ceilings; a model's prompts and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kernelmux.cli.common import (
+    DeviceName,
+    OptionalModelPath,
+    PolicyPath,
+    RandomModel,
+    Use,
+    open_asked,
+    print_table,
+)
+from kernelmux.errors import KernelmuxError, nearest
+
+if TYPE_CHECKING:
+    from kernelmux.bench.ceilings import Ceilings
+    from kernelmux.bench.works import Work
+    from kernelmux.device import Device
+
+bench = typer.Typer(
+    name="bench", help="Measure kernels and models on this machine.", no_args_is_help=True, add_completion=False
+)
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
+
+METHOD = {
+    "cuda": "CUDA graphs replayed, operands rotated past the L2 cache; microseconds a launch, medians of 40 replays",
+    "cpu": "operands rotated past the cache; microseconds a launch, medians of up to 40 rounds",
+}
+
+
+@bench.command()
+def ops(
+    op: Annotated[list[str] | None, typer.Option("--op", metavar="OP", help="Only this op; may be repeated.")] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option("--kernel", metavar="NAME", help="Only this kernel, or backend; may be repeated."),
+    ] = None,
+    shape: Annotated[
+        str, typer.Option("--shape", metavar="SHAPE:FORMAT", help="A random model's nodes, or NxK:FORMAT, a mul_mat.")
+    ] = "llama-8b:bf16",
+    m: Annotated[str, typer.Option("--m", metavar="M,M", help="Row counts; from 128 a prompt, else decoding.")] = "1",
+    context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of decoding sequences.")] = 512,
+    activations: Annotated[
+        str | None, typer.Option("--activations", metavar="FORMAT", help="Preferred: bf16 on CUDA, f32 on the CPU.")
+    ] = None,
+    device: DeviceName = "cpu",
+    json: JsonFile = None,
+) -> None:
+    """Time every kernel that takes a node, side by side, as shares of what the machine can do."""
+    from kernelmux.bench.ceilings import measure_ceilings
+    from kernelmux.device import find_device
+    from kernelmux.formats import lookup
+
+    target = find_device(device)
+    stored = lookup(activations or ("bf16" if target.kind == "cuda" else "f32")).name
+    works = _works(shape, op, _counts(m), context, stored)
+    ceilings = measure_ceilings(target)
+    rows, notes = _timed(works, kernel or [], target, stored, ceilings)
+    gemm = ", ".join(f"{format} {rate / 1e12:.1f} TFLOP/s" for format, rate in ceilings.gemm.items())
+    notes.insert(0, f"Ceilings: copy {ceilings.copy / 1e9:.0f} GB/s, read {ceilings.read / 1e9:.0f} GB/s, GEMM {gemm}.")
+    _show(f"Kernels, {shape}", target, METHOD[target.kind], rows, notes, json)
+
+
+@bench.command()
+def model(
+    model: OptionalModelPath = None,
+    random: RandomModel = None,
+    policy: PolicyPath = None,
+    use: Use = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 512,
+    context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of each sequence.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences decoded at once.")] = 1,
+    decode: Annotated[int, typer.Option("--decode", min=1, help="Steps decoded.")] = 64,
+    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Token rows of the largest step.")] = 512,
+    device: DeviceName = "cpu",
+    json: JsonFile = None,
+) -> None:
+    """Time prompts and decoding of a model, and what Python and memory they cost."""
+    from kernelmux.bench.model import DECODES, PROMPTS, Load, time_model
+    from kernelmux.memory import human_bytes
+
+    opened = open_asked(model, random, device)
+    longest, held = max(prompt, context + decode), opened.source.shape.context
+    if longest > held:
+        raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
+    plan = opened.plan(policy, use=use or (), device=device, max_rows=max(max_rows, batch))
+    timed = time_model(opened, plan, Load(prompt, context, batch, decode))
+    method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
+    notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
+    _show(opened.graph.name, plan.device, method, timed.rows(), notes, json)
+
+
+def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
+    """The nodes that `--shape` and `--op` name, at every row count."""
+    from kernelmux.bench.works import matrix_work, model_works
+    from kernelmux.models import open_random
+
+    sizes, _, format = shape.partition(":")
+    n, cross, k = sizes.partition("x")
+    if cross and n.isdigit() and k.isdigit():
+        if op not in (None, ["mul_mat"]):
+            raise KernelmuxError(f"--shape {shape} is a mul_mat's; for other ops name a model, as llama-8b:bf16")
+        return [matrix_work(int(n), int(k), format or "bf16", m) for m in counts]
+    graph = open_random(shape).graph.with_cache_format(cache_format)
+    asked = op or list(dict.fromkeys(node.op for node in graph.ops))
+    return [work for m in counts for work in model_works(graph, asked, m, context)]
+
+
+def _counts(text: str) -> list[int]:
+    """`1,16,512` as numbers."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise KernelmuxError(f"--m {text}: row counts from 1, with commas between them, as 1,16,512")
+    return [int(part) for part in parts]
+
+
+def _timed(
+    works: Sequence[Work], asked: Sequence[str], device: Device, activations: str, ceilings: Ceilings
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for each kernel that runs, and why others do not; an error where that is none."""
+    from kernelmux import registry
+    from kernelmux.bench.ops import find_kernels, random_weights, time_kernel
+
+    def wanted(name: str) -> bool:
+        return not asked or name in asked or name.partition(":")[0] in asked
+
+    weights = random_weights(works, device)
+    rows: list[dict[str, Any]] = []
+    notes: dict[str, None] = {}
+    known: set[str] = set()
+    for work in works:
+        offered, declined = find_kernels(work, registry.current(), device)
+        known.update((*offered, *declined))
+        refused = {name: refusal.reason for name, refusal in declined.items() if wanted(name)}
+        notes.update({f"{name} does not take {work.label}: {reason}.": None for name, reason in refused.items()})
+        for name, kernel in offered.items():
+            if not wanted(name):
+                continue
+            try:
+                rows.append(time_kernel(work, name, kernel, weights, activations).row(ceilings))
+            except Exception as error:
+                # One that fails must not cost the figures of the others.
+                notes[f"{name} at {work.label}, m = {work.m}: {type(error).__name__}: {error}"] = None
+    if not rows:
+        unknown = f"--kernel {asked[0]}{nearest(asked[0], known)}" if asked else "the model has no such node"
+        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or unknown}")
+    return rows, list(notes)
+
+
+def _show(
+    title: str, device: Device, method: str, rows: list[dict[str, Any]], notes: list[str], json: Path | None
+) -> None:
+    """A table on stdout, notes on stderr, and the document where it was asked for."""
+    from kernelmux.bench.report import make_report
+
+    cells = [[" to ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
+    print_table(list(rows[0]), cells, f"{title}: {method}")
+    for note in notes:
+        typer.echo(note, err=True)
+    if json is not None:
+        report = make_report(title, device, method, rows, notes)
+        json.write_text(dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")

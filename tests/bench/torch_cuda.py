@@ -1,0 +1,284 @@
+"""The torch backend on a CUDA card beside what it wraps and beside transformers; writes CARD-PART.json for each part.
+
+    python tests/bench/torch_cuda.py --out docs/results fp8 llama-8b llama-1b
+
+`fp8`: fp8 mul_mats of an 8B llama, and torch's own call on the same kind of operands; quantising the activations.
+`llama-8b`, `llama-1b`: random models, prompts and decoding, and transformers' LlamaForCausalLM with random weights
+(a prompt eager; decoding with StaticCache and torch.compile's reduce-overhead), one after another in this process.
+`--small` runs every part on sizes that a CPU can bear, to try the script. A measurement that fails is a note in the
+result, and leaves the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers_llama
+
+from kernelmux import registry
+from kernelmux.bench.ceilings import Ceilings, measure_ceilings
+from kernelmux.bench.model import Load, ModelTiming, time_model
+from kernelmux.bench.ops import OpTiming, copies, find_kernels, random_weights, time_kernel
+from kernelmux.bench.report import make_report
+from kernelmux.bench.timing import Timing, time_launches
+from kernelmux.bench.works import Work, convert_work, matrix_work
+from kernelmux.device import Device, find_device
+from kernelmux.model import load_random
+from kernelmux.models.random import SHAPES, Sizes, random_planes
+
+POLICIES = Path(__file__).parents[2] / "examples" / "policies"
+LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate+up": (28672, 4096), "down": (4096, 14336)}
+ROWS = (512, 2048)
+PROMPT, CONTEXT, DECODE = 2048, 512, 128
+
+
+@dataclass
+class Result:
+    """Rows and notes of one part, and what was measured of the machine in the same run."""
+
+    name: str
+    title: str
+    method: str
+    device: Device
+    ceilings: Ceilings
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` gives; None where it raises, and then a note."""
+        started = time.perf_counter()
+        try:
+            return measure()
+        except Exception as error:
+            traceback.print_exc()
+            self.notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return None
+        finally:
+            print(f"[{self.name}] {what}: {time.perf_counter() - started:.1f} s", flush=True)
+            release()
+
+    def write(self, folder: Path, commit: str) -> None:
+        if not self.rows:
+            print(f"[{self.name}] nothing was measured:", *self.notes, sep="\n", flush=True)
+            return
+        gemm = ", ".join(f"{format} {rate / 1e12:.0f} TFLOP/s" for format, rate in self.ceilings.gemm.items())
+        copy, read = self.ceilings.copy / 1e12, self.ceilings.read / 1e12
+        notes = [f"In the same run: copy {copy:.2f} TB/s, read {read:.2f} TB/s, 8192^3 GEMM {gemm}.", *self.notes]
+        report = make_report(self.title, self.device, self.method, self.rows, notes)
+        if commit:
+            report["commit"] = commit
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        print(path.read_text("utf-8"), flush=True)
+
+
+def release() -> None:
+    """Gives memory back that nothing holds any more."""
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+# fp8 ------------------------------------------------------------------------------------------------------------------
+
+
+def measure_fp8(result: Result, small: bool) -> None:
+    """A row for each layer, row count and fp8 kernel."""
+    layers = {"o": (256, 256)} if small else LAYERS
+    for label, (n, k) in layers.items():
+        for m in (64,) if small else ROWS:
+            quantised = {
+                format: result.attempt(f"quantise {m}x{k} to {format}", partial(time_quantising, result, m, k, format))
+                for format in ("fp8_tensor", "fp8_row", "fp8_block")
+            }
+            work = matrix_work(n, k, "bf16", m)
+            kernels, declined = find_kernels(work, registry.current(), result.device)
+            result.notes += [f"{name} declines: {no.reason}." for name, no in declined.items() if ":fp8" in name]
+            for name, kernel in kernels.items():
+                if ":fp8" in name:
+                    what = f"{name} {label} m={m}"
+                    row = result.attempt(what, partial(fp8_row, result, label, work, name, kernel, quantised))
+                    result.rows += [row] if row else []
+    result.notes = list(dict.fromkeys(result.notes))
+
+
+def time_quantising(result: Result, m: int, k: int, format: str) -> OpTiming:
+    """The torch backend's bf16 to fp8."""
+    work = convert_work(k, format, m)
+    kernels, declined = find_kernels(work, registry.current(), result.device)
+    found = [name for name in kernels if name.startswith("torch:")]
+    if not found:
+        raise LookupError(f"no torch kernel converts to {format}: {declined}")
+    return time_kernel(work, found[0], kernels[found[0]], random_weights([work], result.device), "bf16")
+
+
+def fp8_row(
+    result: Result, label: str, work: Work, name: str, kernel: Any, quantised: dict[str, OpTiming | None]
+) -> dict[str, Any]:
+    ours = time_kernel(work, name, kernel, random_weights([work], result.device), "bf16")
+    n, k = work.node.weight[0].extents
+    scheme, fast = name.partition(":")[2].removesuffix("_fast"), name.endswith("_fast")
+    raw = time_raw(result.device, scheme, fast, work.m, n, k)
+    rate = work.flops() / ours.timing.median * 1e6
+    row = {
+        "layer": f"{label} {n}x{k}",
+        "m": work.m,
+        "kernel": name,
+        "us": round(ours.timing.median, 1),
+        "p10 to p90": [round(ours.timing.p10, 1), round(ours.timing.p90, 1)],
+        "torch alone us": round(raw.median, 1),
+        "of torch": round(ours.timing.median / raw.median, 3),
+        "TFLOP/s": round(rate / 1e12, 1),
+        "% of fp8 GEMM": round(100 * rate / result.ceilings.gemm["fp8"], 1) if "fp8" in result.ceilings.gemm else "",
+    }
+    before = quantised.get(scheme)
+    if before is None:
+        return row | {"quantise us": "", "% of copy": "", "both us": ""}
+    moved = before.work.nbytes(before.node) / before.timing.median * 1e6
+    return row | {
+        "quantise us": round(before.timing.median, 1),
+        "% of copy": round(100 * moved / result.ceilings.copy, 1),
+        "both us": round(before.timing.median + ours.timing.median, 1),
+    }
+
+
+def time_raw(device: Device, scheme: str, fast: bool, m: int, n: int, k: int) -> Timing:
+    """torch's own call on quantised operands, rotated as a kernel's are."""
+    stored = "fp8_128x128" if scheme == "fp8_block" else scheme
+    generator = torch.Generator(device.torch).manual_seed(0)
+    x, w = random_planes(scheme, (m, k), generator, 1.0), random_planes(stored, (n, k), generator, k**-0.5)
+    bytes_once = m * k + n * k + 2 * m * n
+    calls = [raw_call(scheme, fast, *(part.clone() for part in (*x, *w))) for _ in range(copies(bytes_once, device))]
+    return time_launches(calls, device)
+
+
+def raw_call(
+    scheme: str, fast: bool, x: torch.Tensor, xs: torch.Tensor, w: torch.Tensor, ws: torch.Tensor
+) -> Callable[[], object]:
+    if scheme != "fp8_block":
+        out = torch.empty(len(x), len(w), dtype=torch.bfloat16, device=x.device)
+        # torch tells the scheme from the scales' shapes: one number, or a column and a row of them.
+        options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast, "out": out}
+        return partial(torch._scaled_mm, x, w.t(), xs, ws.t(), **options)
+    from torch.nn.functional import ScalingType, scaled_mm
+
+    # cuBLASLt wants the scales of x with rows next to each other, those of w padded to fours along k.
+    padded = ws.new_zeros(len(ws), -(-ws.shape[1] // 4) * 4)
+    padded[:, : ws.shape[1]] = ws
+    recipes = (ScalingType.BlockWise1x128, ScalingType.BlockWise128x128)
+    turned = xs.t().contiguous().t()
+    return partial(scaled_mm, x, w.t(), turned, recipes[0], padded.t(), recipes[1], output_dtype=torch.bfloat16)
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+def measure_models(result: Result, shape: str, policies: list[str], small: bool) -> None:
+    """Rows of prompt and decoding for each policy, beside transformers on the same sizes."""
+    prompt, context, decode = (64, 16, 8) if small else (PROMPT, CONTEXT, DECODE)
+    peer = {}
+    for work, length, steps in (("prompt", prompt, 0), ("decode", context, decode)):
+        measure = partial(transformers_llama.measure, work, SHAPES[shape], result.device, length, steps)
+        peer[work] = result.attempt(f"transformers, {work}", measure)
+    load = Load(prompt=prompt, context=context, batch=1, decode=decode)
+    for policy in policies:
+        path = None if policy == "default" else POLICIES / f"{policy}.toml"
+        timed = result.attempt(f"kernelmux, {policy}", partial(time_ours, shape, path, load, result.device))
+        if timed is not None:
+            result.rows += model_rows(result, shape, policy, timed, peer)
+            memory = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in timed.memory.items())
+            python = f"; Python takes {timed.host.median:.0f} us a step" if timed.host else ""
+            result.notes.append(f"{policy}: {memory}{python}.")
+    if not result.rows:
+        measured = {work: timing.median for work, timing in peer.items() if timing is not None}
+        result.notes += [f"transformers bf16, {work}: {median:.0f} us." for work, median in measured.items()]
+
+
+def time_ours(shape: str, policy: Path | None, load: Load, device: Device) -> ModelTiming:
+    if device.kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    model = load_random(f"{shape}:bf16", device.torch)
+    plan = model.plan(policy, device=device.torch, max_rows=max(load.prompt, load.batch))
+    return time_model(model, plan, load)
+
+
+def model_rows(
+    result: Result, shape: str, policy: str, timed: ModelTiming, peer: dict[str, Timing | None]
+) -> Iterator[dict[str, Any]]:
+    load, sizes = timed.load, SHAPES[shape]
+    # A step reads every matrix once, of the token table one row.
+    read = 2 * (parameters(sizes) - (0 if sizes.tied else sizes.vocab * sizes.hidden))
+    for work, ours, tokens in (
+        ("prompt", timed.prefill, load.prompt),
+        ("decode", timed.decode, load.batch),
+    ):
+        theirs = peer[work]
+        rates = [tokens / microseconds * 1e6 for microseconds in (ours.median, ours.p90, ours.p10)]
+        share = read / ours.median * 1e6 / result.ceilings.read
+        yield {
+            "work": f"prompt of {load.prompt}" if work == "prompt" else f"decode, batch 1, context {load.context}",
+            "policy": policy,
+            "unit": "tokens/s",
+            "kernelmux": round(rates[0], 1),
+            "p10 to p90": [round(rates[1], 1), round(rates[2], 1)],
+            "% of reading bf16": round(100 * share, 1) if work == "decode" else "",
+            "launches": timed.launches if work == "decode" else "",
+            "transformers bf16": round(tokens / theirs.median * 1e6, 1) if theirs else "",
+            "ratio": round(theirs.median / ours.median, 2) if theirs else "",
+        }
+
+
+def parameters(sizes: Sizes) -> int:
+    """How many weights the matrices have."""
+    kv = sizes.hidden // sizes.heads * sizes.kv_heads
+    layer = sizes.hidden * (2 * sizes.hidden + 2 * kv + 3 * sizes.feed_forward)
+    return sizes.layers * layer + (1 if sizes.tied else 2) * sizes.vocab * sizes.hidden
+
+
+def main() -> None:
+    parts = {
+        "fp8": ("fp8 mul_mat of an 8B llama, beside torch's own call", None, []),
+        "llama-8b": ("8B llama, random weights, beside transformers", "llama-8b", ["cuda-bf16", "cuda-fp8"]),
+        "llama-1b": ("1B llama, random weights, beside transformers", "llama-1b", ["cuda-bf16"]),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--commit", default="", help="where the tree is no checkout")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="small sizes, to try the script")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    device = find_device(asked.device)
+    # `NVIDIA H100 80GB HBM3` is h100.
+    card = device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
+    ceilings = measure_ceilings(device, *((2**20, 64) if asked.small else ()))
+    for name in asked.parts:
+        title, shape, policies = parts[name]
+        if asked.small:
+            title, policies = f"{title}, tried on small sizes", ["default"]
+        if shape is None:
+            method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
+            result = Result(f"{card}-{name}", title, method, device, ceilings)
+            measure_fp8(result, asked.small)
+        else:
+            method = f"medians of whole prompts, and of rounds of {DECODE} steps; one after another in one process"
+            result = Result(f"{card}-{name}", title, method, device, ceilings)
+            measure_models(result, "tiny" if asked.small else shape, policies, asked.small)
+        result.write(asked.out, asked.commit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""`kernelmux bench`: tables on stdout, the document in a file, and errors in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from command import assert_one_line_error, call_command
+from kernelmux.bench import ops
+from kernelmux.bench.ceilings import Ceilings
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch):
+    ceilings = Ceilings(1e10, 1e10, {"bf16": 1e11, "f32": 1e11})
+    monkeypatch.setattr("kernelmux.bench.ceilings.measure_ceilings", lambda device: ceilings)
+    monkeypatch.setattr(ops, "PAST_CACHE", {"cpu": 2**16})
+
+
+def test_ops_lists_every_kernel_beside_its_peers(tmp_path: Path):
+    result = call_command(
+        *("bench", "ops", "--shape", "tiny:Q4_0", "--op", "rms_norm", "--op", "add", "--m", "1,3"),
+        *("--json", tmp_path / "ops.json"),
+    )
+    assert result.code == 0
+    lines = [line.split("\t") for line in result.out.splitlines()]
+    assert lines[0][:4] == ["op", "work", "m", "kernel"]
+    assert {(row[0], row[2]) for row in lines[1:]} == {(op, m) for op in ("rms_norm", "add") for m in "13"}
+    assert {"torch:f32", "reference:f64"} <= {row[3] for row in lines[1:]}
+    assert "Ceilings: copy 10 GB/s" in result.err
+    document = json.loads((tmp_path / "ops.json").read_text())
+    assert len(document["rows"]) == len(lines) - 1
+    assert all(row["us"] > 0 for row in document["rows"])
+
+
+def test_ops_takes_a_bare_matrix_and_one_kernel():
+    result = call_command("bench", "ops", "--shape", "32x64:Q4_0", "--kernel", "torch:int4", "--m", 2)
+    assert result.code == 0
+    (_, row) = result.out.splitlines()
+    assert row.startswith("mul_mat\t32x64 Q4_0\t2\ttorch:int4\tbf16")
+
+
+def test_ops_says_who_declines_and_why():
+    result = call_command("bench", "ops", "--shape", "32x256:Q4_K", "--kernel", "torch")
+    assert "torch:int4 does not take 32x256 Q4_K: it takes weights in Q4_0 and Q4_1" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--shape", "lama-8b:bf16"), "did you mean 'llama-8b'"),
+        (("--shape", "32x64:Q4_9"), "did you mean"),
+        (("--shape", "32x64:f32", "--op", "add"), "is a mul_mat's"),
+        (("--shape", "tiny:f32", "--op", "mulmat"), "did you mean 'mul_mat'"),
+        (("--shape", "32x64:f32", "--kernel", "torhc:f32"), "did you mean 'torch:f32'"),
+        (("--m", "1,x"), "as 1,16,512"),
+        (("--m", "0"), "as 1,16,512"),
+        (("--device", "gpu"), "known: cpu, cuda"),
+    ],
+)
+def test_ops_says_what_was_wrong(arguments: tuple[str, ...], hint: str):
+    assert_one_line_error(call_command("bench", "ops", *arguments), hint)
+
+
+def test_model_gives_rates_and_memory(tmp_path: Path):
+    path = tmp_path / "model.json"
+    result = call_command(
+        *("bench", "model", "--random", "tiny:Q4_0", "--prompt", 20, "--context", 10, "--batch", 2, "--decode", 3),
+        *("--json", path),
+    )
+    assert result.code == 0
+    assert [line.split("\t")[0] for line in result.out.splitlines()[1:]] == [
+        "prompt of 20",
+        "decode at 2 x 10",
+    ]
+    assert "Memory: weights" in result.err
+    assert json.loads(path.read_text())["title"] == "random tiny Q4_0"
+
+
+def test_a_result_is_what_the_performance_page_reads(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "results").mkdir()
+    arguments = ("bench", "model", tiny, "--prompt", 4, "--context", 4, "--decode", 2)
+    assert call_command(*arguments, "--json", tmp_path / "results" / "tiny.json").code == 0
+    spec = importlib.util.spec_from_file_location("performance", DOCS / "performance.py")
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    assert "| prompt of 4 | tokens/s |" in page.render()
+
+
+def test_model_refuses_more_tokens_than_the_model_holds(tiny: Path):
+    result = call_command("bench", "model", tiny, "--prompt", 1000)
+    assert_one_line_error(result, "1000 tokens", "holds 256")

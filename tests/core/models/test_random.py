@@ -1,0 +1,97 @@
+"""Random models: known shapes, the same numbers each time, drawn only when asked, and activations that stay finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernelmux.errors import ModelError
+from kernelmux.formats import Weight
+from kernelmux.model import load_random
+from kernelmux.models import open_random
+from kernelmux.models.random import SHAPES, STORED, RandomWeights, random_file
+
+
+def drawn(stored: str, shape: tuple[int, ...] = (64, 512), name: str = "w") -> Weight:
+    return RandomWeights({name: Weight(name, shape, stored, ())}, "cpu")[name]
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_model_of_any_format_gives_finite_logits(stored: str):
+    model = load_random(f"tiny:{stored}")
+    logits = model.forward([1, 2, 3, 4], model.plan(use=["*=reference"]))
+    assert logits.isfinite().all()
+    assert 0.2 < float(logits.std()) < 5
+
+
+@pytest.mark.parametrize("stored", ["f32", "bf16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K", "fp8_row"])
+def test_weights_have_the_spread_that_keeps_a_variance(stored: str):
+    dense = drawn(stored).dequantize()
+    assert dense.std().item() == pytest.approx(512**-0.5, rel=0.1)
+    assert abs(dense.mean().item()) < 0.1 * 512**-0.5
+
+
+def test_a_weight_is_drawn_anew_yet_the_same_and_differs_from_others():
+    first, again = drawn("Q4_K").planes[0], drawn("Q4_K").planes[0]
+    assert first.equal(again)
+    assert first.data_ptr() != again.data_ptr()
+    assert not first.equal(drawn("Q4_K", name="v").planes[0])
+
+
+def test_looking_a_name_up_draws_nothing():
+    weights = RandomWeights({"w": Weight("w", (8, 8), "no such format", ())}, "cpu")
+    assert "w" in weights
+    assert "v" not in weights
+    assert (list(weights), len(weights)) == (["w"], 1)
+
+
+def test_building_the_graph_of_a_large_model_draws_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "randn", None)
+    monkeypatch.setattr(torch, "randint", None)
+    source = open_random("llama-70b:Q4_K_M")
+    assert source.shape.layers == 80
+    assert sum(node.op == "mul_mat" for node in source.graph.ops) == 80 * 7 + 1
+
+
+@pytest.mark.parametrize(("asked", "parameters"), [("llama-8b", 8.03e9), ("llama-1b", 1.236e9), ("llama-70b", 70.55e9)])
+def test_shapes_have_the_parameters_that_their_names_promise(asked: str, parameters: float):
+    weights = random_file(f"{asked}:bf16").weights.values()
+    assert sum(torch.Size(weight.shape).numel() for weight in weights) == pytest.approx(parameters, rel=0.002)
+
+
+def test_q4_k_m_keeps_delicate_tensors_in_q6_k_as_llama_cpp_does():
+    weights = random_file("llama-8b:q4_k_m").weights
+    wide = [weights[f"blk.{layer}.ffn_down.weight"].format for layer in range(32)]
+    assert wide.count("Q6_K") == 16
+    assert (wide[0], wide[4], wide[6], wide[31]) == ("Q6_K", "Q4_K", "Q6_K", "Q6_K")
+    assert weights["output.weight"].format == "Q6_K"
+    assert weights["token_embd.weight"].format == "Q4_K"
+    assert weights["blk.0.attn_q.weight"].format == "Q4_K"
+    assert weights["blk.0.attn_norm.weight"].format == "f32"
+
+
+def test_q4_k_m_of_narrow_rows_uses_blocks_of_32():
+    weights = random_file("smollm2-135m:Q4_K_M").weights
+    assert weights["blk.4.attn_q.weight"].format == "Q5_0"
+    assert weights["blk.0.attn_v.weight"].format == "Q8_0"
+    assert weights["blk.4.ffn_down.weight"].format == "Q4_K"
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [("lama-8b:bf16", "did you mean 'llama-8b'"), ("llama-8b:Q4_K_N", "did you mean 'Q4_K_M'"), ("llama-8b", "known")],
+)
+def test_an_unknown_name_is_told_the_nearest(asked: str, hint: str):
+    with pytest.raises(ModelError, match=hint):
+        random_file(asked)
+
+
+def test_text_is_read_byte_by_byte():
+    tokenizer = open_random("tiny:f32").tokenizer
+    assert len(tokenizer.encode("hello")) == 5
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+    assert tokenizer.decode([300]) == "<300>"
+
+
+def test_sizes_divide_into_heads():
+    assert all(sizes.hidden % sizes.heads == sizes.heads % sizes.kv_heads == 0 for sizes in SHAPES.values())
