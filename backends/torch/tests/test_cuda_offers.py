@@ -4,8 +4,10 @@ import pytest
 
 from fake_backend import one_node
 from kernelmux import registry
+from kernelmux.conformance.hookup import all_cases
 from kernelmux.device import Device
 from kernelmux.formats import Value
+from kernelmux.graph import case_node
 
 H100 = Device("cuda", name="H100", capability=(9, 0))
 NODES = {
@@ -39,3 +41,14 @@ def test_a_tied_head_shares_the_table_of_embed():
     offered = registry.current().ask("mul_mat", arguments).kernels
     tables = {name: kernel for name, kernel in ask("embed").kernels.items() if name.startswith("torch:")}
     assert {name: offered[name].packed for name in tables} == {name: table.packed for name, table in tables.items()}
+
+
+@pytest.mark.parametrize("device", [H100, Device("cuda", name="A100", capability=(8, 0))], ids=lambda d: d.name)
+def test_every_case_of_the_suite_gets_an_answer(device):
+    pytest.importorskip("triton")
+    current = registry.current()
+    for case in all_cases():
+        node = case_node(case)
+        offer = current.ask(case.op, {"node": node, "device": device, **node.contract.arguments(node)})
+        assert not current.backends["torch"].fault, f"{case.name}: {current.backends['torch'].fault}"
+        assert any(name.startswith("torch") for name in (*offer.kernels, *offer.declined)), case.name

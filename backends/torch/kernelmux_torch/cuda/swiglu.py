@@ -29,11 +29,11 @@ LONGEST = 32768
 
 def offer_gate_up(n: int, k: int, bias: bool, device: Device) -> list[Kernel | Declined]:
     """gate_up_swiglu under the names of the mul_mats that it may stand for, or why not."""
-    answers: list[Kernel | Declined] = [GateUpBf16()]
-    answers += (kernel.refusal(n, k, bias, device) or kernel for kernel in (GateUpFp8Row(), GateUpFp8RowFast()))
+    kernels = (GateUpBf16(), GateUpFp8Row(), GateUpFp8RowFast())
     if bias:
-        return [Declined("its GEMM of both weights adds no biases", "unsupported", a.kernel or a.name) for a in answers]
-    return answers
+        return [Declined("its GEMM of both weights adds no biases", "unsupported", kernel.name) for kernel in kernels]
+    bf16, *scaled = kernels
+    return [bf16, *(kernel.refusal(n, k, bias, device) or kernel for kernel in scaled)]
 
 
 class Swiglu(Kernel):
