@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -31,6 +33,9 @@ class Outcome:
     """On the NMSE: the kernel's own, and the rounding of the output's format."""
     batch_invariant: bool | None = None
     """Whether a row of the batch equals the row alone, bit for bit; None where that means nothing."""
+    device: str = "cpu"
+    peer: str = ""
+    """The kernel that it need not be closer than, if one was named."""
 
     @property
     def passed(self) -> bool:
@@ -39,7 +44,17 @@ class Outcome:
     @property
     def command(self) -> str:
         """What runs exactly this case again."""
-        return f"kernelmux check --kernel {self.kernel} --case '{self.case}'"
+        words = ["kernelmux", "check", "--kernel", self.kernel, "--case", self.case]
+        words += ["--device", self.device] if self.device != "cpu" else []
+        words += ["--peer", self.peer] if self.peer else []
+        return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def share(outcome: Outcome) -> float:
+    """How much of its bound a measured error takes: over 1 it is too much."""
+    if not outcome.bound:
+        return math.inf if outcome.error else 0.0
+    return (outcome.error or 0.0) / outcome.bound

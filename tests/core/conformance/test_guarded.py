@@ -21,7 +21,7 @@ def test_planes_have_the_shapes_of_their_format_and_the_alignment_of_a_plan(form
     value = Value("x", (3, 128), format)
     parts = Guarded.of(value, "cpu").parts
     assert [tuple(part.shape) for part in parts] == [plane.shape(value.extents) for plane in FORMATS[format].planes]
-    assert [part.storage_offset() * part.itemsize % ALIGNMENT for part in parts] == [0] * len(parts)
+    assert [part.data_ptr() % ALIGNMENT for part in parts] == [0] * len(parts)
 
 
 def test_one_plane_is_given_bare_and_several_as_a_tuple(memory):

@@ -172,7 +172,7 @@ def test_a_wrong_one_fails_with_what_runs_the_case_again():
     counts, messages = run(offering(AddsInsteadOfMultiplying, "mul"))
     assert counts["failed"] > 20
     assert "error: " in messages[0]
-    assert "again: kernelmux check --kernel mine:kernel --case 'mul-m1-n576'" in messages[0]
+    assert "again: kernelmux check --kernel mine:kernel --case mul-m1-n576" in messages[0]
 
 
 def test_refused_cases_are_skipped():
