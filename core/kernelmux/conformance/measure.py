@@ -13,6 +13,9 @@ WORST = 24.0
 LINE = 24.0
 """How many times the bound one row's or one column's NMSE may be."""
 
+SMALLEST = 0.25
+"""Of the mean square of all, what a column has at least."""
+
 FEW = 5
 """Rows below which the noise of a column says little."""
 
@@ -54,10 +57,12 @@ def compare(
     difference = torch.where(difference.abs() < torch.finfo(torch.float32).tiny, 0.0, difference)
     squared = float(truth.square().sum())
     error = float(difference.square().sum()) / (squared or 1.0)
-    relative = _by_row(truth, difference, block)
+    rows = _row_scales(truth, block)
+    relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
     allowed = max(bound, peer[0])
     most = max(WORST * math.sqrt(allowed), peer[1])
+    of_a_line = max(LINE * allowed, peer[1] ** 2 / SMALLEST)
     failures = []
     if error > allowed:
         failures.append(f"error: NMSE {error:.3g} is over the bound {allowed:.3g}")
@@ -67,33 +72,36 @@ def compare(
             f"error: element {where} is {float(found[where]):.6g}, not {float(wanted[where]):.6g}: "
             f"{worst:.3g} of its row's root mean square, where {most:.3g} is allowed"
         )
-    elif lost := _lost_line(truth, difference, relative, LINE * allowed):
-        failures.append(f"error: {lost}, where {LINE * allowed:.3g} is allowed")
+    elif lost := _lost_line(truth / rows, relative, of_a_line):
+        failures.append(f"error: {lost}, where {of_a_line:.3g} is allowed")
     return Measured(error, worst, bound, tuple(failures))
 
 
-def _by_row(truth: torch.Tensor, difference: torch.Tensor, block: int) -> torch.Tensor:
-    """Each element's error over the root mean square of its row, or of its block.
+def _row_scales(truth: torch.Tensor, block: int) -> torch.Tensor:
+    """The root mean square of each element's row, or of its block, [..., columns].
 
-    A row of zeros, or one too narrow to have a scale of its own, is measured against all rows; all zeros against one.
+    For a row of zeros, or one too narrow to have a scale of its own, that of all rows; for all zeros one.
     """
     columns = block if block > 1 else truth.shape[-1]
-    blocks = (*truth.shape[:-1], -1, max(columns, 1))
-    rows = truth.reshape(blocks).square().mean(dim=-1, keepdim=True)
+    blocks = truth.reshape(*truth.shape[:-1], -1, max(columns, 1))
+    rows = blocks.square().mean(dim=-1, keepdim=True)
     everything = rows.mean() if bool(rows.any()) else torch.ones_like(rows.mean())
     rows = torch.where(rows > (0 if columns >= NARROW else math.inf), rows, everything).sqrt()
-    return (difference.abs().reshape(blocks) / rows).view(truth.shape)
+    return rows.expand(blocks.shape).reshape(truth.shape)
 
 
-def _lost_line(truth: torch.Tensor, difference: torch.Tensor, relative: torch.Tensor, most: float) -> str:
-    """A row or a column that is wrong throughout, which the whole hides as its elements hide in the noise."""
-    lines = {"row": relative.flatten(0, -2).square().mean(dim=1)} if truth.dim() > 1 else {}
-    if truth.dim() > 1 and truth.flatten(0, -2).shape[0] >= FEW:
-        scales = truth.flatten(0, -2).square().mean(dim=0)
+def _lost_line(truth: torch.Tensor, difference: torch.Tensor, most: float) -> str:
+    """A row or column that is wrong throughout, which the whole hides as its elements hide in the noise.
+
+    Both are relative to their rows, so that a large row is not all that counts.
+    """
+    if truth.dim() < 2:
+        return ""
+    truth, squares = truth.flatten(0, -2), difference.flatten(0, -2).square()
+    lines = {"row": squares.mean(dim=1)}
+    if len(truth) >= FEW:
         # A small column has the noise of the others too.
-        scales = scales.clamp(min=float(scales.mean()) / 4)
-        errors = difference.flatten(0, -2).square().mean(dim=0)
-        lines["column"] = errors / torch.where(scales > 0, scales, 1.0)
+        lines["column"] = squares.mean(dim=0) / truth.square().mean(dim=0).clamp(min=SMALLEST)
     for name, errors in lines.items():
         if errors.numel() and float(errors.max()) > most:
             return f"{name} {int(errors.argmax())} has NMSE {float(errors.max()):.3g}"

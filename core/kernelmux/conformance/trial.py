@@ -145,7 +145,7 @@ class Trial:
 
     @cached_property
     def other(self) -> list[torch.Tensor]:
-        """Inputs as valid as those given, and none of them alike: numbers negated, ids and lengths zero.
+        """Inputs as valid as those given, and none of them alike: numbers negated and halved, ids and lengths zero.
 
         Of an op that updates its inputs ids come in reverse instead: two rows for one slot have no right answer.
         """
@@ -156,7 +156,7 @@ class Trial:
                 ids = memory.parts[0]
                 ids.copy_(ids.flip(0) if updated else torch.zeros_like(ids))
             elif index not in updated:
-                quantize_planes(value.format, -dequantize_planes(value.format, memory.parts), memory.parts)
+                quantize_planes(value.format, dequantize_planes(value.format, memory.parts) * -0.5, memory.parts)
         return [memory.snapshot() for memory in self.inputs]
 
     def bind(self, room: Room | None = None, packed: tuple[torch.Tensor, ...] | None = None) -> Launch:
@@ -228,7 +228,7 @@ class Trial:
         format = lookup(self.node.outputs[index].format)
         truth = self.expected[index] if wanted is None else wanted
         bound = self.kernel.precision + format.rounding
-        return compare(dequantize_planes(format.name, memory.parts), truth, bound, format.block, peer)
+        return compare(dequantize_planes(format.name, memory.parts, torch.double), truth, bound, format.block, peer)
 
     def on_stream(self) -> AbstractContextManager[object]:
         """The trial's stream is torch's current one meanwhile."""

@@ -84,3 +84,16 @@ def test_scratch_of_no_bytes_has_guards_all_the_same():
     assert memory.intact()
     beyond(memory.parts[0], 0).zero_()
     assert not memory.intact()
+
+
+@pytest.mark.parametrize("element", [4096, 3 * 4096 - 1, -1, -2 * 4096])
+def test_a_band_holds_two_rows(element):
+    memory = Guarded.of(Value("x", (1, 4096)), "cpu")
+    beyond(memory.parts[0], element).zero_()
+    assert not memory.intact()
+
+
+def test_the_band_of_scratch_is_as_long_as_it_is():
+    memory = Guarded.scratch(10_000, "cpu")
+    beyond(memory.parts[0], 19_999).zero_()
+    assert not memory.intact()
