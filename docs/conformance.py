@@ -46,8 +46,9 @@ case alone again.
 
 {checks}
 
-A case has fixed shapes, formats and numbers: its name is the seed. The first case of an op that a kernel takes is also
-run in every format that the kernel declares, one value at a time: `add-m1-n576@outputs0=f16`.
+A case has fixed shapes, formats and numbers: its name is the seed. One case of each op, of several rows if the kernel
+takes any, is also run in every format that the kernel declares, one value at a time, then all that may have it:
+`add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.
 
 ## Known failures
 
@@ -69,15 +70,24 @@ link = "https://example.org/hello/issues/7"
 """
 
 CHECKS = (
-    ("error", "The result is within the bound (NMSE) that the kernel declares, and no element is far off."),
-    ("finite", "No NaN or infinity where float64 has none."),
+    (
+        "error",
+        "The result is within the bound (NMSE) that the kernel declares; no element, row or column is far off; "
+        "the last row alone is right as well.",
+    ),
+    ("finite", "NaN and infinity where float64 has them, and nowhere else."),
     ("written", "Every element of every output is written, whatever the memory held before."),
-    ("repeatable", "The same launch gives the same bytes."),
+    ("repeatable", "The same launch gives the same bytes, whatever was launched or bound before."),
     ("guards", "Nothing is written beside an input, an output or the workspace."),
-    ("inputs", "Inputs and weights are left alone, but for what the op updates."),
-    ("in place", "Right as well where the op lets an output be an input's memory."),
+    ("inputs", "Binding and launching leave inputs, packed weights and the model alone, but for what the op updates."),
+    ("in place", "Right as well where the op lets outputs be inputs' memory, one pair at a time and all at once."),
     ("captured", "On CUDA, a replayed graph gives the bytes of the launch itself."),
-    ("declarations", "`prepare` holds as many bytes as `packed_bytes` says."),
+    (
+        "declarations",
+        "The bound is at most 1e-2; `prepare` holds as many bytes as `packed_bytes` says, and the same ones for all "
+        "kernels that share a packed form's name; formats do not depend on the row count, which a plan asks them "
+        "before; on CUDA, a captured call has no more device launches than `launches` says.",
+    ),
     ("raises", "Nothing raises: a kernel that cannot take a case declines it, with a reason."),
 )
 

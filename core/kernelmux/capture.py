@@ -36,14 +36,13 @@ def captured_rows(plan: Plan, rows: int) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class CapturedWalk:
-    """A walk as a CUDA graph: calling it replays it on the plan's stream, and returns the number of launches."""
+    """A walk as a CUDA graph: calling it replays it on torch's current stream; returns the number of launches."""
 
     walk: Walk
     graph: torch.cuda.CUDAGraph
 
     def __call__(self) -> int:
-        with self.walk.on_stream:
-            self.graph.replay()
+        self.graph.replay()
         return self.walk.launches
 
     @property
@@ -59,7 +58,8 @@ def capture(walk: Walk, stream: torch.cuda.Stream, tail: Callable[[Walk], object
     """
     import torch
 
-    walk()
+    with torch.cuda.stream(stream):
+        walk()
     torch.cuda.synchronize(walk.device)
     graph = torch.cuda.CUDAGraph()
     failure: LaunchError | None = None

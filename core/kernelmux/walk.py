@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kernelmux.device import is_out_of_memory, out_of_memory
 from kernelmux.errors import LaunchError
@@ -15,7 +14,10 @@ from kernelmux.schedule import Step
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """A schedule bound to memory at exact extents: calling it runs the step and returns the number of launches."""
+    """A schedule bound to memory at exact extents: calling it runs the step and returns the number of launches.
+
+    On CUDA the caller makes the plan's stream torch's current one, with `Walker.on_stream`.
+    """
 
     steps: Sequence[Step]
     calls: Sequence[Launch]
@@ -23,19 +25,16 @@ class Walk:
     """The graph's outputs by name; the next walk overwrites them."""
     launches: int
     device: str
-    on_stream: AbstractContextManager[object] = field(default_factory=nullcontext)
-    """Makes the plan's stream torch's current one while the launches are enqueued; nothing on the CPU."""
 
     def __call__(self) -> int:
         pending = iter(self.calls)
-        with self.on_stream:
-            try:
-                for call in pending:
-                    call()
-            except Exception as error:
-                # The iterator knows how far it got, so that a walk that works pays nothing for this.
-                index = len(self.calls) - operator.length_hint(pending) - 1
-                raise launch_error(self.steps, index, self.device, error) from error
+        try:
+            for call in pending:
+                call()
+        except Exception as error:
+            # The iterator knows how far it got, so that a walk that works pays nothing for this.
+            index = len(self.calls) - operator.length_hint(pending) - 1
+            raise launch_error(self.steps, index, self.device, error) from error
         return self.launches
 
 

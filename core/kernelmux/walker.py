@@ -131,7 +131,7 @@ class Walker:
                     raise launch_error(steps, index, self.plan.device.torch, error) from error
         stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
         outputs = {name: views[physical] for name, physical in stored}
-        return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch, self.on_stream())
+        return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch)
 
     def _all_dims(self, asked: Mapping[str, int]) -> Mapping[str, int]:
         """Every symbol of the graph: those asked for, and the rest from the buffers' own extents."""

@@ -3,7 +3,7 @@
 Each is a right kernel with one mistake, its class named after it, and says which check must catch it.
 """
 
-from wrong import attention, cache, captured, elementwise, launches, linear, memory, norm, rope, weights
+from wrong import attention, cache, captured, elementwise, keeps, launches, linear, memory, norm, rope, weights
 from wrong.kernel import PLANTED, Planted, Right
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "cache",
     "captured",
     "elementwise",
+    "keeps",
     "launches",
     "linear",
     "memory",

@@ -29,6 +29,14 @@ class TakesAnotherPathWhenCaptured(Capturable):
             tensors.outputs[0].copy_(tensors.outputs[0].bfloat16())
 
 
+@planted("add", "declarations", device="cuda")
+class LaunchesMoreThanItSays(Capturable):
+    def launch(self, node, tensors):
+        super().launch(node, tensors)
+        tensors.outputs[0].mul_(2)
+        tensors.outputs[0].mul_(0.5)
+
+
 @planted("add", "captured", device="cuda")
 class WritesHalfWhenCaptured(Capturable):
     def launch(self, node, tensors):

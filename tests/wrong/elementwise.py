@@ -203,3 +203,15 @@ class OneScaleForARowOfQ8(Right):
             steps = results[0] / scales[:, :1].clamp(min=1e-30)
             data.copy_(steps.round().clamp(-127, 127))
             sums.copy_((data * scales[:, :1]).view(*scales.shape, -1).sum(dim=-1))
+
+
+@planted("convert", "error", first="*-fp8_block-far-blocks")
+class OneScaleForARowOfFp8(Right):
+    """Where each block of 128 has its own."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "fp8_block":
+            data, scales = tensors.outputs[0]
+            scales.copy_(scales.amax(dim=-1, keepdim=True).expand_as(scales))
+            data.copy_((results[0] / scales[:, :1].clamp(min=1e-30)).clamp(-448, 448))

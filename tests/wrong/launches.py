@@ -140,3 +140,29 @@ class StridesBySizeOfTheFirstInput(Plain):
         if node.inputs[0].format != node.inputs[1].format:
             b = b.roll(1, dims=0)
         return dataclasses.replace(operands, inputs=(a, b))
+
+
+@planted("add", "error", first="*@all=bf16")
+class AddsTheNextRowWhereBothAreNarrow(Plain):
+    """Its fast path, taken where a and b are both bfloat16."""
+
+    def read(self, node, tensors):
+        operands = super().read(node, tensors)
+        a, b = operands.inputs
+        if all(value.format == "bf16" for value in node.inputs):
+            b = b.roll(1, dims=0)
+        return dataclasses.replace(operands, inputs=(a, b))
+
+
+@planted("add", "declarations")
+class DeclaresFormatsByTheRowCount(Plain):
+    """A plan asks before there is one: it is a symbol then."""
+
+    def inputs(self, node):
+        return [["f32", "bf16"] if node.inputs[0].shape[0] > 1 else ["f32"] for _ in node.inputs]
+
+
+@planted("add", "declarations")
+class DeclaresOtherFormatsForASymbol(Plain):
+    def inputs(self, node):
+        return [["f32"] if isinstance(node.inputs[0].shape[0], str) else ["f32", "bf16"] for _ in node.inputs]

@@ -66,9 +66,8 @@ class WritesARowFarPastItsOutput(Right):
 
     def write(self, node, tensors, results):
         super().write(node, tensors, results)
-        (m, n), y = results[0].shape, tensors.outputs[0]
-        if y.storage_offset() + (m + 1) * n < y.untyped_storage().nbytes() // 4:
-            beyond(y, (m + 1) * n).zero_()
+        m, n = results[0].shape
+        beyond(tensors.outputs[0], (m + 1) * n).zero_()
 
 
 @planted("add", "finite")
@@ -126,8 +125,10 @@ class Scratched(Right):
         return 8 * node.outputs[0].extents[0] * node.outputs[0].extents[1]
 
     def sums(self, tensors):
-        """The workspace, seen as the output."""
-        return tensors.workspace.view(torch.float64).view(tensors.outputs[0].shape)
+        """The workspace, seen as the output, wherever it ends."""
+        memory = torch.empty(0, dtype=torch.uint8).set_(tensors.workspace.untyped_storage())
+        memory = memory[tensors.workspace.storage_offset() :][: 8 * tensors.outputs[0].numel()]
+        return memory.view(torch.float64).view(tensors.outputs[0].shape)
 
     def launch(self, node, tensors):
         operands, sums = self.read(node, tensors), self.sums(tensors)
@@ -140,10 +141,11 @@ class AsksForAWorkspaceTooSmall(Scratched):
     def workspace(self, node):
         return super().workspace(node) - 8
 
-    def sums(self, tensors):
-        outside = tensors.workspace.untyped_storage()
-        memory = torch.empty(0, dtype=torch.uint8).set_(outside)[tensors.workspace.storage_offset() :]
-        return memory[: 8 * tensors.outputs[0].numel()].view(torch.float64).view(tensors.outputs[0].shape)
+
+@planted("add", "guards")
+class AsksForHalfItsWorkspace(Scratched):
+    def workspace(self, node):
+        return (super().workspace(node) + 8) // 2
 
 
 @planted("add", "written")
@@ -191,6 +193,13 @@ class ChangesItsPackedWeights(Coarse):
     def launch(self, node, tensors):
         tensors.packed[0].copy_(tensors.packed[0].bfloat16())
         super().launch(node, tensors)
+
+
+@planted("rms_norm", "inputs")
+class RoundsItsPackedWeightsWhenBound(Coarse):
+    def bind(self, node, tensors, stream):
+        tensors.packed[0].copy_(tensors.packed[0].bfloat16())
+        return super().bind(node, tensors, stream)
 
 
 class FromTheFile(Coarse):

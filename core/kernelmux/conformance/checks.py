@@ -1,53 +1,65 @@
 """The checks beside the error: what a kernel may touch, and whether it does the same thing twice.
 
-Each takes a trial whose kernel has been launched once, and adds to its `failures` in the form `check: what was seen`.
+Each takes a trial, and adds to its `failures` in the form `check: what was seen`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from kernelmux.conformance.guarded import POISONS
-from kernelmux.conformance.measure import compare
+from kernelmux.conformance.guarded import POISONS, same
 from kernelmux.formats import dequantize_planes, lookup
 from kernelmux.hookspecs import Launch
 
 if TYPE_CHECKING:
     from kernelmux.conformance.trial import Trial
+    from kernelmux.graph import TensorNode
 
 
 def written(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:
     """Every element of every output is written, and the same numbers come again, bit for bit.
 
-    Under another poison a byte may only differ if it was left alone, or if the kernel does not repeat itself; a third
-    launch under the first poison tells which.
+    The second launch finds what the first one found. The third finds another poison: a byte of a kernel that repeats
+    itself only differs then if it was left alone.
     """
-    second = trial.launch(call, POISONS[1])
-    if _same(first, second):
-        return
-    third = trial.launch(call, POISONS[0])
-    if _same(first, third):
-        trial.failures.append("written: an output element, or the result, depends on what the memory held before")
-    else:
+    if not same(first, trial.launch(call, POISONS[0])):
         trial.failures.append("repeatable: two launches on the same inputs differ")
+    elif not same(first, trial.launch(call, POISONS[1])):
+        trial.failures.append("written: an output element, or the result, depends on what the memory held before")
+
+
+def follows(trial: Trial, call: Launch) -> None:
+    """With other inputs at the same addresses, the result is that of a new binding, which has seen no others."""
+    room = trial.new_room()
+    wanted = trial.launch(trial.bind(room), POISONS[0], trial.other, room)
+    if not same(trial.launch(call, POISONS[0], trial.other), wanted):
+        trial.failures.append("repeatable: other inputs at the same addresses give what a new binding does not")
 
 
 def guards(trial: Trial) -> None:
     """Nothing is written outside the buffers."""
-    places = {"input": trial.inputs, "output": trial.outputs, "workspace": [trial.scratch]}
+    places = {"input": trial.inputs, "output": trial.outputs, "workspace": [trial.room.scratch]}
     for what, memories in places.items():
         if not all(memory.intact() for memory in memories):
             trial.failures.append(f"guards: bytes next to an {what} buffer were overwritten")
 
 
-def inputs_unchanged(trial: Trial) -> None:
-    """Inputs are as they were, but for those that the op updates."""
-    updated = {source for source, _ in trial.node.contract.updates}
+def inputs_unchanged(trial: Trial, taken: Collection[int] = (), where: str = "") -> None:
+    """Inputs are as they were, but for those that the op updates, or whose memory an output has `taken`."""
+    left = {source for source, _ in trial.node.contract.updates} | set(taken)
     for index, (memory, given) in enumerate(zip(trial.inputs, trial.given, strict=True)):
-        if index not in updated and not memory.snapshot().equal(given):
-            trial.failures.append(f"inputs: {trial.node.inputs[index].name} was changed")
+        if index not in left and not memory.snapshot().equal(given):
+            trial.failures.append(f"inputs: {trial.node.inputs[index].name} was changed{where}")
+
+
+def weights_unchanged(trial: Trial) -> None:
+    """Packed weights, and the model's own, are as they were: other nodes read them too."""
+    if not trial.weights_unchanged():
+        trial.failures.append("inputs: the weights were changed by a launch, or when the kernel was bound")
 
 
 def untouched_cache(trial: Trial) -> None:
@@ -75,36 +87,57 @@ def sums(trial: Trial) -> None:
                 trial.failures.append(f"error: the sums of {value.name} are not those of its blocks")
 
 
-def in_place(trial: Trial) -> None:
-    """Right as well where an output is an input's memory, as the op allows."""
-    for source, target in trial.node.contract.in_place:
-        taken, value = trial.node.inputs[source], trial.node.outputs[target]
-        if (taken.format, taken.extents) != (value.format, value.extents):
-            continue
+def in_place(trial: Trial, first: list[torch.Tensor]) -> None:
+    """Right as well where outputs are inputs' memory, as the op allows: one pair at a time, then all at once."""
+    node = trial.node
+    for shared in _sharings(node):
         outputs = list(trial.outputs)
-        outputs[target] = trial.inputs[source]
-        for memory, given in zip(trial.inputs, trial.given, strict=True):
-            memory.restore(given)
-        trial.bind(outputs)()
-        trial.synchronize()
-        bound = trial.kernel.precision + lookup(value.format).rounding
-        found = dequantize_planes(value.format, outputs[target].parts)
-        if compare(found, trial.expected[target], bound).failures:
-            trial.failures.append(f"in place: wrong where {value.name} is written over {taken.name}")
+        for target, source in shared.items():
+            outputs[target] = trial.inputs[source]
+        room = replace(trial.room, outputs=outputs)
+        found = trial.launch(trial.bind(room), POISONS[0], room=room)
+        pairs = [f"{node.outputs[target].name} is written over {node.inputs[s].name}" for target, s in shared.items()]
+        where = f" where {' and '.join(pairs)}"
+        for index, (value, memory) in enumerate(zip(node.outputs, outputs, strict=True)):
+            # What is no worse than elsewhere is not wrong for its place.
+            if not found[index].equal(first[index]) and trial.measure(index, memory).failures:
+                trial.failures.append(f"in place: {value.name} is wrong{where}")
+        inputs_unchanged(trial, shared.values(), where)
 
 
-def captured(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:
-    """The same launch, replayed from a CUDA graph, gives the same bytes."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError as error:
-        trial.failures.append(f"captured: declared capturable, but capturing raises: {error}")
-        return
-    if not _same(trial.launch(graph.replay, POISONS[1]), first):
-        trial.failures.append("captured: a replayed CUDA graph gives other bytes than the launch itself")
+def _sharings(node: TensorNode) -> Iterator[Mapping[int, int]]:
+    """Which outputs may be which inputs' memory, {output: input}: each pair that fits, then as many as go together."""
+    fitting = [
+        (source, target)
+        for source, target in node.contract.in_place
+        if (node.inputs[source].format, node.inputs[source].extents)
+        == (node.outputs[target].format, node.outputs[target].extents)
+    ]
+    yield from ({target: source} for source, target in fitting)
+    together: dict[int, int] = {}
+    for source, target in fitting:
+        if target not in together and source not in together.values():
+            together[target] = source
+    if len(together) > 1:
+        yield together
 
 
-def _same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    return all(one.equal(other) for one, other in zip(ours, theirs, strict=True))
+def one_row(trial: Trial, first: list[torch.Tensor], peer: tuple[float, float]) -> bool | None:
+    """Whether the batch's last row equals that row alone, bit for bit; None where rows do not stand for themselves.
+
+    A kernel that was offered for m rows takes one as well: wrong numbers are a failure, other bits are none.
+    """
+    last = trial.node.inputs[0].extents[0] - 1
+    single = trial.one_row(last)
+    if single is None:
+        return None
+    single.launch_once()
+    alike = True
+    for index, (batch, one, held) in enumerate(zip(trial.outputs, single.outputs, first, strict=True)):
+        batch.restore(held)
+        rows = [part[last:] if len(part) == last + 1 else part for part in batch.parts]
+        if not same(rows, one.parts):
+            alike = False
+            if wrong := single.measure(index, one, trial.expected[index][last:], peer).failures:
+                trial.failures.append(f"{wrong[0]} in {trial.node.outputs[index].name}, for the last row alone")
+    return alike

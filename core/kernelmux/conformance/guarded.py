@@ -5,14 +5,18 @@ Enters: values with known extents. Leaves: their planes, and whether anything wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from kernelmux.formats import Value, as_planes, lookup, torch_dtype
 from kernelmux.hookspecs import Planes
-from kernelmux.memory import aligned
+from kernelmux.memory import ALIGNMENT, aligned
 
 BAND = 256
-"""Bytes of a guard band; tensors keep the alignment that a plan gives them."""
+"""Bytes of a guard band at least; it holds two rows of its tensor, so that a row too many ends in it."""
+MOST = 2**20
+"""Bytes of the band beside bare bytes at most: there it is as long as they are."""
 GUARD = 0xFF
 """As floats a NaN: what is read from a band shows in the result, even times zero."""
 POISONS = (0xFF, 0x7B)
@@ -22,18 +26,22 @@ POISONS = (0xFF, 0x7B)
 class Guarded:
     """The planes of one value, or bare bytes, between guard bands."""
 
-    def __init__(self, sizes: list[tuple[tuple[int, ...], torch.dtype]], device: str) -> None:
-        starts, end = [], BAND
+    def __init__(self, sizes: list[tuple[tuple[int, ...], torch.dtype]], device: str, band: int = 0) -> None:
+        starts, end = [], 0
         for shape, dtype in sizes:
-            starts.append(end)
-            end = aligned(end + torch.Size(shape).numel() * dtype.itemsize) + BAND
-        self._memory = torch.full((end,), GUARD, dtype=torch.uint8, device=device)
-        self._inside = torch.zeros(end, dtype=torch.bool, device=device)
+            nbytes = torch.Size(shape).numel() * dtype.itemsize
+            between = aligned(max(BAND, band, 2 * nbytes // max(1, shape[0])))
+            starts.append(end + between)
+            end += between + aligned(nbytes) + between
+        memory = torch.full((end + ALIGNMENT,), GUARD, dtype=torch.uint8, device=device)
+        # Tensors have the alignment that a plan gives them; torch's allocator promises less on the CPU.
+        self._memory = memory[-memory.data_ptr() % ALIGNMENT :]
+        self._spans = []
         parts = []
         for start, (shape, dtype) in zip(starts, sizes, strict=True):
-            nbytes = torch.Size(shape).numel() * dtype.itemsize
-            self._inside[start : start + nbytes] = True
-            parts.append(self._memory[start : start + nbytes].view(dtype).view(shape))
+            span = slice(start, start + torch.Size(shape).numel() * dtype.itemsize)
+            self._spans.append(span)
+            parts.append(self._memory[span].view(dtype).view(shape))
         self.parts = tuple(parts)
 
     @staticmethod
@@ -45,7 +53,7 @@ class Guarded:
     @staticmethod
     def scratch(nbytes: int, device: str) -> Guarded:
         """Bare bytes."""
-        return Guarded([((nbytes,), torch.uint8)], device)
+        return Guarded([((nbytes,), torch.uint8)], device, band=min(nbytes, MOST))
 
     @property
     def planes(self) -> Planes:
@@ -53,15 +61,38 @@ class Guarded:
         return as_planes(self.parts)
 
     def poison(self, pattern: int) -> None:
-        self._memory[self._inside] = pattern
+        for span in self._spans:
+            self._memory[span] = pattern
 
     def snapshot(self) -> torch.Tensor:
         """The bytes of the planes, copied."""
-        return self._memory[self._inside]
+        return torch.cat([self._memory[span] for span in self._spans])
 
     def restore(self, snapshot: torch.Tensor) -> None:
-        self._memory[self._inside] = snapshot
+        at = 0
+        for span in self._spans:
+            nbytes = span.stop - span.start
+            self._memory[span] = snapshot[at : at + nbytes]
+            at += nbytes
 
     def intact(self) -> bool:
         """Whether every byte outside the planes is as it was."""
-        return bool((self._memory[~self._inside] == GUARD).all())
+        ends = [0, *(span.stop for span in self._spans)]
+        starts = [*(span.start for span in self._spans), len(self._memory)]
+        return all(bool((self._memory[a:b] == GUARD).all()) for a, b in zip(ends, starts, strict=True))
+
+
+def same(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors are equal byte for byte."""
+    return len(before) == len(after) and all(
+        (old.shape, old.dtype) == (new.shape, new.dtype) and _bits(old).equal(_bits(new))
+        for old, new in zip(before, after, strict=True)
+    )
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """As integers, which are equal where their bits are."""
+    return tensor.reshape(-1).view(_WORDS[tensor.itemsize])

@@ -6,20 +6,23 @@ Enters: a backend's name, filters. Leaves: Outcomes, in the order of the ops and
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kernelmux.conformance.case_file import CaseFile, read_cases
 from kernelmux.conformance.outcome import Outcome
-from kernelmux.conformance.run import Variant, run_case
+from kernelmux.conformance.run import ALL, Variant, choices, run_case
 from kernelmux.device import find_device
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph import TensorNode, case_node
 from kernelmux.hookspecs import Kernel
 from kernelmux.ops import OPS, Case
+from kernelmux.ops.op import Op
 from kernelmux.registry import Registry
 
 
@@ -36,9 +39,7 @@ class Job:
     @property
     def name(self) -> str:
         """The case's name, with the variant's format."""
-        if self.variant is None:
-            return self.case.name
-        return f"{self.case.name}@{self.variant.side}{self.variant.index}={self.variant.format}"
+        return self.case.name if self.variant is None else self.variant.name(self.case)
 
     def run(self, registry: Registry, device: str = "cpu", peer: str = "") -> Outcome:
         outcome = run_case(self.case, self.kernel, registry, device, self.variant, peer)
@@ -67,16 +68,20 @@ class Filter:
         )
 
 
-@cache
 def all_cases() -> tuple[Case, ...]:
-    """Every case of every op, in the order of the ops."""
-    return tuple(case for op in OPS.values() for case in op.cases())
+    """Every case of every op, in the order of the ops; those of plugins, too, while they are there."""
+    return tuple(case for op in OPS.values() for case in _cases(op))
+
+
+@cache
+def _cases(op: Op) -> tuple[Case, ...]:
+    return tuple(op.cases())
 
 
 def jobs(
     backend: str, registry: Registry, device: str = "cpu", wanted: Filter | None = None, file: CaseFile | None = None
 ) -> Iterator[Job]:
-    """Every kernel of a backend on every case of its op, and its first case in each format that it declares.
+    """Every kernel of a backend on every case of its op, and one case in each format that it declares.
 
     The cases are those of `file`, or the suite's own.
     BackendError where the backend is not installed, is quarantined, or has no kernel at all.
@@ -103,33 +108,33 @@ def _kernels(
     backend: str, registry: Registry, device: str, cases: Iterable[Case]
 ) -> tuple[Mapping[str, Mapping[str, list[Job]]], set[str]]:
     """By op: the kernels that the backend offers or declines by name, with their format variants; and those offered."""
-    offered: set[str] = set()
     found: dict[str, dict[str, list[Job]]] = {}
+    shown: dict[tuple[str, str], tuple[bool, bool]] = {}
     for case in cases:
         node = case_node(case)
         arguments = {"node": node, "device": find_device(device), **node.contract.arguments(node)}
         offer = registry.ask(case.op, arguments)
         of_op = found.setdefault(case.op, {})
+        # Of several rows, if there is such a case: what lies where in a format shows only there.
+        several = case.inputs[0].extents[0] > 1
+        worth = several, several and "smoke" in case.marks
         for name, kernel in offer.kernels.items():
-            if name.startswith(f"{backend}:"):
-                offered.add(name)
-            if name.startswith(f"{backend}:") and not of_op.get(name):
+            key = case.op, name
+            if name.startswith(f"{backend}:") and (key not in shown or worth > shown[key]):
                 of_op[name] = [Job(case, name, variant) for variant in _variants(node, kernel)]
+                shown[key] = worth
         for name in offer.declined:
             if name.startswith(f"{backend}:"):
                 of_op.setdefault(name, [])
-    return found, offered
+    return found, {name for _, name in shown}
 
 
 def _variants(node: TensorNode, kernel: Kernel) -> Iterator[Variant]:
-    """Every format that a kernel declares for a value of a node, one at a time."""
-    # What the op updates is input and output at once: it has the format that the case states.
-    kept = {("inputs", source) for source, _ in node.contract.updates}
-    kept |= {("outputs", target) for _, target in node.contract.updates}
-    for side, declared in (("inputs", kernel.inputs(node)), ("outputs", kernel.outputs(node))):
-        for index, formats in enumerate(declared):
-            if len(formats) > 1 and (side, index) not in kept:
-                yield from (Variant(side, index, format) for format in formats)
+    """Every format that a kernel declares for a value of a node: one value at a time, then all that may have it."""
+    several = choices(node, kernel)
+    yield from (Variant(place, format) for place, formats in several.items() for format in formats)
+    declared = Counter(format for formats in several.values() for format in formats)
+    yield from (Variant(ALL, format) for format, places in declared.items() if places > 1)
 
 
 @dataclass(frozen=True)
@@ -157,17 +162,20 @@ def read_known(path: Path) -> list[Known]:
 
 def apply_known(outcomes: Iterable[Outcome], known: Iterable[Known]) -> list[Outcome]:
     """Outcomes with known failures marked `known`; a stale entry, one whose case passes or is not there, fails."""
-    judged = list(outcomes)
+    found = list(outcomes)
+    judged, stale = list(found), []
     for entry in known:
-        mine = [index for index, outcome in enumerate(judged) if entry.meets(outcome.kernel, outcome.case)]
-        failing = [index for index in mine if judged[index].status == "fail"]
+        mine = [index for index, outcome in enumerate(found) if entry.meets(outcome.kernel, outcome.case)]
+        # Of entries that overlap each counts as met, and the first one's reason stands.
+        failing = [index for index in mine if found[index].status in ("fail", "known")]
         for index in failing:
-            judged[index] = replace(judged[index], status="known", reason=f"{entry.reason} ({entry.link})")
+            if judged[index].status == "fail":
+                judged[index] = replace(judged[index], status="known", reason=f"{entry.reason} ({entry.link})")
         if not failing:
             what = "passes now" if mine else "is no case of this kernel"
-            stale = f"stale: known_failures.toml names {entry.case}, which {what}"
-            judged.append(Outcome(entry.case, "", entry.kernel, "", "fail", failures=(stale,)))
-    return judged
+            said = f"stale: known_failures.toml names {entry.case}, which {what}"
+            stale.append(Outcome(entry.case, "", entry.kernel, "", "fail", failures=(said,)))
+    return [*judged, *stale]
 
 
 def suite(
@@ -186,12 +194,17 @@ def suite(
 
     known = read_known(Path(known_failures)) if known_failures else []
     current = registry.current()
-    every = list(jobs(backend, current, device, Filter(), read_cases(cases) if cases else None))
+    wanted = Filter(large=find_device(device).kind == "cuda")
+    every = list(jobs(backend, current, device, wanted, read_cases(cases) if cases else None))
+
+    def parameter(job: Job) -> Any:
+        marks = [pytest.mark.smoke] if "smoke" in job.case.marks else []
+        return pytest.param(job, id=f"{job.kernel}-{job.name}", marks=marks)
 
     class TestConformance:
         """Every kernel of the backend on every case."""
 
-        @pytest.mark.parametrize("job", every, ids=[f"{job.kernel}-{job.name}" for job in every])
+        @pytest.mark.parametrize("job", [parameter(job) for job in every])
         def test_case(self, job: Job, request: pytest.FixtureRequest) -> None:
             mine = [entry for entry in known if entry.meets(job.kernel, job.name)]
             outcome = apply_known([job.run(current, device)], mine)[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
-from kernelmux.conformance.outcome import Outcome
-from kernelmux.conformance.report import SIGNS, Cell, Report, share
+from kernelmux.conformance.outcome import Outcome, share
+from kernelmux.conformance.report import SIGNS, Cell, Report
 
 
 def to_html(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""How far a result is from the truth: NMSE over the whole, and the worst element against its row."""
+"""How far a result is from the truth: NMSE over the whole, over each row and column, and the worst element."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import torch
 
 WORST = 24.0
 """How many standard deviations, by the NMSE bound, one element may be off: rounding stays within six or so."""
+
+LINE = 24.0
+"""How many times the bound one row's or one column's NMSE may be."""
+
+SMALLEST = 0.25
+"""Of the mean square of all, what a column has at least."""
+
+FEW = 5
+"""Rows below which the noise of a column says little."""
 
 NARROW = 16
 """Columns below which a row's mean square says little: sums may cancel in all of them."""
@@ -24,35 +33,79 @@ class Measured:
     failures: tuple[str, ...]
 
 
-def compare(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> Measured:
-    """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), and no element far off."""
+def compare(
+    found: torch.Tensor,
+    wanted: torch.Tensor,
+    bound: float,
+    block: int = 1,
+    peer: tuple[float, float] = (0.0, 0.0),
+) -> Measured:
+    """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), nothing in it far off.
+
+    `block` columns with a scale of their own count as a row. `peer` is the NMSE of a kernel that `found` need not be
+    closer than, and that kernel's worst element.
+    """
     found = found.double()
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
     alike = torch.where(wanted.isfinite(), found.isfinite(), (found == wanted) | (found.isnan() & wanted.isnan()))
     if not bool(alike.all()):
         where = _index(~alike)
         return Measured(math.inf, math.inf, bound, (f"finite: element {where} is {float(found[where])}",))
+    truth = torch.where(wanted.isfinite(), wanted, 0.0)
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
     # Below the smallest normal float32 precision runs out, and hardware may flush to zero.
     difference = torch.where(difference.abs() < torch.finfo(torch.float32).tiny, 0.0, difference)
-    squared = float(torch.where(wanted.isfinite(), wanted, 0.0).square().sum())
+    squared = float(truth.square().sum())
     error = float(difference.square().sum()) / (squared or 1.0)
-    # A row of zeros, or one too narrow to have a scale of its own, is measured against all rows; all zeros against one.
-    rows = wanted.square().nan_to_num(posinf=0.0).mean(dim=-1, keepdim=True)
-    everything = rows.mean() if squared else torch.ones_like(rows.mean())
-    rows = torch.where(rows > (0 if wanted.shape[-1] >= NARROW else math.inf), rows, everything).sqrt()
+    rows = _row_scales(truth, block)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
+    allowed = max(bound, peer[0])
+    most = max(WORST * math.sqrt(allowed), peer[1])
+    of_a_line = max(LINE * allowed, peer[1] ** 2 / SMALLEST)
     failures = []
-    if error > bound:
-        failures.append(f"error: NMSE {error:.3g} is over the bound {bound:.3g}")
-    elif worst > WORST * math.sqrt(bound):
+    if error > allowed:
+        failures.append(f"error: NMSE {error:.3g} is over the bound {allowed:.3g}")
+    elif worst > most:
         where = _index(relative == relative.max())
         failures.append(
             f"error: element {where} is {float(found[where]):.6g}, not {float(wanted[where]):.6g}: "
-            f"{worst:.3g} of its row's mean square, where {WORST * math.sqrt(bound):.3g} is allowed"
+            f"{worst:.3g} of its row's root mean square, where {most:.3g} is allowed"
         )
+    elif lost := _lost_line(truth / rows, relative, of_a_line):
+        failures.append(f"error: {lost}, where {of_a_line:.3g} is allowed")
     return Measured(error, worst, bound, tuple(failures))
+
+
+def _row_scales(truth: torch.Tensor, block: int) -> torch.Tensor:
+    """The root mean square of each element's row, or of its block, [..., columns].
+
+    For a row of zeros, or one too narrow to have a scale of its own, that of all rows; for all zeros one.
+    """
+    columns = block if block > 1 else truth.shape[-1]
+    blocks = truth.reshape(*truth.shape[:-1], -1, max(columns, 1))
+    rows = blocks.square().mean(dim=-1, keepdim=True)
+    everything = rows.mean() if bool(rows.any()) else torch.ones_like(rows.mean())
+    rows = torch.where(rows > (0 if columns >= NARROW else math.inf), rows, everything).sqrt()
+    return rows.expand(blocks.shape).reshape(truth.shape)
+
+
+def _lost_line(truth: torch.Tensor, difference: torch.Tensor, most: float) -> str:
+    """A row or column that is wrong throughout, which the whole hides as its elements hide in the noise.
+
+    Both are relative to their rows, so that a large row is not all that counts.
+    """
+    if truth.dim() < 2:
+        return ""
+    truth, squares = truth.flatten(0, -2), difference.flatten(0, -2).square()
+    lines = {"row": squares.mean(dim=1)}
+    if len(truth) >= FEW:
+        # A small column has the noise of the others too.
+        lines["column"] = squares.mean(dim=0) / truth.square().mean(dim=0).clamp(min=SMALLEST)
+    for name, errors in lines.items():
+        if errors.numel() and float(errors.max()) > most:
+            return f"{name} {int(errors.argmax())} has NMSE {float(errors.max()):.3g}"
+    return ""
 
 
 def _index(mask: torch.Tensor) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -34,6 +35,9 @@ class Outcome:
     """Whether a row of the batch equals the row alone, bit for bit; None where that means nothing."""
     cases: str = ""
     """The file that the case was read from; empty for the suite's own."""
+    device: str = "cpu"
+    peer: str = ""
+    """The kernel that it need not be closer than, if one was named."""
 
     @property
     def passed(self) -> bool:
@@ -42,8 +46,18 @@ class Outcome:
     @property
     def command(self) -> str:
         """What runs exactly this case again."""
-        source = f" --cases {shlex.quote(self.cases)}" if self.cases else ""
-        return f"kernelmux check --kernel {self.kernel} --case '{self.case}'{source}"
+        words = ["kernelmux", "check", "--kernel", self.kernel, "--case", self.case]
+        words += ["--device", self.device] if self.device != "cpu" else []
+        words += ["--peer", self.peer] if self.peer else []
+        words += ["--cases", self.cases] if self.cases else []
+        return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def share(outcome: Outcome) -> float:
+    """How much of its bound a measured error takes: over 1 it is too much."""
+    if not outcome.bound:
+        return math.inf if outcome.error else 0.0
+    return (outcome.error or 0.0) / outcome.bound

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.conformance.outcome import Outcome, Status
+from kernelmux.conformance.outcome import Outcome, Status, share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,13 +146,6 @@ def count(outcomes: Iterable[Outcome]) -> dict[Status, int]:
 def summary(counts: Mapping[Status, int]) -> str:
     """`12 pass, 3 refused, 0 fail, 0 known`."""
     return ", ".join(f"{counts[status]} {status}" for status in ("pass", "refused", "fail", "known"))
-
-
-def share(outcome: Outcome) -> float:
-    """How much of its bound a measured error takes: over 1 it is too much."""
-    if not outcome.bound:
-        return math.inf if outcome.error else 0.0
-    return (outcome.error or 0.0) / outcome.bound
 
 
 def to_json(report: Report) -> dict[str, Any]:

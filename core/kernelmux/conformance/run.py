@@ -6,33 +6,38 @@ would bind it, so that what passes here runs in a plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from kernelmux.conformance import checks
+from kernelmux.conformance import checks, declared
+from kernelmux.conformance.captured import captured
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.guarded import POISONS
-from kernelmux.conformance.measure import compare
-from kernelmux.conformance.outcome import Outcome
-from kernelmux.conformance.trial import Trial, one_row_node
+from kernelmux.conformance.outcome import Outcome, share
+from kernelmux.conformance.trial import Trial
 from kernelmux.device import Device, find_device
 from kernelmux.errors import KernelmuxError
-from kernelmux.formats import Value, dequantize_planes, lookup
+from kernelmux.formats import Value
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel
-from kernelmux.ops import Case
-from kernelmux.registry import Registry
+from kernelmux.ops import Case, Fused
+from kernelmux.registry import Offer, Registry
+
+ALL = "all"
+"""The place of a variant that is about every value in question."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A case with one value stored otherwise than usual: `inputs` or `outputs`, which, and the format."""
+    """A case with a value stored otherwise than usual: `inputs0`, `outputs1`, or `all` that may be."""
 
-    side: str
-    index: int
+    place: str
     format: str
+
+    def name(self, case: Case) -> str:
+        """The case's name, with what is stored how: `add-m5-n576@outputs0=bf16`."""
+        return f"{case.name}@{self.place}={self.format}"
 
 
 def run_case(
@@ -44,94 +49,108 @@ def run_case(
     """
     drawn = draw_case(case)
     (node,) = drawn.graph.ops
-    name = case.name if variant is None else f"{case.name}@{variant.side}{variant.index}={variant.format}"
+    name = case.name if variant is None else variant.name(case)
     weight_format = "+".join(dict.fromkeys(value.format for value in node.weight))
-    blank = Outcome(name, case.op, kernel, weight_format, "refused")
-    found = _ask(node, kernel, registry, find_device(device))
+    blank = Outcome(name, case.op, kernel, weight_format, "refused", device=device, peer=peer)
+    offer = _ask(node, registry, find_device(device))
+    found = _find(kernel, offer)
     if isinstance(found, Declined):
         return replace(blank, reason=found.reason)
     try:
         weights = [drawn.weights[value.name] for value in node.weights]
         trial = Trial(drawn.planes, weights, _store(node, found, variant), found, find_device(device))
-        outcome = _check(trial, replace(blank, status="pass"))
-        if not outcome.failures:
-            outcome = replace(outcome, batch_invariant=_is_batch_invariant(trial, kernel, registry))
+        declared.precision(trial)
+        declared.symbols(trial)
+        declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, trial.device))
+        allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
+        outcome = _check(trial, replace(blank, status="pass"), allowed)
     except KernelmuxError as error:
         return replace(blank, status="fail", failures=(f"raises: {error}",))
     except Exception as error:
         return replace(blank, status="fail", failures=(f"raises: {type(error).__name__}: {error}",))
-    if peer and any(failure.startswith("error:") for failure in outcome.failures):
-        theirs = run_case(case, peer, registry, device, variant)
-        if theirs.error is not None and outcome.error is not None and outcome.error <= theirs.error:
-            outcome = replace(outcome, failures=tuple(f for f in outcome.failures if not f.startswith("error:")))
     return replace(outcome, status="fail") if outcome.failures else outcome
 
 
-def _ask(node: TensorNode, name: str, registry: Registry, device: Device) -> Kernel | Declined:
-    offer = registry.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
+def _ask(node: TensorNode, registry: Registry, device: Device) -> Offer:
+    return registry.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
+
+
+def _find(name: str, offer: Offer) -> Kernel | Declined:
     backend = name.partition(":")[0]
-    if name in offer.kernels:
-        return offer.kernels[name]
     nothing = Declined(f"{backend} does not offer {name} for this case")
-    return offer.declined.get(name) or offer.declined.get(backend) or nothing
+    return offer.kernels.get(name) or offer.declined.get(name) or offer.declined.get(backend) or nothing
+
+
+def _packers(node: TensorNode, offer: Offer, name: str, registry: Registry, device: Device) -> Mapping[str, Kernel]:
+    """The backend's kernels that may pack this very node's weights: those offered for it, and for its plain parts."""
+    found = dict(offer.kernels)
+    for plain in node.contract.plain(node) if isinstance(node.contract, Fused) else ():
+        if plain.weights and plain.weights == node.weights:
+            found = {**_ask(plain, registry, device).kernels, **found}
+    return {other: kernel for other, kernel in found.items() if other.partition(":")[0] == name.partition(":")[0]}
+
+
+def _reach(peer: Outcome) -> tuple[float, float]:
+    """How far off a peer is: its NMSE, and its worst element; nothing where it has no number of its own."""
+    reach = peer.error or 0.0, peer.worst or 0.0
+    return reach if all(map(math.isfinite, reach)) else (0.0, 0.0)
+
+
+def choices(node: TensorNode, kernel: Kernel) -> Mapping[str, Sequence[str]]:
+    """The values of a node, as `inputs0`, that a kernel takes in several formats, and which."""
+    # What the op updates is input and output at once: it has the format that the case states.
+    kept = {f"inputs{source}" for source, _ in node.contract.updates}
+    kept |= {f"outputs{target}" for _, target in node.contract.updates}
+    sides = {"inputs": kernel.inputs(node), "outputs": kernel.outputs(node)}
+    places = {f"{side}{index}": formats for side, listed in sides.items() for index, formats in enumerate(listed)}
+    return {place: formats for place, formats in places.items() if len(formats) > 1 and place not in kept}
 
 
 def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorNode:
     """The node with its values in formats that the kernel declares: the case's own where it can."""
+    several = choices(node, kernel)
 
     def stored(side: str, values: Sequence[Value], declared: Sequence[Sequence[str]]) -> tuple[Value, ...]:
         chosen = []
         for index, (value, formats) in enumerate(zip(values, declared, strict=True)):
-            asked = variant is not None and (variant.side, variant.index) == (side, index)
-            usual = value.format if value.format in formats else formats[0]
-            chosen.append(replace(value, format=variant.format if variant and asked else usual))
+            format, place = value.format if value.format in formats else formats[0], f"{side}{index}"
+            if variant and variant.place in (place, ALL) and variant.format in several.get(place, ()):
+                format = variant.format
+            chosen.append(replace(value, format=format))
         return tuple(chosen)
 
     inputs = stored("inputs", node.inputs, kernel.inputs(node))
     return replace(node, inputs=inputs, outputs=stored("outputs", node.outputs, kernel.outputs(node)))
 
 
-def _check(trial: Trial, outcome: Outcome) -> Outcome:
-    """The outcome with every check made, the error first."""
-    call = trial.bind(trial.outputs)
+def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:
+    """The outcome with every check made, the error first. Guards come last: they hold for all that went before."""
+    call = trial.bind()
+    trial.bind_decoy()
     first = trial.launch(call, POISONS[0])
-    outcome = _measure(trial, outcome)
+    outcome = _measure(trial, outcome, peer)
     checks.written(trial, call, first)
-    checks.guards(trial)
     checks.inputs_unchanged(trial)
     checks.untouched_cache(trial)
     checks.sums(trial)
-    checks.in_place(trial)
+    checks.in_place(trial, first)
+    checks.follows(trial, call)
     if trial.device.kind == "cuda" and trial.kernel.capturable:
-        checks.captured(trial, call, first)
-    return replace(outcome, failures=(*outcome.failures, *trial.failures))
+        captured(trial, call, first)
+    if not (outcome.failures or trial.failures):
+        outcome = replace(outcome, batch_invariant=checks.one_row(trial, first, peer))
+    checks.weights_unchanged(trial)
+    checks.guards(trial)
+    return replace(outcome, failures=(*outcome.failures, *dict.fromkeys(trial.failures)))
 
 
-def _is_batch_invariant(trial: Trial, name: str, registry: Registry) -> bool | None:
-    """Whether the batch's last row equals that row alone; None where rows do not stand for themselves."""
-    alone = _ask(one_row_node(trial.node), name, registry, trial.device)
-    last = trial.node.inputs[0].extents[0] - 1
-    if isinstance(alone, Declined) or (single := trial.one_row(last, alone)) is None:
-        return None
-    trial.launch(trial.bind(trial.outputs), POISONS[0])
-    single.launch(single.bind(single.outputs), POISONS[0])
-    pairs = [
-        (batch_part[last:], part)
-        for batch, one in zip(trial.outputs, single.outputs, strict=True)
-        for batch_part, part in zip(batch.parts, one.parts, strict=True)
-        if len(batch_part) == last + 1
-    ]
-    return all(ours.view(torch.uint8).equal(theirs.view(torch.uint8)) for ours, theirs in pairs)
-
-
-def _measure(trial: Trial, outcome: Outcome) -> Outcome:
-    """The outcome with the error of the output that is furthest off, for its bound."""
-    measured = []
-    failures: list[str] = []
-    for value, memory, wanted in zip(trial.node.outputs, trial.outputs, trial.expected, strict=True):
-        bound = trial.kernel.precision + lookup(value.format).rounding
-        found = compare(dequantize_planes(value.format, memory.parts), wanted, bound)
-        measured.append(found)
-        failures += [f"{failure} in {value.name}" for failure in found.failures]
-    furthest = max(measured, key=lambda found: found.error / found.bound)
-    return replace(outcome, failures=tuple(failures), error=furthest.error, worst=furthest.worst, bound=furthest.bound)
+def _measure(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:
+    """The outcome with the error of the output that takes most of its bound."""
+    measured = [trial.measure(index, memory, peer=peer) for index, memory in enumerate(trial.outputs)]
+    failures = tuple(
+        f"{failure} in {value.name}"
+        for value, found in zip(trial.node.outputs, measured, strict=True)
+        for failure in found.failures
+    )
+    outcomes = [replace(outcome, error=found.error, worst=found.worst, bound=found.bound) for found in measured]
+    return replace(max(outcomes, key=share), failures=failures)

@@ -5,80 +5,142 @@ Enters: drawn numbers, and a node whose formats are settled. Leaves: bytes befor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from kernelmux.conformance.draw import DrawnInput
-from kernelmux.conformance.guarded import Guarded
+from kernelmux.conformance.guarded import POISONS, Guarded, same
+from kernelmux.conformance.measure import Measured, compare
 from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, dequantize_planes, quantize_planes
+from kernelmux.formats import Value, Weight, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Operands
+
+CACHED = 0x3F
+"""What caches hold while a kernel is bound: nothing that a launch on zeros would write."""
+
+
+FEW = 2**18
+"""Weights up to which a case is worth preparing twice: every kernel has such cases."""
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Memory for one binding; an output may be an input's."""
+
+    inputs: Sequence[Guarded]
+    outputs: Sequence[Guarded]
+    scratch: Guarded
+    host: Sequence[torch.Tensor | None]
+    """Of the inputs that are step state, mirrors in host memory; on the CPU the inputs themselves."""
+
+    @staticmethod
+    def of(node: TensorNode, nbytes: int, device: str) -> Room:
+        """Memory for a node and `nbytes` of scratch."""
+        inputs = [Guarded.of(value, device) for value in node.inputs]
+        host = [
+            memory.parts[0].cpu() if value.format == "i32" else None
+            for value, memory in zip(node.inputs, inputs, strict=True)
+        ]
+        outputs = [Guarded.of(value, device) for value in node.outputs]
+        for source, target in node.contract.updates:
+            outputs[target] = inputs[source]
+        return Room(inputs, outputs, Guarded.scratch(nbytes, device), host)
+
+    def mirror(self) -> None:
+        """The mirrors hold what the inputs do."""
+        for memory, mirror in zip(self.inputs, self.host, strict=True):
+            if mirror is not None:
+                mirror.copy_(memory.parts[0])
 
 
 class Trial:
     """A kernel bound to one case's memory."""
 
     def __init__(
-        self, drawn: Sequence[DrawnInput], weights: Sequence[Weight], node: TensorNode, kernel: Kernel, device: Device
+        self,
+        drawn: Sequence[DrawnInput],
+        weights: Sequence[Weight],
+        node: TensorNode,
+        kernel: Kernel,
+        device: Device,
+        packed: tuple[torch.Tensor, ...] | None = None,
     ) -> None:
-        self.node, self.kernel, self.device = node, kernel, device
+        """`packed` is given where the weights are prepared already, and the truth is known."""
+        self.node, self.kernel, self.device, self.weights = node, kernel, device, weights
         self.failures: list[str] = []
-        self._drawn = drawn
-        self._weights = weights
-        self.inputs = [self._filled(value, planes) for value, planes in zip(node.inputs, drawn, strict=True)]
+        self.stream = torch.cuda.Stream(device.torch) if device.kind == "cuda" else None  # type: ignore[no-untyped-call]
+        self.room = self.new_room()
+        for memory, value, planes in zip(self.inputs, node.inputs, drawn, strict=True):
+            self._fill(memory, value, planes)
         self.given = [memory.snapshot() for memory in self.inputs]
-        self.outputs = [Guarded.of(value, device.torch) for value in node.outputs]
-        for source, target in node.contract.updates:
-            self.outputs[target] = self.inputs[source]
-        self.scratch = Guarded.scratch(kernel.workspace(node), device.torch)
-        self.packed = self._prepare()
-        self.expected = self._reference()
+        self.expected = self._reference() if packed is None else ()
+        self.packed = self._prepare() if packed is None else packed
+        self._prepared = [part.clone() for part in (*self.packed, *self._planes())]
 
-    def one_row(self, row: int, kernel: Kernel) -> Trial | None:
+    @property
+    def inputs(self) -> Sequence[Guarded]:
+        return self.room.inputs
+
+    @property
+    def outputs(self) -> Sequence[Guarded]:
+        return self.room.outputs
+
+    def new_room(self) -> Room:
+        """Memory for another binding of the same node."""
+        return Room.of(self.node, self.kernel.workspace(self.node), self.device.torch)
+
+    def one_row(self, row: int) -> Trial | None:
         """The same kernel on one row alone; None where the op's values are not all rows of one batch."""
         m = self.node.inputs[0].extents[0]
         values = (*self.node.inputs, *self.node.outputs)
         if m == 1 or self.node.contract.updates or any(value.extents[0] != m for value in values):
             return None
+        self.restore(self.given)
+        node = one_row_node(self.node)
         drawn = [
-            (
-                replace(value, shape=(1, *value.shape[1:])),
-                tuple(part[row : row + 1] if len(part) == m else part for part in parts),
-            )
-            for value, parts in self._drawn
+            (value, tuple(part[row : row + 1] if len(part) == m else part for part in memory.parts))
+            for value, memory in zip(node.inputs, self.inputs, strict=True)
         ]
-        return Trial(drawn, self._weights, one_row_node(self.node), kernel, self.device)
+        return Trial(drawn, self.weights, node, self.kernel, self.device, self.packed)
 
-    def _filled(self, value: Value, planes: DrawnInput) -> Guarded:
+    def _fill(self, memory: Guarded, value: Value, planes: DrawnInput) -> None:
         """An input in the format that the kernel reads, drawn in the one that the case states."""
         drawn_as, parts = planes
-        memory = Guarded.of(value, self.device.torch)
         if value.format == drawn_as.format:
             for target, part in zip(memory.parts, parts, strict=True):
                 target.copy_(part)
         else:
             dense = dequantize_planes(drawn_as.format, parts, torch.float64)
             quantize_planes(value.format, dense.to(self.device.torch), memory.parts)
-        return memory
 
     def _prepare(self) -> tuple[torch.Tensor, ...]:
-        before = [plane.clone() for weight in self._weights for plane in weight.planes]
-        packed = self.kernel.prepare(self._weights, self.device)
-        own = {plane.untyped_storage().data_ptr() for weight in self._weights for plane in weight.planes}
+        before = [plane.clone() for plane in self._planes()]
+        packed = self.kernel.prepare(self.weights, self.device)
+        own = {plane.untyped_storage().data_ptr() for plane in self._planes()}
         # What the model holds already costs nothing, whether it is stated or not.
         total = sum(part.nbytes for part in packed)
         held = sum(part.nbytes for part in packed if part.untyped_storage().data_ptr() not in own)
-        after = [plane for weight in self._weights for plane in weight.planes]
-        if not all(old.view(torch.uint8).equal(new.view(torch.uint8)) for old, new in zip(before, after, strict=True)):
+        if not same(before, self._planes()):
             self.failures.append("inputs: prepare changes the model's weights")
         stated = self.kernel.packed_bytes(self.node)
         if held > stated * 1.01 + 256 or stated > total * 1.01 + 256:
             self.failures.append(f"declarations: packed_bytes says {stated}, prepare holds {total}")
         return packed
+
+    def _planes(self) -> list[torch.Tensor]:
+        """What the model holds of the node's weights."""
+        return [plane for weight in self.weights for plane in weight.planes]
+
+    def weights_unchanged(self) -> bool:
+        """Whether the packed weights, and the model's own, are as `prepare` left them."""
+        return same(self._prepared, [*self.packed, *self._planes()])
 
     def _reference(self) -> tuple[torch.Tensor, ...]:
         """The float64 truth of what the kernel is given, so that conversions before it are not held against it."""
@@ -89,35 +151,108 @@ class Trial:
             else dequantize_planes(value.format, memory.parts, torch.double)
             for value, memory in zip(node.inputs, self.inputs, strict=True)
         )
-        weights = iter([weight.dequantize(torch.double).to(self.device.torch) for weight in self._weights])
+        weights = iter([weight.dequantize(torch.double).to(self.device.torch) for weight in self.weights])
         weight, bias, gamma = (tuple(next(weights) for _ in part) for part in (node.weight, node.bias, node.gamma))
         return node.contract.reference(node, Operands(dense, weight, bias, gamma))
 
-    def bind(self, outputs: Sequence[Guarded]) -> Launch:
-        tensors = Tensors(
-            inputs=tuple(memory.planes for memory in self.inputs),
-            outputs=tuple(memory.planes for memory in outputs),
-            packed=self.packed,
-            workspace=self.scratch.planes if self.kernel.workspace(self.node) else None,
-        )
-        return self.kernel.bind(self.node, tensors, None)
+    @cached_property
+    def other(self) -> list[torch.Tensor]:
+        """Inputs as valid as those given, and none of them alike: numbers negated and halved, ids and lengths zero.
 
-    def launch(self, call: Launch, poison: int) -> list[torch.Tensor]:
-        """Everything as given, the rest poisoned; the call; then the outputs' bytes."""
-        for memory, given in zip(self.inputs, self.given, strict=True):
-            memory.restore(given)
-        updated = {target for _, target in self.node.contract.updates}
-        for index, memory in enumerate(self.outputs):
-            if index not in updated:
-                memory.poison(poison)
-        self.scratch.poison(poison)
-        call()
+        Of an op that updates its inputs ids come in reverse instead: two rows for one slot have no right answer.
+        """
+        updated = {source for source, _ in self.node.contract.updates}
+        self.restore(self.given)
+        for index, (value, memory) in enumerate(zip(self.node.inputs, self.inputs, strict=True)):
+            if value.format == "i32":
+                ids = memory.parts[0]
+                ids.copy_(ids.flip(0) if updated else torch.zeros_like(ids))
+            elif index not in updated:
+                quantize_planes(value.format, dequantize_planes(value.format, memory.parts) * -0.5, memory.parts)
+        return [memory.snapshot() for memory in self.inputs]
+
+    def bind(self, room: Room | None = None, packed: tuple[torch.Tensor, ...] | None = None) -> Launch:
+        """The kernel bound to memory, its own and `self.packed` unless told.
+
+        Inputs are zeros meanwhile: what they hold is known only when the kernel is launched. Binding changes no input.
+        """
+        room = room or self.room
+        updated = {source for source, _ in self.node.contract.updates}
+        for index, memory in enumerate(room.inputs):
+            memory.poison(CACHED if index in updated else 0)
+        room.mirror()
+        before = [memory.snapshot() for memory in room.inputs]
+        tensors = Tensors(
+            inputs=tuple(memory.planes for memory in room.inputs),
+            outputs=tuple(memory.planes for memory in room.outputs),
+            packed=self.packed if packed is None else packed,
+            workspace=room.scratch.planes if self.kernel.workspace(self.node) else None,
+            host=tuple(room.host),
+        )
         self.synchronize()
-        return [memory.snapshot() for memory in self.outputs]
+        call = self.kernel.bind(self.node, tensors, self.stream)
+        self.synchronize()
+        for index, (value, memory, old) in enumerate(zip(self.node.inputs, room.inputs, before, strict=True)):
+            if (index in updated or memory not in room.outputs) and not same([memory.snapshot()], [old]):
+                self.failures.append(f"inputs: binding changes {value.name}")
+        return call
+
+    def bind_decoy(self) -> None:
+        """Binds the kernel to other memory and other weights, as one kernel is to many nodes: it keeps nothing of any.
+
+        What `bind` and `prepare` returned before stays what it is.
+        """
+        others = [replace(w, planes=tuple(plane.flip(0) for plane in w.planes)) for w in self.weights]
+        small = sum(math.prod(weight.shape) for weight in others) <= FEW
+        self.bind(self.new_room(), self.kernel.prepare(others, self.device) if others and small else None)
+
+    def restore(self, contents: Sequence[torch.Tensor], room: Room | None = None) -> None:
+        """Inputs filled with what they held when that was kept."""
+        room = room or self.room
+        for memory, held in zip(room.inputs, contents, strict=True):
+            memory.restore(held)
+        room.mirror()
+
+    def launch(
+        self, call: Launch, poison: int, contents: Sequence[torch.Tensor] | None = None, room: Room | None = None
+    ) -> list[torch.Tensor]:
+        """Inputs as given, or `contents`, the rest poisoned; the call; then the outputs' bytes."""
+        room = room or self.room
+        self.restore(contents or self.given, room)
+        for memory in room.outputs:
+            if memory not in room.inputs:
+                memory.poison(poison)
+        room.scratch.poison(poison)
+        self.synchronize()
+        with self.on_stream():
+            call()
+        self.synchronize()
+        return [memory.snapshot() for memory in room.outputs]
+
+    def launch_once(self) -> list[torch.Tensor]:
+        """Bound and launched, for the outputs' bytes."""
+        return self.launch(self.bind(), POISONS[0])
+
+    def measure(
+        self,
+        index: int,
+        memory: Guarded,
+        wanted: torch.Tensor | None = None,
+        peer: tuple[float, float] = (0.0, 0.0),
+    ) -> Measured:
+        """What `memory` holds of output `index`, against the truth; `wanted` where it is not the trial's own."""
+        format = lookup(self.node.outputs[index].format)
+        truth = self.expected[index] if wanted is None else wanted
+        bound = self.kernel.precision + format.rounding
+        return compare(dequantize_planes(format.name, memory.parts, torch.double), truth, bound, format.block, peer)
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """The trial's stream is torch's current one meanwhile."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def synchronize(self) -> None:
         if self.device.kind == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device.torch)
 
 
 def one_row_node(node: TensorNode) -> TensorNode:

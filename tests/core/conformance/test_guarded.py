@@ -21,7 +21,7 @@ def test_planes_have_the_shapes_of_their_format_and_the_alignment_of_a_plan(form
     value = Value("x", (3, 128), format)
     parts = Guarded.of(value, "cpu").parts
     assert [tuple(part.shape) for part in parts] == [plane.shape(value.extents) for plane in FORMATS[format].planes]
-    assert [part.storage_offset() * part.itemsize % ALIGNMENT for part in parts] == [0] * len(parts)
+    assert [part.data_ptr() % ALIGNMENT for part in parts] == [0] * len(parts)
 
 
 def test_one_plane_is_given_bare_and_several_as_a_tuple(memory):
@@ -83,4 +83,17 @@ def test_scratch_of_no_bytes_has_guards_all_the_same():
     assert memory.parts[0].numel() == 0
     assert memory.intact()
     beyond(memory.parts[0], 0).zero_()
+    assert not memory.intact()
+
+
+@pytest.mark.parametrize("element", [4096, 3 * 4096 - 1, -1, -2 * 4096])
+def test_a_band_holds_two_rows(element):
+    memory = Guarded.of(Value("x", (1, 4096)), "cpu")
+    beyond(memory.parts[0], element).zero_()
+    assert not memory.intact()
+
+
+def test_the_band_of_scratch_is_as_long_as_it_is():
+    memory = Guarded.scratch(10_000, "cpu")
+    beyond(memory.parts[0], 19_999).zero_()
     assert not memory.intact()

@@ -11,13 +11,36 @@ from fake_backend import FakeKernel, backend
 from kernelmux import registry
 from kernelmux.conformance import Filter, Outcome, jobs, suite
 from kernelmux.conformance.hookup import Known, all_cases, apply_known, read_known
+from kernelmux.device import Device
 from kernelmux.errors import BackendError
-from kernelmux.hookspecs import Declined
+from kernelmux.formats import Value
+from kernelmux.hookspecs import Declined, hookimpl
+from kernelmux.ops import Case, Fused, Part
 from wrong.elementwise import AddsInsteadOfMultiplying, ToBf16
 from wrong.kernel import Right, offering
 
 FAILED = Outcome("mul-a", "mul", "mine:kernel", "", "fail", failures=("error: off",))
 PASSED = replace(FAILED, case="mul-b", status="pass", failures=())
+
+
+class AddSilu(Fused):
+    """y = silu(a + b)."""
+
+    name, inputs, outputs = "add_silu", ("a", "b"), ("y",)
+    pattern = (Part("add", ("a", "b"), ("sum",)), Part("silu", ("sum",), ("y",)))
+
+    def arguments(self, node):
+        return {}
+
+    def cases(self):
+        yield Case("add_silu-m1-n16", self.name, (Value("a", (1, 16)), Value("b", (1, 16))))
+
+
+def plugin():
+    """A backend that brings an op."""
+    made = backend()
+    made.fused_ops = hookimpl(lambda: [AddSilu()])
+    return made
 
 
 def names(wanted=None, **answers):
@@ -81,7 +104,34 @@ def test_a_kernel_gets_every_case_of_its_op_that_is_not_large():
 
 def test_a_kernel_gets_a_variant_for_each_format_that_it_declares():
     found = names(Filter(case="*@*"), add=ToBf16())
-    assert [name.partition("@")[2] for name in found] == ["outputs0=f32", "outputs0=bf16"]
+    assert found == ["add-m5-n576@outputs0=f32", "add-m5-n576@outputs0=bf16"]
+
+
+def test_what_several_values_may_have_they_have_together_too():
+    found = names(Filter(case="*@*"), add=FakeKernel(takes=["f32", "bf16"], emits=["f16", "bf16"]))
+    places = [*(f"{place}={format}" for place in ("inputs0", "inputs1") for format in ("f32", "bf16"))]
+    places += ["outputs0=f16", "outputs0=bf16", "all=f32", "all=bf16"]
+    assert [name.partition("@")[2] for name in found] == places
+
+
+def test_variants_are_of_one_row_where_no_other_case_is_taken():
+    found = names(Filter(case="*@*"), add=lambda node, m: ToBf16() if m == 1 else Declined("one row"))
+    assert found == ["add-m1-n576@outputs0=f32", "add-m1-n576@outputs0=bf16"]
+
+
+def test_an_op_that_a_plugin_brings_has_its_cases_while_it_is_there():
+    before = all_cases()
+    with registry.isolated(mine=plugin()):
+        assert {case.op for case in all_cases()} - {case.op for case in before} == {"add_silu"}
+    assert all_cases() == before
+
+
+def test_on_a_gpu_the_suite_holds_the_large_cases(monkeypatch):
+    home = "kernelmux.conformance.hookup"
+    monkeypatch.setattr(f"{home}.find_device", lambda name: Device("cuda", 0, "H100", (9, 0)))
+    with registry.isolated(mine=offering(Right, "mul_mat")):
+        (marker,) = suite("mine", device="cuda").test_case.pytestmark
+    assert any("large" in parameter.values[0].case.marks for parameter in marker.args[1])
 
 
 def test_case_names_are_unique():
@@ -146,6 +196,12 @@ def test_a_pattern_is_not_stale_while_one_of_its_cases_fails():
     assert [outcome.status for outcome in outcomes] == ["known", "pass"]
 
 
+def test_of_entries_that_overlap_each_counts_as_met():
+    outcomes = apply_known([FAILED, PASSED], [entry("mul-*"), replace(entry("mul-a"), reason="again")])
+    assert [outcome.status for outcome in outcomes] == ["known", "pass"]
+    assert outcomes[0].reason.startswith("rounds down")
+
+
 def test_an_entry_for_another_kernel_is_stale_here():
     outcomes = apply_known([FAILED], [replace(entry("mul-a"), kernel="mine:other")])
     assert [outcome.status for outcome in outcomes] == ["fail", "fail"]
@@ -172,7 +228,7 @@ def test_a_wrong_one_fails_with_what_runs_the_case_again():
     counts, messages = run(offering(AddsInsteadOfMultiplying, "mul"))
     assert counts["failed"] > 20
     assert "error: " in messages[0]
-    assert "again: kernelmux check --kernel mine:kernel --case 'mul-m1-n576'" in messages[0]
+    assert "again: kernelmux check --kernel mine:kernel --case mul-m1-n576" in messages[0]
 
 
 def test_refused_cases_are_skipped():

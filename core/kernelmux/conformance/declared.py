@@ -1,0 +1,59 @@
+"""What a kernel declares, as far as it shows without a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kernelmux.conformance.guarded import same
+from kernelmux.formats import Value
+from kernelmux.hookspecs import Kernel
+from kernelmux.memory import packed_key
+
+if TYPE_CHECKING:
+    from kernelmux.conformance.trial import Trial
+
+LOOSEST = 1e-2
+"""The largest bound that says anything: zeros have an NMSE of 1."""
+
+
+def precision(trial: Trial) -> None:
+    """The bound on the error is one."""
+    if trial.kernel.precision > LOOSEST:
+        trial.failures.append(
+            f"declarations: a precision of {trial.kernel.precision:g} says nothing: at most {LOOSEST:g} does"
+        )
+
+
+def symbols(trial: Trial) -> None:
+    """A plan asks for formats and packed bytes before it knows the row count: the answers do not depend on it."""
+    node, kernel = trial.node, trial.kernel
+    rows = node.inputs[0].extents[0]
+
+    def open_rows(values: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(replace(v, shape=("m", *v.shape[1:])) if v.shape[0] == rows else v for v in values)
+
+    unbound = replace(node, inputs=open_rows(node.inputs), outputs=open_rows(node.outputs))
+    for method in ("inputs", "outputs", "packed_bytes"):
+        try:
+            alike = _plain(getattr(kernel, method)(unbound)) == _plain(getattr(kernel, method)(node))
+        except Exception as error:
+            trial.failures.append(f"declarations: {method} raises where the row count is the symbol m: {error}")
+            continue
+        if not alike:
+            trial.failures.append(f"declarations: {method} depends on the row count, which may be a symbol")
+
+
+def _plain(declared: object) -> object:
+    """Formats as tuples: a kernel may answer with any sequence."""
+    return declared if isinstance(declared, int) else tuple(tuple(formats) for formats in declared)  # type: ignore[attr-defined]
+
+
+def packed_name(trial: Trial, name: str, others: Mapping[str, Kernel]) -> None:
+    """Kernels that name the same packed form make the same bytes: whichever comes first packs for all of them."""
+    key = packed_key(trial.node, name, trial.kernel)
+    for other, kernel in others.items():
+        shares = kernel is not trial.kernel and trial.weights and packed_key(trial.node, other, kernel) == key
+        if shares and not same(kernel.prepare(trial.weights, trial.device), trial.packed):
+            trial.failures.append(f"declarations: {other} packs other bytes under the name {kernel.packed}")

@@ -1,0 +1,138 @@
+"""One case on one kernel: what depends on several kernels, or on what was offered."""
+
+import pytest
+import torch
+
+from fake_backend import FakeKernel, backend, compute
+from kernelmux import registry
+from kernelmux.conformance import Variant, run_case
+from kernelmux.conformance.hookup import all_cases
+from wrong.kernel import Right
+
+CASES = {case.name: case for case in all_cases()}
+
+
+def run(name, kernel="fake:kernel", variant=None, peer="", **answers):
+    with registry.isolated(fake=backend(**answers)) as current:
+        return run_case(CASES[name], kernel, current, "cpu", variant, peer)
+
+
+class Packs(Right):
+    """It names its packed form."""
+
+    packed = "dense"
+
+
+class PacksDoubled(Packs):
+    """Twice the weight, and half the result."""
+
+    name = "other"
+
+    def prepare(self, weights, device):
+        return tuple(2 * part for part in super().prepare(weights, device))
+
+    def answer(self, node, operands):
+        return tuple(result / 2 for result in super().answer(node, operands))
+
+
+class PacksOnItsOwn(PacksDoubled):
+    packed = ""
+
+
+# Packed forms.
+
+
+def test_kernels_of_one_packed_name_pack_the_same_bytes():
+    (failure,) = run("mul_mat-f32-m5-n7-k32", mul_mat=[Packs(), PacksDoubled()]).failures
+    assert failure == "declarations: fake:other packs other bytes under the name dense"
+    assert run("mul_mat-f32-m5-n7-k32", mul_mat=[Packs(), PacksOnItsOwn()]).passed
+
+
+def test_a_fused_kernel_shares_them_with_its_plain_parts():
+    name = next(name for name in CASES if name.startswith("mul_mat_add-f32-m5"))
+    outcome = run(name, mul_mat_add=Packs(), mul_mat=PacksDoubled())
+    assert outcome.failures == ("declarations: fake:other packs other bytes under the name dense",)
+
+
+# Rows.
+
+
+def test_a_kernel_offered_for_m_rows_takes_one():
+    class ForExactly(Right):
+        """It multiplies by the rows it was made for, and divides by those it has."""
+
+        def __init__(self, m):
+            self.m = m
+
+        def answer(self, node, operands):
+            (result,) = super().answer(node, operands)
+            return (result * self.m / len(result),)
+
+    outcome = run("silu-m5-n576", silu=lambda node, m: ForExactly(m))
+    (failure,) = outcome.failures
+    assert failure.startswith("error: NMSE 16 ")
+    assert failure.endswith(" in silu, for the last row alone")
+
+
+# Peers.
+
+
+class Rough(FakeKernel):
+    """One per cent off."""
+
+    def __init__(self, name, where=lambda tensors: True):
+        super().__init__(name, work=self.launch)
+        self.where = where
+
+    def launch(self, node, tensors):
+        compute(node, tensors)
+        if self.where(tensors):
+            tensors.outputs[0].mul_(1.01)
+
+
+def test_a_peer_excuses_what_it_misses_itself():
+    both = [Rough("kernel"), Rough("peer"), FakeKernel("exact", work=compute)]
+    assert run("add-m5-n576", add=both).failures
+    assert run("add-m5-n576", add=both, peer="fake:peer").passed
+    assert run("add-m5-n576", add=both, peer="fake:exact").failures
+
+
+def test_a_peer_excuses_nothing_that_is_wrong_only_in_place():
+    def in_place(tensors):
+        return tensors.outputs[0].data_ptr() == tensors.inputs[0].data_ptr()
+
+    outcome = run("add-m5-n576", add=[Rough("kernel", in_place), Rough("peer")], peer="fake:peer")
+    assert [failure.partition(":")[0] for failure in outcome.failures] == ["in place"]
+
+
+def test_a_peer_without_a_finite_error_excuses_nothing():
+    def nothing(node, tensors):
+        tensors.outputs[0].fill_(torch.nan)
+
+    assert run("add-m5-n576", add=[Rough("kernel"), FakeKernel("peer", work=nothing)], peer="fake:peer").failures
+
+
+# Formats.
+
+
+@pytest.mark.parametrize("place", ["inputs1", "all"])
+def test_a_variant_stores_what_it_names_so(place):
+    seen = []
+
+    def work(node, tensors):
+        seen.append([planes.dtype for planes in tensors.inputs])
+        compute(node, tensors)
+
+    kernel = FakeKernel("kernel", takes=["f32", "bf16"], work=work)
+    assert run("add-m5-n576", add=kernel, variant=Variant(place, "bf16")).passed
+    assert seen[0] == [torch.bfloat16 if place == "all" else torch.float32, torch.bfloat16]
+
+
+def test_a_bound_of_nothing_is_one():
+    class Exact(Right):
+        precision = 0.0
+
+        def outputs(self, node):
+            return [["f64"]]
+
+    assert run("mul-m5-n576", mul=Exact()).passed
