@@ -90,7 +90,7 @@ class Kernel(ABC):
     precision: ClassVar[float]
     """Bound on the error against the op's float64 reference: NMSE, the squared error over the squared reference."""
     launches: ClassVar[int] = 1
-    """Device launches of a call."""
+    """Device launches of a call, at most: a library may split its work."""
     capturable: ClassVar[bool] = True
     """False where a launch reads host state or allocates, so that a CUDA graph cannot hold it."""
     packed: ClassVar[str] = ""

@@ -19,7 +19,7 @@ from kernelmux.errors import KernelmuxError, LaunchError
 from kernelmux.formats import Value, lookup
 from kernelmux.memory import PackedWeights, human_bytes
 from kernelmux.plan import Plan
-from kernelmux.state import HostCopy, StepState
+from kernelmux.state import HostCopy, StepState, StreamOrder
 from kernelmux.walk import Walk
 from kernelmux.walker import Walker
 
@@ -108,13 +108,10 @@ class Session:
         """
         m = self._check(feeds)
         self._reserve(feeds, [len(feed.ids) for feed in feeds])
-        alone = all(len(feed.ids) == 1 for feed in feeds)
         with self._on_stream():
-            outs = self._write_state(feeds, (captured_rows(self.walker.plan, m) if alone else None) or m)
-            walk = self._walk(alone, m=m, outs=outs, seqs=len(feeds))
+            logits = self._run(feeds, m)
         for feed in feeds:
             feed.sequence.length += len(feed.ids)
-        logits: torch.Tensor = walk.outputs[self._logits][:outs]
         return logits
 
     def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
@@ -134,39 +131,52 @@ class Session:
         Room for all steps is reserved at once. What was yielded is in the cache, but for the last ids.
         """
         feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)]
-        if captured_rows(self.walker.plan, self._check(feeds)):
-            yield from self._decode_on_device(feeds, steps)
+        self._check(feeds)
+        self._reserve(feeds, [steps] * len(feeds))
+        with self._on_stream():
+            walk = self.captured_step(feeds)
+        if walk is not None:
+            yield from self._decode_on_device(walk, sequences, steps)
             return
         for _ in range(steps):
             ids = self.step(feeds).argmax(dim=-1).tolist()
             yield ids
             feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, ids, strict=True)]
 
-    def _decode_on_device(self, feeds: Sequence[Feed], steps: int) -> Iterator[list[int]]:
+    def _decode_on_device(
+        self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int
+    ) -> Iterator[list[int]]:
         """The ids of a step are read when the next one has been launched: the device never waits for the host."""
-        self._reserve(feeds, [steps] * len(feeds))
-        count = len(feeds)
-        copies = [self.ids_copy(count) for _ in range(2)]
-        with self._on_stream():
-            self._write_state(feeds, captured_rows(self.walker.plan, count) or count)
+        # A graph runs on any stream: the caller's costs no switching.
+        order = StreamOrder(self.walker.plan.device)
+        copies = [self.ids_copy(len(sequences)) for _ in range(2)]
         for index in range(steps + 1):
             if index < steps:
-                self.enqueue(count, copies[index % 2])
+                order.keep()
+                walk()
+                copies[index % 2].start()
             if index:
                 ids = copies[(index - 1) % 2].wait()
-                for feed in feeds:
-                    feed.sequence.length += 1
+                for sequence in sequences:
+                    sequence.length += 1
                 yield ids
+
+    def captured_step(self, feeds: Sequence[Feed]) -> CapturedWalk | None:
+        """The captured step of one token a sequence, its state written; None where the plan captures none.
+
+        Each call of it decodes one token more of each sequence, as far as there is room.
+        """
+        while (rows := self._padded(feeds)) is not None:
+            self._write_state(feeds, rows)
+            try:
+                return self._capture(rows)
+            except LaunchError as error:
+                self._do_without(error)
+        return None
 
     def ids_copy(self, count: int) -> HostCopy:
         """A place in host memory for the next tokens of `count` sequences."""
         return HostCopy(self._state.buffers["tokens"][:count], self.walker.plan.device)
-
-    def enqueue(self, count: int, ids: HostCopy) -> None:
-        """Launches a step of `count` sequences from the state on the device, and sends their next tokens to `ids`."""
-        with self.walker.on_stream():
-            self._walk(True, m=count, outs=count, seqs=count)
-            ids.start()
 
     def _check(self, feeds: Sequence[Feed]) -> int:
         """The rows of a step; CapacityError where it is none that the session can run."""
@@ -202,21 +212,34 @@ class Session:
             yield
         callers.wait_stream(stream)
 
-    def _walk(self, alone: bool, **dims: int) -> Walk | CapturedWalk:
-        """Walks once, captured where each sequence has one row and the plan allows it.
+    def _run(self, feeds: Sequence[Feed], m: int) -> torch.Tensor:
+        """Walks once, and returns the logits.
 
         Where a kernel raises and the policy says `next`, walks again without it: a step may be run again, for its state
-        is unchanged, and what it has written to the cache is written over.
+        is written again, and what it has written to the cache is written over.
         """
         while True:
-            rows = captured_rows(self.walker.plan, dims["m"]) if alone else None
+            rows = self._padded(feeds)
+            outs = self._write_state(feeds, m if rows is None else rows)
             try:
-                walk = self.walker.bind(**dims) if rows is None else self._capture(rows)
+                exact = {"m": m, "outs": outs, "seqs": len(feeds)}
+                walk = self.walker.bind(**exact) if rows is None else self._capture(rows)
                 walk()
-                return walk
             except LaunchError as error:
-                self.walker = self.walker.without(error)
-                self._captured.clear()
+                self._do_without(error)
+            else:
+                logits: torch.Tensor = walk.outputs[self._logits][:outs]
+                return logits
+
+    def _padded(self, feeds: Sequence[Feed]) -> int | None:
+        """The rows of the captured step for these feeds; None where it runs eagerly."""
+        alone = all(len(feed.ids) == 1 for feed in feeds)
+        return captured_rows(self.walker.plan, len(feeds)) if alone else None
+
+    def _do_without(self, error: LaunchError) -> None:
+        """Replaces the kernel that raised, or raises the error."""
+        self.walker = self.walker.without(error)
+        self._captured.clear()
 
     def _capture(self, rows: int) -> CapturedWalk:
         if rows not in self._captured:

@@ -80,3 +80,24 @@ class HostCopy:
             self._arrived.synchronize()
         numbers: list[int] = self._copy.tolist()
         return numbers
+
+
+class StreamOrder:
+    """Keeps launches in order where the caller changes torch's current stream between them."""
+
+    def __init__(self, device: Device) -> None:
+        import torch
+
+        self._device = device.torch
+        self._stream = None if device.kind == "cpu" else torch.cuda.current_stream(self._device)
+
+    def keep(self) -> None:
+        """What is launched next comes after what was launched before this was last called."""
+        if self._stream is None:
+            return
+        import torch
+
+        current = torch.cuda.current_stream(self._device)
+        if current != self._stream:
+            current.wait_stream(self._stream)
+            self._stream = current

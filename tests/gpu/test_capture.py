@@ -115,7 +115,7 @@ def _model_with(kernel, tiny: Path, name: str):
 def test_the_node_that_breaks_a_capture_is_named(tiny: Path):
     with _model_with(_Synchronizing(), tiny, "slow"):
         model = kernelmux.load(tiny)
-        session = model.session(model.plan(use=["silu=slow", POLICIES["f32"]], device="cuda"), 100)
+        session = model.session(model.plan(use=[POLICIES["f32"], "silu=slow"], device="cuda"), 100)
         sequences, ids = _opened(session, PROMPTS[:1])
         with pytest.raises(LaunchError, match=r"captured.*slow:waits raised at blk.0.ffn_silu"):
             session.step([Feed(sequences[0], ids)])
@@ -127,7 +127,7 @@ def test_a_kernel_that_cannot_be_captured_makes_its_bucket_eager_and_the_plan_sa
 
     with _model_with(_Eager("eager", work=compute), tiny, "slow"):
         model = kernelmux.load(tiny)
-        plan = model.plan(use=["silu=slow", POLICIES["f32"]], device="cuda")
+        plan = model.plan(use=[POLICIES["f32"], "silu=slow"], device="cuda")
         session = model.session(plan, 100)
         sequences, ids = _opened(session, PROMPTS[:1])
         assert len(list(session.decode(sequences, ids, 3))) == 3

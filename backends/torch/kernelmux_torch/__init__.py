@@ -88,10 +88,16 @@ def dispatch_mul() -> Answer:
 
 
 @hookimpl
-def dispatch_silu() -> Answer:
-    from kernelmux_torch.elementwise import Silu
+def dispatch_silu(device: Device) -> Answer:
+    if device.kind == "cpu":
+        from kernelmux_torch.elementwise import Silu
 
-    return Silu()
+        return Silu()
+    if (missing := without_triton()) is not None:
+        return missing
+    from kernelmux_torch.cuda import swiglu
+
+    return swiglu.Silu()
 
 
 @hookimpl

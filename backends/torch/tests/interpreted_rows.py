@@ -13,6 +13,7 @@ REGISTRY, CASES = interpreted_jobs(
     backend(
         rms_norm=norm.RmsNorm(),
         add_rms_norm=norm.AddRmsNorm(),
+        silu=swiglu.Silu(),
         swiglu=swiglu.Swiglu(),
         gate_up_swiglu=lambda node, m: [] if node.bias else [swiglu.GateUpBf16(), swiglu.GateUpFp8Row()],
         embed=lambda node, m: embed.offer(bool(node.weight)),

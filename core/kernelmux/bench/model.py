@@ -11,7 +11,7 @@ from kernelmux.bench.timing import Timing
 from kernelmux.capture import captured_rows
 from kernelmux.model import Model
 from kernelmux.plan import Plan
-from kernelmux.session import CachedSequence, Session
+from kernelmux.session import CachedSequence, Feed, Session
 
 PROMPTS = 5
 """Times that the prompt is read, after once to warm up."""
@@ -128,14 +128,17 @@ def _time_enqueueing(
     session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
 ) -> list[float]:
     """Microseconds until a captured step is enqueued, on an idle device, which goes on from its own state."""
-    count, samples = len(sequences), []
+    samples: list[float] = []
     # Reserves room for all steps, and makes the state of the next.
-    next(session.decode(sequences, [0] * count, steps))
-    ids = session.ids_copy(count)
+    next(session.decode(sequences, [0] * len(sequences), steps))
+    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences])
+    assert walk is not None
+    ids = session.ids_copy(len(sequences))
     for _ in range(steps - AHEAD):
         wait()
         started = time.perf_counter()
-        session.enqueue(count, ids)
+        walk()
+        ids.start()
         samples.append((time.perf_counter() - started) * 1e6)
     wait()
     return samples

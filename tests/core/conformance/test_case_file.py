@@ -204,7 +204,7 @@ def test_a_failure_comes_with_what_runs_it_again(captured):
 
 def test_one_line_hooks_them_up(captured, cases):
     (marker,) = suite("reference", cases=captured).test_case.pytestmark
-    assert {job.case.name for job in marker.args[1]} == set(cases)
+    assert {parameter.values[0].case.name for parameter in marker.args[1]} == set(cases)
 
 
 # Files that are wrong.

@@ -86,7 +86,7 @@ def run(plugin, **options):
         except BackendError as error:
             return Counter(failed=1), [str(error)]
         (marker,) = tests.test_case.pytestmark
-        for job in marker.args[1]:
+        for (job,) in (parameter.values for parameter in marker.args[1]):
             test(tests().test_case, job, SimpleNamespace(node=SimpleNamespace(user_properties=[])))
         for name, method in inspect.getmembers(tests(), inspect.ismethod):
             if name.startswith("test_") and name != "test_case":

@@ -100,7 +100,7 @@ def test_junit_carries_each_outcome(whole):
     assert found == [(outcome["case"], outcome["status"], "cpu") for outcome in document["outcomes"]]
 
 
-@pytest.mark.parametrize("pattern", ["silu-m5-n576", "silu-m1-n576@outputs0=f16"])
+@pytest.mark.parametrize("pattern", ["silu-m5-n576", "silu-m5-n576@outputs0=f16"])
 def test_a_name_in_full_runs_that_case_alone_and_leaves_other_tests(tmp_path, pattern):
     _, lines = run_pytest(tmp_path, SUITE, f"--kernelmux-case={pattern}", "--kernelmux-json=found.json")
     document = json.loads((tmp_path / "found.json").read_text())

@@ -15,7 +15,7 @@ from kernelmux_torch import mul_mat
 
 def offer() -> list[Kernel | Declined]:
     """The dense kernels in the order of their use, and the CPU's packed ones refused by name."""
-    exact: Kernel | Declined = mul_mat.F32()
+    exact: Kernel | Declined = F32()
     if torch.backends.cuda.matmul.fp32_precision not in ("ieee", "none"):
         reason = "this process lets torch multiply float32 in TF32: set torch.backends.cuda.matmul.fp32_precision"
         exact = Declined(reason, "unsupported", "f32")
@@ -32,8 +32,14 @@ def offer_add(bias: bool) -> Answer:
     return [Bf16Add(), F16Add()]
 
 
+SPLIT = 2
+"""Launches of a GEMM whose sum cuBLAS splits: at few rows and long k a second one adds the parts."""
+
+
 class Bf16(mul_mat.Bf16):
     """Weights and activations in bfloat16, summed in float32, written in either."""
+
+    launches = SPLIT
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # The epilogue adds a bias of the weight's type to a result of that type.
@@ -44,6 +50,12 @@ class Bf16(mul_mat.Bf16):
         if y.dtype == x.dtype:
             return super().bind(node, tensors, stream)
         return partial(torch.mm, x, tensors.packed[0].T, out_dtype=y.dtype, out=y)
+
+
+class F32(mul_mat.F32):
+    """Float32 throughout."""
+
+    launches = SPLIT
 
 
 class F16(Bf16):
@@ -60,6 +72,8 @@ class F16(Bf16):
 
 class Bf16Add(mul_mat.Bf16):
     """y = residual + x Wᵀ in one GEMM where y is the residual's memory; elsewhere torch copies that first."""
+
+    launches = SPLIT + 1
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.packed], [self.packed]]

@@ -16,6 +16,7 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda.launch import bind
+from kernelmux_torch.cuda.mul_mat import SPLIT
 from kernelmux_torch.cuda.rope import angle, blocks, rotation_args, turn
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import dense, stacked
@@ -36,7 +37,7 @@ class Bf16(Kernel):
     name = "bf16"
     precision = 5e-5
     packed = "bf16"
-    launches = 2
+    launches = SPLIT + 1
     dtype = torch.bfloat16
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:

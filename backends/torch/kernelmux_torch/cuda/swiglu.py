@@ -1,4 +1,4 @@
-"""swiglu on CUDA as one Triton kernel, and gate_up_swiglu as one GEMM of both weights before it."""
+"""silu and swiglu on CUDA in one Triton kernel, and gate_up_swiglu as one GEMM of both weights before it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def offer_gate_up(n: int, k: int, bias: bool, device: Device) -> list[Kernel | D
     return [bf16, *(kernel.refusal(n, k, bias, device) or kernel for kernel in scaled)]
 
 
+class Silu(Kernel):
+    """In float32, rounded once."""
+
+    name = "f32"
+    precision = 1e-11
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [_written(node)]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        return _bind(x, None, y)
+
+
 class Swiglu(Kernel):
     """silu(gate) * up in float32, rounded once."""
 
@@ -56,7 +73,7 @@ class Swiglu(Kernel):
 class _GateUp(Kernel):
     """Over a mul_mat of the stacked weights [2n, k], whose results are rounded to bfloat16 (float16 ends at 65504)."""
 
-    launches = 2
+    launches = mul_mat.SPLIT + 1
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [_written(node)]
@@ -105,7 +122,7 @@ class GateUpFp8RowFast(GateUpFp8Row):
     """The same with the tensor cores' own sums, of fewer bits than float32 has."""
 
     name = "fp8_row_fast"
-    precision = 1.2e-2
+    precision = 1e-2
     fast = True
     on_cpu = False
 
@@ -114,12 +131,13 @@ def _written(node: TensorNode) -> Sequence[str]:
     return WRITTEN if node.outputs[0].shape[-1] <= LONGEST else FLOATS
 
 
-def _bind(gate: torch.Tensor, up: torch.Tensor, y: Any) -> Launch:
-    """`gate` and `up` may be halves of wider rows."""
+def _bind(gate: torch.Tensor, up: torch.Tensor | None, y: Any) -> Launch:
+    """`gate` and `up` may be halves of wider rows; without `up` the silu of `gate` is all."""
     data, *scales = as_tuple(y)
     m, n = gate.shape
     wide = triton.next_power_of_2(n) if scales else min(TILE, triton.next_power_of_2(n))
-    args = (gate, up, data, scales[0] if scales else data, gate.stride(0), n, bool(scales), wide)
+    others = (gate if up is None else up, data, scales[0] if scales else data)
+    args = (gate, *others, gate.stride(0), n, up is not None, bool(scales), wide)
     return bind(_swiglu, (m, triton.cdiv(n, wide)), *args, num_warps=warps(wide))
 
 
@@ -131,11 +149,14 @@ def _swiglu(
     scales,
     STRIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
+    MULTIPLIED: tl.constexpr,
     SCALED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     g = tl.load(gate + row * STRIDE + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-    u = tl.load(up + row * STRIDE + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-    store_row(y, scales, row, g / (1.0 + tl.exp(-g)) * u, column, COLUMNS, SCALED)
+    values = g / (1.0 + tl.exp(-g))
+    if MULTIPLIED:
+        values *= tl.load(up + row * STRIDE + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+    store_row(y, scales, row, values, column, COLUMNS, SCALED)
