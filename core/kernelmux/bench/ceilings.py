@@ -28,7 +28,9 @@ def measure_ceilings(device: Device, nbytes: int = 0, size: int = 0) -> Ceilings
     nbytes, size = nbytes or (2**31 if cuda else 2**27), size or (8192 if cuda else 1024)
     source = torch.zeros(nbytes // 4, device=device.torch)
     target, total = torch.empty_like(source), torch.empty((), device=device.torch)
-    copied = time_launches([partial(target.copy_, source)], device)
+    # A driver's copy and an elementwise kernel: either may be the faster.
+    ways = (partial(target.copy_, source), partial(torch.neg, source, out=target))
+    copied = min(time_launches([way], device).median for way in ways)
     read = time_launches([partial(torch.sum, source, 0, out=total)], device)
     del source, target
     formats = ["bf16"] + ([] if cuda else ["f32"])
@@ -37,7 +39,7 @@ def measure_ceilings(device: Device, nbytes: int = 0, size: int = 0) -> Ceilings
     gemm = {
         format: 2 * size**3 / time_launches([_gemm(format, size, device)], device).median * 1e6 for format in formats
     }
-    return Ceilings(2 * nbytes / copied.median * 1e6, nbytes / read.median * 1e6, gemm)
+    return Ceilings(2 * nbytes / copied * 1e6, nbytes / read.median * 1e6, gemm)
 
 
 def _gemm(format: str, size: int, device: Device) -> partial[Any]:
