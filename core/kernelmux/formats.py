@@ -23,20 +23,31 @@ ALL = 0
 
 @dataclass(frozen=True)
 class Plane:
-    """One torch tensor of a stored tensor: for each block of `rows` x `cols` elements, `items` of `dtype`."""
+    """One torch tensor of a stored tensor: for each block of `rows` x `cols` elements, `items` of `dtype`.
+
+    Where it is `column_major`, the items of one column lie together: its last two axes are swapped.
+    """
 
     name: str
     dtype: str
     rows: int = 1
     cols: int = 1
     items: int = 1
+    column_major: bool = False
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The plane's own shape for a tensor of `shape`; columns are the last axis, rows the one before."""
         *outer, cols = shape if shape else (1,)
         if self.rows != 1:
             outer = [*outer[:-1], _blocks(outer[-1] if outer else 1, self.rows)]
-        return (*outer, _blocks(cols, self.cols) * self.items)
+        across = _blocks(cols, self.cols) * self.items
+        if self.column_major and outer:
+            return (*outer[:-1], across, outer[-1])
+        return (*outer, across)
+
+    def by_rows(self, part: torch.Tensor) -> torch.Tensor:
+        """The plane `part` with its rows before its columns, however they are stored: a view."""
+        return part.mT if self.column_major and part.dim() > 1 else part
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return math.prod(self.shape(shape)) * ITEM_BYTES[self.dtype]
@@ -151,7 +162,8 @@ FORMATS: Mapping[str, Format] = {
         ),
         _fp8("fp8_tensor", Plane("scales", "float32", rows=ALL, cols=ALL)),
         _fp8("fp8_row", Plane("scales", "float32", cols=ALL)),
-        _fp8("fp8_block", Plane("scales", "float32", cols=128), block=128),
+        # Column-major, as block-scaled GEMMs (cuBLASLt, DeepGEMM) read scales: those of neighbouring rows together.
+        _fp8("fp8_block", Plane("scales", "float32", cols=128, column_major=True), block=128),
         # Of weights, the other side of fp8_block: one scale for 128 rows and 128 columns.
         _fp8("fp8_128x128", Plane("scales", "float32", rows=128, cols=128), block=128, rounding=0.0),
         *(_gguf(*row) for row in _GGUF_BLOCKS),
@@ -245,7 +257,21 @@ def dequantize_planes(name: str, planes: tuple[torch.Tensor, ...], dtype: torch.
 
     data = planes[0].to(dtype or torch.float32)
     fmt = lookup(name)
-    return data if fmt.plain else data * _spread(planes[1].to(data.dtype), data.shape, fmt.planes[1].rows)
+    if fmt.plain:
+        return data
+    scales = fmt.planes[1].by_rows(planes[1]).to(data.dtype)
+    return data * _spread(scales, data.shape, fmt.planes[1].rows)
+
+
+def planes_of_rows(name: str, planes: tuple[torch.Tensor, ...], rows: slice) -> tuple[torch.Tensor, ...]:
+    """The planes of some rows of a tensor, as views; `rows` starts at a multiple of the format's block of rows."""
+    parts = []
+    for part, plane in zip(planes, lookup(name).planes, strict=True):
+        if plane.rows != ALL:
+            taken = slice(rows.start // plane.rows, -(-rows.stop // plane.rows))
+            part = part[..., taken] if plane.column_major else part[taken]
+        parts.append(part)
+    return tuple(parts)
 
 
 def empty_planes(value: Value, device: str = "cpu") -> tuple[torch.Tensor, ...]:
@@ -278,7 +304,7 @@ def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor,
     if fmt.plain:
         planes[0].copy_(values)
         return
-    data, scales = planes[:2]
+    data, scales, *sums = (plane.by_rows(part) for plane, part in zip(fmt.planes, planes, strict=True))
     largest = 127.0 if data.dtype == torch.int8 else torch.finfo(data.dtype).max
     peaks = _blocks_of(values.abs(), scales.shape).amax(dim=-1)
     if scales.shape[:-1] != values.shape[:-1]:
@@ -289,8 +315,8 @@ def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor,
         min=torch.finfo(torch.float32).tiny
     )
     data.copy_((steps.round() if data.dtype == torch.int8 else steps).clamp(-largest, largest))
-    if len(planes) > 2:
-        planes[2].copy_(_blocks_of(dequantize_planes(name, planes), scales.shape).sum(dim=-1))
+    for plane in sums:
+        plane.copy_(_blocks_of(dequantize_planes(name, planes), scales.shape).sum(dim=-1))
 
 
 def _blocks_of(values: torch.Tensor, scales_shape: tuple[int, ...]) -> torch.Tensor:

@@ -185,12 +185,11 @@ def raw_call(
         return partial(torch._scaled_mm, x, w.t(), xs, ws.t(), **options)
     from torch.nn.functional import ScalingType, scaled_mm
 
-    # cuBLASLt wants the scales of x with rows next to each other, those of w padded to fours along k.
+    # cuBLASLt wants the scales of w padded to fours along k.
     padded = ws.new_zeros(len(ws), -(-ws.shape[1] // 4) * 4)
     padded[:, : ws.shape[1]] = ws
     recipes = (ScalingType.BlockWise1x128, ScalingType.BlockWise128x128)
-    turned = xs.t().contiguous().t()
-    return partial(scaled_mm, x, w.t(), turned, recipes[0], padded.t(), recipes[1], output_dtype=torch.bfloat16)
+    return partial(scaled_mm, x, w.t(), xs.t(), recipes[0], padded.t(), recipes[1], output_dtype=torch.bfloat16)
 
 
 # Models ---------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmux.errors import GraphError
-from kernelmux.formats import FORMATS, Value, Weight, dequantize_planes, lookup, quantize_planes, torch_dtype
+from kernelmux.formats import (
+    FORMATS,
+    Value,
+    Weight,
+    dequantize_planes,
+    lookup,
+    planes_of_rows,
+    quantize_planes,
+    torch_dtype,
+)
 from kernelmux.ops import OPS
 from kernelmux.ops.blocks import random_blocks
 from kernelmux.ops.op import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
@@ -40,7 +49,8 @@ def _stored(name, values):
         ("q8_32", [(4, 256), (4, 8), (4, 8)], 1024 + 128 + 128),
         ("fp8_tensor", [(4, 256), (1, 1)], 1024 + 4),
         ("fp8_row", [(4, 256), (4, 1)], 1024 + 16),
-        ("fp8_block", [(4, 256), (4, 2)], 1024 + 32),
+        ("fp8_block", [(4, 256), (2, 4)], 1024 + 32),
+        ("fp8_128x128", [(4, 256), (1, 2)], 1024 + 8),
         ("Q4_0", [(4, 8 * 18)], 4 * 8 * 18),
         ("Q6_K", [(4, 210)], 840),
     ],
@@ -82,6 +92,39 @@ def test_a_round_trip_costs_no_more_than_the_format_states(name, shape, seed):
     back = dequantize_planes(name, _stored(name, values), torch.float64)
     error = (back - values).square().sum() / values.double().square().sum()
     assert error <= lookup(name).rounding
+
+
+@pytest.mark.parametrize("name", [*OWN, "fp8_128x128"])
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(rows=st.sampled_from([1, 3, 7, 129]), columns=columns, seed=seeds)
+def test_every_block_comes_back_by_its_own_scale(name, rows, columns, seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = 2.0 ** torch.randint(-8, 9, (rows, columns // 32), generator=generator)
+    values = torch.randn(rows, columns, generator=generator) * parts.repeat_interleave(32, dim=-1)
+    back = dequantize_planes(name, _stored(name, values))
+    scale = lookup(name).planes[1]
+    for block in _blocks(values.shape, scale.rows or rows, scale.cols or columns):
+        step = values[block].abs().max() / (127 if name == "q8_32" else 448)
+        # Half of the last bit: of an integer a half, of e4m3's three bits a sixteenth, or 2^-10 of the smallest.
+        most = step / 2 if name == "q8_32" else torch.maximum(values[block].abs() / 16, step * 2**-10)
+        assert ((back[block] - values[block]).abs() <= most * 1.001).all()
+
+
+def _blocks(shape, tall, wide):
+    """The places of the blocks that share a scale."""
+    for row in range(0, shape[0], tall):
+        for column in range(0, shape[1], wide):
+            yield slice(row, row + tall), slice(column, column + wide)
+
+
+@pytest.mark.parametrize("name", ["bf16", *OWN, "fp8_128x128"])
+@pytest.mark.parametrize(("m", "start", "stop"), [(1, 0, 1), (2, 0, 1), (300, 128, 300), (300, 256, 257)])
+def test_the_planes_of_some_rows_hold_these_rows(name, m, start, stop):
+    """Also where there are as many rows as blocks of columns, which no shape tells apart."""
+    values = torch.randn(m, 256, generator=torch.Generator().manual_seed(m)) * 2.0 ** -(torch.arange(256) // 32)
+    planes, rows = _stored(name, values), slice(start, stop)
+    found = planes_of_rows(name, planes, rows)
+    assert dequantize_planes(name, found).equal(dequantize_planes(name, planes)[rows])
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *OWN])

@@ -213,5 +213,16 @@ class OneScaleForARowOfFp8(Right):
         super().write(node, tensors, results)
         if node.outputs[0].format == "fp8_block":
             data, scales = tensors.outputs[0]
-            scales.copy_(scales.amax(dim=-1, keepdim=True).expand_as(scales))
-            data.copy_((results[0] / scales[:, :1].clamp(min=1e-30)).clamp(-448, 448))
+            scales.copy_(scales.amax(dim=0, keepdim=True).expand_as(scales))
+            data.copy_((results[0] / scales[:1].T.clamp(min=1e-30)).clamp(-448, 448))
+
+
+@planted("convert", "error", first="*-fp8_block-*")
+class ScalesLieByRows(Right):
+    """Where the format keeps them by columns."""
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == "fp8_block":
+            scales = tensors.outputs[0][1]
+            scales.view(-1).copy_(scales.T.flatten())

@@ -129,13 +129,12 @@ class Fp8RowFast(Fp8Row):
 class Fp8Block(Fp8Tensor):
     """A scale for 128 columns of each row of the activations, and one for 128 by 128 of the weight.
 
-    cuBLASLt reads the activations' scales with rows next to each other, so that a launch transposes them first. Where m
-    is no multiple of four, the rows go through padded scratch: two launches more.
+    Where m is no multiple of four, the rows and their scales go through padded scratch: three launches more.
     """
 
     name = "fp8_block"
     packed = "fp8_128x128"
-    launches = 4
+    launches = 5
     on_cpu = False
     needs = "compute capability 9.x"
 
@@ -169,45 +168,27 @@ class Fp8Block(Fp8Tensor):
     def workspace(self, node: TensorNode) -> int:
         (m, k), n = node.inputs[0].extents, node.weight[0].extents[0]
         rows = _padded(m)
-        return 4 * rows * (k // BLOCK) + (rows * (2 * n + k) if rows > m else 0)
+        return rows * (4 * (k // BLOCK) + 2 * n + k) if rows > m else 0
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         ((x, x_scales),), (y,), (weight, scales) = tensors.inputs, tensors.outputs, tensors.packed
-        assert tensors.workspace is not None
         (m, k), n, rows = x.shape, y.shape[1], _padded(x.shape[0])
-        cuts = [4 * rows * (k // BLOCK), 2 * rows * n, rows * k] if rows > m else [4 * rows * (k // BLOCK)]
-        parts = tensors.workspace.split(cuts)
-        turned = parts[0].view(torch.float32).view(k // BLOCK, rows)
-        taken, written = (x, y)
-        if rows > m:
-            written, taken = parts[1].view(y.dtype).view(rows, n), parts[2].view(x.dtype).view(rows, k)
-        multiply = partial(
-            torch.ops.aten._scaled_mm_v2.out,
-            taken,
-            weight.T,
-            [turned.T],
-            [ScalingType.BlockWise1x128.value],
-            [],
-            [scales.T],
-            [ScalingType.BlockWise128x128.value],
-            [],
-            None,
-            y.dtype,
-            out=written,
-        )
-        inside, source = turned[:, :m], x_scales.T
-
-        def launch() -> None:
-            inside.copy_(source)
-            multiply()
+        if rows == m:
+            return scaled_mm_blocks(x, x_scales, weight, scales, y)
+        assert tensors.workspace is not None
+        parts = tensors.workspace.split([4 * rows * (k // BLOCK), 2 * rows * n, rows * k])
+        taken_scales = parts[0].view(x_scales.dtype).view(k // BLOCK, rows)
+        written, taken = parts[1].view(y.dtype).view(rows, n), parts[2].view(x.dtype).view(rows, k)
+        multiply = scaled_mm_blocks(taken, taken_scales, weight, scales, written)
 
         def launch_padded() -> None:
             # What the rows beyond m hold shows in no row but themselves.
             taken[:m].copy_(x)
-            launch()
+            taken_scales[:, :m].copy_(x_scales)
+            multiply()
             y.copy_(written[:m])
 
-        return launch if rows == m else launch_padded
+        return launch_padded
 
 
 def scaled_mm(
@@ -222,6 +203,15 @@ def scaled_mm(
     """torch's GEMM of x [m, k] and weight [n, k]; it tells the scheme from the scales' shapes, one or a row's each."""
     operands = (x, weight.T, x_scales, scales.T)
     return partial(torch._scaled_mm, *operands, bias=bias, out_dtype=y.dtype, use_fast_accum=fast, out=y)
+
+
+def scaled_mm_blocks(
+    x: torch.Tensor, x_scales: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, y: torch.Tensor
+) -> Launch:
+    """torch's GEMM of x [m, k], scales [k/128, m], and weight [n, k], scales [n/128, k/128 padded to fours]."""
+    activations, weights = ScalingType.BlockWise1x128.value, ScalingType.BlockWise128x128.value
+    operands = (x, weight.T, [x_scales.T], [activations], [], [scales.T], [weights], [])
+    return partial(torch.ops.aten._scaled_mm_v2.out, *operands, None, y.dtype, out=y)
 
 
 def _multiply_on_cpu(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from kernelmux.device import Device
-from kernelmux.formats import ALL, Weight, lookup, quantize_planes, torch_dtype
+from kernelmux.formats import ALL, Weight, lookup, planes_of_rows, quantize_planes, torch_dtype
 
 CHUNK = 2**24
 """Elements that are dequantised at once: 64 MiB of float32."""
@@ -45,7 +45,7 @@ def quantized(weight: Weight, format: str, device: Device) -> tuple[torch.Tensor
         _quantize_whole(weight, *planes)
         return planes
     for rows, part in chunks(weight):
-        quantize_planes(format, part.to(device.torch), _rows(format, planes, rows))
+        quantize_planes(format, part.to(device.torch), planes_of_rows(format, planes, rows))
     return planes
 
 
@@ -55,17 +55,8 @@ def chunks(weight: Weight) -> Iterator[tuple[slice, torch.Tensor]]:
     step = max(TALL, CHUNK // k // TALL * TALL)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        planes = _rows(weight.format, weight.planes, rows)
+        planes = planes_of_rows(weight.format, weight.planes, rows)
         yield rows, replace(weight, shape=(rows.stop - rows.start, k), planes=planes).dequantize()
-
-
-def _rows(format: str, planes: tuple[torch.Tensor, ...], rows: slice) -> tuple[torch.Tensor, ...]:
-    """The planes of some rows; `rows` starts at a multiple of TALL."""
-    parts = []
-    for part, plane in zip(planes, lookup(format).planes, strict=True):
-        whole = plane.rows == ALL
-        parts.append(part if whole else part[rows.start // plane.rows : -(-rows.stop // plane.rows)])
-    return tuple(parts)
 
 
 def _quantize_whole(weight: Weight, data: torch.Tensor, scales: torch.Tensor) -> None:

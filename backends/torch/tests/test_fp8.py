@@ -8,7 +8,7 @@ import torch
 from fake_backend import nmse, one_node
 from kernelmux.device import Device
 from kernelmux.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
-from kernelmux.hookspecs import Declined, Kernel
+from kernelmux.hookspecs import Declined, Kernel, Tensors
 from kernelmux.ops.blocks import random_blocks
 from kernelmux_torch import fp8, weights
 
@@ -90,7 +90,7 @@ def test_block_scales_are_padded_to_fours_as_cublaslt_reads_them():
 
 
 @pytest.mark.parametrize("format", ["fp8_tensor", "fp8_row", "fp8_128x128"])
-@pytest.mark.parametrize("source", ["bf16", "Q4_K", "fp8_row"])
+@pytest.mark.parametrize("source", ["bf16", "Q4_K", "fp8_row", "fp8_block"])
 def test_packing_in_chunks_is_packing_at_once(monkeypatch, format, source):
     if source == "Q4_K":
         blocks = random_blocks(source, (300, 512), torch.Generator().manual_seed(1))
@@ -116,6 +116,28 @@ def test_torchs_scaled_gemm_reads_the_planes_as_they_are(kernel, m):
     fp8.scaled_mm(*x, weight, scales, None, y, fast=False)()
     wanted = dequantize_planes(kernel.packed, x) @ dequantize_planes(kernel.packed, (weight, scales)).T
     assert nmse(y, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("m", [1, 4, 5, 8])
+def test_block_scales_go_to_torch_as_they_lie_and_odd_rows_through_scratch(monkeypatch, m):
+    given = []
+
+    def multiply(x, x_scales, weight, scales, y):
+        """In place of cuBLASLt, which the CPU lacks, with what it demands."""
+        given.append((x.data_ptr(), x_scales.data_ptr()))
+        assert (len(x) % 4, x_scales.shape, x_scales.is_contiguous()) == (0, (x.shape[1] // 128, len(x)), True)
+        w = dequantize_planes("fp8_128x128", (weight, scales[:, : x.shape[1] // 128]))
+        return lambda: y.copy_(dequantize_planes("fp8_block", (x, x_scales)) @ w.T)
+
+    monkeypatch.setattr(fp8, "scaled_mm_blocks", multiply)
+    kernel, weight, value = fp8.Fp8Block(), stored("fp8_128x128"), Value("x", (m, 512), "fp8_block")
+    node = one_node("mul_mat", value, weight=(Value("w", (256, 512), "fp8_128x128"),))
+    x, y = stored("fp8_block", m).planes, torch.empty(m, 256, dtype=torch.bfloat16)
+    scratch = torch.full((kernel.workspace(node),), 0x7B, dtype=torch.uint8)
+    kernel.bind(node, Tensors((x,), (y,), kernel.prepare([weight], CPU), scratch if len(scratch) else None), None)()
+    wanted = dequantize_planes("fp8_block", x) @ weight.dequantize().T
+    assert nmse(y, wanted) < 1e-5
+    assert (given == [(x[0].data_ptr(), x[1].data_ptr())]) == (m % 4 == 0) == (len(scratch) == 0)
 
 
 def test_a_bias_is_added_to_bf16_only():

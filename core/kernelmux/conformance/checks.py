@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmux.conformance.guarded import POISONS, same
-from kernelmux.formats import dequantize_planes, lookup
+from kernelmux.formats import dequantize_planes, lookup, planes_of_rows
 from kernelmux.hookspecs import Launch
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ def one_row(trial: Trial, first: list[torch.Tensor], peer: tuple[float, float]) 
     alike = True
     for index, (batch, one, held) in enumerate(zip(trial.outputs, single.outputs, first, strict=True)):
         batch.restore(held)
-        rows = [part[last:] if len(part) == last + 1 else part for part in batch.parts]
-        if not same(rows, one.parts):
+        value = trial.node.outputs[index]
+        if not same(planes_of_rows(value.format, batch.parts, slice(last, last + 1)), one.parts):
             alike = False
             if wrong := single.measure(index, one, trial.expected[index][last:], peer).failures:
-                trial.failures.append(f"{wrong[0]} in {trial.node.outputs[index].name}, for the last row alone")
+                trial.failures.append(f"{wrong[0]} in {value.name}, for the last row alone")
     return alike

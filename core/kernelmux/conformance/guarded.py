@@ -14,7 +14,7 @@ from kernelmux.hookspecs import Planes
 from kernelmux.memory import ALIGNMENT, aligned
 
 BAND = 256
-"""Bytes of a guard band at least; it holds two rows of its tensor, so that a row too many ends in it."""
+"""Bytes of a guard band at least; it holds two rows and two columns, so that one too many ends in it."""
 MOST = 2**20
 """Bytes of the band beside bare bytes at most: there it is as long as they are."""
 GUARD = 0xFF
@@ -30,7 +30,7 @@ class Guarded:
         starts, end = [], 0
         for shape, dtype in sizes:
             nbytes = torch.Size(shape).numel() * dtype.itemsize
-            between = aligned(max(BAND, band, 2 * nbytes // max(1, shape[0])))
+            between = aligned(max(BAND, band, 2 * nbytes // max(1, min(shape[:2]))))
             starts.append(end + between)
             end += between + aligned(nbytes) + between
         memory = torch.full((end + ALIGNMENT,), GUARD, dtype=torch.uint8, device=device)

@@ -17,7 +17,7 @@ from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Guarded, same
 from kernelmux.conformance.measure import Measured, compare
 from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, dequantize_planes, lookup, quantize_planes
+from kernelmux.formats import Value, Weight, dequantize_planes, lookup, planes_of_rows, quantize_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Operands
@@ -105,7 +105,7 @@ class Trial:
         self.restore(self.given)
         node = one_row_node(self.node)
         drawn = [
-            (value, tuple(part[row : row + 1] if len(part) == m else part for part in memory.parts))
+            (value, planes_of_rows(value.format, memory.parts, slice(row, row + 1)))
             for value, memory in zip(node.inputs, self.inputs, strict=True)
         ]
         return Trial(drawn, self.weights, node, self.kernel, self.device, self.packed)

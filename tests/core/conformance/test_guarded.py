@@ -93,6 +93,13 @@ def test_a_band_holds_two_rows(element):
     assert not memory.intact()
 
 
+@pytest.mark.parametrize("element", [128, 2 * 128 - 1, -1, -2 * 128])
+def test_a_band_holds_two_columns_where_they_lie_together(element):
+    memory = Guarded.of(Value("x", (1, 128 * 128), "fp8_block"), "cpu")
+    beyond(memory.parts[1], element).zero_()
+    assert not memory.intact()
+
+
 def test_the_band_of_scratch_is_as_long_as_it_is():
     memory = Guarded.scratch(10_000, "cpu")
     beyond(memory.parts[0], 19_999).zero_()

@@ -112,6 +112,13 @@ def test_a_peer_without_a_finite_error_excuses_nothing():
     assert run("add-m5-n576", add=[Rough("kernel"), FakeKernel("peer", work=nothing)], peer="fake:peer").failures
 
 
+@pytest.mark.parametrize("formats", ["f32-fp8_row", "f32-fp8_block", "fp8_block-f32"])
+@pytest.mark.parametrize("m", [2, 3, 17])
+def test_a_row_alone_is_stored_as_it_is_in_the_batch(formats, m):
+    """Also where scales lie by columns; two rows of two blocks have the same shape either way."""
+    assert run(f"convert-{formats}-m{m}-n256", convert=Right()).batch_invariant
+
+
 # Formats.
 
 

@@ -2,6 +2,9 @@
 
 A quantised tensor is seen as groups of elements that share a scale: whole rows (`fp8_row`), or parts of rows that lie
 one after the other whatever row they are in (`fp8_block`, `q8_32`). Only `fp8_tensor` takes two launches.
+
+Scales lie in the order of their groups; in a column-major plane (`fp8_block`) those of the same columns lie together.
+`ACROSS` is how many groups a row has there, and else 1.
 """
 
 from __future__ import annotations
@@ -52,14 +55,16 @@ class Quantize(Kernel):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (planes,) = tensors.inputs, tensors.outputs
         data, scales = planes[:2]
-        count, columns = _groups(node.outputs[0].format, x.shape)
+        format = node.outputs[0].format
+        count, columns = _groups(format, x.shape)
         # A plane of sums that the format lacks is never touched.
-        args = (x, data, scales, planes[-1], count, columns, len(planes) > 2, _largest(node.outputs[0].format))
+        args = (x, data, scales, planes[-1], count, columns, len(planes) > 2, _largest(format))
         if columns > LONGEST:
             return bind(_quantize_long, (count,), *args, TILE, num_warps=8)
         wide = triton.next_power_of_2(columns)
         tall = max(1, TILE // wide)
-        return bind(_quantize, (triton.cdiv(count, tall),), *args, tall, wide, num_warps=_warps(tall * wide))
+        args = (*args, _across(format, x.shape), tall, wide)
+        return bind(_quantize, (triton.cdiv(count, tall),), *args, num_warps=_warps(tall * wide))
 
 
 class QuantizeWhole(Kernel):
@@ -108,7 +113,8 @@ class Dequantize(Kernel):
         wide = min(TILE, triton.next_power_of_2(columns))
         tall = TILE // wide
         grid = (triton.cdiv(count, tall), triton.cdiv(columns, wide))
-        args = (*planes[:2], y, count, columns, 0 if _whole(format) else 1, tall, wide)
+        across = _across(format, y.shape)
+        args = (*planes[:2], y, count, columns, 0 if _whole(format) else 1, across, tall, wide)
         return bind(_dequantize, grid, *args, num_warps=4)
 
 
@@ -116,6 +122,12 @@ def _groups(format: str, shape: Sequence[int]) -> tuple[int, int]:
     """How many groups a tensor [m, k] has, and their columns; with one scale for all, its rows."""
     columns = lookup(format).planes[1].cols
     return (shape[0], shape[1]) if columns == ALL else (shape[0] * shape[1] // columns, columns)
+
+
+def _across(format: str, shape: Sequence[int]) -> int:
+    """The groups of a row where scales are column-major, else 1."""
+    plane = lookup(format).planes[1]
+    return shape[1] // plane.cols if plane.column_major else 1
 
 
 def _whole(format: str) -> bool:
@@ -132,6 +144,12 @@ def _warps(elements: int) -> int:
     return min(16, max(1, elements // 1024))
 
 
+@triton.jit
+def _place(group, count, ACROSS: tl.constexpr):
+    """Where the scale of a group lies: with `ACROSS` at 1, in the groups' own order."""
+    return group % ACROSS * (count // ACROSS) + group // ACROSS
+
+
 @triton.jit(do_not_specialize=["count"])
 def _quantize(
     x,
@@ -142,6 +160,7 @@ def _quantize(
     COLUMNS: tl.constexpr,
     SUMS: tl.constexpr,
     LARGEST: tl.constexpr,
+    ACROSS: tl.constexpr,
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -157,7 +176,7 @@ def _quantize(
         steps = (steps + ROUND) - ROUND
         tl.store(sums + first + row, tl.sum(steps, axis=1) * scale, mask=there)
     tl.store(data + first * COLUMNS + at, steps.to(data.dtype.element_ty), mask=inside)
-    tl.store(scales + first + row, scale, mask=there)
+    tl.store(scales + _place(first + row, count, ACROSS), scale, mask=there)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -230,6 +249,7 @@ def _dequantize(
     count,
     COLUMNS: tl.constexpr,
     EACH: tl.constexpr,
+    ACROSS: tl.constexpr,
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -240,5 +260,5 @@ def _dequantize(
     inside = there[:, None] & (column < COLUMNS)[None, :]
     at = row[:, None] * COLUMNS + column[None, :]
     values = tl.load(data + first * COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(scales + (first + row) * EACH, mask=there, other=0.0)
+    scale = tl.load(scales + _place(first + row, count, ACROSS) * EACH, mask=there, other=0.0)
     tl.store(y + first * COLUMNS + at, (values * scale[:, None]).to(y.dtype.element_ty), mask=inside)
