@@ -17,6 +17,8 @@ PROMPTS = 5
 """Times that the prompt is read, after once to warm up."""
 DECODES = 3
 """Times that the tokens are decoded, after once to warm up."""
+IN_A_ROW = 8
+"""Steps that are enqueued at once to tell what one costs: a decoding session never waits for its device to be idle."""
 AHEAD = 2
 """Steps that a decoding session has launched when it gives the first ids."""
 
@@ -46,7 +48,7 @@ class ModelTiming:
     decode: Timing
     """Microseconds a step."""
     host: Timing | None
-    """Microseconds of a step in Python: until it is enqueued on an idle device; None where it is not captured."""
+    """Microseconds of a step in Python: until it is enqueued; None where it is not captured."""
     launches: int
     memory: dict[str, int]
 
@@ -100,7 +102,7 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
         decodes.append((time.perf_counter() - started) / load.decode * 1e6)
         _rewind(sequences, lengths)
     host = None
-    if captured_rows(plan, load.batch) and load.decode > AHEAD:
+    if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
         host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait))
     launches = plan.schedule(load.batch, load.batch).launches
     return ModelTiming(load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load))
@@ -127,19 +129,20 @@ def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object
 def _time_enqueueing(
     session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
 ) -> list[float]:
-    """Microseconds until a captured step is enqueued, on an idle device, which goes on from its own state."""
+    """Microseconds that Python and the driver take to enqueue a captured step; the device goes on from its own state."""
     samples: list[float] = []
     # Reserves room for all steps, and makes the state of the next.
     next(session.decode(sequences, [0] * len(sequences), steps))
     walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences])
     assert walk is not None
     ids = session.ids_copy(len(sequences))
-    for _ in range(steps - AHEAD):
+    for _ in range((steps - AHEAD) // IN_A_ROW):
         wait()
         started = time.perf_counter()
-        walk()
-        ids.start()
-        samples.append((time.perf_counter() - started) * 1e6)
+        for _ in range(IN_A_ROW):
+            walk()
+            ids.start()
+        samples.append((time.perf_counter() - started) / IN_A_ROW * 1e6)
     wait()
     return samples
 
