@@ -129,7 +129,7 @@ def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object
 def _time_enqueueing(
     session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
 ) -> list[float]:
-    """Microseconds that Python and the driver take to enqueue a captured step, each from the state that the last left."""
+    """Microseconds that Python and the driver take to enqueue a captured step, from the state of the one before."""
     samples: list[float] = []
     # Reserves room for all steps, and makes the state of the next.
     next(session.decode(sequences, [0] * len(sequences), steps))
