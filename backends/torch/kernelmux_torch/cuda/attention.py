@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux.ops.attention import visible
+from kernelmux_torch import attention
 from kernelmux_torch.cuda import without_triton
 
 DECODE = 64
@@ -46,17 +47,8 @@ def _sdpa(node: TensorNode) -> Kernel | Declined:
     return Sdpa() if node.inputs[1].format == "f32" else SdpaHalf()
 
 
-class Sdpa(Kernel):
+class Sdpa(attention.Sdpa):
     """cuDNN's attention, or the next best that takes the shapes; lengths and pages come from the host's mirror."""
-
-    name = "sdpa"
-    precision = 1e-9
-    # A launch reads lengths and pages on the host, and allocates.
-    capturable = False
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        # torch wants queries in the type of keys and values.
-        return [[node.inputs[1].format], *([value.format] for value in node.inputs[1:])]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # torch allocates its result, so that it is copied in any case: into any format at one cost.
