@@ -35,20 +35,22 @@ def refusal(device: Device) -> Declined | None:
     if device.capability is not None and device.capability < OLDEST:
         major, minor = device.capability
         return Declined(f"DP4A needs compute capability 6.1, {device.name} has {major}.{minor}", "capability")
-    return _missing()
+    return _missing(device.capability or OLDEST)
 
 
 @cache
-def _missing() -> Declined | None:
+def _missing(capability: tuple[int, int]) -> Declined | None:
     if find_spec("cupy") is None:
         return Declined("CuPy is not installed: install kernelmux-cupy[cuda12] or [cuda13]", "missing dependency")
     try:
         from cupy_backends.cuda.libs import nvrtc
 
-        nvrtc.getVersion()
+        oldest = min(nvrtc.getSupportedArchs())
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         return Declined(f"NVRTC cannot be loaded ({reason}): it comes with the CUDA toolkit", "missing dependency")
+    if capability[0] * 10 + capability[1] < oldest:
+        return Declined(f"this NVRTC knows cards from {oldest / 10} on: an older toolkit knows this one", "capability")
     return None
 
 
@@ -120,8 +122,8 @@ def translate(file: str, capability: tuple[int, int], **defines: int | str) -> C
     program = nvrtc.createProgram(
         (FOLDER / f"{file}.cu").read_text("utf-8"),
         f"{file}.cu",
-        [path.read_text("utf-8") for path in headers],
-        [path.name for path in headers],
+        [path.read_bytes() for path in headers],
+        [path.name.encode() for path in headers],
     )
     try:
         try:
@@ -135,11 +137,13 @@ def translate(file: str, capability: tuple[int, int], **defines: int | str) -> C
 
 
 def _options(capability: tuple[int, int], defines: dict[str, int | str]) -> tuple[str, ...]:
-    kind = "sm" if _known(capability) else "compute"
-    version = capability[0] * 10 + capability[1] if _known(capability) else max(architectures())
+    number = capability[0] * 10 + capability[1]
+    # Machine code is for one card; PTX for the newest one known before it, to be translated by the driver.
+    known = max(arch for arch in architectures() if arch <= number)
     named = tuple(f"-D{name}={value}" for name, value in defines.items())
     folders = tuple(f"-I{folder}" for folder in _header_folders())
-    return (f"--gpu-architecture={kind}_{version}", "--std=c++17", "--ptxas-options=-v", *folders, *named)
+    kind = "sm" if known == number else "compute"
+    return (f"--gpu-architecture={kind}_{known}", "--std=c++17", "--ptxas-options=-v", *folders, *named)
 
 
 def architectures() -> tuple[int, ...]:
