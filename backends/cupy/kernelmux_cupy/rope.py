@@ -62,4 +62,5 @@ class Rope(Kernel):
 @lru_cache(maxsize=16)
 def _turns(rotation: Rotation, device: torch.device) -> torch.Tensor:
     """Turns a position, one a pair, in float64: every layer's, so made once."""
-    return torch.tensor(rotation.frequencies(), dtype=torch.float64, device=device) / (2 * math.pi)
+    # Divided on the host: a launch on another stream would not wait for the device to do it.
+    return (torch.tensor(rotation.frequencies(), dtype=torch.float64) / (2 * math.pi)).to(device)

@@ -280,7 +280,7 @@ extern "C" __global__ void weigh(const float *found, const float *weights, Y *y,
     float all = 0.0f;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const float share = total[half] == 0.0f ? 0.0f : exp2f(peak[half] - highest);
+        const float share = exp2f(peak[half] - highest);
         all += share * total[half];
         if (threadIdx.x < 32) shares[half * 32 + lane] = share;
     }
