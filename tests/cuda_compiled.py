@@ -1,6 +1,6 @@
 """What the assembler says of the CuPy backend's CUDA C: registers, spills and shared memory of every function.
 
-python tests/cuda_compiled.py     writes docs/results/cupy-registers.json, for the cards that this NVRTC knows
+python tests/cuda_compiled.py     writes docs/notes/cupy-registers.json, for the cards that this NVRTC knows
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
         }
         for major, minor in known()
     }
-    target = Path(__file__).parents[1] / "docs/results/cupy-registers.json"
+    target = Path(__file__).parents[1] / "docs/notes/cupy-registers.json"
     target.write_text(json.dumps(table, indent=1) + "\n")
 
 
