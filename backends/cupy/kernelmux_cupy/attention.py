@@ -1,0 +1,106 @@
+"""attention for decoding, in CUDA C: lengths and pages are read on the device, so that a graph can hold it.
+
+What a row sees is cut into splits, which blocks attend to at once; a second kernel weighs what they found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernelmux.formats import lookup
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_cupy.elementwise import FLOATS, formats
+from kernelmux_cupy.launch import bind
+from kernelmux_cupy.load import function
+
+ROWS = 64
+"""Rows up to which each may as well read the cache by itself."""
+HEAD_DIM = 256
+QUERIES = 8
+"""Queries of one kv head that a block takes at most."""
+THREADS = 128
+BLOCKS = 528
+"""Blocks that keep an H100 busy: four on each of its 132 multiprocessors."""
+SPLITS = 64
+"""Splits at most; attention.cu says so too."""
+LOAD = 16
+"""Bytes that a thread loads at once."""
+
+
+def offer(node: TensorNode, m: int) -> Kernel | Declined:
+    """The kernel, or why not."""
+    cache, dim = node.inputs[1].format, node.head_dim
+    if cache not in FLOATS or node.inputs[2].format != cache:
+        reason = f"it reads keys and values of one format of {', '.join(FLOATS)}, not {cache}, {node.inputs[2].format}"
+        return Declined(reason, "format", Attention.name)
+    if m > ROWS:
+        return Declined(f"each row reads the cache by itself: up to {ROWS} rows, not {m}", "shape", Attention.name)
+    whole = LOAD // lookup(cache).dtype.itemsize
+    if dim > HEAD_DIM or dim % whole:
+        reason = f"it takes heads of up to {HEAD_DIM}, in multiples of {whole} for {cache}, not {dim}"
+        return Declined(reason, "shape", Attention.name)
+    return Attention()
+
+
+class Attention(Kernel):
+    """Scores, weights and sums in float32."""
+
+    name = "f32"
+    precision = 1e-9
+    launches = 2
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, *([value.format] for value in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS]
+
+    def workspace(self, node: TensorNode) -> int:
+        m, splits = node.inputs[0].extents[0], _splits(node)
+        # Of each split the weighted values, the largest score and the sum of weights.
+        return 4 * m * node.num_heads * splits * (node.head_dim + 2) if splits > 1 else 0
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
+        (y,), splits, tiles = tensors.outputs, _splits(node), _tiles(node)
+        m, heads, kv_heads, dim = len(q), node.num_heads, node.num_kv_heads, node.head_dim
+        q_format, cache, *_ = formats(node.inputs)
+        shape = {"D": dim, "GROUP": -(-(heads // kv_heads) // tiles), "PAGE": k_cache.shape[1]}
+        stored = {"Q": q_format, "CACHE": cache, "Y": node.outputs[0].format}
+        attend = function("attention", "attend", q, **stored, **shape, WHOLE=int(splits == 1))
+        found, weights = y, None
+        if splits > 1:
+            assert tensors.workspace is not None
+            rows = m * heads * splits
+            found, weights = tensors.workspace.view(torch.float32).split([rows * dim, rows * 2])
+        state = (query_start, kv_len, block_table, np.int32(len(kv_len)), np.int32(block_table.shape[1]))
+        scores = (np.float32(node.scale), np.float32(node.soft_cap or 0.0), np.int32(node.window or 0))
+        args = (q, found, weights, k_cache, v_cache, *state, *scores, np.int32(heads), np.int32(kv_heads))
+        first = bind(attend, (m, kv_heads * tiles, splits), (THREADS,), args, stream)
+        if splits == 1:
+            return first
+        weigh = function("attention", "weigh", q, **stored, **shape, WHOLE=0)
+        threads = -(-dim // 32) * 32
+        second = bind(weigh, (m * heads,), (threads,), (found, weights, y, np.int32(splits)), stream)
+
+        def launch() -> None:
+            first()
+            second()
+
+        return launch
+
+
+def _tiles(node: TensorNode) -> int:
+    """Blocks that the queries of one kv head take."""
+    return -(-(node.num_heads // node.num_kv_heads) // QUERIES)
+
+
+def _splits(node: TensorNode) -> int:
+    """As many as the device has room for, by the rows: how long sequences are is not known before a launch."""
+    rows = node.inputs[0].extents[0] * node.num_kv_heads * _tiles(node)
+    return min(SPLITS, max(1, BLOCKS // rows))

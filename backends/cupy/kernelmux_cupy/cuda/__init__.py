@@ -1,0 +1,1 @@
+"""The CUDA C sources: `.cu` files are compiled by name, `.cuh` files are what they share."""

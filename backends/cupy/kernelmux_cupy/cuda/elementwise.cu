@@ -1,0 +1,31 @@
+// add, mul, silu and swiglu: y[i] = OP(a[i], b[i]), in float32, rounded once.
+//
+// Layout: tensors are flat; rows need no heed, for blocks of q8_32 follow one another. Threads: 256 a block, each four
+// neighbouring elements (16 bytes of f32). Floor: a, b and y once each; silu reads no b.
+// Macros: OP; A, B, Y, the formats' names; Y may be q8_32, whose scales and sums are written then.
+
+#include "rows.cuh"
+
+__device__ __forceinline__ float add(float a, float b) { return a + b; }
+__device__ __forceinline__ float mul(float a, float b) { return a * b; }
+// exp may be infinite: then it is 0, with a's sign.
+__device__ __forceinline__ float silu(float a, float = 0.0f) { return a / (1.0f + expf(-a)); }
+__device__ __forceinline__ float swiglu(float gate, float up) { return silu(gate) * up; }
+
+// An output may be an input's memory: a thread has read its elements when it writes them.
+extern "C" __global__ void elementwise(
+    const A *a, const B *b, void *y, float *scales, float *sums, long long count) {
+    const Written<Y> written(y, scales, sums);
+    long long at = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x);
+    const bool whole = at + 4 <= count;
+    float left[4] = {}, right[4] = {};
+    if (whole) {
+        read(a, at, left);
+        read(b, at, right);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) left[i] = OP(left[i], right[i]);
+    written.store(at, left, whole);
+    if (whole) return;
+    for (; at < count; ++at) written.store_one(at, OP(to_float(a[at]), to_float(b[at])));
+}

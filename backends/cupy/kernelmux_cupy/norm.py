@@ -1,0 +1,80 @@
+"""rms_norm and add_rms_norm: a block of one CUDA C kernel a row, which also quantises the norm where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernelmux.device import Device
+from kernelmux.formats import Weight
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_cupy.elementwise import FLOATS, emitted, formats, written
+from kernelmux_cupy.launch import bind
+from kernelmux_cupy.load import function
+
+WIDE = 4
+"""Columns that a thread takes at a time, where rows are multiples of it."""
+THREADS = 1024
+LONGEST = 16384
+"""Columns that a block keeps in registers, 16 a thread."""
+
+
+def offer(kernel: RmsNorm, columns: int) -> Kernel | Declined:
+    if columns > LONGEST:
+        return Declined(f"it keeps rows of up to {LONGEST} columns in registers, not of {columns}", "shape", "f32")
+    return kernel
+
+
+class RmsNorm(Kernel):
+    """The sum of squares in float32."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS for _ in node.inputs]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [emitted(node.outputs[-1].shape[-1])]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return 4 * node.gamma[0].extents[0]
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return (weights[0].dequantize().to(device.torch),)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        return _bind(node, (x, None, None), y, tensors, stream)
+
+
+class AddRmsNorm(RmsNorm):
+    """The norm of the unrounded sum."""
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, *super().outputs(node)]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (a, b), (total, y) = tensors.inputs, tensors.outputs
+        return _bind(node, (a, b, total), y, tensors, stream)
+
+
+def _bind(node: TensorNode, rows: tuple[Any, Any, Any], y: Any, tensors: Tensors, stream: Any) -> Launch:
+    """`rows`: a, b and total; without the last two, the norm of a."""
+    a, b, _ = rows
+    m, columns = a.shape
+    wide = WIDE if columns % WIDE == 0 else 1
+    threads = min(THREADS, -(-columns // (32 * wide)) * 32)
+    # A power of two, so that few functions are compiled.
+    chunks = 1 << (-(-columns // (threads * wide)) - 1).bit_length()
+    a_format, b_format = (*formats(node.inputs), "f32")[:2]
+    total_format, y_format = ("f32", *formats(node.outputs))[-2:]
+    stored = {"A": a_format, "B": b_format, "TOTAL": total_format, "Y": y_format}
+    run = function("norm", "rms_norm", a, **stored, ADD=int(b is not None), WIDE=wide, CHUNKS=chunks)
+    args = (*rows, tensors.packed[0], *written(y), np.float32(node.epsilon), np.int32(columns))
+    return bind(run, (m,), (threads,), args, stream)
