@@ -34,6 +34,7 @@ class Tuning:
 
     `warps` of a block share a group's columns; `groups` of 32 rows (1 or 2) share activations; a warp has `stages`
     tiles under way; `chunk` blocks of columns are held in registers at once; `resident` blocks a multiprocessor.
+    `loop`: no more blocks than run at once, each with several sets of rows, so that its ring never empties.
     """
 
     warps: int
@@ -41,6 +42,7 @@ class Tuning:
     groups: int
     chunk: int
     resident: int
+    loop: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ class Shape:
         return tuning.warps * (tuning.stages * self.slot(tuning.groups) + 4 * ROWS * sums * places)
 
     def grid(self, tuning: Tuning, card: Card) -> int:
-        """Blocks: as many as run at once, or as there are sets."""
-        return min(self.sets(tuning.groups), card.multiprocessors * tuning.resident)
+        """Blocks: one for each set, or as many as run at once."""
+        sets = self.sets(tuning.groups)
+        return min(sets, card.multiprocessors * tuning.resident) if tuning.loop else sets
 
     def defines(self, tuning: Tuning, outputs: Sequence[str], residual: str) -> dict[str, int | str]:
         """The kernel's macros, its types by their names in CUDA C."""
@@ -109,22 +112,28 @@ class Shape:
 
 def tune(shape: Shape, card: Card) -> Tuning:
     """The choice for a shape: enough bytes under way, the warps' shares of k as even as they can be."""
-    groups = 2 if shape.rows >= 4 and not shape.gated else 1
-    # Rows of activations are read from shared memory for every row of weights that a lane has; sums are registers.
-    light = shape.rows * shape.lanes(groups) == 1
-    chunk = min(tile_blocks(shape.k), 2)
-    for resident in (2, 1) if shape.rows < 16 else (1,):
+    # Activations are read from shared memory for every row of weights that a lane has: two rows halve that.
+    wide = shape.rows >= 4 and not shape.gated and shape.sets(2) >= card.multiprocessors
+    groups = 2 if wide else 1
+    sums = shape.rows * shape.lanes(groups)
+    chunk = min(tile_blocks(shape.k), 2 if sums < 8 else 1)
+    crowded = shape.sets(groups) > card.multiprocessors and shape.rows < 16
+    for resident in (2, 1) if crowded else (1,):
         limit = min(card.shared // resident - RESERVED, card.shared_per_block)
-        for most in (16, 8, 4, 2, 1) if light else (8, 4, 2, 1):
+        # 65,536 registers: 128 each for 512 threads.
+        most = 16 if sums <= (1 if resident == 2 else 8) else 8
+        while most:
             warps = _even(shape.tiles, most)
+            turns = -(-shape.tiles // warps) * -(-shape.sets(groups) // (card.multiprocessors * resident))
             fitting = [
                 tuning
-                for stages in range(1, (MOST_STAGES if card.asynchronous else 1) + 1)
+                for stages in range(1, (min(turns, MOST_STAGES) if card.asynchronous else 1) + 1)
                 if shape.shared(tuning := Tuning(warps, stages, groups, chunk, resident)) <= limit
             ]
-            # One block alone is for cards, and formats, whose shared memory has no room for two of eight warps.
+            # One block alone is for shapes, and cards, that have no room for two of eight warps.
             if fitting and (warps >= min(8, shape.tiles) or resident == 1):
                 return fitting[-1]
+            most //= 2
     raise AssertionError(f"{shape} does not fit {card}")
 
 
