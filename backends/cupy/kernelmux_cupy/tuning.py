@@ -121,7 +121,7 @@ def tune(shape: Shape, card: Card) -> Tuning:
     for resident in (2, 1) if crowded else (1,):
         limit = min(card.shared // resident - RESERVED, card.shared_per_block)
         # 65,536 registers: 128 each for 512 threads.
-        most = 16 if sums <= (1 if resident == 2 else 8) else 8
+        most = 16 if sums < (2 if resident == 2 else 8) else 8
         while most:
             warps = _even(shape.tiles, most)
             turns = -(-shape.tiles // warps) * -(-shape.sets(groups) // (card.multiprocessors * resident))

@@ -179,9 +179,16 @@ __device__ __forceinline__ void finish(
     }
 }
 
+// Of many rows and several matrices each product gets registers for itself; together they spill.
+#if PARTS > 1 && ROWS * PARTS >= 16 && !GATED
+#define PRODUCT __noinline__
+#else
+#define PRODUCT __forceinline__
+#endif
+
 // This block's sets of one matrix, or of a pair: `first` and every gridDim.x-th after it, below `sets`.
 template <class F, class G, class T>
-__device__ __forceinline__ void product(
+__device__ PRODUCT void product(
     const u8 *weights, const u8 *others, const float *other_bias, const Output &out, const Activations &x, int first,
     int sets) {
     extern __shared__ __align__(16) u8 memory[];
