@@ -1,22 +1,218 @@
-"""mul_mat and what is fused with it: offers."""
+"""mul_mat, mul_mat_add, qkv and gate_up_swiglu of quantised weights by DP4A, and dense ones of few rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernelmux.device import Device
+from kernelmux.formats import Value, Weight, as_tuple
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Answer
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_cupy import launch, source
+from kernelmux_cupy.pack import TILED, pack, packed_bytes
+from kernelmux_cupy.tuning import ROW_COUNTS, Card, Shape, Tuning, tune
+
+FLOATS = ("f32", "bf16", "f16")
+C_TYPES = {"f32": "float", "bf16": "bf16", "f16": "f16", "q8_32": "q8"}
+"""Formats by their names in the sources."""
 
 
-def offer(node: TensorNode, m: int) -> Answer:
-    return []
+def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
+    """The kernel of the weight's format, and the others refused by name."""
+    dense = (Bf16(), F16())
+    return [_dp4a(Dp4a(), node, m), *(_dense(kernel, node, m) for kernel in dense)]
 
 
-def offer_add(node: TensorNode, m: int) -> Answer:
-    return []
+def offer_add(node: TensorNode, m: int) -> Kernel | Declined:
+    return _dp4a(Dp4aAdd(), node, m)
 
 
-def offer_qkv(node: TensorNode, m: int) -> Answer:
-    return []
+def offer_qkv(node: TensorNode, m: int) -> Kernel | Declined:
+    return _dp4a(Dp4aQkv(), node, m)
 
 
-def offer_gate_up_swiglu(node: TensorNode, m: int) -> Answer:
-    return []
+def offer_gate_up_swiglu(node: TensorNode, m: int) -> Kernel | Declined:
+    return _dp4a(Dp4aGateUpSwiglu(), node, m)
+
+
+def _dp4a(kernel: Dp4a, node: TensorNode, m: int) -> Kernel | Declined:
+    for weight in node.weight:
+        if weight.format not in TILED:
+            return Declined(f"it takes weights in {', '.join(TILED)}, not {weight.format}", "format", kernel.name)
+    if m > ROW_COUNTS[-1]:
+        reason = f"it reads the weights once for up to {ROW_COUNTS[-1]} rows, m is {m}"
+        return Declined(reason, "shape", kernel.name)
+    return kernel
+
+
+def _dense(kernel: Dense, node: TensorNode, m: int) -> Kernel | Declined:
+    (weight,) = node.weight
+    if weight.format != kernel.name:
+        return Declined(f"it takes weights in {kernel.name}, not {weight.format}", "format", kernel.name)
+    if m > kernel.most:
+        return Declined(f"it is made for up to {kernel.most} rows, m is {m}", "shape", kernel.name)
+    if (k := weight.extents[1]) % kernel.vector:
+        return Declined(f"it loads {kernel.vector} columns at once, k is {k}", "alignment", kernel.name)
+    return kernel
+
+
+class Dp4a(Kernel):
+    """Integers of weights and activations multiplied by `__dp4a` as they are stored, their sums scaled in float32.
+
+    `tuning` is for measurements: a choice other than the one made for the shape.
+    """
+
+    name = "dp4a"
+    precision = 1e-9
+    packed = "dp4a"
+    gated = False
+
+    def __init__(self, tuning: Tuning | None = None) -> None:
+        self.tuning = tuning
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["q8_32"], *(FLOATS for _ in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [_written(value) for value in node.outputs]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        weights = sum(packed_bytes(weight.format, *weight.extents) for weight in node.weight)
+        return weights + sum(4 * bias.extents[0] for bias in node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(_on_device(weight, device) for weight in weights)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (integers, scales, sums), *residuals = tensors.inputs
+        count = len(node.weight)
+        matrices, biases = tensors.packed[:count], tensors.packed[count:]
+        (m, k), n = node.inputs[0].extents, tuple(weight.extents[0] for weight in node.weight)
+        shape = Shape(tuple(weight.format for weight in node.weight), n, k, m, self.gated)
+        card = _card(integers.device)
+        tuning = self.tuning or tune(shape, card)
+        formats = [value.format for value in node.outputs]
+        residual = node.inputs[1].format if residuals else "f32"
+        defines = shape.defines(tuning, [C_TYPES[format] for format in formats], C_TYPES[residual])
+        args: list[launch.Argument] = []
+        for index in range(count):
+            # Of a pair both write to one output.
+            y: Sequence[torch.Tensor | None] = as_tuple(tensors.outputs[min(index, len(formats) - 1)])
+            bias = biases[index] if biases else None
+            added = residuals[0] if residuals else None
+            args += [matrices[index], bias, added, *(*y, None, None)[:3], np.int32(n[index])]
+        args += [integers, scales, sums, np.int32(m), np.int32(k)]
+        function = source.compile("dp4a", device_of(integers), **defines).get_function("dp4a")
+        return launch.bind(
+            function, (shape.grid(tuning, card),), (32 * tuning.warps,), args, stream, shape.shared(tuning)
+        )
+
+
+class Dp4aAdd(Dp4a):
+    """The residual is added to the sum before it is rounded."""
+
+    precision = 1e-9
+
+
+class Dp4aQkv(Dp4a):
+    """Three matrices, each of its own format, in one launch."""
+
+    precision = 1e-9
+
+
+class Dp4aGateUpSwiglu(Dp4a):
+    """A block has the same rows of gate and up, so that only their product is written."""
+
+    precision = 1e-9
+    gated = True
+
+
+class Dense(Kernel):
+    """Rows of two-byte weights as the file has them, read once for a few rows of activations."""
+
+    precision = 1e-10
+    most = 8
+    vector = 8
+    warps = 4
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [[self.name, *(format for format in FLOATS if format != self.name)]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        (weight,) = node.weight
+        return 2 * weight.extents[0] * weight.extents[1] + sum(4 * bias.extents[0] for bias in node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(_on_device(weight, device) for weight in weights)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (x,), (y,), (weight, *bias) = tensors.inputs, tensors.outputs, tensors.packed
+        (n, k), m = node.weight[0].extents, len(x)
+        rows = next(count for count in ROW_COUNTS if count >= m)
+        outputs = 2 if rows < 4 else 4
+        defines: dict[str, int | str] = {
+            "WEIGHT": C_TYPES[self.name],
+            "INPUT": C_TYPES[node.inputs[0].format],
+            "OUT": C_TYPES[node.outputs[0].format],
+            "ROWS": rows,
+            "OUTPUTS": outputs,
+            "AHEAD": 8 // outputs,
+            "WARPS": self.warps,
+        }
+        function = source.compile("gemv", device_of(x), **defines).get_function("gemv")
+        args = (weight, bias[0] if bias else None, x, y, np.int32(m), np.int32(n), np.int32(k))
+        return launch.bind(function, (-(-n // (outputs * self.warps)),), (32 * self.warps,), args, stream)
+
+
+class Bf16(Dense):
+    """Weights in bfloat16."""
+
+    name = "bf16"
+    packed = "bf16"
+
+
+class F16(Dense):
+    """Weights in float16."""
+
+    name = "f16"
+    packed = "f16"
+
+
+def _written(value: Value) -> Sequence[str]:
+    """The formats of an output: a group of 32 rows of weights is a block of q8_32."""
+    columns = value.shape[1]
+    return FLOATS if isinstance(columns, str) or columns % 32 else (*FLOATS, "q8_32")
+
+
+def _on_device(weight: Weight, device: Device) -> torch.Tensor:
+    """A matrix in tiles or as it is stored, a bias in float32."""
+    if len(weight.shape) == 1:
+        return weight.dequantize().to(device.torch)
+    if weight.format in TILED:
+        return pack(weight, device)
+    return weight.planes[0].view(weight.shape).to(device.torch)
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """core's description of a tensor's device."""
+    index = tensor.device.index or 0
+    return Device("cuda", index, torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+
+
+@cache
+def _card(device: torch.device) -> Card:
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Card(
+        properties.multi_processor_count,
+        properties.shared_memory_per_multiprocessor,
+        properties.shared_memory_per_block_optin,
+        properties.major >= 8,
+    )

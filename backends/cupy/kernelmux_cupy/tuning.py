@@ -1,0 +1,143 @@
+"""How the DP4A kernel's work is spread over a card: warps, ring, rows; what it is compiled with follows from that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kernelmux_cupy.pack import ROWS, lane_bytes, tile_blocks
+
+ROW_COUNTS = (1, 2, 4, 8, 16)
+"""Rows of activations that the kernel is compiled for; it takes fewer."""
+RESERVED = 1024
+"""Bytes of shared memory that each block costs beside its own."""
+MOST_STAGES = 4
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card has: multiprocessors, and bytes of shared memory of each and of one block at most."""
+
+    multiprocessors: int
+    shared: int
+    shared_per_block: int
+    asynchronous: bool = True
+    """Whether it copies to shared memory behind the threads' back (compute capability 8.0)."""
+
+
+H100 = Card(132, 228 * 1024, 227 * 1024)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A choice for one launch.
+
+    `warps` of a block share a group's columns; `groups` of 32 rows (1 or 2) share activations; a warp has `stages`
+    tiles under way; `chunk` blocks of columns are held in registers at once; `resident` blocks a multiprocessor.
+    `loop`: no more blocks than run at once, each with several sets of rows, so that its ring never empties.
+    """
+
+    warps: int
+    stages: int
+    groups: int
+    chunk: int
+    resident: int
+    loop: bool = True
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One launch's work: matrices of these formats with k columns, a pair of them for one output where `gated`."""
+
+    formats: tuple[str, ...]
+    n: tuple[int, ...]
+    k: int
+    m: int
+    gated: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows that the kernel is compiled for."""
+        return next(count for count in ROW_COUNTS if count >= self.m)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles along k."""
+        return self.k // (32 * tile_blocks(self.k))
+
+    def lanes(self, groups: int) -> int:
+        """Rows of weights that one lane has."""
+        return 2 if self.gated else groups
+
+    def sets(self, groups: int) -> int:
+        """Sets of groups that blocks take."""
+        matrices = self.n[:1] if self.gated else self.n
+        return sum(-(-n // (ROWS * groups)) for n in matrices)
+
+    def slot(self, groups: int) -> int:
+        """Bytes of one stage: the tiles of the largest format, and the rows' activations beside them."""
+        tiles = [ROWS * lane_bytes(format, self.k) for format in self.formats]
+        staged = -(-40 * tile_blocks(self.k) // 16) * 16
+        return (sum(tiles) if self.gated else groups * max(tiles)) + self.rows * staged
+
+    def shared(self, tuning: Tuning) -> int:
+        """Bytes of shared memory of a block."""
+        sums = self.lanes(tuning.groups) * self.rows
+        places = 1 if sums > 2 else 2
+        return tuning.warps * (tuning.stages * self.slot(tuning.groups) + 4 * ROWS * sums * places)
+
+    def grid(self, tuning: Tuning, card: Card) -> int:
+        """Blocks: one for each set, or as many as run at once."""
+        sets = self.sets(tuning.groups)
+        return min(sets, card.multiprocessors * tuning.resident) if tuning.loop else sets
+
+    def defines(self, tuning: Tuning, outputs: Sequence[str], residual: str) -> dict[str, int | str]:
+        """The kernel's macros, its types by their names in CUDA C."""
+        return {
+            "PARTS": len(self.formats),
+            "GATED": int(self.gated),
+            "BLOCKS": tile_blocks(self.k),
+            "CHUNK": tuning.chunk,
+            "WARPS": tuning.warps,
+            "GROUPS": tuning.groups,
+            "STAGES": tuning.stages,
+            "SLOT": self.slot(tuning.groups),
+            "ROWS": self.rows,
+            "RESIDENT": tuning.resident,
+            "RESIDUAL": residual,
+            **{f"FORMAT{index}": format for index, format in enumerate(self.formats)},
+            **{f"OUT{index}": output for index, output in enumerate(outputs)},
+        }
+
+
+def tune(shape: Shape, card: Card) -> Tuning:
+    """The choice for a shape: enough bytes under way, the warps' shares of k as even as they can be."""
+    # Activations are read from shared memory for every row of weights that a lane has: two rows halve that.
+    wide = shape.rows >= 4 and not shape.gated and shape.sets(2) >= card.multiprocessors
+    groups = 2 if wide else 1
+    sums = shape.rows * shape.lanes(groups)
+    chunk = min(tile_blocks(shape.k), 2 if sums < 8 else 1)
+    crowded = shape.sets(groups) > card.multiprocessors and shape.rows < 16
+    for resident in (2, 1) if crowded else (1,):
+        limit = min(card.shared // resident - RESERVED, card.shared_per_block)
+        # 65,536 registers: 128 each for 512 threads.
+        most = 16 if sums < (2 if resident == 2 else 8) else 8
+        while most:
+            warps = _even(shape.tiles, most)
+            turns = -(-shape.tiles // warps) * -(-shape.sets(groups) // (card.multiprocessors * resident))
+            fitting = [
+                tuning
+                for stages in range(1, (min(turns, MOST_STAGES) if card.asynchronous else 1) + 1)
+                if shape.shared(tuning := Tuning(warps, stages, groups, chunk, resident)) <= limit
+            ]
+            # One block alone is for shapes, and cards, that have no room for two of eight warps.
+            if fitting and (warps >= min(8, shape.tiles) or resident == 1):
+                return fitting[-1]
+            most //= 2
+    raise AssertionError(f"{shape} does not fit {card}")
+
+
+def _even(tiles: int, most: int) -> int:
+    """Warps, `most` or fewer but more than half, that leave the fewest idle in the last turn."""
+    counts = range(min(tiles, most), min(tiles, most) // 2, -1)
+    return min(counts, key=lambda count: -(-tiles // count) * count - tiles)
