@@ -69,7 +69,7 @@ class Dp4a(Kernel):
     """
 
     name = "dp4a"
-    precision = 1e-9
+    precision = 1e-11
     packed = "dp4a"
     gated = False
 
@@ -112,26 +112,26 @@ class Dp4a(Kernel):
 class Dp4aAdd(Dp4a):
     """The residual is added to the sum before it is rounded."""
 
-    precision = 1e-9
+    precision = 1e-11
 
 
 class Dp4aQkv(Dp4a):
     """Three matrices, each of its own format, in one launch."""
 
-    precision = 1e-9
+    precision = 1e-11
 
 
 class Dp4aGateUpSwiglu(Dp4a):
     """A block has the same rows of gate and up, so that only their product is written."""
 
-    precision = 1e-9
+    precision = 1e-11
     gated = True
 
 
 class Dense(Kernel):
     """Rows of two-byte weights as the file has them, read once for a few rows of activations."""
 
-    precision = 1e-10
+    precision = 1e-11
     most = 8
     vector = 8
     warps = 4
