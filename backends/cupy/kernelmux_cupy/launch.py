@@ -36,6 +36,8 @@ def bind(
 
     if shared > STATIC:
         driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+        # All that a multiprocessor has, so that as many blocks run at once as fit.
+        driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
     values = [_as_bytes(arg) for arg in args]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     extents = (*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -68,7 +69,7 @@ class Dp4a(Kernel):
     """
 
     name = "dp4a"
-    precision = 1e-9
+    precision = 1e-11
     packed = "dp4a"
     gated = False
 
@@ -94,11 +95,9 @@ class Dp4a(Kernel):
         matrices, biases = tensors.packed[:count], tensors.packed[count:]
         (m, k), n = node.inputs[0].extents, tuple(weight.extents[0] for weight in node.weight)
         shape = Shape(tuple(weight.format for weight in node.weight), n, k, m, self.gated)
-        card = _card(integers.device)
-        tuning = self.tuning or tune(shape, card)
-        formats = [value.format for value in node.outputs]
+        formats = tuple(value.format for value in node.outputs)
         residual = node.inputs[1].format if residuals else "f32"
-        defines = shape.defines(tuning, [C_TYPES[format] for format in formats], C_TYPES[residual])
+        made = _compiled(shape, formats, residual, self.tuning, device_of(integers))
         args: list[launch.Argument] = []
         for index in range(count):
             # Of a pair both write to one output.
@@ -107,35 +106,32 @@ class Dp4a(Kernel):
             added = residuals[0] if residuals else None
             args += [matrices[index], bias, added, *(*y, None, None)[:3], np.int32(n[index])]
         args += [integers, scales, sums, np.int32(m), np.int32(k)]
-        function = source.compile("dp4a", device_of(integers), **defines).get_function("dp4a")
-        return launch.bind(
-            function, (shape.grid(tuning, card),), (32 * tuning.warps,), args, stream, shape.shared(tuning)
-        )
+        return launch.bind(made.function, (made.grid,), (made.threads,), args, stream, made.shared)
 
 
 class Dp4aAdd(Dp4a):
     """The residual is added to the sum before it is rounded."""
 
-    precision = 1e-9
+    precision = 1e-11
 
 
 class Dp4aQkv(Dp4a):
     """Three matrices, each of its own format, in one launch."""
 
-    precision = 1e-9
+    precision = 1e-11
 
 
 class Dp4aGateUpSwiglu(Dp4a):
     """A block has the same rows of gate and up, so that only their product is written."""
 
-    precision = 1e-9
+    precision = 1e-11
     gated = True
 
 
 class Dense(Kernel):
     """Rows of two-byte weights as the file has them, read once for a few rows of activations."""
 
-    precision = 1e-10
+    precision = 1e-11
     most = 8
     vector = 8
     warps = 4
@@ -201,15 +197,41 @@ def _on_device(weight: Weight, device: Device) -> torch.Tensor:
     return weight.planes[0].view(weight.shape).to(device.torch)
 
 
+@dataclass(frozen=True)
+class _Compiled:
+    """A function, and what it is launched with: blocks, threads of each, bytes of shared memory of each."""
+
+    function: Any
+    grid: int
+    threads: int
+    shared: int
+
+
+@cache
+def _compiled(
+    shape: Shape, outputs: tuple[str, ...], residual: str, tuning: Tuning | None, device: Device
+) -> _Compiled:
+    """The kernel for a shape, chosen and loaded once: nodes that are alike are bound in microseconds."""
+    card = _card(device.index)
+    tuning = tuning or tune(shape, card)
+    defines = shape.defines(tuning, [C_TYPES[format] for format in outputs], C_TYPES[residual])
+    function = source.compile("dp4a", device, **defines).get_function("dp4a")
+    return _Compiled(function, shape.grid(tuning, card), 32 * tuning.warps, shape.shared(tuning))
+
+
 def device_of(tensor: torch.Tensor) -> Device:
     """core's description of a tensor's device."""
-    index = tensor.device.index or 0
+    return _device(tensor.device.index or 0)
+
+
+@cache
+def _device(index: int) -> Device:
     return Device("cuda", index, torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
 
 
 @cache
-def _card(device: torch.device) -> Card:
-    properties: Any = torch.cuda.get_device_properties(device)
+def _card(index: int) -> Card:
+    properties: Any = torch.cuda.get_device_properties(index)
     return Card(
         properties.multi_processor_count,
         properties.shared_memory_per_multiprocessor,

@@ -1,0 +1,298 @@
+"""The DP4A kernels on a CUDA card beside reading as many bytes, torch's int4 and bf16; writes CARD-dp4a.json.
+
+    python tests/bench/cupy_cuda.py --out docs/results check layers fused variants
+
+`check`: each format against float64, with the rows' own 8 bits and without. `layers`: mul_mats of an 8B llama at 1 to 8
+rows. `fused`: qkv, gate_up_swiglu, mul_mat_add. `variants`: other choices of warps, stages and grids at one row.
+A measurement that fails is a note in the result, and leaves the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernelmux.bench.ceilings import Ceilings, measure_ceilings
+from kernelmux.bench.ops import copies, random_weights, time_kernel
+from kernelmux.bench.report import make_report
+from kernelmux.bench.timing import Timing, time_launches
+from kernelmux.bench.works import Batch, Work, matrix_work
+from kernelmux.device import Device, find_device
+from kernelmux.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
+from kernelmux.graph import make_node
+from kernelmux.hookspecs import Tensors
+from kernelmux.models.random import random_planes
+from kernelmux_cupy import launch
+from kernelmux_cupy.mul_mat import F16, Bf16, Dp4a, Dp4aAdd, Dp4aGateUpSwiglu, Dp4aQkv
+from kernelmux_cupy.pack import TILED
+from kernelmux_cupy.tuning import H100, RESERVED, Shape, Tuning
+
+LAYERS = {"o": (4096, 4096), "qkv": (6144, 4096), "down": (4096, 14336), "gate+up": (28672, 4096)}
+HEAD = (128256, 4096)
+ROWS = (1, 2, 4, 8)
+SLACK = 2.5
+"""Microseconds beside the bytes that a layer may take."""
+
+# Warps, stages, groups, chunk, resident blocks, loop.
+VARIANTS = (
+    Tuning(16, 1, 1, 2, 1),
+    Tuning(16, 1, 1, 4, 1),
+    Tuning(16, 2, 1, 2, 1),
+    Tuning(16, 1, 1, 2, 2),
+    Tuning(16, 1, 1, 2, 2, loop=False),
+    Tuning(8, 2, 1, 2, 2),
+    Tuning(8, 2, 1, 4, 2),
+    Tuning(8, 4, 1, 2, 1),
+    Tuning(8, 1, 1, 2, 4, loop=False),
+    Tuning(4, 2, 1, 2, 4),
+)
+
+READ = r"""
+extern "C" __global__ void __launch_bounds__(512) read(const uint4 *x, unsigned *y, long long count) {
+    unsigned bits = 0;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; i + 3 * step < count; i += 4 * step) {
+        const uint4 a = __ldcs(x + i), b = __ldcs(x + i + step);
+        const uint4 c = __ldcs(x + i + 2 * step), d = __ldcs(x + i + 3 * step);
+        bits ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+    }
+    for (; i < count; i += step) { const uint4 a = __ldcs(x + i); bits ^= a.x ^ a.y ^ a.z ^ a.w; }
+    if (bits == 0x9e3779b9u) *y = bits;
+}
+"""
+
+
+@dataclass
+class Result:
+    """Rows and notes, and what was measured of the machine in the same run."""
+
+    device: Device
+    ceilings: Ceilings
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` gives; None where it raises, and then a note."""
+        started = time.perf_counter()
+        try:
+            found = measure()
+        except Exception as error:
+            traceback.print_exc()
+            self.notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return None
+        print(f"{what}: {time.perf_counter() - started:.1f} s  {found}", flush=True)
+        return found
+
+    def add(self, what: str, measure: Callable[[], dict[str, Any]]) -> None:
+        row = self.attempt(what, measure)
+        self.rows += [row] if row else []
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def check(result: Result) -> None:
+    for format in (*TILED, "bf16", "f16"):
+        kernel = {"bf16": Bf16, "f16": F16}.get(format, Dp4a)()
+        for m in (1, 3, 8, 16) if format in TILED else (1, 8):
+            result.add(f"error of {format} at m={m}", partial(error_of, result.device, kernel, format, m))
+
+
+def error_of(device: Device, kernel: Any, format: str, m: int, n: int = 1000, k: int = 4096) -> dict[str, Any]:
+    """NMSE against float64: of what the kernel is given, and of the rows before they were put in 8 bits."""
+    generator = torch.Generator(device.torch).manual_seed(m)
+    weight = Weight("w", (n, k), format, random_planes(format, (n, k), generator, k**-0.5))
+    x = torch.randn(m, k, generator=generator, device=device.torch)
+    stored = kernel.inputs(matrix_work(n, k, format, m).node)[0][0]
+    node = make_node("mul_mat", "check", Value("x", (m, k), stored), weight=(Value("w", (n, k), format),))
+    planes, outputs = empty_planes(node.inputs[0], device.torch), empty_planes(node.outputs[0], device.torch)
+    quantize_planes(stored, x, planes)
+    packed, stream = kernel.prepare([weight], device), torch.cuda.Stream(device.index)
+    given = planes if len(planes) > 1 else planes[0]
+    torch.cuda.synchronize()
+    kernel.bind(node, Tensors((given,), outputs, packed), stream)()
+    torch.cuda.synchronize()
+    dense = weight.dequantize(torch.float64).to(device.torch)
+    errors = []
+    for rows in (dequantize_planes(stored, planes, torch.float64), x.double()):
+        wanted = rows @ dense.T
+        errors.append(float((outputs[0].double() - wanted).square().sum() / wanted.square().sum()))
+    return {
+        "work": f"{n}x{k} {format}",
+        "m": m,
+        "kernel": kernel.name,
+        "NMSE": errors[0],
+        "NMSE of float rows": errors[1],
+    }
+
+
+# Times ----------------------------------------------------------------------------------------------------------------
+
+
+def layers(result: Result) -> None:
+    for format in ("Q4_K", "Q6_K", "Q8_0", "bf16"):
+        for label, (n, k) in LAYERS.items():
+            alone = None
+            for m in ROWS:
+                work = matrix_work(n, k, format, m)
+                kernel = Bf16() if format == "bf16" else Dp4a()
+                peers = int4_and_bf16(result, n, k) if m == 1 else {}
+                what = f"{label} {format} m={m}"
+                row = result.attempt(what, partial(timed, result, label, work, kernel, alone, peers))
+                if row:
+                    alone = alone or row["us"]
+                    result.rows.append(row)
+    peers = int4_and_bf16(result, *HEAD)
+    result.add("lm_head", lambda: timed(result, "lm_head", matrix_work(*HEAD, "Q4_K", 1), Dp4a(), None, peers))
+    torch.cuda.empty_cache()
+
+
+def fused(result: Result) -> None:
+    for m in ROWS:
+        for label, kernel, node in fused_nodes(m):
+            work = Work(label, node, Batch.of(m, 1))
+            result.add(f"{label} m={m}", partial(timed, result, label, work, kernel, None, {}))
+
+
+def fused_nodes(m: int) -> Iterator[tuple[str, Any, Any]]:
+    x, wide = Value("x", (m, 4096)), Value("x", (m, 14336))
+    ports = (("q", 4096, "Q4_K"), ("k", 1024, "Q4_K"), ("v", 1024, "Q6_K"))
+    qkv = tuple(Value(name, (n, 4096), format) for name, n, format in ports)
+    yield "qkv in one", Dp4aQkv(), make_node("qkv", "qkv", x, weight=qkv)
+    pair = tuple(Value(name, (14336, 4096), "Q4_K") for name in ("gate", "up"))
+    yield "gate_up_swiglu", Dp4aGateUpSwiglu(), make_node("gate_up_swiglu", "gate_up", x, weight=pair)
+    residual = Value("residual", (m, 4096))
+    for label, given, k in (("o + residual", x, 4096), ("down + residual", wide, 14336)):
+        weight = (Value(f"w{k}", (4096, k), "Q4_K"),)
+        yield label, Dp4aAdd(), make_node("mul_mat_add", "add", given, residual, weight=weight)
+
+
+def variants(result: Result) -> None:
+    """Each choice on each layer that it fits, at one row of Q4_K; the choice that is made by itself is in `layers`."""
+    for label, (n, k) in LAYERS.items():
+        shape = Shape(("Q4_K",), (n,), k, 1)
+        for tuning in VARIANTS:
+            tuning = replace(tuning, warps=tuning.warps if shape.tiles % tuning.warps == 0 else tuning.warps // 8 * 7)
+            if tuning.resident * (shape.shared(tuning) + RESERVED) > H100.shared:
+                continue
+            loop = "" if tuning.loop else ", a set a block"
+            numbers = f"{tuning.warps} warps, {tuning.stages} stages, {tuning.resident} blocks"
+            what = f"{label}, {numbers}, {tuning.chunk} at once{loop}"
+            work = matrix_work(n, k, "Q4_K", 1)
+            result.add(what, partial(timed, result, what, work, Dp4a(tuning), None, {}))
+
+
+def timed(
+    result: Result, label: str, work: Work, kernel: Any, alone: float | None, peers: dict[str, float]
+) -> dict[str, Any]:
+    """One kernel at one work; `alone` is its time at one row."""
+    weights = random_weights([work], result.device)
+    timing = time_kernel(work, f"cupy:{kernel.name}", kernel, weights, "f32").timing
+    nbytes = sum(value.nbytes for value in work.node.weight)
+    floor = nbytes / result.ceilings.read * 1e6
+    read = time_reading(result.device, nbytes)
+    return {
+        "work": f"{label} {'+'.join(dict.fromkeys(value.format for value in work.node.weight))}",
+        "m": work.m,
+        "kernel": f"cupy:{kernel.name}",
+        "us": round(timing.median, 2),
+        "p10 to p90": [round(timing.p10, 2), round(timing.p90, 2)],
+        "file MB": round(nbytes / 1e6, 2),
+        "TB/s": round(nbytes / timing.median / 1e6, 3),
+        "floor us": round(floor, 2),
+        "over floor us": round(timing.median - floor, 2),
+        "within": timing.median <= nbytes / 3.09e6 + SLACK,
+        "reading alone us": round(read.median, 2),
+        "of m=1": round(timing.median / alone, 2) if alone else "",
+        **{f"{name} us": us for name, us in peers.items()},
+    }
+
+
+@cache
+def time_reading(device: Device, nbytes: int) -> Timing:
+    """A kernel that reads as many bytes and does nothing with them."""
+    import cupy
+
+    function = cupy.RawModule(code=READ).get_function("read").kernel
+    stream, sink = torch.cuda.Stream(device.index), torch.zeros(1, dtype=torch.int32, device=device.torch)
+    calls = []
+    for _ in range(copies(nbytes, device)):
+        x = torch.zeros(nbytes, dtype=torch.uint8, device=device.torch)
+        args = (x, sink, np.int64(nbytes // 16))
+        calls.append(launch.bind(function, (min(132 * 4, -(-nbytes // (16 * 512))),), (512,), args, stream))
+    return time_launches(calls, device, stream=stream)
+
+
+def int4_and_bf16(result: Result, n: int, k: int) -> dict[str, float]:
+    """torch's kernels on one row of the same shape."""
+    found = {}
+    for name, calls in (("torch int4", int4_calls), ("torch bf16", bf16_calls)):
+        timing = result.attempt(
+            f"{name} {n}x{k}", lambda make=calls: time_launches(make(result.device, n, k), result.device)
+        )
+        if timing is not None:
+            found[name] = round(timing.median, 2)
+    return found
+
+
+def int4_calls(device: Device, n: int, k: int, group: int = 32) -> list[Callable[[], object]]:
+    """Its operands in groups of 32, as Q4_0 has them: 5 bits a weight."""
+    x = torch.randn(1, k, device=device.torch, dtype=torch.bfloat16)
+    integers = torch.randint(256, (n, k // 2), dtype=torch.uint8, device=device.torch)
+    packed = torch.ops.aten._convert_weight_to_int4pack(integers, 8)
+    scales = torch.randn(k // group, n, 2, device=device.torch, dtype=torch.bfloat16)
+    return [
+        partial(torch.ops.aten._weight_int4pack_mm, x, packed.clone(), group, scales.clone())
+        for _ in range(copies(n * k * 5 // 8, device))
+    ]
+
+
+def bf16_calls(device: Device, n: int, k: int) -> list[Callable[[], object]]:
+    x = torch.randn(1, k, device=device.torch, dtype=torch.bfloat16)
+    weights = [torch.randn(n, k, device=device.torch, dtype=torch.bfloat16) for _ in range(copies(2 * n * k, device))]
+    return [partial(torch.mm, x, weight.t()) for weight in weights]
+
+
+def main() -> None:
+    parts = {"check": check, "layers": layers, "fused": fused, "variants": variants}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--commit", default="", help="where the tree is no checkout")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    device = find_device("cuda")
+    result = Result(device, measure_ceilings(device))
+    # `NVIDIA H100 80GB HBM3` is h100.
+    card = device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
+    for name in asked.parts:
+        result.rows, started = [], time.perf_counter()
+        parts[name](result)
+        print(f"[{name}] {time.perf_counter() - started:.0f} s", flush=True)
+        method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
+        ceilings = (
+            f"In the same run: read {result.ceilings.read / 1e12:.2f} TB/s, copy {result.ceilings.copy / 1e12:.2f}."
+        )
+        title = f"DP4A products of quantised weights: {name}"
+        report = make_report(title, device, method, result.rows, [ceilings, *result.notes])
+        if asked.commit:
+            report["commit"] = asked.commit
+        path = asked.out / f"{card}-dp4a-{name}.json"
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for row in result.rows:
+            print(*row.values(), sep=" | ")
+
+
+if __name__ == "__main__":
+    main()
