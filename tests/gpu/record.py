@@ -86,7 +86,8 @@ def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
 def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str) -> None:
     """Adds rows to the card's file; a part that was run before is replaced."""
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}-gpu-test.json"
+    # `NVIDIA H100 80GB HBM3` is h100.
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', card.lower().removeprefix('nvidia ')).partition('-')[0]}-gpu-test.json"
     known = {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]} if path.exists() else {}
     known |= {row["part"]: row for row in rows}
     versions = {"python": platform.python_version()}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import kernelmux
-from command import call_command
+from command import run_command
 from kernelmux.device import find_device, is_out_of_memory
 from kernelmux.errors import PlanError
 from kernelmux.session import CapacityError
@@ -21,12 +24,29 @@ def test_a_cache_that_does_not_fit_is_refused_with_what_there_is(tiny: Path):
         model.session(plan, 10**9)
 
 
-def test_a_full_device_is_one_line_and_exit_code_2(tiny: Path):
-    free, _ = torch.cuda.mem_get_info()
-    hog = torch.empty(int(free - 4e6), dtype=torch.uint8, device="cuda")
-    result = call_command("run", tiny, "-p", "hello", "--device", "cuda", "--max-tokens", 8)
-    del hog
+FILLS = """
+import torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(int(free - 4e6), dtype=torch.uint8, device="cuda")
+print("full", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def full_device() -> Iterator[None]:
+    """Another process holds all memory that is left."""
     torch.cuda.empty_cache()
+    command = [sys.executable, "-c", FILLS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "full\n"
+        yield
+        other.communicate("\n")
+
+
+def test_a_full_device_is_one_line_and_exit_code_2(tiny: Path, full_device: None):
+    result = run_command("run", tiny, "-p", "hello", "--device", "cuda", "--max-tokens", 8)
     assert result.code == 2
     assert len(result.err.strip().splitlines()) == 1
     assert "free" in result.err or "out of memory" in result.err
