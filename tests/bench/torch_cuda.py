@@ -39,6 +39,11 @@ from kernelmux.models.random import SHAPES, Sizes, random_planes
 POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate+up": (28672, 4096), "down": (4096, 14336)}
 ROWS = (512, 2048)
+READING = (
+    "\"torch's speed\" is torch's time over the kernel's; copying is an elementwise kernel that moves as many bytes as "
+    "quantising. fp8_tensor reads its input twice, which is counted once: by the bytes that it moves it runs at 1.67 "
+    "times the shares given."
+)
 TURNS = 3
 """Times that a kernel and torch's call are each measured."""
 PROMPT, CONTEXT, DECODE = 2048, 512, 128
@@ -113,11 +118,7 @@ def measure_fp8(result: Result, small: bool) -> None:
                     what = f"{name} {label} m={m}"
                     row = result.attempt(what, partial(fp8_row, result, label, work, name, kernel, quantised))
                     result.rows += [row] if row else []
-    result.notes.append(
-        "\"torch's speed\" is torch's time over the kernel's; copying is an elementwise kernel that moves as many bytes as "
-        "quantising. fp8_tensor reads its input twice, which is counted once: by the bytes that it moves it runs at 1.67 "
-        "times the shares given."
-    )
+    result.notes += [READING]
     result.notes = list(dict.fromkeys(result.notes))
 
 
