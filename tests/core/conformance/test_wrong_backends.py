@@ -12,6 +12,8 @@ from wrong import PLANTED
 from wrong.kernel import offering
 
 RIGHT = list(dict.fromkeys((planted.op, planted.right, planted.device) for planted in PLANTED))
+GPU = {"cpu": [], "cuda": [pytest.mark.gpu]}
+"""Marks by device: `make gpu-test` runs what needs a card."""
 CHECKS = {
     *("error", "finite", "written", "repeatable", "guards", "inputs", "in place", "declarations", "raises", "captured"),
 }
@@ -38,7 +40,7 @@ def outcomes(kernel, op, device, first=""):
             yield job.run(current, device)
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=str)
+@pytest.mark.parametrize("planted", [pytest.param(each, id=str(each), marks=GPU[each.device]) for each in PLANTED])
 def test_a_wrong_kernel_is_caught_by_the_check_of_that_name(planted):
     found = set()
     # Closed at once: while it is open, no other backend exists.
@@ -52,7 +54,10 @@ def test_a_wrong_kernel_is_caught_by_the_check_of_that_name(planted):
     pytest.fail(f"no case of {planted.op} fails by `{planted.check}`; by others: {sorted(found) or 'none'}")
 
 
-@pytest.mark.parametrize(("op", "kernel", "device"), RIGHT, ids=[f"{op}-{right.__name__}" for op, right, _ in RIGHT])
+@pytest.mark.parametrize(
+    ("op", "kernel", "device"),
+    [pytest.param(*each, id=f"{each[0]}-{each[1].__name__}", marks=GPU[each[2]]) for each in RIGHT],
+)
 def test_the_right_kernel_that_it_is_an_edit_of_passes(op, kernel, device):
     with closing(outcomes(kernel, op, device)) as every:
         for outcome in every:
