@@ -46,9 +46,9 @@ def main() -> int:
     rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance)]
     if index == count:
         # Alone on the card: they look at its memory.
-        rows.append(
-            _run("capture, SmolLM2, memory", [["-m", "gpu", str(HERE), "--ignore", str(HERE / "test_conformance.py")]])
-        )
+        suite_itself = ROOT / "tests" / "core" / "conformance" / "test_wrong_backends.py"
+        others = ["-m", "gpu", str(HERE), str(suite_itself), "--ignore", str(HERE / "test_conformance.py")]
+        rows.append(_run("capture, SmolLM2, memory", [others]))
     _write(asked.out, rows, asked.commit)
     return int(any(row["failed"] for row in rows))
 
