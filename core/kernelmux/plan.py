@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from kernelmux.choice import Choice
 from kernelmux.device import Device
 from kernelmux.errors import PlanError
 from kernelmux.graph import Graph, TensorNode
@@ -24,7 +25,7 @@ from kernelmux.registry import Registry
 from kernelmux.requirements import check_requirements
 from kernelmux.rewrite import Fusion, find_fusions, fuse
 from kernelmux.schedule import Schedule, Step, make_schedule
-from kernelmux.selection import Choice, Held, Selector
+from kernelmux.selection import Held, Selector
 
 MAX_ROWS = 512
 """Token rows of the largest step, unless told: longer prompts run in chunks of it."""

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from kernelmux.choice import Choice
 from kernelmux.errors import BackendError
 from kernelmux.formats import Value
 from kernelmux.graph import Graph, TensorNode
 from kernelmux.memory import Layout, lay_out
-from kernelmux.selection import Choice, Selector
+from kernelmux.selection import Selector
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ and layer share one asking of the backends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from kernelmux.choice import Choice, Rejection, nameless, stands_for, unreadable
 from kernelmux.device import Device
 from kernelmux.errors import BackendError, PlanError, PolicyError, nearest
-from kernelmux.formats import FORMATS, Value
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, ReasonKind
+from kernelmux.hookspecs import Declined, Kernel
 from kernelmux.memory import Form, packed_form
 from kernelmux.policy import Policy
 from kernelmux.registry import Offer, Registry
@@ -23,31 +23,6 @@ OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
 
 LOCKED = "locked plan"
 """The reason for every choice of a plan that is read from a lock file."""
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A candidate that did not get a node, and why."""
-
-    kernel: str
-    reason: str
-    kind: ReasonKind
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The kernel of a node, by full name, why it was chosen, and who lost."""
-
-    name: str
-    kernel: Kernel
-    reason: str
-    rejected: tuple[Rejection, ...]
-    rule: int | None = None
-    """The policy's rule, None for its defaults."""
-    asked: str = ""
-    """The policy's words for it: `torch`, or `torch:int4`."""
-    on_error: str = "error"
-    """What happens where it raises in a walk."""
 
 
 Held = Mapping[str, frozenset[Form]]
@@ -139,7 +114,7 @@ class Selector:
         """The first kernel for a fused node that may run all of its parts."""
         offer = self._offer(node, rows)
         for name, kernel in offer.kernels.items():
-            if not all(_stands_for(name, part, choice) for part, choice in parts):
+            if not all(stands_for(name, part, choice) for part, choice in parts):
                 continue
             if not all(self._within_budget(kernel, choice.rule) for _, choice in parts):
                 continue
@@ -252,7 +227,7 @@ class Selector:
         if name not in offer.kernels:
             return self._absence(name, backend, offer)
         kernel = offer.kernels[name]
-        if (fault := _unreadable(name, kernel, node)) is not None:
+        if (fault := unreadable(name, kernel, node)) is not None:
             return fault
         if not self._within_budget(kernel, rule):
             budget = self.policy.max_error(rule)
@@ -323,46 +298,3 @@ class Selector:
     @property
     def _forbid(self) -> str:
         return f"forbid ({self.policy.source}:{self.policy.forbid_line})"
-
-
-def _unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
-    """The refusal of a kernel that wants an input in a format into which it cannot be converted.
-
-    Only activations of rows and columns can: not ids, and not a cache. BackendError where the kernel's declarations do
-    not fit the node at all.
-    """
-    inputs, outputs = kernel.inputs(node), kernel.outputs(node)
-    for what, values, formats in (("inputs", node.inputs, inputs), ("outputs", node.outputs, outputs)):
-        if len(formats) != len(values) or not all(formats):
-            raise BackendError(f"{name}.{what} must give formats for each of {len(values)} {what} of a {node.op}")
-        if unknown := [format for each in formats for format in each if format not in FORMATS]:
-            raise BackendError(f"{name}.{what}: unknown format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
-    for value, accepted in zip(node.inputs, inputs, strict=True):
-        fixed = len(value.shape) != 2 or value.format == "i32"
-        if fixed and value.format not in accepted:
-            return Declined(f"it reads {value.name} as {' or '.join(accepted)}, not as {value.format}", "format")
-    return None
-
-
-def _stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
-    """Whether a fused kernel may run a part that `choice` was made for."""
-    same_backend = name.partition(":")[0] == choice.name.partition(":")[0]
-    return name == choice.name if part.weight else same_backend and (":" not in choice.asked or name == choice.name)
-
-
-def nameless(node: TensorNode) -> TensorNode:
-    """What two nodes have in common that are alike but for name and layer."""
-
-    def unnamed(values: tuple[Value, ...]) -> tuple[Value, ...]:
-        return tuple(replace(value, name="") for value in values)
-
-    return replace(
-        node,
-        name="",
-        layer=None,
-        inputs=unnamed(node.inputs),
-        outputs=unnamed(node.outputs),
-        weight=unnamed(node.weight),
-        bias=unnamed(node.bias),
-        gamma=unnamed(node.gamma),
-    )

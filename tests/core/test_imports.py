@@ -23,6 +23,7 @@ FLOW = (
     "grammar",
     "policy",
     "memory",
+    "choice",
     "selection",
     "schedule",
     "requirements",

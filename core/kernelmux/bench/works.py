@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from kernelmux.choice import nameless
 from kernelmux.errors import KernelmuxError, nearest
 from kernelmux.formats import Value, lookup
 from kernelmux.graph import Graph, TensorNode, make_node
 from kernelmux.ops import OPS, fused_ops
 from kernelmux.rewrite import find_fusions
-from kernelmux.selection import nameless
 from kernelmux.session import PAGE_SIZE
 
 PROMPT = 128

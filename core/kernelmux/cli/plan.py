@@ -21,10 +21,10 @@ from kernelmux.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from kernelmux.choice import Rejection
     from kernelmux.model import Model
     from kernelmux.plan import Plan
     from kernelmux.schedule import Schedule
-    from kernelmux.selection import Rejection
 
 
 def plan(

@@ -163,12 +163,12 @@ def test_a_wrong_policy_is_one_line_with_file_line_and_nearest_spelling(
 
 
 def test_a_policy_may_name_an_official_backend_that_is_not_installed(q4: Path, tmp_path: Path):
-    path = policy(tmp_path, RULE.replace('"torch"', '"cupy", "torch:f32"'))
+    path = policy(tmp_path, RULE.replace('"torch"', '"numba", "torch:f32"'))
     document = planned(q4, "--policy", path)
     assert kernels(document) == {"torch:f32"}
     query = next(node for node in document["nodes"] if node["op"] == "mul_mat")
     refusals = {loser["kernel"]: loser["reason"] for loser in query["rejected"]}
-    assert refusals["cupy"] == "not installed: pip install kernelmux-cupy"
+    assert refusals["numba"] == "not installed: pip install kernelmux-numba"
 
 
 def test_a_kernel_that_declines_under_a_rule_that_says_error_is_one_line_with_its_reason(q4: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from command import assert_one_line_error, call_command
+from kernelmux import registry
 from kernelmux.grammar import TABLES, Document
 from kernelmux.policy import parse_policy
 
@@ -54,7 +55,7 @@ def test_findings_are_lines_that_an_editor_can_jump_to_and_exit_code_1(written):
     lines = result.out.splitlines()
     assert lines == [
         f"{path}:1: unknown kernel 'torch:f23' (did you mean 'torch:f32'?); known: {lines[0].partition('known: ')[2]}",
-        f"{path}:8: unknown backend 'troch' (did you mean 'torch'?); known: reference, torch",
+        f"{path}:8: unknown backend 'troch' (did you mean 'torch'?); known: {', '.join(registry.current().backends)}",
         f"{path}:8: rule 2 is never reached: rule 1 ({path}:1) matches all that it does",
     ]
     assert findings(path) == [

@@ -1,0 +1,78 @@
+"""A choice: the kernel of one node, why it was chosen, and who lost; and what rules a kernel out for a node's kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kernelmux.errors import BackendError, nearest
+from kernelmux.formats import FORMATS, Value
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, ReasonKind
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A candidate that did not get a node, and why."""
+
+    kernel: str
+    reason: str
+    kind: ReasonKind
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel of a node, by full name, why it was chosen, and who lost."""
+
+    name: str
+    kernel: Kernel
+    reason: str
+    rejected: tuple[Rejection, ...]
+    rule: int | None = None
+    """The policy's rule, None for its defaults."""
+    asked: str = ""
+    """The policy's words for it: `torch`, or `torch:int4`."""
+    on_error: str = "error"
+    """What happens where it raises in a walk."""
+
+
+def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
+    """The refusal of a kernel that wants an input in a format into which it cannot be converted.
+
+    Only activations of rows and columns can: not ids, and not a cache. BackendError where the kernel's declarations do
+    not fit the node at all.
+    """
+    inputs, outputs = kernel.inputs(node), kernel.outputs(node)
+    for what, values, formats in (("inputs", node.inputs, inputs), ("outputs", node.outputs, outputs)):
+        if len(formats) != len(values) or not all(formats):
+            raise BackendError(f"{name}.{what} must give formats for each of {len(values)} {what} of a {node.op}")
+        if unknown := [format for each in formats for format in each if format not in FORMATS]:
+            raise BackendError(f"{name}.{what}: unknown format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
+    for value, accepted in zip(node.inputs, inputs, strict=True):
+        fixed = len(value.shape) != 2 or value.format == "i32"
+        if fixed and value.format not in accepted:
+            return Declined(f"it reads {value.name} as {' or '.join(accepted)}, not as {value.format}", "format")
+    return None
+
+
+def stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
+    """Whether a fused kernel may run a part that `choice` was made for."""
+    same_backend = name.partition(":")[0] == choice.name.partition(":")[0]
+    return name == choice.name if part.weight else same_backend and (":" not in choice.asked or name == choice.name)
+
+
+def nameless(node: TensorNode) -> TensorNode:
+    """What two nodes have in common that are alike but for name and layer."""
+
+    def unnamed(values: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(replace(value, name="") for value in values)
+
+    return replace(
+        node,
+        name="",
+        layer=None,
+        inputs=unnamed(node.inputs),
+        outputs=unnamed(node.outputs),
+        weight=unnamed(node.weight),
+        bias=unnamed(node.bias),
+        gamma=unnamed(node.gamma),
+    )
