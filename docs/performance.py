@@ -24,13 +24,15 @@ def _section(result: dict[str, Any]) -> str:
     columns = list(result["rows"][0])
     lines = [f"## {result['title']}", "", f"{result['machine']}. {result['method']}.", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in result["rows"]]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in result["rows"]]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines += ["", f"{versions}; commit {result['commit']}, {result['date']}."]
     return "\n".join([*lines, *(f"\n{note}" for note in result.get("notes", [])), ""])
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     return " to ".join(str(part) for part in value) if isinstance(value, list) else str(value)
 
 
