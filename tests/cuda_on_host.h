@@ -41,6 +41,7 @@ inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class T> T __ldg(const T *at) { return *at; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline void sincospif(float x, float *sine, float *cosine) {
     *sine = (float)sin(M_PI * (double)x);

@@ -21,7 +21,7 @@ PTX = {
 """What is PTX in the sources, in C++."""
 
 
-def function(file, name, like, **defines):
+def function(file, name, device, **defines):
     """As `load.function`: a kernel by its file, name and macros."""
     return _built(file, name, tuple(sorted(defines.items())))
 

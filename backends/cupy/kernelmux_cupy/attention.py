@@ -14,7 +14,7 @@ import torch
 from kernelmux.formats import lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
-from kernelmux_cupy.elementwise import FLOATS, formats
+from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
@@ -72,7 +72,7 @@ class Attention(Kernel):
         q_format, cache, *_ = formats(node.inputs)
         shape = {"D": dim, "GROUP": -(-(heads // kv_heads) // tiles), "PAGE": k_cache.shape[1]}
         stored = {"Q": q_format, "CACHE": cache, "Y": node.outputs[0].format}
-        attend = function("attention", "attend", q, **stored, **shape, WHOLE=int(splits == 1))
+        attend = function("attention", "attend", q.device, **stored, **shape, WHOLE=int(splits == 1))
         found, weights = y, None
         if splits > 1:
             assert tensors.workspace is not None
@@ -84,7 +84,7 @@ class Attention(Kernel):
         first = bind(attend, (m, kv_heads * tiles, splits), (THREADS,), args, stream)
         if splits == 1:
             return first
-        weigh = function("attention", "weigh", q, **stored, **shape, WHOLE=0)
+        weigh = function("attention", "weigh", q.device, **stored, **shape, WHOLE=0)
         threads = -(-dim // 32) * 32
         second = bind(weigh, (m * heads,), (threads,), (found, weights, y, np.int32(splits)), stream)
 

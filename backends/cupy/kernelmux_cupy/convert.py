@@ -9,17 +9,19 @@ import numpy as np
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
-from kernelmux_cupy import launch, source
-from kernelmux_cupy.mul_mat import C_TYPES, FLOATS, device_of
+from kernelmux_cupy.formats import FLOATS, QUANTIZED
+from kernelmux_cupy.launch import bind
+from kernelmux_cupy.load import function
 
 THREADS = 256
 
 
 def offer(source: str, target: str) -> Kernel | Declined:
     """The kernel, or which of the two formats it lacks."""
+    known = (*FLOATS, QUANTIZED)
     for format in (source, target):
-        if format not in C_TYPES:
-            return Declined(f"it knows {', '.join(C_TYPES)}, not {format}", "format")
+        if format not in known:
+            return Declined(f"it knows {', '.join(known)}, not {format}", "format")
     return Convert()
 
 
@@ -34,13 +36,12 @@ class Convert(Kernel):
         given, wanted = node.inputs[0].format, node.outputs[0].format
         m, n = node.inputs[0].extents
         planes: Sequence[Any] = (x, y)
-        if wanted == "q8_32":
+        if wanted == QUANTIZED:
             name, planes, count = "quantize", (x, *y), m * n // 4
-        elif given == "q8_32":
+        elif given == QUANTIZED:
             name, planes, count = "dequantize", (*x[:2], y), m * n // 4
         else:
             name, count = "plain", m * n
-        types = [C_TYPES[format] if format in FLOATS else "float" for format in (given, wanted)]
-        module = source.compile("convert", device_of(planes[0]), FROM=types[0], TO=types[1])
-        grid = (-(-count // THREADS),)
-        return launch.bind(module.get_function(name), grid, (THREADS,), (*planes, np.int64(count)), stream)
+        source, target = (format if format in FLOATS else "f32" for format in (given, wanted))
+        run = function("convert", name, planes[0].device, FROM=source, TO=target)
+        return bind(run, (-(-count // THREADS),), (THREADS,), (*planes, np.int64(count)), stream)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux_cupy.elementwise import FLOATS, formats
+from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
@@ -31,6 +31,6 @@ class Copy(Kernel):
         wide = 4 if columns % 4 == 0 else 1
         k_format, v_format, _, k_cache, v_cache = formats(node.inputs)
         stored = {"K": k_format, "V": v_format, "K_CACHE": k_cache, "V_CACHE": v_cache}
-        run = function("copy", "copy", k, **stored, WIDE=wide)
+        run = function("copy", "copy", k.device, **stored, WIDE=wide)
         grid = (m, -(-columns // (THREADS * wide)))
         return bind(run, grid, (THREADS,), (*tensors.inputs, np.int32(columns)), stream)

@@ -7,14 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kernelmux.formats import as_tuple, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux_cupy.formats import FLOATS, emitted, formats, written
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
-FLOATS = ("f32", "bf16", "f16")
-QUANTIZED = "q8_32"
 THREADS = 256
 EACH = 4
 """Elements of a thread."""
@@ -39,7 +37,7 @@ class _Elementwise(Kernel):
         left, right = (*tensors.inputs, *tensors.inputs)[:2]
         left_format, right_format = (*formats(node.inputs), *formats(node.inputs))[:2]
         (planes,), (y_format,) = tensors.outputs, formats(node.outputs)
-        run = function("elementwise", "elementwise", left, OP=self.op, A=left_format, B=right_format, Y=y_format)
+        run = function("elementwise", "elementwise", left.device, OP=self.op, A=left_format, B=right_format, Y=y_format)
         args = (left, right, *written(planes), np.int64(left.numel()))
         return bind(run, (-(-left.numel() // (EACH * THREADS)),), (THREADS,), args, stream)
 
@@ -60,21 +58,4 @@ class Swiglu(_Elementwise):
     op = "swiglu"
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [emitted(node.outputs[0].shape[-1])]
-
-
-def formats(values: Sequence[Any]) -> list[str]:
-    """The formats of a node's values."""
-    return [value.format for value in values]
-
-
-def emitted(columns: int | str) -> Sequence[str]:
-    """The formats in which rows of so many columns can be written: q8_32 where its blocks fit."""
-    fits = isinstance(columns, int) and lookup(QUANTIZED).check((columns,)) is None
-    return (*FLOATS, QUANTIZED) if fits else FLOATS
-
-
-def written(planes: Any) -> tuple[Any, Any, Any]:
-    """The arguments for a tensor that is written: data, scales and sums, null for a format without."""
-    data, *scales = as_tuple(planes)
-    return (data, *scales) if scales else (data, None, None)
+        return [emitted(node.outputs[0])]

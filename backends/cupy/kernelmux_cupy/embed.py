@@ -12,7 +12,7 @@ from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
-from kernelmux_cupy.elementwise import FLOATS, formats
+from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
@@ -50,6 +50,6 @@ class Embed(Kernel):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         ids, table = (*tensors.inputs, *tensors.packed)
         (y,), (table_format,) = tensors.outputs, formats((*node.inputs[1:], *node.weight))
-        run = function("embed", "embed", ids, TABLE=table_format, Y=node.outputs[0].format)
+        run = function("embed", "embed", ids.device, TABLE=table_format, Y=node.outputs[0].format)
         m, columns = y.shape
         return bind(run, (m, -(-columns // THREADS)), (THREADS,), (ids, table, y, np.int32(columns)), stream)

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 
 from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, as_tuple
+from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
-from kernelmux_cupy import launch, source
+from kernelmux_cupy.formats import FLOATS, QUANTIZED, emitted, formats, written
+from kernelmux_cupy.launch import Argument, bind
+from kernelmux_cupy.load import function
 from kernelmux_cupy.pack import TILED, pack, packed_bytes
 from kernelmux_cupy.tuning import ROW_COUNTS, Card, Shape, Tuning, tune
-
-FLOATS = ("f32", "bf16", "f16")
-C_TYPES = {"f32": "float", "bf16": "bf16", "f16": "f16", "q8_32": "q8"}
-"""Formats by their names in the sources."""
 
 
 def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
@@ -77,10 +75,10 @@ class Dp4a(Kernel):
         self.tuning = tuning
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["q8_32"], *(FLOATS for _ in node.inputs[1:])]
+        return [[QUANTIZED], *(FLOATS for _ in node.inputs[1:])]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [_written(value) for value in node.outputs]
+        return [emitted(value) for value in node.outputs]
 
     def packed_bytes(self, node: TensorNode) -> int:
         weights = sum(packed_bytes(weight.format, *weight.extents) for weight in node.weight)
@@ -94,37 +92,31 @@ class Dp4a(Kernel):
         count = len(node.weight)
         matrices, biases = tensors.packed[:count], tensors.packed[count:]
         (m, k), n = node.inputs[0].extents, tuple(weight.extents[0] for weight in node.weight)
-        shape = Shape(tuple(weight.format for weight in node.weight), n, k, m, self.gated)
-        formats = tuple(value.format for value in node.outputs)
+        shape = Shape(tuple(formats(node.weight)), n, k, m, self.gated)
         residual = node.inputs[1].format if residuals else "f32"
-        made = _compiled(shape, formats, residual, self.tuning, device_of(integers))
-        args: list[launch.Argument] = []
+        made = _compiled(shape, tuple(formats(node.outputs)), residual, self.tuning, integers.device)
+        args: list[Argument] = []
         for index in range(count):
             # Of a pair both write to one output.
-            y: Sequence[torch.Tensor | None] = as_tuple(tensors.outputs[min(index, len(formats) - 1)])
+            y = written(tensors.outputs[min(index, len(tensors.outputs) - 1)])
             bias = biases[index] if biases else None
             added = residuals[0] if residuals else None
-            args += [matrices[index], bias, added, *(*y, None, None)[:3], np.int32(n[index])]
+            args += [matrices[index], bias, added, *y, np.int32(n[index])]
         args += [integers, scales, sums, np.int32(m), np.int32(k)]
-        return launch.bind(made.function, (made.grid,), (made.threads,), args, stream, made.shared)
+        return bind(made.function, (made.grid,), (made.threads,), args, stream, made.shared)
 
 
 class Dp4aAdd(Dp4a):
     """The residual is added to the sum before it is rounded."""
 
-    precision = 1e-11
-
 
 class Dp4aQkv(Dp4a):
     """Three matrices, each of its own format, in one launch."""
-
-    precision = 1e-11
 
 
 class Dp4aGateUpSwiglu(Dp4a):
     """A block has the same rows of gate and up, so that only their product is written."""
 
-    precision = 1e-11
     gated = True
 
 
@@ -155,17 +147,17 @@ class Dense(Kernel):
         rows = next(count for count in ROW_COUNTS if count >= m)
         outputs = 2 if rows < 4 else 4
         defines: dict[str, int | str] = {
-            "WEIGHT": C_TYPES[self.name],
-            "INPUT": C_TYPES[node.inputs[0].format],
-            "OUT": C_TYPES[node.outputs[0].format],
+            "WEIGHT": self.name,
+            "INPUT": node.inputs[0].format,
+            "OUT": node.outputs[0].format,
             "ROWS": rows,
             "OUTPUTS": outputs,
             "AHEAD": 8 // outputs,
             "WARPS": self.warps,
         }
-        function = source.compile("gemv", device_of(x), **defines).get_function("gemv")
+        run = function("gemv", "gemv", x.device, **defines)
         args = (weight, bias[0] if bias else None, x, y, np.int32(m), np.int32(n), np.int32(k))
-        return launch.bind(function, (-(-n // (outputs * self.warps)),), (32 * self.warps,), args, stream)
+        return bind(run, (-(-n // (outputs * self.warps)),), (32 * self.warps,), args, stream)
 
 
 class Bf16(Dense):
@@ -180,12 +172,6 @@ class F16(Dense):
 
     name = "f16"
     packed = "f16"
-
-
-def _written(value: Value) -> Sequence[str]:
-    """The formats of an output: a group of 32 rows of weights is a block of q8_32."""
-    columns = value.shape[1]
-    return FLOATS if isinstance(columns, str) or columns % 32 else (*FLOATS, "q8_32")
 
 
 def _on_device(weight: Weight, device: Device) -> torch.Tensor:
@@ -209,29 +195,18 @@ class _Compiled:
 
 @cache
 def _compiled(
-    shape: Shape, outputs: tuple[str, ...], residual: str, tuning: Tuning | None, device: Device
+    shape: Shape, outputs: tuple[str, ...], residual: str, tuning: Tuning | None, device: torch.device
 ) -> _Compiled:
     """The kernel for a shape, chosen and loaded once: nodes that are alike are bound in microseconds."""
-    card = _card(device.index)
+    card = _card(device)
     tuning = tuning or tune(shape, card)
-    defines = shape.defines(tuning, [C_TYPES[format] for format in outputs], C_TYPES[residual])
-    function = source.compile("dp4a", device, **defines).get_function("dp4a")
-    return _Compiled(function, shape.grid(tuning, card), 32 * tuning.warps, shape.shared(tuning))
-
-
-def device_of(tensor: torch.Tensor) -> Device:
-    """core's description of a tensor's device."""
-    return _device(tensor.device.index or 0)
+    run = function("dp4a", "dp4a", device, **shape.defines(tuning, outputs, residual))
+    return _Compiled(run, shape.grid(tuning, card), 32 * tuning.warps, shape.shared(tuning))
 
 
 @cache
-def _device(index: int) -> Device:
-    return Device("cuda", index, torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
-
-
-@cache
-def _card(index: int) -> Card:
-    properties: Any = torch.cuda.get_device_properties(index)
+def _card(device: torch.device) -> Card:
+    properties: Any = torch.cuda.get_device_properties(device)
     return Card(
         properties.multi_processor_count,
         properties.shared_memory_per_multiprocessor,

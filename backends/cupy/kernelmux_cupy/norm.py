@@ -12,7 +12,7 @@ from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
-from kernelmux_cupy.elementwise import FLOATS, emitted, formats, written
+from kernelmux_cupy.formats import FLOATS, emitted, formats, written
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
@@ -40,7 +40,7 @@ class RmsNorm(Kernel):
         return [FLOATS for _ in node.inputs]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [emitted(node.outputs[-1].shape[-1])]
+        return [emitted(node.outputs[-1])]
 
     def packed_bytes(self, node: TensorNode) -> int:
         return 4 * node.gamma[0].extents[0]
@@ -75,6 +75,6 @@ def _bind(node: TensorNode, rows: tuple[Any, Any, Any], y: Any, tensors: Tensors
     a_format, b_format = (*formats(node.inputs), "f32")[:2]
     total_format, y_format = ("f32", *formats(node.outputs))[-2:]
     stored = {"A": a_format, "B": b_format, "TOTAL": total_format, "Y": y_format}
-    run = function("norm", "rms_norm", a, **stored, ADD=int(b is not None), WIDE=wide, CHUNKS=chunks)
+    run = function("norm", "rms_norm", a.device, **stored, ADD=int(b is not None), WIDE=wide, CHUNKS=chunks)
     args = (*rows, tensors.packed[0], *written(y), np.float32(node.epsilon), np.int32(columns))
     return bind(run, (m,), (threads,), args, stream)

@@ -15,7 +15,7 @@ from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Rotation
-from kernelmux_cupy.elementwise import FLOATS, formats
+from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
@@ -50,7 +50,7 @@ class Rope(Kernel):
         assert rotation is not None
         (q_format, k_format, _), (q_out, k_out) = formats(node.inputs), formats(node.outputs)
         stored = {"Q": q_format, "K": k_format, "Q_OUT": q_out, "K_OUT": k_out}
-        run = function("rope", "rope", q, **stored, MOST=max(PAIRS, rotation.dims // 2))
+        run = function("rope", "rope", q.device, **stored, MOST=max(PAIRS, rotation.dims // 2))
         divisors = tensors.packed[0] if tensors.packed else None
         extents = (rotation.dims, node.head_dim, node.num_heads, node.num_kv_heads)
         args = (q, k, *tensors.outputs, positions, _turns(rotation, q.device), divisors)

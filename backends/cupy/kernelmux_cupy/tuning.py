@@ -92,7 +92,7 @@ class Shape:
         return min(sets, card.multiprocessors * tuning.resident) if tuning.loop else sets
 
     def defines(self, tuning: Tuning, outputs: Sequence[str], residual: str) -> dict[str, int | str]:
-        """The kernel's macros, its types by their names in CUDA C."""
+        """The kernel's macros: `outputs` and `residual` are names of formats."""
         return {
             "PARTS": len(self.formats),
             "GATED": int(self.gated),

@@ -21,9 +21,9 @@ WANTED = (
     *("copy-*-m5-*", "copy-*padding*", "copy-far", "copy-f16-m5-h1-d80"),
     *("embed-*-m5-*", "embed-*-tiny-scales", "embed-*-m2-k512", "embed-*-m3-*", "embed-*-far", "embed-rows*"),
     *("attention-decode-33-*", "attention-decode-200", "attention-mixed-h8*", "attention-mixed-h4-kv2*"),
-    *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8", "attention-*soft-cap*"),
+    *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8", "attention-outliers"),
     *("attention-loud", "attention-scale", "attention-pages-of-*", "attention-no-length", "attention-batch"),
-    *("attention-bf16-*", "attention-f16-mixed", "attention-unseen-nan*", "attention-outliers"),
+    *("attention-bf16-[msw]*", "attention-f16-mixed", "attention-unseen-nan*", "attention-soft-cap-h[489]-*"),
 )
 """Every branch, in each format."""
 

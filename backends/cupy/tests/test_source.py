@@ -48,7 +48,7 @@ def test_code_is_compiled_once_and_kept_on_disk(monkeypatch, tmp_path):
     if source.refusal(H100) is not None:
         pytest.skip("NVRTC is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    defines = (("FROM", "float"), ("TO", "bf16"))
+    defines = (("FROM", "f32"), ("TO", "bf16"))
     code = source._cached("convert", (9, 0), defines)
     monkeypatch.setattr(source, "translate", lambda *args, **named: pytest.fail("compiled again"))
     assert source._cached("convert", (9, 0), defines) == code
@@ -62,4 +62,4 @@ def test_a_folder_that_cannot_be_written_costs_the_time_only(monkeypatch, tmp_pa
     occupied = tmp_path / "file"
     occupied.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
-    assert source._cached("convert", (9, 0), (("FROM", "float"), ("TO", "bf16")))
+    assert source._cached("convert", (9, 0), (("FROM", "f32"), ("TO", "bf16")))

@@ -267,29 +267,27 @@ extern "C" __global__ void weigh(const float *found, const float *weights, Y *y,
     const long long at = (long long)blockIdx.x * splits;
     const int lane = threadIdx.x % 32;
     // Each warp for itself, two splits a lane: no warp waits for another but to read what the first wrote.
-    float peak[2], total[2], highest = LOWEST;
+    float peak[2], weight[2], highest = LOWEST;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int split = half * 32 + lane;
-        total[half] = split < splits ? weights[2 * (at + split) + 1] : 0.0f;
-        peak[half] = total[half] == 0.0f ? LOWEST : weights[2 * (at + split)];
+        weight[half] = split < splits ? weights[2 * (at + split) + 1] : 0.0f;
+        peak[half] = weight[half] == 0.0f ? LOWEST : weights[2 * (at + split)];
         highest = fmaxf(highest, peak[half]);
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(WARP, highest, step));
+    highest = largest<32>(highest);
     float all = 0.0f;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const float share = exp2f(peak[half] - highest);
-        all += share * total[half];
+        all += share * weight[half];
         if (threadIdx.x < 32) shares[half * 32 + lane] = share;
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) all += __shfl_xor_sync(WARP, all, step);
+    all = total<32>(all);
     // Splits that saw something come first.
     int used = 0;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) used += __popc(__ballot_sync(WARP, total[half] != 0.0f));
+    for (int half = 0; half < 2; ++half) used += __popc(__ballot_sync(WARP, weight[half] != 0.0f));
     __syncthreads();
     const int column = threadIdx.x;
     if (column >= D) return;

@@ -1,13 +1,14 @@
-// Numbers in another format: one of float, bf16, f16 to another (`plain`), to q8_32 (`quantize`) and from it
+// Numbers in another format: one of f32, bf16, f16 to another (`plain`), to q8_32 (`quantize`) and from it
 // (`dequantize`).
 //
 // Layout: elements of all rows one after the other; a block of 32 lies within a row.
 // Threads: one an element (`plain`), else one for four neighbours, eight threads a block of 32.
 // Floor: each element read and written once.
 //
-// Macros: FROM and TO, the plain types; those of q8_32 are not looked at.
+// Macros: FROM and TO, names of float formats; that in place of q8_32 is not looked at.
 #include "number.cuh"
 #include "q8.cuh"
+#include "warp.cuh"
 
 extern "C" __global__ void plain(const FROM *x, TO *y, long long count) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;

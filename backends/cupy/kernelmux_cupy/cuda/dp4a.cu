@@ -10,14 +10,12 @@
 // warps, so that a result does not depend on who comes first.
 // Floor: the file's bytes of the weights, each read once, at the speed of memory.
 //
-// Macros: PARTS matrices of formats FORMAT0.. written as OUT0.. (float, bf16, f16, q8); GATED (two matrices, one
-// output); RESIDUAL's type; BLOCKS, CHUNK (formats.cuh), WARPS, GROUPS, STAGES, SLOT bytes, ROWS of activations,
-// RESIDENT blocks a multiprocessor. Shared memory: WARPS * (STAGES * SLOT + 128 * ROWS * LANES * KEEPS)
-// bytes.
+// Macros: PARTS matrices of formats FORMAT0.. written as OUT0.., names of formats, perhaps q8_32; GATED (two matrices,
+// one output); RESIDUAL's format; BLOCKS, CHUNK (formats.cuh), WARPS, GROUPS, STAGES, SLOT bytes, ROWS of activations,
+// RESIDENT blocks a multiprocessor. Shared memory: WARPS * (STAGES * SLOT + 128 * ROWS * LANES * KEEPS) bytes.
 #include "formats.cuh"
 #include "q8.cuh"
-
-struct q8 {};  // q8_32
+#include "warp.cuh"
 
 // Rows of weights that a lane has.
 const int LANES = GATED ? 2 : GROUPS;
@@ -141,7 +139,7 @@ struct Writer {
     }
 };
 template <>
-struct Writer<q8> {
+struct Writer<q8_32> {
     static __device__ __forceinline__ void write(const Output &out, int row, int j, float y) {
         const float scale = q8_scale(largest<32>(fabsf(y))), q = q8_value(y, scale), sum = total<32>(q);
         if (j >= out.n) return;
@@ -173,7 +171,7 @@ __device__ __forceinline__ void finish(
             if (GATED) z += kept[(w * LANES * ROWS + ROWS + row) * 32 + lane];
         }
         y = with_bias(out.bias, j, out.n, y);
-        if (GATED) y = y / (1.0f + expf(-y)) * with_bias(other_bias, j, out.n, z);
+        if (GATED) y = silu(y) * with_bias(other_bias, j, out.n, z);
         if (out.residual && j < out.n) y += to_float(out.residual[(long long)row * out.n + j]);
         Writer<T>::write(out, row, j, y);
     }

@@ -8,8 +8,7 @@
 
 __device__ __forceinline__ float add(float a, float b) { return a + b; }
 __device__ __forceinline__ float mul(float a, float b) { return a * b; }
-// exp may be infinite: then it is 0, with a's sign.
-__device__ __forceinline__ float silu(float a, float = 0.0f) { return a / (1.0f + expf(-a)); }
+__device__ __forceinline__ float silu(float a, float) { return silu(a); }
 __device__ __forceinline__ float swiglu(float gate, float up) { return silu(gate) * up; }
 
 // An output may be an input's memory: a thread has read its elements when it writes them.

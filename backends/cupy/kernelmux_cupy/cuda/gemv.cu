@@ -7,9 +7,9 @@
 // the first is used. Activations come through the L1 cache, which the weights go past.
 // Floor: W read once, at the speed of memory.
 //
-// Macros: WEIGHT and INPUT and OUT types, ROWS of activations, OUTPUTS, AHEAD, WARPS of a block.
+// Macros: WEIGHT, INPUT and OUT, the formats' names; ROWS of activations, OUTPUTS, AHEAD, WARPS of a block.
 #include "number.cuh"
-#include "q8.cuh"
+#include "warp.cuh"
 
 #if __CUDA_ARCH__ >= 700
 #define ONCE "ld.global.nc.L1::no_allocate.v4.u32"

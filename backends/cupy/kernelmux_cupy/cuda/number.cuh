@@ -1,4 +1,5 @@
-// Numbers in memory: f32, bf16 and f16, read as float and written from float, rounded to nearest.
+// Numbers in memory: f32, bf16 and f16, read as float and written from float, rounded to nearest. The formats' names
+// are types here, so that a macro may name one.
 // No header of the CUDA toolkit is needed: NVRTC comes without them.
 #pragma once
 
@@ -6,8 +7,10 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 
+typedef float f32;
 struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
+struct q8_32;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
@@ -29,3 +32,6 @@ __device__ __forceinline__ void put(f16 *at, float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     at->bits = bits;
 }
+
+// exp may be infinite: then it is 0, with x's sign.
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }

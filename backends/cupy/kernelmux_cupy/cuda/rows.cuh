@@ -1,13 +1,10 @@
 // Columns of rows, some at a time: as they are read, as they are summed, and as they are written, in a float format or
-// in q8_32. The formats' names are types here, so that a macro may name one.
+// in q8_32.
 #pragma once
 
 #include "number.cuh"
-
-typedef float f32;
-struct q8_32;
-
-constexpr u32 WARP = 0xffffffffu;
+#include "q8.cuh"
+#include "warp.cuh"
 
 template <class T, int N> struct alignas(sizeof(T) * N) Several { T item[N]; };
 
@@ -29,14 +26,10 @@ template <int N, class T> __device__ __forceinline__ void write(T *to, long long
 __device__ __forceinline__ float block_sum(float x) {
     __shared__ float of_warp[32];
     const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(WARP, x, step);
+    x = total<32>(x);
     if (lane == 0) of_warp[threadIdx.x / 32] = x;
     __syncthreads();
-    x = lane < warps ? of_warp[lane] : 0.0f;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(WARP, x, step);
-    return x;
+    return total<32>(lane < warps ? of_warp[lane] : 0.0f);
 }
 
 // A tensor that is written. `store` is called by whole warps; lanes whose columns are not `there` write nothing.
@@ -65,11 +58,9 @@ template <> struct Written<q8_32> {
         float peak = 0.0f;
 #pragma unroll
         for (int i = 0; i < 4; ++i) peak = fmaxf(peak, fabsf(x[i]));
-#pragma unroll
-        for (int step = 4; step > 0; step /= 2) peak = fmaxf(peak, __shfl_xor_sync(WARP, peak, step));
-        const float scale = peak / 127.0f;
-        // A block of zeros has scale 0, which nothing is divided by.
-        const float share = 1.0f / fmaxf(scale, 1.17549435e-38f);
+        const float scale = q8_scale(largest<8>(peak));
+        // One division for four columns.
+        const float share = 1.0f / q8_step(scale);
         int sum = 0;
         u32 word = 0;
 #pragma unroll
@@ -78,8 +69,7 @@ template <> struct Written<q8_32> {
             sum += steps;
             word |= (u32)(steps & 0xff) << (8 * i);
         }
-#pragma unroll
-        for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(WARP, sum, step);
+        sum = total<8>(sum);
         if (!there) return;
         *reinterpret_cast<u32 *>(data + at) = word;
         if (threadIdx.x % 8 == 0) {
