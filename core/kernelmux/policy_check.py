@@ -40,7 +40,7 @@ def kernel_names(registry: Registry, device: Device) -> set[str]:
     for op in OPS.values():
         for case in op.cases():
             node = case_node(case)
-            offer = registry.ask(op.name, {"node": node, "device": device, **op.arguments(node)})
+            offer = registry.offer(node, device)
             names.update(name for name in (*offer.kernels, *offer.declined) if ":" in name)
     return names
 

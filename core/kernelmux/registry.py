@@ -16,8 +16,9 @@ from typing import Any
 
 import pluggy
 
+from kernelmux.device import Device
 from kernelmux.errors import BackendError, nearest
-from kernelmux.graph import case_node
+from kernelmux.graph import TensorNode, case_node
 from kernelmux.hookspecs import CONTRACT, Declined, Hooks, Kernel
 from kernelmux.ops import CORE_OPS, OPS, Fused
 
@@ -93,6 +94,10 @@ class Registry:
         """The ops that a backend has a hook for."""
         plugin = self.backends[backend].plugin
         return tuple(op for op in OPS if getattr(plugin, f"dispatch_{op}", None) is not None)
+
+    def offer(self, node: TensorNode, device: Device) -> Offer:
+        """Every backend's answer for a node on a device, told what the op's hook is told."""
+        return self.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
 
     def ask(self, op: str, arguments: Mapping[str, Any]) -> Offer:
         """Every backend's answer for a node. A hook that raises, or answers nonsense, quarantines its backend."""

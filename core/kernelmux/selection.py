@@ -163,8 +163,7 @@ class Selector:
         key = self._kind(node), rows
         if key not in self._offers:
             resolved = node.resolve({"m": rows, "outs": rows})
-            arguments = {"node": resolved, "device": self.device, **node.contract.arguments(resolved)}
-            self._offers[key] = self.registry.ask(node.op, arguments)
+            self._offers[key] = self.registry.offer(resolved, self.device)
         return self._offers[key]
 
     def _pick(self, node: TensorNode, rows: int, rule: int | None, own: Refuse | None) -> Choice:

@@ -14,11 +14,11 @@ from kernelmux.bench.ceilings import Ceilings, gemm_ceiling
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Work
 from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, as_planes, empty_planes, lookup, quantize_planes, torch_dtype
+from kernelmux.formats import Value, Weight, as_planes, empty_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Planes, Tensors
 from kernelmux.memory import PackedWeights
-from kernelmux.models.random import RandomWeights
+from kernelmux.models.random import RandomWeights, random_planes
 from kernelmux.registry import Registry
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class OpTiming:
 
 def find_kernels(work: Work, registry: Registry, device: Device) -> tuple[Mapping[str, Kernel], Mapping[str, Declined]]:
     """Every kernel that takes the node, and why the others do not."""
-    node = work.node
-    offer = registry.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
+    offer = registry.offer(work.node, device)
     return offer.kernels, offer.declined
 
 
@@ -169,11 +168,4 @@ def _drawn(work: Work, node: TensorNode, value: Value, device: Device) -> tuple[
             return (flat.view(value.extents),)
         rows = (*node.inputs, *node.weight)[1].extents[0]
         return (torch.randint(rows, value.extents, generator=generator, dtype=torch.int32, device=device.torch),)
-    planes = empty_planes(value, device.torch)
-    if lookup(value.format).plain:
-        dtype = torch_dtype(lookup(value.format).planes[0].dtype)
-        planes[0].copy_(torch.randn(value.extents, generator=generator, device=device.torch, dtype=dtype))
-    else:
-        noise = torch.randn(value.extents, generator=generator, device=device.torch)
-        quantize_planes(value.format, noise, planes)
-    return planes
+    return random_planes(value.format, value.extents, generator, 1.0)

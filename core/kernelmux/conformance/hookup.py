@@ -108,12 +108,12 @@ def _kernels(
     backend: str, registry: Registry, device: str, cases: Iterable[Case]
 ) -> tuple[Mapping[str, Mapping[str, list[Job]]], set[str]]:
     """By op: the kernels that the backend offers or declines by name, with their format variants; and those offered."""
+    target = find_device(device)
     found: dict[str, dict[str, list[Job]]] = {}
     shown: dict[tuple[str, str], tuple[bool, bool]] = {}
     for case in cases:
         node = case_node(case)
-        arguments = {"node": node, "device": find_device(device), **node.contract.arguments(node)}
-        offer = registry.ask(case.op, arguments)
+        offer = registry.offer(node, target)
         of_op = found.setdefault(case.op, {})
         # Of several rows, if there is such a case: what lies where in a format shows only there.
         several = case.inputs[0].extents[0] > 1
@@ -212,8 +212,8 @@ def suite(
             if outcome.passed and any(entry.case == job.name for entry in mine):
                 stale = f"stale: known_failures.toml names {job.name}, which passes now"
                 outcome = replace(outcome, status="fail", failures=(stale,))
-            carried = {**outcome.to_dict(), "device": device}
-            request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in carried.items())
+            carried = outcome.to_dict().items()
+            request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in carried)
             if outcome.status == "refused":
                 pytest.skip(outcome.reason)
             if outcome.status == "known":

@@ -19,7 +19,7 @@ from kernelmux.conformance.trial import Trial
 from kernelmux.device import Device, find_device
 from kernelmux.errors import KernelmuxError
 from kernelmux.formats import Value
-from kernelmux.graph import TensorNode
+from kernelmux.graph import TensorNode, case_node
 from kernelmux.hookspecs import Declined, Kernel
 from kernelmux.ops import Case, Fused
 from kernelmux.registry import Offer, Registry
@@ -47,21 +47,22 @@ def run_case(
 
     A kernel that misses its bound passes all the same where `peer`, another kernel, is no closer to float64.
     """
-    drawn = draw_case(case)
-    (node,) = drawn.graph.ops
+    node, target = case_node(case), find_device(device)
     name = case.name if variant is None else variant.name(case)
     weight_format = "+".join(dict.fromkeys(value.format for value in node.weight))
     blank = Outcome(name, case.op, kernel, weight_format, "refused", device=device, peer=peer)
-    offer = _ask(node, registry, find_device(device))
+    offer = registry.offer(node, target)
     found = _find(kernel, offer)
     if isinstance(found, Declined):
         return replace(blank, reason=found.reason)
+    # Not before it is known that the kernel takes the case: numbers are most of a refused one's time.
+    drawn = draw_case(case)
     try:
         weights = [drawn.weights[value.name] for value in node.weights]
-        trial = Trial(drawn.planes, weights, _store(node, found, variant), found, find_device(device))
+        trial = Trial(drawn.planes, weights, _store(node, found, variant), found, target)
         declared.precision(trial)
         declared.symbols(trial)
-        declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, trial.device))
+        declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed)
     except KernelmuxError as error:
@@ -69,10 +70,6 @@ def run_case(
     except Exception as error:
         return replace(blank, status="fail", failures=(f"raises: {type(error).__name__}: {error}",))
     return replace(outcome, status="fail") if outcome.failures else outcome
-
-
-def _ask(node: TensorNode, registry: Registry, device: Device) -> Offer:
-    return registry.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
 
 
 def _find(name: str, offer: Offer) -> Kernel | Declined:
@@ -86,7 +83,7 @@ def _packers(node: TensorNode, offer: Offer, name: str, registry: Registry, devi
     found = dict(offer.kernels)
     for plain in node.contract.plain(node) if isinstance(node.contract, Fused) else ():
         if plain.weights and plain.weights == node.weights:
-            found = {**_ask(plain, registry, device).kernels, **found}
+            found = {**registry.offer(plain, device).kernels, **found}
     return {other: kernel for other, kernel in found.items() if other.partition(":")[0] == name.partition(":")[0]}
 
 
