@@ -24,7 +24,7 @@ import torch
 
 from kernelmux.bench.ceilings import Ceilings, measure_ceilings
 from kernelmux.bench.ops import copies, random_weights, time_kernel
-from kernelmux.bench.report import make_report
+from kernelmux.bench.report import card, make_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Batch, Work, matrix_work
 from kernelmux.device import Device, find_device
@@ -33,7 +33,7 @@ from kernelmux.graph import make_node
 from kernelmux.hookspecs import Tensors
 from kernelmux.models.random import random_planes
 from kernelmux_cupy import launch
-from kernelmux_cupy.mul_mat import F16, Bf16, Dp4a, Dp4aAdd, Dp4aGateUpSwiglu, Dp4aQkv
+from kernelmux_cupy.mul_mat import F16, Bf16, Dp4a, Dp4aGateUpSwiglu
 from kernelmux_cupy.pack import TILED
 from kernelmux_cupy.tuning import H100, RESERVED, Shape, Tuning
 
@@ -169,13 +169,13 @@ def fused_nodes(m: int) -> Iterator[tuple[str, Any, Any]]:
     x, wide = Value("x", (m, 4096)), Value("x", (m, 14336))
     ports = (("q", 4096, "Q4_K"), ("k", 1024, "Q4_K"), ("v", 1024, "Q6_K"))
     qkv = tuple(Value(name, (n, 4096), format) for name, n, format in ports)
-    yield "qkv in one", Dp4aQkv(), make_node("qkv", "qkv", x, weight=qkv)
+    yield "qkv in one", Dp4a(), make_node("qkv", "qkv", x, weight=qkv)
     pair = tuple(Value(name, (14336, 4096), "Q4_K") for name in ("gate", "up"))
     yield "gate_up_swiglu", Dp4aGateUpSwiglu(), make_node("gate_up_swiglu", "gate_up", x, weight=pair)
     residual = Value("residual", (m, 4096))
     for label, given, k in (("o + residual", x, 4096), ("down + residual", wide, 14336)):
         weight = (Value(f"w{k}", (4096, k), "Q4_K"),)
-        yield label, Dp4aAdd(), make_node("mul_mat_add", "add", given, residual, weight=weight)
+        yield label, Dp4a(), make_node("mul_mat_add", "add", given, residual, weight=weight)
 
 
 def variants(result: Result) -> None:
@@ -274,8 +274,6 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device("cuda")
     result = Result(device, measure_ceilings(device))
-    # `NVIDIA H100 80GB HBM3` is h100.
-    card = device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
     for name in asked.parts:
         result.rows, started = [], time.perf_counter()
         parts[name](result)
@@ -288,7 +286,7 @@ def main() -> None:
         report = make_report(title, device, method, result.rows, [ceilings, *result.notes])
         if asked.commit:
             report["commit"] = asked.commit
-        path = asked.out / f"{card}-dp4a-{name}.json"
+        path = asked.out / f"{card(device)}-dp4a-{name}.json"
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
         for row in result.rows:
             print(*row.values(), sep=" | ")

@@ -29,7 +29,7 @@ from kernelmux import registry
 from kernelmux.bench.ceilings import Ceilings, measure_ceilings
 from kernelmux.bench.model import Load, ModelTiming, time_model
 from kernelmux.bench.ops import OpTiming, copies, find_kernels, random_weights, time_kernel
-from kernelmux.bench.report import make_report
+from kernelmux.bench.report import card, make_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Work, convert_work, matrix_work
 from kernelmux.device import Device, find_device
@@ -285,8 +285,6 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device(asked.device)
-    # `NVIDIA H100 80GB HBM3` is h100.
-    card = device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
     ceilings = measure_ceilings(device, *((2**20, 64) if asked.small else ()))
     for name in asked.parts:
         title, shape, policies = parts[name]
@@ -294,11 +292,11 @@ def main() -> None:
             title, policies = f"{title}, tried on small sizes", ["default"]
         if shape is None:
             method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
-            result = Result(f"{card}-{name}", title, method, device, ceilings)
+            result = Result(f"{card(device)}-{name}", title, method, device, ceilings)
             measure_fp8(result, asked.small)
         else:
             method = f"medians of whole prompts, and of rounds of {DECODE} steps; one after another in one process"
-            result = Result(f"{card}-{name}", title, method, device, ceilings)
+            result = Result(f"{card(device)}-{name}", title, method, device, ceilings)
             measure_models(result, "tiny" if asked.small else shape, policies, asked.small)
         result.write(asked.out, asked.commit)
 

@@ -10,23 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from kernelmux.bench.report import card, make_report
+from kernelmux.device import find_device
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "kernelmux")
 
 
 def main() -> int:
@@ -85,27 +83,14 @@ def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
 
 def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str) -> None:
     """Adds rows to the card's file; a part that was run before is replaced."""
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    # `NVIDIA H100 80GB HBM3` is h100.
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', card.lower().removeprefix('nvidia ')).partition('-')[0]}-gpu-test.json"
+    device = find_device("cuda" if torch.cuda.is_available() else "cpu")
+    path = folder / f"{card(device)}-gpu-test.json"
     known = {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]} if path.exists() else {}
     known |= {row["part"]: row for row in rows}
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    document = {
-        "title": f"GPU tests on {card}",
-        "machine": card,
-        "versions": {**versions, "cuda": str(torch.version.cuda)},
-        "commit": commit or subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
-        "date": date.today().isoformat(),
-        "method": "`make gpu-test`; a case that every kernel refuses is skipped with the reason",
-        "rows": [known[part] for part in sorted(known)],
-    }
+    method = "`make gpu-test`; a case that every kernel refuses is skipped with the reason"
+    document = make_report(f"GPU tests on {device.name}", device, method, [known[part] for part in sorted(known)])
+    document["versions"]["cuda"] = str(torch.version.cuda)
+    document["commit"] = commit or document["commit"]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 

@@ -30,7 +30,7 @@ def dispatch_mul_mat_add(node: TensorNode, m: int, device: Device) -> Answer:
         return refused
     from kernelmux_cupy import mul_mat
 
-    return mul_mat.offer_add(node, m)
+    return mul_mat.offer_fused(node, m)
 
 
 @hookimpl
@@ -39,7 +39,7 @@ def dispatch_qkv(node: TensorNode, m: int, device: Device) -> Answer:
         return refused
     from kernelmux_cupy import mul_mat
 
-    return mul_mat.offer_qkv(node, m)
+    return mul_mat.offer_fused(node, m)
 
 
 @hookimpl

@@ -27,12 +27,9 @@ def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
     return [_dp4a(Dp4a(), node, m), *(_dense(kernel, node, m) for kernel in dense)]
 
 
-def offer_add(node: TensorNode, m: int) -> Kernel | Declined:
-    return _dp4a(Dp4aAdd(), node, m)
-
-
-def offer_qkv(node: TensorNode, m: int) -> Kernel | Declined:
-    return _dp4a(Dp4aQkv(), node, m)
+def offer_fused(node: TensorNode, m: int) -> Kernel | Declined:
+    """mul_mat_add and qkv: a residual, or several matrices, are arguments of the one kernel."""
+    return _dp4a(Dp4a(), node, m)
 
 
 def offer_gate_up_swiglu(node: TensorNode, m: int) -> Kernel | Declined:
@@ -63,6 +60,7 @@ def _dense(kernel: Dense, node: TensorNode, m: int) -> Kernel | Declined:
 class Dp4a(Kernel):
     """Integers of weights and activations multiplied by `__dp4a` as they are stored, their sums scaled in float32.
 
+    A residual is added to the sum before it is rounded; several matrices, each of its own format, are one launch.
     `tuning` is for measurements: a choice other than the one made for the shape.
     """
 
@@ -104,14 +102,6 @@ class Dp4a(Kernel):
             args += [matrices[index], bias, added, *y, np.int32(n[index])]
         args += [integers, scales, sums, np.int32(m), np.int32(k)]
         return bind(made.function, (made.grid,), (made.threads,), args, stream, made.shared)
-
-
-class Dp4aAdd(Dp4a):
-    """The residual is added to the sum before it is rounded."""
-
-
-class Dp4aQkv(Dp4a):
-    """Three matrices, each of its own format, in one launch."""
 
 
 class Dp4aGateUpSwiglu(Dp4a):

@@ -122,10 +122,8 @@ def dispatch_rope(device: Device) -> Answer:
 
 @hookimpl
 def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
-    if device.kind == "cpu":
-        return Declined("it is fused on CUDA only", "device")
-    if (missing := without_triton()) is not None:
-        return missing
+    if (refused := _unfused(device)) is not None:
+        return refused
     from kernelmux_torch.cuda import qkv
 
     return qkv.offer(node, device)
@@ -166,12 +164,6 @@ def dispatch_embed(node: TensorNode, table_format: str, device: Device) -> Answe
     from kernelmux_torch.cuda import embed as on_cuda
 
     return on_cuda.offer(bool(node.weight))
-
-
-def _on_cpu(device: Device) -> Declined | None:
-    if device.kind == "cpu":
-        return None
-    return Declined(f"its kernels run on the CPU, the plan is for {device.kind}", "device")
 
 
 def _unfused(device: Device) -> Declined | None:

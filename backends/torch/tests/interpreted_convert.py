@@ -39,7 +39,7 @@ def planes_of(format, m, k, fill):
 @pytest.mark.parametrize("format", ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"])
 def test_it_stores_what_core_would(format, m, k):
     if lookup(format).check((m, k)):
-        pytest.skip("no whole blocks")
+        pytest.skip(f"{format} has no rows of {k} columns: its blocks do not fit them")
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(k)).to(torch.bfloat16)
     node = one_node("convert", Value("x", (m, k), "bf16"), format=format)
     kernel = convert.offer("bf16", format)

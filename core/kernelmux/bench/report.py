@@ -41,6 +41,11 @@ def machine(device: Device) -> str:
     return f"{processor()}, {torch.get_num_threads()} threads"
 
 
+def card(device: Device) -> str:
+    """What a result file is called by: `h100` of NVIDIA H100 80GB HBM3."""
+    return device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
+
+
 def processor() -> str:
     """The processor's name and the extensions that matter here."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
