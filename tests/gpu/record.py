@@ -55,14 +55,17 @@ def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
     """A row with the counts of several runs of pytest side by side; what they print on failure is passed on."""
     started = time.perf_counter()
     counts = dict.fromkeys(("passed", "skipped", "failed"), 0)
+    # Each process would start as many threads as the machine has cores.
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if len(commands) > 1 else {})
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for index, arguments in enumerate(commands):
             report = Path(folder) / f"{index}.xml"
             command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--junit-xml={report}"]
-            running.append(
-                (subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True), report)
+            process = subprocess.Popen(
+                [*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
             )
+            running.append((process, report))
         for process, report in running:
             printed, _ = process.communicate()
             # 5: no test of that share is left.
