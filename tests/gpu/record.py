@@ -68,17 +68,19 @@ def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
             running.append((process, report))
         for process, report in running:
             printed, _ = process.communicate()
-            # 5: no test of that share is left.
-            if process.returncode not in (0, 5):
-                print(printed[-6000:])
             if not report.exists():
+                print(printed[-6000:])
                 counts["failed"] += 1
                 continue
-            found = ElementTree.parse(report).getroot()[0].attrib
+            suite = ElementTree.parse(report).getroot()[0]
+            found = suite.attrib
             failed = int(found["failures"]) + int(found["errors"])
             counts["skipped"] += int(found["skipped"])
             counts["failed"] += failed
             counts["passed"] += int(found["tests"]) - failed - int(found["skipped"])
+            for test in suite.iter("testcase"):
+                for failure in (*test.findall("failure"), *test.findall("error")):
+                    print(test.get("name"), (failure.text or failure.get("message") or "")[-600:], sep="\n")
     row = {"part": part, **counts, "seconds": round(time.perf_counter() - started)}
     print(row, flush=True)
     return row
