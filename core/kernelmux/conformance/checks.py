@@ -138,6 +138,7 @@ def one_row(trial: Trial, first: list[torch.Tensor], peer: tuple[float, float]) 
         value = trial.node.outputs[index]
         if not same(planes_of_rows(value.format, batch.parts, slice(last, last + 1)), one.parts):
             alike = False
-            if wrong := single.measure(index, one, trial.expected[index][last:], peer).failures:
+            batch_wanted = trial.expected[index]
+            if wrong := single.measure(index, one, batch_wanted[last:], peer, batch_wanted).failures:
                 trial.failures.append(f"{wrong[0]} in {value.name}, for the last row alone")
     return alike

@@ -39,11 +39,13 @@ def compare(
     bound: float,
     block: int = 1,
     peer: tuple[float, float] = (0.0, 0.0),
+    batch: torch.Tensor | None = None,
 ) -> Measured:
     """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), nothing in it far off.
 
     `block` columns with a scale of their own count as a row. `peer` is the NMSE of a kernel that `found` need not be
-    closer than, and that kernel's worst element.
+    closer than, and that kernel's worst element. `batch` holds the rows that `wanted` is one of: a narrow row's sums
+    may cancel, so that it has their scale.
     """
     found = found.double()
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
@@ -55,9 +57,10 @@ def compare(
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
     # Below the smallest normal float32 precision runs out, and hardware may flush to zero.
     difference = torch.where(difference.abs() < torch.finfo(torch.float32).tiny, 0.0, difference)
-    squared = float(truth.square().sum())
+    least = _mean_square(batch) if batch is not None and truth.shape[-1] < NARROW else 0.0
+    squared = max(float(truth.square().sum()), least * truth.numel())
     error = float(difference.square().sum()) / (squared or 1.0)
-    rows = _row_scales(truth, block)
+    rows = _row_scales(truth, block, least)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
     allowed = max(bound, peer[0])
@@ -77,15 +80,22 @@ def compare(
     return Measured(error, worst, bound, tuple(failures))
 
 
-def _row_scales(truth: torch.Tensor, block: int) -> torch.Tensor:
+def _mean_square(truth: torch.Tensor) -> float:
+    finite = truth[truth.isfinite()]
+    return float(finite.square().mean()) if finite.numel() else 0.0
+
+
+def _row_scales(truth: torch.Tensor, block: int, least: float) -> torch.Tensor:
     """The root mean square of each element's row, or of its block, [..., columns].
 
-    For a row of zeros, or one too narrow to have a scale of its own, that of all rows; for all zeros one.
+    For a row of zeros, or one too narrow to have a scale of its own, that of all rows, or `least` (a mean square)
+    where that is more; for all zeros one.
     """
     columns = block if block > 1 else truth.shape[-1]
     blocks = truth.reshape(*truth.shape[:-1], -1, max(columns, 1))
     rows = blocks.square().mean(dim=-1, keepdim=True)
-    everything = rows.mean() if bool(rows.any()) else torch.ones_like(rows.mean())
+    everything = rows.mean().clamp(min=least)
+    everything = everything if bool(everything > 0) else torch.ones_like(everything)
     rows = torch.where(rows > (0 if columns >= NARROW else math.inf), rows, everything).sqrt()
     return rows.expand(blocks.shape).reshape(truth.shape)
 

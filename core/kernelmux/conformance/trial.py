@@ -239,12 +239,14 @@ class Trial:
         memory: Guarded,
         wanted: torch.Tensor | None = None,
         peer: tuple[float, float] = (0.0, 0.0),
+        batch: torch.Tensor | None = None,
     ) -> Measured:
-        """What `memory` holds of output `index`, against the truth; `wanted` where it is not the trial's own."""
+        """What `memory` holds of output `index`, against the truth; `wanted`, of `batch`, where it is another's."""
         format = lookup(self.node.outputs[index].format)
         truth = self.expected[index] if wanted is None else wanted
         bound = self.kernel.precision + format.rounding
-        return compare(dequantize_planes(format.name, memory.parts, torch.double), truth, bound, format.block, peer)
+        found = dequantize_planes(format.name, memory.parts, torch.double)
+        return compare(found, truth, bound, format.block, peer, batch)
 
     def on_stream(self) -> AbstractContextManager[object]:
         """The trial's stream is torch's current one meanwhile."""

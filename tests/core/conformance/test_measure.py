@@ -139,3 +139,18 @@ def test_a_result_in_a_narrow_type_is_measured_as_it_is():
     wanted = noise(4, 64)
     assert compare(wanted.bfloat16(), wanted, 1e-4).failures == ()
     assert compare(wanted.bfloat16(), wanted, 1e-7).failures
+
+
+def test_a_narrow_row_of_a_batch_has_the_batch_s_scale():
+    batch = torch.ones(64, 1, dtype=torch.float64)
+    batch[-1] = 1e-3
+    row = batch[-1:] + 1e-4
+    assert compare(row, batch[-1:], 1e-6).failures
+    assert compare(row, batch[-1:], 1e-6, batch=batch).failures == ()
+    assert compare(batch[-1:] + 0.1, batch[-1:], 1e-6, batch=batch).failures
+
+
+def test_a_wide_row_of_a_batch_has_its_own_scale():
+    batch = torch.ones(64, 32, dtype=torch.float64)
+    batch[-1] = 1e-3
+    assert compare(batch[-1:] + 1e-4, batch[-1:], 1e-6, batch=batch).failures
