@@ -67,8 +67,9 @@ def _why_none(count: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory is full."""
-    return type(error).__name__ == "OutOfMemoryError"
+    """Whether an error says that the device's memory is full: torch's allocator, CUDA itself, or cuBLAS."""
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "_ALLOC_FAILED" in text
 
 
 def out_of_memory(device: str, error: BaseException) -> str:

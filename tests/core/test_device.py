@@ -45,3 +45,15 @@ def test_torchs_message_about_full_memory_becomes_short():
     )
     assert is_out_of_memory(error)
     assert out_of_memory("cuda:0", error) == "cuda:0 is out of memory (20.00 GiB were asked for, 1.50 GiB are free)"
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported later", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_cuda_itself_and_cublas_say_that_memory_is_full_in_their_own_words(text, full):
+    assert is_out_of_memory(RuntimeError(text)) is full
