@@ -16,9 +16,8 @@ from kernelmux.errors import BackendError
 from kernelmux_cupy import source
 from kernelmux_cupy.tuning import H100, Shape, tune
 
-pytest.importorskip("cupy", reason="CuPy is not installed")
-if source.refusal(Device("cuda", 0, "H100", (9, 0))) is not None:
-    pytest.skip("NVRTC is not installed", allow_module_level=True)
+if refused := source.refusal(Device("cuda", 0, "H100", (9, 0))):
+    pytest.skip(refused.reason, allow_module_level=True)
 
 from cupy_backends.cuda.libs import nvrtc
 

@@ -14,8 +14,8 @@ from kernelmux_cupy import source
 
 H100 = Device("cuda", 0, "H100", (9, 0))
 
-if source.refusal(H100) is not None:
-    pytest.skip("CuPy or NVRTC is not installed", allow_module_level=True)
+if refused := source.refusal(H100):
+    pytest.skip(refused.reason, allow_module_level=True)
 
 
 def mul_mat(m, format, k=512):

@@ -56,7 +56,7 @@ REGISTRY, CASES = _jobs()
 @pytest.fixture(autouse=True)
 def _on_host(monkeypatch):
     if on_host.COMPILER is None:
-        pytest.skip("g++ is not installed")
+        pytest.skip("g++, which compiles the CUDA C for the processor, is not installed")
     for module in MODULES:
         monkeypatch.setattr(module, "function", on_host.function)
         monkeypatch.setattr(module, "bind", on_host.bind)
