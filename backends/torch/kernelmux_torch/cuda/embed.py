@@ -12,7 +12,7 @@ import triton.language as tl
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_torch import embed, mul_mat
-from kernelmux_torch.cuda.launch import bind
+from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
 
 TILE = 1024

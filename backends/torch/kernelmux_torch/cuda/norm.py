@@ -16,7 +16,7 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Launch, Tensors
 from kernelmux_torch import rms_norm
 from kernelmux_torch.cuda.convert import TINY
-from kernelmux_torch.cuda.launch import bind
+from kernelmux_triton.launch import bind
 from kernelmux_torch.cuda.rows import LARGEST, WRITTEN, store_row, warps
 from kernelmux_torch.elementwise import FLOATS
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from kernelmux.formats import lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux_torch.cuda.launch import bind
+from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
 
 PROGRAMS = 264

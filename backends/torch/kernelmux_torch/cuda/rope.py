@@ -16,7 +16,7 @@ from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Rotation
-from kernelmux_torch.cuda.launch import bind
+from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import dense
 
