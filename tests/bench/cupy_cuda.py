@@ -49,6 +49,7 @@ VARIANTS = (
     Tuning(16, 1, 1, 4, 1),
     Tuning(16, 2, 1, 2, 1),
     Tuning(16, 1, 1, 2, 2),
+    Tuning(16, 1, 1, 4, 2),
     Tuning(16, 1, 1, 2, 2, loop=False),
     Tuning(8, 2, 1, 2, 2),
     Tuning(8, 2, 1, 4, 2),
@@ -56,6 +57,17 @@ VARIANTS = (
     Tuning(8, 1, 1, 2, 4, loop=False),
     Tuning(4, 2, 1, 2, 4),
 )
+SEVERAL = (
+    Tuning(16, 1, 1, 2, 1),
+    Tuning(8, 1, 2, 1, 2),
+    Tuning(8, 2, 1, 2, 2),
+    Tuning(8, 2, 1, 2, 2, matrix=True),
+    Tuning(8, 4, 1, 2, 1, matrix=True),
+    Tuning(16, 1, 1, 1, 1, matrix=True),
+    Tuning(16, 1, 1, 2, 1, matrix=True),
+    Tuning(8, 1, 1, 2, 3, matrix=True),
+)
+"""For several rows: by dp4a, and by the matrix unit."""
 
 READ = r"""
 extern "C" __global__ void __launch_bounds__(512) read(const uint4 *x, unsigned *y, long long count) {
@@ -179,18 +191,25 @@ def fused_nodes(m: int) -> Iterator[tuple[str, Any, Any]]:
 
 
 def variants(result: Result) -> None:
-    """Each choice on each layer that it fits, at one row of Q4_K; the choice that is made by itself is in `layers`."""
-    for label, (n, k) in LAYERS.items():
-        shape = Shape(("Q4_K",), (n,), k, 1)
-        for tuning in VARIANTS:
-            tuning = replace(tuning, warps=tuning.warps if shape.tiles % tuning.warps == 0 else tuning.warps // 8 * 7)
-            if tuning.resident * (shape.shared(tuning) + RESERVED) > H100.shared:
-                continue
-            loop = "" if tuning.loop else ", a set a block"
-            numbers = f"{tuning.warps} warps, {tuning.stages} stages, {tuning.resident} blocks"
-            what = f"{label}, {numbers}, {tuning.chunk} at once{loop}"
-            work = matrix_work(n, k, "Q4_K", 1)
-            result.add(what, partial(timed, result, what, work, Dp4a(tuning), None, {}))
+    """Each choice on each layer that it fits, of Q4_K; the choice that is made by itself is in `layers`."""
+    for m, choices in ((1, VARIANTS), (4, SEVERAL), (8, SEVERAL)):
+        for label, (n, k) in LAYERS.items():
+            shape = Shape(("Q4_K",), (n,), k, m)
+            for tuning in choices:
+                tuning = replace(
+                    tuning, warps=tuning.warps if shape.tiles % tuning.warps == 0 else tuning.warps // 8 * 7
+                )
+                if tuning.resident * (shape.shared(tuning) + RESERVED) > H100.shared:
+                    continue
+                work = matrix_work(n, k, "Q4_K", m)
+                what = f"{label}, {described(tuning)}"
+                result.add(what, partial(timed, result, what, work, Dp4a(tuning), None, {}))
+
+
+def described(tuning: Tuning) -> str:
+    numbers = f"{tuning.warps} warps, {tuning.stages} stages, {tuning.resident} blocks, {tuning.chunk} at once"
+    groups = ", two groups" if tuning.groups == 2 else ""
+    return numbers + groups + ("" if tuning.loop else ", a set a block") + (", matrix unit" if tuning.matrix else "")
 
 
 def timed(
@@ -270,7 +289,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--commit", default="", help="where the tree is no checkout")
+    parser.add_argument("--apart", action="store_true", help="no launch overlaps with the one before it")
     asked = parser.parse_args()
+    if asked.apart:
+        launch.OVERLAPPING = (99, 0)
     asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device("cuda")
     result = Result(device, measure_ceilings(device))
@@ -282,11 +304,12 @@ def main() -> None:
         ceilings = (
             f"In the same run: read {result.ceilings.read / 1e12:.2f} TB/s, copy {result.ceilings.copy / 1e12:.2f}."
         )
-        title = f"DP4A products of quantised weights: {name}"
+        title = f"DP4A products of quantised weights: {name}{', launches apart' if asked.apart else ''}"
         report = make_report(title, device, method, result.rows, [ceilings, *result.notes])
         if asked.commit:
             report["commit"] = asked.commit
-        path = asked.out / f"{card(device)}-dp4a-{name}.json"
+        apart = "-apart" if asked.apart else ""
+        path = asked.out / f"{card(device)}-dp4a-{name}{apart}.json"
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
         for row in result.rows:
             print(*row.values(), sep=" | ")

@@ -11,6 +11,10 @@ ROW_COUNTS = (1, 2, 4, 8, 16)
 """Rows of activations that the kernel is compiled for; it takes fewer."""
 RESERVED = 1024
 """Bytes of shared memory that each block costs beside its own."""
+MATRIX_ROWS = 8
+"""Rows of activations from which the matrix unit is the faster one."""
+BARRIER = 8
+"""Bytes of the barrier of a stage."""
 MOST_STAGES = 4
 
 
@@ -21,8 +25,9 @@ class Card:
     multiprocessors: int
     shared: int
     shared_per_block: int
-    asynchronous: bool = True
-    """Whether it copies to shared memory behind the threads' back (compute capability 8.0)."""
+    ampere: bool = True
+    """Compute capability 8.0: it copies to shared memory behind the threads' back, and multiplies int8 matrices of
+    16 x 32 by 32 x 8."""
 
 
 H100 = Card(132, 228 * 1024, 227 * 1024)
@@ -34,7 +39,8 @@ class Tuning:
 
     `warps` of a block share a group's columns; `groups` of 32 rows (1 or 2) share activations; a warp has `stages`
     tiles under way; `chunk` blocks of columns are held in registers at once; `resident` blocks a multiprocessor.
-    `loop`: no more blocks than run at once, each with several sets of rows, so that its ring never empties.
+    `loop`: no more blocks than run at once, each with several sets of rows, so that its ring never empties. `matrix`:
+    products by the matrix unit, not by `__dp4a`.
     """
 
     warps: int
@@ -43,6 +49,7 @@ class Tuning:
     chunk: int
     resident: int
     loop: bool = True
+    matrix: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,8 @@ class Shape:
         """Tiles along k."""
         return self.k // (32 * tile_blocks(self.k))
 
-    def lanes(self, groups: int) -> int:
-        """Rows of weights that one lane has."""
+    def tiles_at_once(self, groups: int) -> int:
+        """Tiles of weights in a slot."""
         return 2 if self.gated else groups
 
     def sets(self, groups: int) -> int:
@@ -77,14 +84,15 @@ class Shape:
     def slot(self, groups: int) -> int:
         """Bytes of one stage: the tiles of the largest format, and the rows' activations beside them."""
         tiles = [ROWS * lane_bytes(format, self.k) for format in self.formats]
-        staged = -(-40 * tile_blocks(self.k) // 16) * 16
+        # An odd number of 16 bytes: eight rows of activations meet in no bank of shared memory.
+        staged = (-(-40 * tile_blocks(self.k) // 16) | 1) * 16
         return (sum(tiles) if self.gated else groups * max(tiles)) + self.rows * staged
 
     def shared(self, tuning: Tuning) -> int:
         """Bytes of shared memory of a block."""
-        sums = self.lanes(tuning.groups) * self.rows
+        sums = self.tiles_at_once(tuning.groups) * self.rows
         places = 1 if sums > 2 else 2
-        return tuning.warps * (tuning.stages * self.slot(tuning.groups) + 4 * ROWS * sums * places)
+        return tuning.warps * (tuning.stages * (self.slot(tuning.groups) + BARRIER) + 4 * ROWS * sums * places)
 
     def grid(self, tuning: Tuning, card: Card) -> int:
         """Blocks: one for each set, or as many as run at once."""
@@ -104,6 +112,7 @@ class Shape:
             "SLOT": self.slot(tuning.groups),
             "ROWS": self.rows,
             "RESIDENT": tuning.resident,
+            "MATRIX": int(tuning.matrix),
             "RESIDUAL": residual,
             **{f"FORMAT{index}": format for index, format in enumerate(self.formats)},
             **{f"OUT{index}": output for index, output in enumerate(outputs)},
@@ -112,10 +121,12 @@ class Shape:
 
 def tune(shape: Shape, card: Card) -> Tuning:
     """The choice for a shape: enough bytes under way, the warps' shares of k as even as they can be."""
-    # Activations are read from shared memory for every row of weights that a lane has: two rows halve that.
-    wide = shape.rows >= 4 and not shape.gated and shape.sets(2) >= card.multiprocessors
+    matrix = shape.rows >= MATRIX_ROWS and card.ampere
+    # By dp4a activations are read for every row of weights that a lane has: two rows halve that.
+    wide = shape.rows >= 4 and not matrix and not shape.gated and shape.sets(2) >= card.multiprocessors
     groups = 2 if wide else 1
-    sums = shape.rows * shape.lanes(groups)
+    sums = max(shape.rows, 8) // 4 if matrix else shape.rows
+    sums *= shape.tiles_at_once(groups)
     chunk = min(tile_blocks(shape.k), 2 if sums < 8 else 1)
     crowded = shape.sets(groups) > card.multiprocessors and shape.rows < 16
     for resident in (2, 1) if crowded else (1,):
@@ -127,8 +138,8 @@ def tune(shape: Shape, card: Card) -> Tuning:
             turns = -(-shape.tiles // warps) * -(-shape.sets(groups) // (card.multiprocessors * resident))
             fitting = [
                 tuning
-                for stages in range(1, (min(turns, MOST_STAGES) if card.asynchronous else 1) + 1)
-                if shape.shared(tuning := Tuning(warps, stages, groups, chunk, resident)) <= limit
+                for stages in range(1, (min(turns, MOST_STAGES) if card.ampere else 1) + 1)
+                if shape.shared(tuning := Tuning(warps, stages, groups, chunk, resident, matrix=matrix)) <= limit
             ]
             # One block alone is for shapes, and cards, that have no room for two of eight warps.
             if fitting and (warps >= min(8, shape.tiles) or resident == 1):

@@ -52,7 +52,7 @@ def test_nothing_spills_on_an_h100():
 
 @pytest.mark.parametrize("capability", KNOWN, ids=str)
 def test_every_source_compiles_for_every_card(capability):
-    small = replace(H100, shared=64 * 1024, shared_per_block=48 * 1024, asynchronous=False)
+    small = replace(H100, shared=64 * 1024, shared_per_block=48 * 1024, ampere=False)
     found = functions(H100 if capability >= (8, 0) else small)
     for label in EVERYWHERE:
         file, defines = found[label]

@@ -7,7 +7,7 @@ import pytest
 from kernelmux_cupy.pack import TILED
 from kernelmux_cupy.tuning import H100, RESERVED, ROW_COUNTS, Card, Shape, tune
 
-PASCAL = Card(20, 96 * 1024, 48 * 1024, asynchronous=False)
+PASCAL = Card(20, 96 * 1024, 48 * 1024, ampere=False)
 LAYERS = [(4096, 4096), (4096, 14336), (28672, 4096), (128256, 4096), (1, 256)]
 
 
@@ -21,7 +21,7 @@ def test_every_shape_fits_every_card(format, card):
                 shared = shape.shared(tuning)
                 assert shared <= card.shared_per_block
                 assert tuning.resident * (shared + RESERVED) <= card.shared
-                assert tuning.stages == 1 or card.asynchronous
+                assert tuning.stages == 1 or card.ampere
 
 
 @pytest.mark.parametrize(("n", "k"), LAYERS[:4])

@@ -9,6 +9,7 @@
 // Floor: the keys and values seen, once.
 // Macros: Q, CACHE, Y, the formats' names; D; GROUP; PAGE; WHOLE, 1 where there is one split, whose result is final.
 
+#include "order.cuh"
 #include "rows.cuh"
 
 constexpr int THREADS = 128, WARPS = THREADS / 32;
@@ -83,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
     const Q *q, void *found, float *weights, const CACHE *k_cache, const CACHE *v_cache, const int *query_start,
     const int *kv_len, const int *block_table, int sequences, int width, float scale, float cap, int window, int heads,
     int kv_heads) {
+    follow();
     // [query][piece of a lane][quarter of a piece][lane][4]: 16 bytes of neighbouring lanes are neighbours.
     __shared__ __align__(16) float queries[GROUP][EACH][ITEMS / 4][LANES][4];
     __shared__ float peaks[WARPS][GROUP], totals[WARPS][GROUP], sums[WARPS][GROUP][D];
@@ -263,6 +265,7 @@ constexpr int MOST_SPLITS = 64;
 
 // One query's result from its splits; what those that saw nothing hold is not read.
 extern "C" __global__ void weigh(const float *found, const float *weights, Y *y, int splits) {
+    follow();
     __shared__ float shares[MOST_SPLITS];
     const long long at = (long long)blockIdx.x * splits;
     const int lane = threadIdx.x % 32;

@@ -7,16 +7,19 @@
 //
 // Macros: FROM and TO, names of float formats; that in place of q8_32 is not looked at.
 #include "number.cuh"
+#include "order.cuh"
 #include "q8.cuh"
 #include "warp.cuh"
 
 extern "C" __global__ void plain(const FROM *x, TO *y, long long count) {
+    follow();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) put(y + i, to_float(x[i]));
 }
 
 // `count` fours; all threads of a warp take part in its sums.
 extern "C" __global__ void quantize(const FROM *x, char4 *y, float *scales, float *sums, long long count) {
+    follow();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     float v[4];
 #pragma unroll
@@ -35,6 +38,7 @@ extern "C" __global__ void quantize(const FROM *x, char4 *y, float *scales, floa
 }
 
 extern "C" __global__ void dequantize(const char4 *x, const float *scales, TO *y, long long count) {
+    follow();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const char4 q = x[i];

@@ -4,10 +4,12 @@
 // row and WIDE neighbouring columns each. Floor: k and v once, in the cache's format once more.
 // Macros: K, V, K_CACHE, V_CACHE, the formats' names; WIDE, 1 or 4.
 
+#include "order.cuh"
 #include "rows.cuh"
 
 extern "C" __global__ void copy(
     const K *k, const V *v, const int *slots, K_CACHE *k_cache, V_CACHE *v_cache, int columns) {
+    follow();
     const int column = WIDE * (blockIdx.y * blockDim.x + threadIdx.x);
     const long long slot = slots[blockIdx.x];
     if (slot < 0 || column >= columns) return;

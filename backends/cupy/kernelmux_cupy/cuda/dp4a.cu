@@ -5,32 +5,30 @@
 // Layout: weights in tiles of 32 rows by BLOCKS x 32 columns (formats.cuh), tile (group, t) at group * tiles + t.
 // Threads: a block takes sets of GROUPS groups of 32 rows (of a pair: a group of gate and the same of up), every
 // gridDim.x-th one. Its WARPS warps take the tiles along k in turns, each through a ring of STAGES slots in shared
-// memory of its own: the tiles' bytes as they are, and the rows' activations, which all lanes read together. The ring
-// runs on into the next set, so that memory is busy while the warps' sums are added; that is done in the order of the
-// warps, so that a result does not depend on who comes first.
+// memory of its own (ring.cuh): the tiles' bytes as they are, and the rows' activations. The ring runs on into the next
+// set, so that memory is busy while the warps' sums are added; that is done in the order of the warps, so that a result
+// does not depend on who comes first. Weights are asked for before the kernel ahead has ended (order.cuh).
 // Floor: the file's bytes of the weights, each read once, at the speed of memory.
 //
 // Macros: PARTS matrices of formats FORMAT0.. written as OUT0.., names of formats, perhaps q8_32; GATED (two matrices,
 // one output); RESIDUAL's format; BLOCKS, CHUNK (formats.cuh), WARPS, GROUPS, STAGES, SLOT bytes, ROWS of activations,
-// RESIDENT blocks a multiprocessor. Shared memory: WARPS * (STAGES * SLOT + 128 * ROWS * LANES * KEEPS) bytes.
+// RESIDENT blocks a multiprocessor; MATRIX: by the matrix unit (matrix.cuh), not by __dp4a (lanes.cuh).
+// Shared memory: WARPS * (STAGES * (SLOT + 8) + 128 * ROWS * TILES * KEEPS) bytes.
 #include "formats.cuh"
+#include "order.cuh"
 #include "q8.cuh"
+#include "ring.cuh"
 #include "warp.cuh"
+#if MATRIX
+#include "matrix.cuh"
+#else
+#include "lanes.cuh"
+#endif
 
-// Rows of weights that a lane has.
-const int LANES = GATED ? 2 : GROUPS;
+// Tiles of weights in a slot.
+const int TILES = GATED ? 2 : GROUPS;
 // Places for the warps' sums.
-const int KEEPS = LANES * ROWS > 2 ? 1 : 2;
-const int COLUMNS = 32 * BLOCKS;
-// A row of activations in a slot: integers, scales, sums.
-const int STAGED = (40 * BLOCKS + 15) / 16 * 16;
-const int UNIT = BLOCKS < 4 ? 4 * BLOCKS : 16;
-const int UNITS = 40 * BLOCKS / UNIT;
-
-struct Activations {
-    const u8 *integers, *scales, *sums;
-    int m, k;
-};
+const int KEEPS = TILES * ROWS > 2 ? 1 : 2;
 
 struct Output {
     const float *bias;
@@ -39,97 +37,6 @@ struct Output {
     float *scales, *sums;
     int n;
 };
-
-// WIDTH bytes to shared memory, zeros unless `there`; not waited for.
-template <int WIDTH>
-__device__ __forceinline__ void copy_unit(u8 *to, const u8 *from, bool there = true) {
-#if __CUDA_ARCH__ >= 800
-    const u32 at = (u32)__cvta_generic_to_shared(to);
-    if (WIDTH == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0));
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(WIDTH),
-                     "r"(there ? WIDTH : 0));
-#else
-    if (WIDTH == 16) {
-        *(uint4 *)to = there ? __ldg((const uint4 *)from) : make_uint4(0, 0, 0, 0);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < WIDTH / 4; ++i) ((u32 *)to)[i] = there ? ((const u32 *)from)[i] : 0u;
-#endif
-}
-
-__device__ __forceinline__ void close_stage() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;");
-#endif
-}
-
-// The oldest stage has arrived, for all lanes.
-__device__ __forceinline__ void wait_stage() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
-#endif
-    __syncwarp();
-}
-
-template <int BYTES>
-__device__ __forceinline__ void copy_tile(u8 *to, const u8 *from, int lane) {
-#pragma unroll
-    for (int i = 0; i < BYTES; i += 512)
-        if (i + 512 <= BYTES || i + 16 * lane < BYTES) copy_unit<16>(to + i + 16 * lane, from + i + 16 * lane);
-}
-
-// Columns of tile t of all rows; beyond the last row zeros.
-__device__ __forceinline__ void copy_rows(u8 *to, const Activations &x, int t, int lane) {
-    const int blocks = x.k / 32;
-#pragma unroll
-    for (int i = 0; i < ROWS * UNITS; i += 32) {
-        const int unit = i + lane, row = unit / UNITS, at = unit % UNITS * UNIT;
-        if (i + 32 > ROWS * UNITS && unit >= ROWS * UNITS) break;
-        const long long r = row < x.m ? row : 0;
-        const u8 *from = x.integers + r * x.k + t * COLUMNS + at;
-        if (at >= COLUMNS) from = x.scales + (r * blocks + t * BLOCKS) * 4 + at - COLUMNS;
-        if (at >= COLUMNS + 4 * BLOCKS) from = x.sums + (r * blocks + t * BLOCKS) * 4 + at - COLUMNS - 4 * BLOCKS;
-        copy_unit<UNIT>(to + row * STAGED + at, from, row < x.m);
-    }
-}
-
-// Adds a slot's tiles, one or two, to the sums of this lane's rows.
-template <class F, class G>
-__device__ __forceinline__ void add_slot(float (&sums)[LANES][ROWS], const u8 *slot, int lane) {
-    const u8 *rows = slot + 32 * (F::LANE + (LANES == 2 ? G::LANE : 0));
-#pragma unroll 1
-    for (int chunk = 0; chunk < BLOCKS; chunk += CHUNK) {
-        Held<F> one;
-        Held<G> two;
-        one.read(slot, chunk, lane);
-        if (LANES == 2) two.read(slot + 32 * F::LANE, chunk, lane);
-#pragma unroll
-        for (int c = 0; c < CHUNK; ++c) {
-            const u8 *at = rows + 32 * (chunk + c), *of = rows + COLUMNS + 4 * (chunk + c);
-            int w[8], v[8];
-            Scale s = scale_of(one, chunk, c), r = s;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) w[i] = one.word(c, i);
-            if (LANES == 2) {
-                r = scale_of(two, chunk, c);
-#pragma unroll
-                for (int i = 0; i < 8; ++i) v[i] = two.word(c, i);
-            }
-#pragma unroll
-            for (int row = 0; row < ROWS; ++row) {
-                const int4 low = *(const int4 *)(at + row * STAGED), high = *(const int4 *)(at + row * STAGED + 16);
-                const float scale = *(const float *)(of + row * STAGED);
-                float sum = 0.0f;
-                if (F::MINIMUM || G::MINIMUM) sum = *(const float *)(of + row * STAGED + 4 * BLOCKS);
-                sums[0][row] = add_block<F>(sums[0][row], w, s, low, high, scale, sum);
-                if (LANES == 2) sums[LANES - 1][row] = add_block<G>(sums[LANES - 1][row], v, r, low, high, scale, sum);
-            }
-        }
-    }
-}
 
 // Writes one row's 32 outputs of a group, one a lane; those from `n` on are not there.
 template <class T>
@@ -160,15 +67,15 @@ __device__ __forceinline__ float with_bias(const float *bias, int j, int n, floa
 template <class T>
 __device__ __forceinline__ void finish(
     const float *kept, const Output &out, const float *other_bias, int m, int group, int warp, int lane) {
-    const int outputs = GATED ? ROWS : LANES * ROWS;
+    const int outputs = GATED ? ROWS : TILES * ROWS;
     for (int i = warp; i < outputs; i += WARPS) {
         const int row = i % ROWS, j = (group + i / ROWS) * 32 + lane;
         if (row >= m || j - lane >= out.n) continue;
         float y = 0.0f, z = 0.0f;
 #pragma unroll 4
         for (int w = 0; w < WARPS; ++w) {
-            y += kept[(w * LANES * ROWS + i) * 32 + lane];
-            if (GATED) z += kept[(w * LANES * ROWS + ROWS + row) * 32 + lane];
+            y += kept[(w * TILES * ROWS + i) * 32 + lane];
+            if (GATED) z += kept[(w * TILES * ROWS + ROWS + row) * 32 + lane];
         }
         y = with_bias(out.bias, j, out.n, y);
         if (GATED) y = silu(y) * with_bias(other_bias, j, out.n, z);
@@ -184,53 +91,59 @@ __device__ __forceinline__ void finish(
 #define PRODUCT __forceinline__
 #endif
 
-// This block's sets of one matrix, or of a pair: `first` and every gridDim.x-th after it, below `sets`.
+// This block's sets of one matrix, or of a pair: `first` and every gridDim.x-th after it, below `sets`. `asked`: units
+// that went through this warp's ring before, and now.
 template <class F, class G, class T>
 __device__ PRODUCT void product(
     const u8 *weights, const u8 *others, const float *other_bias, const Output &out, const Activations &x, int first,
-    int sets) {
-    extern __shared__ __align__(16) u8 memory[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int sets, const Ring &ring, float *all, int &asked) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, start = asked;
     const int tiles = x.k / COLUMNS, turns = (tiles + WARPS - 1) / WARPS, last = (out.n + 31) / 32 - 1;
     const int units = first < sets ? ((sets - 1 - first) / (int)gridDim.x + 1) * turns : 0;
-    u8 *ring = memory + warp * STAGES * SLOT;
-    float *all = (float *)(memory + WARPS * STAGES * SLOT);
+    const int BYTES = 32 * (F::LANE + (TILES == 2 ? G::LANE : 0));
 
-    const auto ask = [&](int unit) {
+    const auto ask_weights = [&](int unit) {
+        if (unit >= units) return;
         const int group = (first + unit / turns * (int)gridDim.x) * GROUPS, t = warp + unit % turns * WARPS;
-        if (unit < units && t < tiles) {
-            u8 *slot = ring + unit % STAGES * SLOT;
-            copy_rows(slot + 32 * (F::LANE + (LANES == 2 ? G::LANE : 0)), x, t, lane);
-            copy_tile<32 * F::LANE>(slot, weights + ((long long)group * tiles + t) * (32 * F::LANE), lane);
-            // Beyond the last group that one is read again, and not written.
-            const long long other = GATED ? group : min(group + 1, last);
-            if (LANES == 2)
-                copy_tile<32 * G::LANE>(slot + 32 * F::LANE, others + (other * tiles + t) * (32 * G::LANE), lane);
-        }
-        close_stage();
+        ring.open(start + unit, t < tiles ? BYTES : 0);
+        if (t >= tiles) return;
+        ring.ask_tile<32 * F::LANE>(start + unit, 0, weights + ((long long)group * tiles + t) * (32 * F::LANE));
+        // Beyond the last group that one is read again, and not written.
+        const long long other = GATED ? group : min(group + 1, last);
+        if (TILES == 2)
+            ring.ask_tile<32 * G::LANE>(start + unit, 32 * F::LANE, others + (other * tiles + t) * (32 * G::LANE));
+    };
+    const auto ask_rows = [&](int unit) {
+        const int t = warp + unit % turns * WARPS;
+        if (unit < units && t < tiles) ring.ask_rows(start + unit, BYTES, x, t);
+        ring.close();
     };
 
-    float sums[LANES][ROWS] = {};
+    Sums<TILES> sums;
+    sums.clear();
 #pragma unroll
-    for (int unit = 0; unit < STAGES; ++unit) ask(unit);
+    for (int unit = 0; unit < STAGES; ++unit) ask_weights(unit);
+    wait_for_inputs();
+#pragma unroll
+    for (int unit = 0; unit < STAGES; ++unit) ask_rows(unit);
     for (int unit = 0; unit < units; ++unit) {
-        wait_stage();
-        if (warp + unit % turns * WARPS < tiles) add_slot<F, G>(sums, ring + unit % STAGES * SLOT, lane);
+        ring.wait(start + unit);
+        const u8 *slot = ring.slot(start + unit);
+        if (warp + unit % turns * WARPS < tiles) sums.template add<F, G>(slot, slot + BYTES, lane);
         __syncwarp();
-        ask(unit + STAGES);
+        ask_weights(unit + STAGES);
+        ask_rows(unit + STAGES);
         if (unit % turns == turns - 1) {
             // Few sums have two places, so that those of the next set wait for nobody.
-            float *kept = all + (KEEPS == 2 ? unit / turns % 2 * WARPS * LANES * ROWS * 32 : 0);
-#pragma unroll
-            for (int i = 0; i < LANES * ROWS; ++i) {
-                kept[(warp * LANES * ROWS + i) * 32 + lane] = sums[i / ROWS][i % ROWS];
-                sums[i / ROWS][i % ROWS] = 0.0f;
-            }
+            float *kept = all + (KEEPS == 2 ? unit / turns % 2 * WARPS * TILES * ROWS * 32 : 0);
+            sums.keep(kept + warp * TILES * ROWS * 32, lane);
+            sums.clear();
             __syncthreads();
             finish<T>(kept, out, other_bias, x.m, (first + unit / turns * (int)gridDim.x) * GROUPS, warp, lane);
             if (KEEPS == 1) __syncthreads();
         }
     }
+    asked += units;
     if (PARTS > 1) __syncthreads();
 }
 
@@ -242,7 +155,7 @@ __device__ PRODUCT void product(
     {                                                                                                               \
         const int sets = (n##i + 32 * GROUPS - 1) / (32 * GROUPS);                                                  \
         const Output out = {bias##i, residual##i, y##i, scales##i, sums##i, n##i};                                  \
-        product<FORMAT##i, FORMAT##i, OUT##i>(weights##i, weights##i, nullptr, out, x, next, sets);                 \
+        product<FORMAT##i, FORMAT##i, OUT##i>(weights##i, weights##i, nullptr, out, x, next, sets, ring, kept, asked); \
         next = next < sets ? (int)gridDim.x - 1 - (sets - 1 - next) % (int)gridDim.x : next - sets;                 \
     }
 
@@ -255,10 +168,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) dp4a(
     PART(2),
 #endif
     const u8 *integers, const u8 *scales, const u8 *sums, int m, int k) {
+    extern __shared__ __align__(128) u8 memory[];
+    const int warp = threadIdx.x / 32;
+    let_next_start();
+    float *kept = (float *)(memory + WARPS * STAGES * SLOT);
+    const Ring ring(
+        memory + warp * STAGES * SLOT, (u64 *)(kept + WARPS * TILES * ROWS * KEEPS * 32) + warp * STAGES,
+        threadIdx.x % 32);
     const Activations x = {integers, scales, sums, m, k};
+    int asked = 0;
 #if GATED
     const Output out = {bias0, residual0, y0, scales0, sums0, n0};
-    product<FORMAT0, FORMAT1, OUT0>(weights0, weights1, bias1, out, x, blockIdx.x, (n0 + 31) / 32);
+    product<FORMAT0, FORMAT1, OUT0>(weights0, weights1, bias1, out, x, blockIdx.x, (n0 + 31) / 32, ring, kept, asked);
 #else
     int next = blockIdx.x;
     TAKE(0)

@@ -4,6 +4,7 @@
 // neighbouring elements (16 bytes of f32). Floor: a, b and y once each; silu reads no b.
 // Macros: OP; A, B, Y, the formats' names; Y may be q8_32, whose scales and sums are written then.
 
+#include "order.cuh"
 #include "rows.cuh"
 
 __device__ __forceinline__ float add(float a, float b) { return a + b; }
@@ -14,6 +15,7 @@ __device__ __forceinline__ float swiglu(float gate, float up) { return silu(gate
 // An output may be an input's memory: a thread has read its elements when it writes them.
 extern "C" __global__ void elementwise(
     const A *a, const B *b, void *y, float *scales, float *sums, long long count) {
+    follow();
     const Written<Y> written(y, scales, sums);
     long long at = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x);
     const bool whole = at + 4 <= count;

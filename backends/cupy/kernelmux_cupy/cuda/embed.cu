@@ -5,6 +5,7 @@
 // Macros: TABLE, the format's name; Y.
 
 #include "blocks.cuh"
+#include "order.cuh"
 #include "rows.cuh"
 
 // Block types say how many numbers a block holds, in how many bytes, and what its number i is.
@@ -25,6 +26,7 @@ template <> struct Table<f16> : Dense<f16> {};
 template <> struct Table<bf16> : Dense<bf16> {};
 
 extern "C" __global__ void embed(const int *ids, const void *table, Y *y, int columns) {
+    follow();
     const int column = blockIdx.y * blockDim.x + threadIdx.x;
     if (column >= columns) return;
     const float x = Table<TABLE>::at(table, ids[blockIdx.x], columns, column);

@@ -1,7 +1,6 @@
-// Quantised weights as pack.py lays them out, and what one lane makes of them.
+// Quantised weights as pack.py lays them out, and what lanes make of them.
 //
-// A tile is 32 rows by BLOCKS blocks of 32 columns, in one piece, of as many bytes as the file has for it. A lane has
-// one row. The tile's fields follow one another; each is [vectors][32 lanes][16 bytes], so that a warp reads 512 bytes
+// A tile is 32 rows by BLOCKS blocks of 32 columns, in one piece, of as many bytes as the file has for it. The tile's fields follow one another; each is [vectors][32 lanes][16 bytes], so that a warp reads 512 bytes
 // that lie side by side, and no two lanes meet in a bank of shared memory. Fields: 4-bit (or 8-bit) integers, upper bits, scales, a superblock's scale of Q6_K.
 //
 // Of a block's 32 integers, word i (0 to 7) holds columns 4i to 4i + 3, as the activations' words do: the low nibbles of
@@ -11,14 +10,14 @@
 #pragma once
 #include "number.cuh"
 
-enum Scales { ONE, TWO, SUPER, SIXTEENS };
+enum Scaling { ONE, TWO, SUPER, SIXTEENS };
 // ONE: f16 d a block. TWO: f16 d, m a block. SUPER: f16 d, dmin and 12 bytes of 6-bit factors a superblock of 8 blocks.
 // SIXTEENS: int8 factors for 16 columns each, and an f16 d a superblock.
 
-template <int BITS_, bool SIGNED_, Scales SCALES_>
+template <int BITS_, bool SIGNED_, Scaling SCALES_>
 struct Format {
     static const int BITS = BITS_;
-    static const Scales SCALES = SCALES_;
+    static const Scaling SCALES = SCALES_;
     static const bool MINIMUM = SCALES_ == TWO || SCALES_ == SUPER;
     static const int SHIFT = SIGNED_ ? 8 - BITS_ : 0;
     // Bytes a lane has of each field.
@@ -62,40 +61,33 @@ __device__ __forceinline__ void read_field(u32 *to, const u8 *field, int place, 
     }
 }
 
-// What a lane holds of a tile: CHUNK blocks from `chunk` on.
+// Word i (HIGH: 4 to 7, else 0 to 3, i counted from there) of a block, as four bytes: of the vector's word that holds
+// it, and of the upper bits' word, of which Q6_K has one for each half.
+template <class F, bool HIGH>
+__device__ __forceinline__ int unpack(u32 w, u32 upper, int i) {
+    if constexpr (F::BITS == 8) return (int)w;
+    const int S = F::SHIFT;
+    u32 bytes = (!HIGH ? w << S : S == 4 ? w : w >> (4 - S)) & 0x0f0f0f0fu << S;
+    if constexpr (F::BITS == 5) {
+        // One bit a byte: bit i of it, of the high half bit i + 4.
+        const int up = S + 4 - i - (HIGH ? 4 : 0);
+        bytes |= (up >= 0 ? upper << (up & 31) : upper >> (-up & 31)) & (0x10101010u << S);
+    }
+    if constexpr (F::BITS == 6) bytes |= (upper << (6 - 2 * i)) & 0xc0c0c0c0u;
+    return (int)bytes;
+}
+
+// A row's scales for CHUNK blocks from `chunk` on, as they are stored.
 template <class F>
-struct Held {
-    // Bytes of scales that a lane reads for the chunk.
-    static const int SCALE = F::SCALES == SUPER ? 16 : CHUNK * F::SCALE / BLOCKS;
-    u32 integers[CHUNK * F::INTEGERS / 4];
-    u32 upper[F::UPPER ? CHUNK * F::UPPER / 4 : 1];
-    u32 scales[(SCALE + 3) / 4];
+struct Scales {
+    static const int BYTES = F::SCALES == SUPER ? 16 : CHUNK * F::SCALE / BLOCKS;
+    u32 scales[(BYTES + 3) / 4];
     u32 last;
 
-    __device__ __forceinline__ void read(const u8 *tile, int chunk, int lane) {
-        read_field<BLOCKS * F::INTEGERS, CHUNK * F::INTEGERS>(integers, tile, chunk * F::INTEGERS, lane);
-        tile += BLOCKS * F::INTEGERS * 32;
-        if constexpr (F::UPPER > 0)
-            read_field<BLOCKS * F::UPPER, CHUNK * F::UPPER>(upper, tile, chunk * F::UPPER, lane);
-        tile += BLOCKS * F::UPPER * 32;
-        read_field<F::SCALE, SCALE>(scales, tile, F::SCALES == SUPER ? 0 : chunk * F::SCALE / BLOCKS, lane);
-        if constexpr (F::LAST > 0) read_field<2, 2>(&last, tile + F::SCALE * 32, 0, lane);
-    }
-
-    // Word i of block c of the chunk, as four bytes.
-    __device__ __forceinline__ int word(int c, int i) const {
-        if constexpr (F::BITS == 8) return (int)integers[8 * c + i];
-        const int S = F::SHIFT;
-        const u32 mask = 0x0f0f0f0fu << S, w = integers[4 * c + i % 4];
-        u32 bytes = (i < 4 ? w << S : S == 4 ? w : w >> (4 - S)) & mask;
-        if constexpr (F::BITS == 5) {
-            // One bit a byte: bit i of it.
-            const int up = S + 4 - i;
-            const u32 bits = upper[c];
-            bytes |= (up >= 0 ? bits << (up & 31) : bits >> (-up & 31)) & (0x10101010u << S);
-        }
-        if constexpr (F::BITS == 6) bytes |= (upper[2 * c + i / 4] << (6 - 2 * (i % 4))) & 0xc0c0c0c0u;
-        return (int)bytes;
+    __device__ __forceinline__ void read_scales(const u8 *tile, int chunk, int row) {
+        tile += BLOCKS * (F::INTEGERS + F::UPPER) * 32;
+        read_field<F::SCALE, BYTES>(scales, tile, F::SCALES == SUPER ? 0 : chunk * F::SCALE / BLOCKS, row);
+        if constexpr (F::LAST > 0) read_field<2, 2>(&last, tile + F::SCALE * 32, 0, row);
     }
 };
 
@@ -107,7 +99,7 @@ struct Scale { float d, m; };
 __device__ __forceinline__ float small(u32 x) { return __uint_as_float(0x4b000000u | x) - 8388608.0f; }
 
 template <class F>
-__device__ __forceinline__ Scale scale_of(const Held<F> &held, int chunk, int c) {
+__device__ __forceinline__ Scale scale_of(const Scales<F> &held, int chunk, int c) {
     const u32 *s = held.scales;
     const float unit = 1.0f / (1 << F::SHIFT);
     if constexpr (F::SCALES == ONE) return {(c % 2 ? half_high(s[c / 2]) : half_low(s[c / 2])) * unit, 0.0f};
@@ -133,22 +125,3 @@ __device__ __forceinline__ Scale scale_of(const Held<F> &held, int chunk, int c)
 // Exact below 2^22, and 32 x 128 x 127 is less.
 const int ZERO = 0x4b400000;
 __device__ __forceinline__ float sum_of(int bits) { return __int_as_float(bits) - 12582912.0f; }
-
-// `total` plus the product of a block: words of weights, words of activations, the activations' scale and sum.
-template <class F>
-__device__ __forceinline__ float add_block(float total, const int *w, Scale s, int4 low, int4 high, float scale, float sum) {
-    int first = ZERO;
-    first = __dp4a(w[0], low.x, first);
-    first = __dp4a(w[1], low.y, first);
-    first = __dp4a(w[2], low.z, first);
-    first = __dp4a(w[3], low.w, first);
-    int rest = F::SCALES == SIXTEENS ? ZERO : first;
-    rest = __dp4a(w[4], high.x, rest);
-    rest = __dp4a(w[5], high.y, rest);
-    rest = __dp4a(w[6], high.z, rest);
-    rest = __dp4a(w[7], high.w, rest);
-    if constexpr (F::SCALES == SIXTEENS)
-        return fmaf(scale, fmaf(s.m, sum_of(rest), s.d * sum_of(first)), total);
-    total = fmaf(s.d, scale * sum_of(rest), total);
-    return F::MINIMUM ? fmaf(-s.m, sum, total) : total;
-}

@@ -4,11 +4,13 @@
 //
 // Layout: W [n, k] and x [m, k] as they are, k a multiple of 8: 16 bytes a load.
 // Threads: a warp has OUTPUTS rows of W, its lanes take vectors of 8 columns in turns, AHEAD of them asked for before
-// the first is used. Activations come through the L1 cache, which the weights go past.
+// the first is used, and the first of them before the kernel ahead has ended (order.cuh). Activations come through the
+// L1 cache, which the weights go past.
 // Floor: W read once, at the speed of memory.
 //
 // Macros: WEIGHT, INPUT and OUT, the formats' names; ROWS of activations, OUTPUTS, AHEAD, WARPS of a block.
 #include "number.cuh"
+#include "order.cuh"
 #include "warp.cuh"
 
 #if __CUDA_ARCH__ >= 700
@@ -34,30 +36,35 @@ __device__ __forceinline__ void unpack(float *to, uint4 v) {
 }
 template <class T>
 __device__ __forceinline__ void read_eight(float *to, const T *at) {
-    unpack<T>(to, __ldg((const uint4 *)at));
+    unpack<T>(to, *(const uint4 *)at);
 }
 __device__ __forceinline__ void read_eight(float *to, const float *at) {
-    const float4 a = __ldg((const float4 *)at), b = __ldg((const float4 *)at + 1);
+    const float4 a = *(const float4 *)at, b = *((const float4 *)at + 1);
     to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv(
     const WEIGHT *weights, const float *bias, const INPUT *x, OUT *y, int m, int n, int k) {
     const int lane = threadIdx.x % 32, first = (blockIdx.x * WARPS + threadIdx.x / 32) * OUTPUTS;
-    if (first >= n) return;
+    let_next_start();
     const int vectors = k / 8;
     float sums[OUTPUTS][ROWS] = {};
     const WEIGHT *from[OUTPUTS];
 #pragma unroll
     for (int o = 0; o < OUTPUTS; ++o) from[o] = weights + (long long)min(first + o, n - 1) * k;
 
-    for (int v = lane; v < vectors; v += 32 * AHEAD) {
-        uint4 held[OUTPUTS][AHEAD];
+    uint4 held[OUTPUTS][AHEAD];
+    const auto ask = [&](int v) {
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a)
 #pragma unroll
             for (int o = 0; o < OUTPUTS; ++o)
                 held[o][a] = v + 32 * a < vectors ? read_once(from[o] + 8 * (v + 32 * a)) : make_uint4(0, 0, 0, 0);
+    };
+    ask(lane);
+    wait_for_inputs();
+    if (first >= n) return;
+    for (int v = lane; v < vectors; v += 32 * AHEAD) {
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a) {
             if (v + 32 * a >= vectors) break;
@@ -75,6 +82,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv(
                     for (int i = 0; i < 8; ++i) sums[o][row] = fmaf(w[o][i], in[i], sums[o][row]);
             }
         }
+        ask(v + 32 * AHEAD);
     }
 #pragma unroll
     for (int o = 0; o < OUTPUTS; ++o)

@@ -5,12 +5,14 @@
 // after the sum. Floor: a, b, gamma, total and y once each.
 // Macros: A, B, TOTAL, Y, the formats' names, Y perhaps q8_32; ADD, 0 or 1; WIDE, 1 or 4 columns at a time; CHUNKS.
 
+#include "order.cuh"
 #include "rows.cuh"
 
 // total may be the memory of a or b, y that of a: a thread has read its columns when it writes them.
 extern "C" __global__ void __launch_bounds__(1024) rms_norm(
     const A *a, const B *b, TOTAL *total, const float *gamma, void *y, float *scales, float *sums, float epsilon,
     int columns) {
+    follow();
     const Written<Y> written(y, scales, sums);
     const long long row = (long long)blockIdx.x * columns;
     float x[CHUNKS][WIDE], share[CHUNKS][WIDE];

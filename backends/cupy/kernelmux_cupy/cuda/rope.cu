@@ -5,6 +5,7 @@
 // Floor: q, k and their results once each.
 // Macros: Q, K, Q_OUT, K_OUT, the formats' names; MOST, the pairs of a head at most.
 
+#include "order.cuh"
 #include "rows.cuh"
 
 template <class X, class T>
@@ -25,6 +26,7 @@ __device__ __forceinline__ void turn(
 extern "C" __global__ void rope(
     const Q *q, const K *k, Q_OUT *q_out, K_OUT *k_out, const int *positions, const double *turns,
     const float *divisors, float magnitude, int adjacent, int dims, int dim, int heads, int kv_heads) {
+    follow();
     __shared__ float2 angles[MOST];
     const long long row = blockIdx.x;
     const double position = positions[row];
