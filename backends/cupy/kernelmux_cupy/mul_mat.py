@@ -116,7 +116,6 @@ class Dense(Kernel):
     precision = 1e-11
     most = 8
     vector = 8
-    warps = 4
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.name, *(format for format in FLOATS if format != self.name)]]
@@ -135,7 +134,8 @@ class Dense(Kernel):
         (x,), (y,), (weight, *bias) = tensors.inputs, tensors.outputs, tensors.packed
         (n, k), m = node.weight[0].extents, len(x)
         rows = next(count for count in ROW_COUNTS if count >= m)
-        outputs = 2 if rows < 4 else 4
+        # More rows of weights share what is read of the activations.
+        outputs, warps = (2, 4) if rows < 4 else (4, 2)
         defines: dict[str, int | str] = {
             "WEIGHT": self.name,
             "INPUT": node.inputs[0].format,
@@ -143,11 +143,11 @@ class Dense(Kernel):
             "ROWS": rows,
             "OUTPUTS": outputs,
             "AHEAD": 8 // outputs,
-            "WARPS": self.warps,
+            "WARPS": warps,
         }
         run = function("gemv", "gemv", x.device, **defines)
         args = (weight, bias[0] if bias else None, x, y, np.int32(m), np.int32(n), np.int32(k))
-        return bind(run, (-(-n // (outputs * self.warps)),), (32 * self.warps,), args, stream)
+        return bind(run, (-(-n // (outputs * warps)),), (32 * warps,), args, stream)
 
 
 class Bf16(Dense):

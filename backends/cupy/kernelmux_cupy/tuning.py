@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kernelmux_cupy.pack import ROWS, lane_bytes, tile_blocks
+from kernelmux_cupy.pack import ROWS, TILED, lane_bytes, tile_blocks
 
 ROW_COUNTS = (1, 2, 4, 8, 16)
 """Rows of activations that the kernel is compiled for; it takes fewer."""
 RESERVED = 1024
 """Bytes of shared memory that each block costs beside its own."""
-MATRIX_ROWS = 8
+MATRIX_ROWS = 4
 """Rows of activations from which the matrix unit is the faster one."""
-BARRIER = 8
-"""Bytes of the barrier of a stage."""
-MOST_STAGES = 4
+BANKS = 128
+"""Bytes of shared memory that are read and written at once."""
+MOST_STAGES = 2
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,15 @@ class Shape:
         tiles = [ROWS * lane_bytes(format, self.k) for format in self.formats]
         # An odd number of 16 bytes: eight rows of activations meet in no bank of shared memory.
         staged = (-(-40 * tile_blocks(self.k) // 16) | 1) * 16
-        return (sum(tiles) if self.gated else groups * max(tiles)) + self.rows * staged
+        held = (sum(tiles) if self.gated else groups * max(tiles)) + self.rows * staged
+        # Slots that begin amid the banks would cost an eighth of the speed.
+        return -(-held // BANKS) * BANKS
 
     def shared(self, tuning: Tuning) -> int:
         """Bytes of shared memory of a block."""
         sums = self.tiles_at_once(tuning.groups) * self.rows
         places = 1 if sums > 2 else 2
-        return tuning.warps * (tuning.stages * (self.slot(tuning.groups) + BARRIER) + 4 * ROWS * sums * places)
+        return tuning.warps * (tuning.stages * self.slot(tuning.groups) + 4 * ROWS * sums * places)
 
     def grid(self, tuning: Tuning, card: Card) -> int:
         """Blocks: one for each set, or as many as run at once."""
@@ -120,32 +122,38 @@ class Shape:
 
 
 def tune(shape: Shape, card: Card) -> Tuning:
-    """The choice for a shape: enough bytes under way, the warps' shares of k as even as they can be."""
+    """The choice for a shape: what `variants` of tests/bench/cupy_cuda.py says of an H100, and what fits the card."""
     matrix = shape.rows >= MATRIX_ROWS and card.ampere
     # By dp4a activations are read for every row of weights that a lane has: two rows halve that.
     wide = shape.rows >= 4 and not matrix and not shape.gated and shape.sets(2) >= card.multiprocessors
     groups = 2 if wide else 1
-    sums = max(shape.rows, 8) // 4 if matrix else shape.rows
-    sums *= shape.tiles_at_once(groups)
-    chunk = min(tile_blocks(shape.k), 2 if sums < 8 else 1)
-    crowded = shape.sets(groups) > card.multiprocessors and shape.rows < 16
+    sums = shape.rows * shape.tiles_at_once(groups)
+    # One block with all of the shared memory, but two where a second set would leave most of the card waiting.
+    crowded = card.multiprocessors < shape.sets(groups) <= 2 * card.multiprocessors and sums <= 4
     for resident in (2, 1) if crowded else (1,):
         limit = min(card.shared // resident - RESERVED, card.shared_per_block)
         # 65,536 registers: 128 each for 512 threads.
-        most = 16 if sums < (2 if resident == 2 else 8) else 8
+        most = 8 if sums > (8 if resident == 1 else 2) else 16
+        chunk = _chunk(shape, groups, matrix, resident)
         while most:
             warps = _even(shape.tiles, most)
-            turns = -(-shape.tiles // warps) * -(-shape.sets(groups) // (card.multiprocessors * resident))
-            fitting = [
-                tuning
-                for stages in range(1, (min(turns, MOST_STAGES) if card.ampere else 1) + 1)
-                if shape.shared(tuning := Tuning(warps, stages, groups, chunk, resident, matrix=matrix)) <= limit
-            ]
-            # One block alone is for shapes, and cards, that have no room for two of eight warps.
-            if fitting and (warps >= min(8, shape.tiles) or resident == 1):
-                return fitting[-1]
+            for stages in range(MOST_STAGES if card.ampere else 1, 0, -1):
+                tuning = Tuning(warps, stages, groups, chunk, resident, matrix=matrix)
+                # Two blocks are for shapes, and cards, that have room for as many tiles in each as in one.
+                enough = resident == 1 or warps * stages >= min(16, shape.tiles)
+                if shape.shared(tuning) <= limit and enough:
+                    return tuning
             most //= 2
     raise AssertionError(f"{shape} does not fit {card}")
+
+
+def _chunk(shape: Shape, groups: int, matrix: bool, resident: int) -> int:
+    """Blocks of columns at once: the more, the more loads from shared memory are on their way; registers end it."""
+    tiles = shape.tiles_at_once(groups)
+    sums = shape.rows * tiles
+    most = 32 // shape.rows if matrix else 8 if sums <= 2 else 2 if sums < 8 else 1
+    wide = any(TILED[format].bits > (4 if matrix else 6) for format in shape.formats)
+    return min(tile_blocks(shape.k), max(1, most // tiles // (2 if wide else 1) // resident))
 
 
 def _even(tiles: int, most: int) -> int:

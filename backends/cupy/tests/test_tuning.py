@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kernelmux_cupy.pack import TILED
+from kernelmux_cupy.pack import TILED, lane_bytes
 from kernelmux_cupy.tuning import H100, RESERVED, ROW_COUNTS, Card, Shape, tune
 
 PASCAL = Card(20, 96 * 1024, 48 * 1024, ampere=False)
@@ -39,5 +39,24 @@ def test_warps_share_the_columns_evenly():
 def test_blocks_take_turns_where_there_are_more_sets_than_run_at_once():
     shape = Shape(("Q4_K",), (28672,), 4096, 1)
     tuning = tune(shape, H100)
-    assert shape.grid(tuning, H100) == 2 * 132
+    assert shape.grid(tuning, H100) == 132
     assert shape.grid(dataclasses.replace(tuning, loop=False), H100) == 896
+
+
+def test_sets_that_would_leave_half_of_a_second_turn_idle_run_two_a_multiprocessor():
+    assert tune(Shape(("Q4_K",), (6144,), 4096, 1), H100).resident == 2
+    assert tune(Shape(("Q4_K",), (4096,), 4096, 1), H100).resident == 1
+
+
+def test_many_rows_go_to_the_matrix_unit_where_a_card_has_it():
+    chosen = {m: tune(Shape(("Q4_K",), (4096,), 4096, m), H100).matrix for m in ROW_COUNTS}
+    assert chosen == {1: False, 2: False, 4: True, 8: True, 16: True}
+    assert not tune(Shape(("Q4_K",), (4096,), 4096, 16), PASCAL).matrix
+
+
+@pytest.mark.parametrize("m", ROW_COUNTS)
+@pytest.mark.parametrize("format", TILED)
+def test_slots_and_rows_lie_well_in_the_banks_of_shared_memory(format, m):
+    shape = Shape((format,), (4096,), 4096, m)
+    assert shape.slot(1) % 128 == 0
+    assert (shape.slot(1) - 32 * lane_bytes(format, 4096)) >= 320 * shape.rows

@@ -13,7 +13,7 @@
 // Macros: PARTS matrices of formats FORMAT0.. written as OUT0.., names of formats, perhaps q8_32; GATED (two matrices,
 // one output); RESIDUAL's format; BLOCKS, CHUNK (formats.cuh), WARPS, GROUPS, STAGES, SLOT bytes, ROWS of activations,
 // RESIDENT blocks a multiprocessor; MATRIX: by the matrix unit (matrix.cuh), not by __dp4a (lanes.cuh).
-// Shared memory: WARPS * (STAGES * (SLOT + 8) + 128 * ROWS * TILES * KEEPS) bytes.
+// Shared memory: WARPS * (STAGES * SLOT + 128 * ROWS * TILES * KEEPS) bytes.
 #include "formats.cuh"
 #include "order.cuh"
 #include "q8.cuh"
@@ -85,19 +85,18 @@ __device__ __forceinline__ void finish(
 }
 
 // Of many rows and several matrices each product gets registers for itself; together they spill.
-#if PARTS > 1 && ROWS * PARTS >= 16 && !GATED
+#if PARTS > 1 && ROWS * PARTS >= 12 && !GATED
 #define PRODUCT __noinline__
 #else
 #define PRODUCT __forceinline__
 #endif
 
-// This block's sets of one matrix, or of a pair: `first` and every gridDim.x-th after it, below `sets`. `asked`: units
-// that went through this warp's ring before, and now.
+// This block's sets of one matrix, or of a pair: `first` and every gridDim.x-th after it, below `sets`.
 template <class F, class G, class T>
 __device__ PRODUCT void product(
     const u8 *weights, const u8 *others, const float *other_bias, const Output &out, const Activations &x, int first,
-    int sets, const Ring &ring, float *all, int &asked) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, start = asked;
+    int sets, const Ring &ring, float *all) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tiles = x.k / COLUMNS, turns = (tiles + WARPS - 1) / WARPS, last = (out.n + 31) / 32 - 1;
     const int units = first < sets ? ((sets - 1 - first) / (int)gridDim.x + 1) * turns : 0;
     const int BYTES = 32 * (F::LANE + (TILES == 2 ? G::LANE : 0));
@@ -105,17 +104,17 @@ __device__ PRODUCT void product(
     const auto ask_weights = [&](int unit) {
         if (unit >= units) return;
         const int group = (first + unit / turns * (int)gridDim.x) * GROUPS, t = warp + unit % turns * WARPS;
-        ring.open(start + unit, t < tiles ? BYTES : 0);
         if (t >= tiles) return;
-        ring.ask_tile<32 * F::LANE>(start + unit, 0, weights + ((long long)group * tiles + t) * (32 * F::LANE));
+        u8 *slot = ring.slot(unit);
+        ring.ask_tile<32 * F::LANE>(slot, weights + ((long long)group * tiles + t) * (32 * F::LANE));
         // Beyond the last group that one is read again, and not written.
         const long long other = GATED ? group : min(group + 1, last);
         if (TILES == 2)
-            ring.ask_tile<32 * G::LANE>(start + unit, 32 * F::LANE, others + (other * tiles + t) * (32 * G::LANE));
+            ring.ask_tile<32 * G::LANE>(slot + 32 * F::LANE, others + (other * tiles + t) * (32 * G::LANE));
     };
     const auto ask_rows = [&](int unit) {
         const int t = warp + unit % turns * WARPS;
-        if (unit < units && t < tiles) ring.ask_rows(start + unit, BYTES, x, t);
+        if (unit < units && t < tiles) ring.ask_rows(ring.slot(unit) + BYTES, x, t);
         ring.close();
     };
 
@@ -127,8 +126,8 @@ __device__ PRODUCT void product(
 #pragma unroll
     for (int unit = 0; unit < STAGES; ++unit) ask_rows(unit);
     for (int unit = 0; unit < units; ++unit) {
-        ring.wait(start + unit);
-        const u8 *slot = ring.slot(start + unit);
+        ring.wait();
+        const u8 *slot = ring.slot(unit);
         if (warp + unit % turns * WARPS < tiles) sums.template add<F, G>(slot, slot + BYTES, lane);
         __syncwarp();
         ask_weights(unit + STAGES);
@@ -143,7 +142,6 @@ __device__ PRODUCT void product(
             if (KEEPS == 1) __syncthreads();
         }
     }
-    asked += units;
     if (PARTS > 1) __syncthreads();
 }
 
@@ -155,7 +153,7 @@ __device__ PRODUCT void product(
     {                                                                                                               \
         const int sets = (n##i + 32 * GROUPS - 1) / (32 * GROUPS);                                                  \
         const Output out = {bias##i, residual##i, y##i, scales##i, sums##i, n##i};                                  \
-        product<FORMAT##i, FORMAT##i, OUT##i>(weights##i, weights##i, nullptr, out, x, next, sets, ring, kept, asked); \
+        product<FORMAT##i, FORMAT##i, OUT##i>(weights##i, weights##i, nullptr, out, x, next, sets, ring, kept); \
         next = next < sets ? (int)gridDim.x - 1 - (sets - 1 - next) % (int)gridDim.x : next - sets;                 \
     }
 
@@ -169,17 +167,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) dp4a(
 #endif
     const u8 *integers, const u8 *scales, const u8 *sums, int m, int k) {
     extern __shared__ __align__(128) u8 memory[];
-    const int warp = threadIdx.x / 32;
     let_next_start();
+    const Ring ring{memory + threadIdx.x / 32 * STAGES * SLOT, (int)threadIdx.x % 32};
     float *kept = (float *)(memory + WARPS * STAGES * SLOT);
-    const Ring ring(
-        memory + warp * STAGES * SLOT, (u64 *)(kept + WARPS * TILES * ROWS * KEEPS * 32) + warp * STAGES,
-        threadIdx.x % 32);
     const Activations x = {integers, scales, sums, m, k};
-    int asked = 0;
 #if GATED
     const Output out = {bias0, residual0, y0, scales0, sums0, n0};
-    product<FORMAT0, FORMAT1, OUT0>(weights0, weights1, bias1, out, x, blockIdx.x, (n0 + 31) / 32, ring, kept, asked);
+    product<FORMAT0, FORMAT1, OUT0>(weights0, weights1, bias1, out, x, blockIdx.x, (n0 + 31) / 32, ring, kept);
 #else
     int next = blockIdx.x;
     TAKE(0)

@@ -46,7 +46,6 @@ __device__ __forceinline__ void read_eight(float *to, const float *at) {
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv(
     const WEIGHT *weights, const float *bias, const INPUT *x, OUT *y, int m, int n, int k) {
     const int lane = threadIdx.x % 32, first = (blockIdx.x * WARPS + threadIdx.x / 32) * OUTPUTS;
-    let_next_start();
     const int vectors = k / 8;
     float sums[OUTPUTS][ROWS] = {};
     const WEIGHT *from[OUTPUTS];
@@ -84,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv(
         }
         ask(v + 32 * AHEAD);
     }
+    let_next_start();
 #pragma unroll
     for (int o = 0; o < OUTPUTS; ++o)
 #pragma unroll

@@ -12,37 +12,33 @@
 // Groups of eight rows of activations; those beyond ROWS are the last one again, and not kept.
 const int EIGHTS = (ROWS + 7) / 8;
 
-// d += a b for 16 rows of a (g and g + 8), 8 columns of b; 32 products deep, or 16 with the first halves alone.
+// a b and ZERO for 16 rows of a (g and g + 8), 8 columns of b; 32 products deep, or 16: the first halves, or the others.
 __device__ __forceinline__ void multiply(int (&d)[4], const int (&a)[4], int low, int high) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high), "r"(ZERO));
 }
 __device__ __forceinline__ void multiply(int (&d)[4], int first, int second, int b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(first), "r"(second), "r"(b));
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(first), "r"(second), "r"(b), "r"(ZERO));
 }
 
-// A block of activations: eight rows' words of this lane, and scales and sums of its two rows.
-struct Block {
-    int low[EIGHTS], high[EIGHTS];
-    float scale[EIGHTS][2], sum[EIGHTS][2];
+// CHUNK blocks of activations: of each eight rows the scales and sums of this lane's two.
+struct Factors {
+    float scale[EIGHTS][2][CHUNK], sum[EIGHTS][2][CHUNK];
 
-    __device__ __forceinline__ void read(const u8 *rows, int block, int lane) {
+    __device__ __forceinline__ void read(const u8 *rows, int chunk, int lane) {
 #pragma unroll
-        for (int e = 0; e < EIGHTS; ++e) {
-            const u8 *at = rows + min(8 * e + lane / 4, ROWS - 1) * STAGED + 32 * block + lane % 4 * 4;
-            low[e] = *(const int *)at;
-            high[e] = *(const int *)(at + 16);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                at = rows + min(8 * e + lane % 4 * 2 + i, ROWS - 1) * STAGED + COLUMNS + 4 * block;
-                scale[e][i] = *(const float *)at;
-                sum[e][i] = *(const float *)(at + 4 * BLOCKS);
-            }
+        for (int i = 0; i < 2 * EIGHTS; ++i) {
+            const int row = min(i / 2 * 8 + lane % 4 * 2 + i % 2, ROWS - 1);
+            const Several *at = (const Several *)(rows + row * STAGED + COLUMNS + 4 * chunk);
+            *(Several *)scale[i / 2][i % 2] = *at;
+            *(Several *)sum[i / 2][i % 2] = at[BLOCKS / CHUNK];
         }
     }
+
+    struct alignas(CHUNK < 4 ? 4 * CHUNK : 16) Several { float item[CHUNK]; };
 };
 
 // Words q and q + 4 of a row's block.
@@ -77,17 +73,26 @@ struct Sums {
         const int own = lane / 4 + 8 * (lane % 4);
 #pragma unroll 1
         for (int chunk = 0; chunk < BLOCKS; chunk += CHUNK) {
+            Factors x;
             Scales<F> one;
             Scales<G> two;
+            x.read(rows, chunk, lane);
             one.read_scales(slot, chunk, own);
             if (TILES == 2) two.read_scales(slot + 32 * F::LANE, chunk, own);
 #pragma unroll
             for (int c = 0; c < CHUNK; ++c) {
-                Block x;
-                x.read(rows, chunk + c, lane);
-                add_block<F>(of[0], slot, chunk + c, scale_of<F>(one, chunk, c), x, lane);
+                int low[EIGHTS], high[EIGHTS];
+#pragma unroll
+                for (int e = 0; e < EIGHTS; ++e) {
+                    const int row = min(8 * e + lane / 4, ROWS - 1);
+                    const int *at = (const int *)(rows + row * STAGED + 32 * (chunk + c)) + lane % 4;
+                    low[e] = at[0];
+                    high[e] = at[4];
+                }
+                add_block<F>(of[0], slot, chunk, c, scale_of<F>(one, chunk, c), low, high, x, lane);
                 if (TILES == 2)
-                    add_block<G>(of[TILES - 1], slot + 32 * F::LANE, chunk + c, scale_of<G>(two, chunk, c), x, lane);
+                    add_block<G>(
+                        of[TILES - 1], slot + 32 * F::LANE, chunk, c, scale_of<G>(two, chunk, c), low, high, x, lane);
             }
         }
     }
@@ -106,15 +111,16 @@ struct Sums {
     }
 
 private:
-    // One block of a tile; `own` are the scales of row g + 8q.
+    // Block c of a tile's chunk; `own` are the scales of row g + 8q, `low` and `high` this lane's words of the activations.
     template <class F>
     __device__ __forceinline__ void add_block(
-        float (&to)[4][2 * EIGHTS], const u8 *tile, int block, Scale own, const Block &x, int lane) {
+        float (&to)[4][2 * EIGHTS], const u8 *tile, int chunk, int c, Scale own, const int (&low)[EIGHTS],
+        const int (&high)[EIGHTS], const Factors &x, int lane) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             int a[4];
-            read_words<F>(a[0], a[2], tile, block, lane / 4 + 16 * half, lane % 4);
-            read_words<F>(a[1], a[3], tile, block, lane / 4 + 16 * half + 8, lane % 4);
+            read_words<F>(a[0], a[2], tile, chunk + c, lane / 4 + 16 * half, lane % 4);
+            read_words<F>(a[1], a[3], tile, chunk + c, lane / 4 + 16 * half + 8, lane % 4);
             const float d[2] = {__shfl_sync(WARP, own.d, 2 * half, 4), __shfl_sync(WARP, own.d, 2 * half + 1, 4)};
             float m[2] = {};
             if (F::MINIMUM || F::SCALES == SIXTEENS) {
@@ -123,21 +129,21 @@ private:
             }
 #pragma unroll
             for (int e = 0; e < EIGHTS; ++e) {
-                int first[4] = {ZERO, ZERO, ZERO, ZERO}, rest[4] = {ZERO, ZERO, ZERO, ZERO};
+                int first[4], rest[4];
                 if constexpr (F::SCALES == SIXTEENS) {
-                    multiply(first, a[0], a[1], x.low[e]);
-                    multiply(rest, a[2], a[3], x.high[e]);
+                    multiply(first, a[0], a[1], low[e]);
+                    multiply(rest, a[2], a[3], high[e]);
                 } else
-                    multiply(first, a, x.low[e], x.high[e]);
+                    multiply(first, a, low[e], high[e]);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     float &sum = to[2 * half + i / 2][2 * e + i % 2];
-                    const float scale = x.scale[e][i % 2];
+                    const float scale = x.scale[e][i % 2][c];
                     if constexpr (F::SCALES == SIXTEENS)
                         sum = fmaf(scale, fmaf(m[i / 2], sum_of(rest[i]), d[i / 2] * sum_of(first[i])), sum);
                     else
                         sum = fmaf(d[i / 2], scale * sum_of(first[i]), sum);
-                    if (F::MINIMUM) sum = fmaf(-m[i / 2], x.sum[e][i % 2], sum);
+                    if (F::MINIMUM) sum = fmaf(-m[i / 2], x.sum[e][i % 2][c], sum);
                 }
             }
         }

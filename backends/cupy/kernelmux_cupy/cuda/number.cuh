@@ -6,7 +6,6 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
-typedef unsigned long long u64;
 
 typedef float f32;
 struct f16 { u16 bits; };

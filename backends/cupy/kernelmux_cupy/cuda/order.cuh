@@ -13,7 +13,8 @@ __device__ __forceinline__ void wait_for_inputs() {
 #endif
 }
 
-// The next kernel's blocks may start as soon as all of this one's have, where there is room.
+// The next kernel's blocks may start as soon as all of this one's have called or ended, where there is room: early where
+// no more blocks fit than have a place of their own, else late, or a few multiprocessors would get all of them.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
