@@ -72,6 +72,11 @@ class Shape:
         """Tiles along k."""
         return self.k // (32 * tile_blocks(self.k))
 
+    @property
+    def several(self) -> bool:
+        """Whether it has several outputs."""
+        return len(self.formats) > 1 and not self.gated
+
     def tiles_at_once(self, groups: int) -> int:
         """Tiles of weights in a slot."""
         return 2 if self.gated else groups
@@ -129,29 +134,41 @@ def tune(shape: Shape, card: Card) -> Tuning:
     groups = 2 if wide else 1
     sums = shape.rows * shape.tiles_at_once(groups)
     # One block with all of the shared memory, but two where a second set would leave most of the card waiting.
-    crowded = card.multiprocessors < shape.sets(groups) <= 2 * card.multiprocessors and sums <= 4
+    crowded = card.multiprocessors < shape.sets(groups) <= 2 * card.multiprocessors
+    crowded = crowded and sums <= (8 if shape.several else 4)
     for resident in (2, 1) if crowded else (1,):
         limit = min(card.shared // resident - RESERVED, card.shared_per_block)
         # 65,536 registers: 128 each for 512 threads.
-        most = 8 if sums > (8 if resident == 1 else 2) else 16
+        most = 8 if sums > (8 if resident == 1 else 2) or (shape.gated and not matrix) else 16
         chunk = _chunk(shape, groups, matrix, resident)
         while most:
             warps = _even(shape.tiles, most)
-            for stages in range(MOST_STAGES if card.ampere else 1, 0, -1):
+            for stages in range(_most_stages(card, matrix, warps), 0, -1):
                 tuning = Tuning(warps, stages, groups, chunk, resident, matrix=matrix)
-                # Two blocks are for shapes, and cards, that have room for as many tiles in each as in one.
-                enough = resident == 1 or warps * stages >= min(16, shape.tiles)
+                # Two blocks are for shapes, and cards, that have room for as many tiles in each as in one; and for
+                # several matrices, since a ring runs empty between them.
+                enough = resident == 1 or shape.several or warps * stages >= min(16, shape.tiles)
                 if shape.shared(tuning) <= limit and enough:
                     return tuning
             most //= 2
     raise AssertionError(f"{shape} does not fit {card}")
 
 
+def _most_stages(card: Card, matrix: bool, warps: int) -> int:
+    if not card.ampere:
+        return 1
+    return max(1, 16 // warps) if matrix else MOST_STAGES
+
+
 def _chunk(shape: Shape, groups: int, matrix: bool, resident: int) -> int:
     """Blocks of columns at once: the more, the more loads from shared memory are on their way; registers end it."""
     tiles = shape.tiles_at_once(groups)
-    sums = shape.rows * tiles
-    most = 32 // shape.rows if matrix else 8 if sums <= 2 else 2 if sums < 8 else 1
+    if matrix and shape.several and resident == 2:
+        return 1
+    if not matrix and shape.rows <= 2:
+        tiles, most = 1, 8
+    else:
+        most = 32 // shape.rows if matrix else 2 * tiles if shape.rows * tiles < 8 else 1
     wide = any(TILED[format].bits > (4 if matrix else 6) for format in shape.formats)
     return min(tile_blocks(shape.k), max(1, most // tiles // (2 if wide else 1) // resident))
 

@@ -85,7 +85,7 @@ __device__ __forceinline__ void finish(
 }
 
 // Of many rows and several matrices each product gets registers for itself; together they spill.
-#if PARTS > 1 && ROWS * PARTS >= 12 && !GATED
+#if PARTS > 1 && ROWS >= 16 && !GATED
 #define PRODUCT __noinline__
 #else
 #define PRODUCT __forceinline__

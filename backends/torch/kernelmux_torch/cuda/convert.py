@@ -18,8 +18,8 @@ import triton.language as tl
 from kernelmux.formats import ALL, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.launch import bind
 
 TILE = 4096
 """Elements that a program takes where groups are small."""

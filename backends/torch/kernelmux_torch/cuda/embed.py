@@ -12,8 +12,8 @@ import triton.language as tl
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_torch import embed, mul_mat
-from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.launch import bind
 
 TILE = 1024
 """Columns that a program copies."""

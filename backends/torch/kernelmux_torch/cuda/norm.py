@@ -16,9 +16,9 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Launch, Tensors
 from kernelmux_torch import rms_norm
 from kernelmux_torch.cuda.convert import TINY
-from kernelmux_triton.launch import bind
 from kernelmux_torch.cuda.rows import LARGEST, WRITTEN, store_row, warps
 from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.launch import bind
 
 LONGEST = 16384
 """Columns that a program keeps in registers; a longer row is read twice."""

@@ -16,8 +16,8 @@ import triton.language as tl
 from kernelmux.formats import lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.launch import bind
 
 PROGRAMS = 264
 """Programs that keep an H100 busy: two on each of its 132 multiprocessors."""

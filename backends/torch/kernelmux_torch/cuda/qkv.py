@@ -15,11 +15,11 @@ from kernelmux.formats import Weight, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
 from kernelmux_torch import fp8
-from kernelmux_triton.launch import bind
 from kernelmux_torch.cuda.mul_mat import SPLIT
 from kernelmux_torch.cuda.rope import angle, blocks, rotation_args, turn
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import dense, stacked
+from kernelmux_triton.launch import bind
 
 
 def offer(node: TensorNode, device: Device) -> list[Kernel | Declined]:

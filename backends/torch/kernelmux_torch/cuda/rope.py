@@ -16,9 +16,9 @@ from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Rotation
-from kernelmux_triton.launch import bind
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import dense
+from kernelmux_triton.launch import bind
 
 HEADS = 8
 """Heads that a program turns: the angles of a row are computed once for them."""

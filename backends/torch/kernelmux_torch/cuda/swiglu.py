@@ -16,10 +16,10 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda import mul_mat
-from kernelmux_triton.launch import bind
 from kernelmux_torch.cuda.rows import WRITTEN, store_row, warps
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import stacked
+from kernelmux_triton.launch import bind
 
 TILE = 1024
 """Columns that a program takes where no scale of the row is wanted."""
