@@ -29,7 +29,7 @@ constexpr float LOG2E = 1.4426950408889634f;
 typedef Several<CACHE, ITEMS> Piece;
 
 __device__ __forceinline__ Piece piece_at(const CACHE *from, bool there) {
-    const uint4 raw = there ? __ldg(reinterpret_cast<const uint4 *>(from)) : make_uint4(0, 0, 0, 0);
+    const uint4 raw = there ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
     return *reinterpret_cast<const Piece *>(&raw);
 }
 
