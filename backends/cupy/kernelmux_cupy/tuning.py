@@ -99,7 +99,8 @@ class Shape:
         """Bytes of shared memory of a block."""
         sums = self.tiles_at_once(tuning.groups) * self.rows
         places = 1 if sums > 2 else 2
-        return tuning.warps * (tuning.stages * self.slot(tuning.groups) + 4 * ROWS * sums * places)
+        pitch = ROWS + 4 if tuning.matrix else ROWS
+        return tuning.warps * (tuning.stages * self.slot(tuning.groups) + 4 * pitch * sums * places)
 
     def grid(self, tuning: Tuning, card: Card) -> int:
         """Blocks: one for each set, or as many as run at once."""
@@ -133,20 +134,21 @@ def tune(shape: Shape, card: Card) -> Tuning:
     wide = shape.rows >= 4 and not matrix and not shape.gated and shape.sets(2) >= card.multiprocessors
     groups = 2 if wide else 1
     sums = shape.rows * shape.tiles_at_once(groups)
-    # One block with all of the shared memory, but two where a second set would leave most of the card waiting.
+    # One block with all of the shared memory, but two where a second set would leave most of the card waiting, and for
+    # several matrices, since a ring runs empty between them.
     crowded = card.multiprocessors < shape.sets(groups) <= 2 * card.multiprocessors
     crowded = crowded and sums <= (8 if shape.several else 4)
     for resident in (2, 1) if crowded else (1,):
         limit = min(card.shared // resident - RESERVED, card.shared_per_block)
         # 65,536 registers: 128 each for 512 threads.
-        most = 8 if sums > (8 if resident == 1 else 2) or (shape.gated and not matrix) else 16
+        most = 8 if sums > (8 if resident == 1 else 2) or shape.gated else 16
         chunk = _chunk(shape, groups, matrix, resident)
         while most:
             warps = _even(shape.tiles, most)
             for stages in range(_most_stages(card, matrix, warps), 0, -1):
                 tuning = Tuning(warps, stages, groups, chunk, resident, matrix=matrix)
                 # Two blocks are for shapes, and cards, that have room for as many tiles in each as in one; and for
-                # several matrices, since a ring runs empty between them.
+                # several matrices.
                 enough = resident == 1 or shape.several or warps * stages >= min(16, shape.tiles)
                 if shape.shared(tuning) <= limit and enough:
                     return tuning

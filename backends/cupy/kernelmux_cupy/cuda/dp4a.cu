@@ -13,7 +13,7 @@
 // Macros: PARTS matrices of formats FORMAT0.. written as OUT0.., names of formats, perhaps q8_32; GATED (two matrices,
 // one output); RESIDUAL's format; BLOCKS, CHUNK (formats.cuh), WARPS, GROUPS, STAGES, SLOT bytes, ROWS of activations,
 // RESIDENT blocks a multiprocessor; MATRIX: by the matrix unit (matrix.cuh), not by __dp4a (lanes.cuh).
-// Shared memory: WARPS * (STAGES * SLOT + 128 * ROWS * TILES * KEEPS) bytes.
+// Shared memory: WARPS * (STAGES * SLOT + 4 * PITCH * ROWS * TILES * KEEPS) bytes.
 #include "formats.cuh"
 #include "order.cuh"
 #include "q8.cuh"
@@ -29,6 +29,8 @@
 const int TILES = GATED ? 2 : GROUPS;
 // Places for the warps' sums.
 const int KEEPS = TILES * ROWS > 2 ? 1 : 2;
+// Floats from one row's 32 sums to the next: of the matrix unit four rows are written at once, to banks of their own.
+const int PITCH = MATRIX ? 36 : 32;
 
 struct Output {
     const float *bias;
@@ -74,8 +76,8 @@ __device__ __forceinline__ void finish(
         float y = 0.0f, z = 0.0f;
 #pragma unroll 4
         for (int w = 0; w < WARPS; ++w) {
-            y += kept[(w * TILES * ROWS + i) * 32 + lane];
-            if (GATED) z += kept[(w * TILES * ROWS + ROWS + row) * 32 + lane];
+            y += kept[(w * TILES * ROWS + i) * PITCH + lane];
+            if (GATED) z += kept[(w * TILES * ROWS + ROWS + row) * PITCH + lane];
         }
         y = with_bias(out.bias, j, out.n, y);
         if (GATED) y = silu(y) * with_bias(other_bias, j, out.n, z);
@@ -134,8 +136,8 @@ __device__ PRODUCT void product(
         ask_rows(unit + STAGES);
         if (unit % turns == turns - 1) {
             // Few sums have two places, so that those of the next set wait for nobody.
-            float *kept = all + (KEEPS == 2 ? unit / turns % 2 * WARPS * TILES * ROWS * 32 : 0);
-            sums.keep(kept + warp * TILES * ROWS * 32, lane);
+            float *kept = all + (KEEPS == 2 ? unit / turns % 2 * WARPS * TILES * ROWS * PITCH : 0);
+            sums.template keep<PITCH>(kept + warp * TILES * ROWS * PITCH, lane);
             sums.clear();
             __syncthreads();
             finish<T>(kept, out, other_bias, x.m, (first + unit / turns * (int)gridDim.x) * GROUPS, warp, lane);

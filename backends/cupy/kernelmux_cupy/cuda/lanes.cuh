@@ -90,9 +90,10 @@ struct Sums {
         }
     }
 
-    // To `kept` [TILES][ROWS][32].
+    // To `kept` [TILES][ROWS][PITCH], 32 of each.
+    template <int PITCH>
     __device__ __forceinline__ void keep(float *kept, int lane) const {
 #pragma unroll
-        for (int i = 0; i < TILES * ROWS; ++i) kept[i * 32 + lane] = of[i / ROWS][i % ROWS];
+        for (int i = 0; i < TILES * ROWS; ++i) kept[i * PITCH + lane] = of[i / ROWS][i % ROWS];
     }
 };

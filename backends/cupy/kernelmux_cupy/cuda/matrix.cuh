@@ -97,7 +97,8 @@ struct Sums {
         }
     }
 
-    // To `kept` [TILES][ROWS][32].
+    // To `kept` [TILES][ROWS][PITCH], 32 of each.
+    template <int PITCH>
     __device__ __forceinline__ void keep(float *kept, int lane) const {
 #pragma unroll
         for (int t = 0; t < TILES; ++t)
@@ -106,7 +107,7 @@ struct Sums {
                 const int row = i / 2 * 8 + lane % 4 * 2 + i % 2;
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    if (row < ROWS) kept[(t * ROWS + row) * 32 + lane / 4 + 8 * j] = of[t][j][i];
+                    if (row < ROWS) kept[(t * ROWS + row) * PITCH + lane / 4 + 8 * j] = of[t][j][i];
             }
     }
 
