@@ -12,8 +12,8 @@ weights as the tall side; `reduce` adds the parts of a `dot` whose columns were 
             that these are multiples of, in an int32
 
 Of 32 columns byte i, 0 to 15, has column i in its low and column 16 + i in its high nibble. Where GATED, W is gate
-above up, n rows each, and a program takes the same rows of both. Where OUTPUTS is 3, W is three matrices below one another,
-whose rows end at `end0`, `end1` and n. m is the number of rows of x.
+above up, n rows each, and a program takes the same rows of both. Where OUTPUTS is 3, W is three matrices below one
+another, whose rows end at `end0`, `end1` and n. m is the number of rows of x.
 """
 
 from __future__ import annotations

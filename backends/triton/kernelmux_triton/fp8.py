@@ -25,6 +25,8 @@ from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
 DEEP = 128
 """Columns of x and W in a tile: a row of 128 bytes, as shared memory likes them."""
+SPECIALIZES = triton.__version__.startswith("3.6.")
+"""Later versions fail to compile loops over tiles whose loads have a warp of their own."""
 GROUP = 8
 """Rows of tiles that are gone through together."""
 
@@ -158,15 +160,19 @@ class Fp8Row(Kernel):
 
     def gemms(self, gated: bool) -> Sequence[Gemm]:
         """Those for many rows."""
-        if self.weights.fast:
-            return PAIRED if gated else FAST
-        return PAIRED_EXACT if gated else EXACT
+        if gated:
+            return PAIRED if self.weights.fast else PAIRED_EXACT
+        every = FAST if self.weights.fast else EXACT
+        return [tiling for tiling in every if SPECIALIZES or not tiling.specialized]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         tiling = self.chosen(node)
         if not isinstance(tiling, Gemm):
             return few_rows.bind_few(self.weights, tiling, node, tensors, self.device)
         o = Operands.of(node, tensors)
+        if tiling.specialized and o.y[0].itemsize > 2:
+            # Its stores of float32 do not compile, or do not fit.
+            tiling = next(other for other in self.gemms(o.gated) if not other.specialized)
         # Two pieces of a tile of float32 are as large as one of bfloat16.
         pieces = 1 if o.gated else max(tiling.pieces, o.y[0].itemsize // 2 if tiling.wide > 128 else 1)
         descriptors = (_tiles(o.x, tiling.tall), _tiles(o.w, tiling.wide))

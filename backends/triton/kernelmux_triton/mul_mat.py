@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any
 
 from kernelmux.device import Device
 from kernelmux.graph import TensorNode
@@ -12,7 +12,7 @@ from kernelmux.hookspecs import Declined, Kernel
 from kernelmux_triton import fp8
 from kernelmux_triton.few_rows import F16, Bf16, Dequant, FewRows, Fp8Weight
 from kernelmux_triton.few_rows_pack import PLANES
-from kernelmux_triton.fp8 import Fp8Row
+from kernelmux_triton.fp8 import Fp8Row, Tiling
 from kernelmux_triton.measure import measure
 
 
@@ -28,11 +28,23 @@ def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
     return answers
 
 
-def measuring(kernel: FewRows | Fp8Row, node: TensorNode) -> Callable[[Sequence[Any]], Sequence[float | None]]:
+def measuring(kernel: FewRows | Fp8Row, node: TensorNode) -> Callable[[Sequence[Tiling]], Sequence[float | None]]:
     """What measures a kernel's tilings on a node, on the device that the kernel was offered for."""
-    remake = type(kernel)
-    form = (kernel.form,) if isinstance(kernel, Dequant) else ()
-    return lambda tilings: measure(node, [remake(kernel.device, *form, tiling) for tiling in tilings])
+
+    def measured(tilings: Sequence[Tiling]) -> Sequence[float | None]:
+        # One that might not compile well is for a table that was looked at, not for a plan to find out.
+        tried = [tiling for tiling in tilings if not getattr(tiling, "specialized", False)]
+        times = dict(zip(tried, measure(node, [retiled(kernel, tiling) for tiling in tried]), strict=True))
+        return [times.get(tiling) for tiling in tilings]
+
+    return measured
+
+
+def retiled(kernel: FewRows | Fp8Row, tiling: Tiling) -> FewRows | Fp8Row:
+    """The same kernel with that tiling."""
+    other = copy(kernel)
+    other.tiling = tiling
+    return other
 
 
 def dequant(node: TensorNode, device: Device) -> Dequant | Declined:

@@ -110,7 +110,10 @@ def remember(card: str, choices: Mapping[str, str]) -> None:
         text = as_text([card], {**_read(path), **choices})
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
             file.write(text)
-        Path(file.name).replace(path)
+        try:
+            Path(file.name).replace(path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
     except OSError:
         # Without a place for a cache the next process measures again.
         return

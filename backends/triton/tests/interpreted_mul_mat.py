@@ -18,17 +18,21 @@ def offered(node, m):
 
 
 SMALL = (
-    *("mul_mat-*-m[1235]-n96-k256", "mul_mat-*-m17-n96-k256", "mul_mat-*-m64-n96-k256", "mul_mat-*-m128-n96-k256"),
-    *("mul_mat-*-m[13]-n48-k256-bias", "mul_mat-*-m1-n31-k512", "mul_mat-*-m5-n33-k96", "mul_mat-*-m1-n7-k32"),
-    *("mul_mat-*-m64-n1-k256", "mul_mat-*-m17-n257-k256-bias", "mul_mat-*-tiny-scales", "mul_mat-*-m5-n16-k14336"),
-    *("mul_mat-*-outliers", "mul_mat-*-denormals", "mul_mat-*-uneven", "mul_mat-*-zero-row"),
+    *("mul_mat-*-m[35]-n96-k256", "mul_mat-*-m128-n96-k256", "mul_mat-*-m[13]-n48-k256-bias", "mul_mat-*-m5-n33-k96"),
+    *("mul_mat-*-m64-n1-k256", "mul_mat-*-m17-n31-k512", "mul_mat-*-tiny-scales", "mul_mat-Q4_K-m5-n16-k14336"),
+    *("mul_mat-f32-m5-n16-k14336", "mul_mat-Q[48]_K-outliers", "mul_mat-*f*-zero-row", "mul_mat-f32-denormals"),
     *("mul_mat_add-*-m3-n96-k512-loud*", "mul_mat_add-*-m5-n576-k96-bias", "mul_mat_add-*-m128-n576-k96"),
-    *("gate_up_swiglu-*-m[1358]", "gate_up_swiglu-*-m128", "gate_up_swiglu-*-m[15]-bias"),
-    *("qkv-*-m[1358]", "qkv-*-m[15]-bias"),
+    *(
+        "gate_up_swiglu-*-m[15]",
+        "gate_up_swiglu-*-m128",
+        "gate_up_swiglu-Q8_0-m[15]-bias",
+        "gate_up_swiglu-f32-m5-bias",
+    ),
+    *("qkv-*-m5", "qkv-Q8_0-m[15]-bias"),
 )
 """Cases that the interpreter is quick with: every kernel, and every branch of it."""
-OTHERS = ("f32", "fp8_row", "Q5_0", "Q4_K", "fp8_128x128")
-"""Weights for the kernels that take any: each is made e4m3 before it gets there."""
+ANY = ("fp8_weight", "fp8_row", "fp8_tensor", "fp8_row_fast", "fp8_tensor_fast", "fp8_block")
+"""Kernels that take any weight, as it is e4m3 before it gets there: tried on float32."""
 
 REGISTRY, EVERY = interpreted_jobs(
     backend(mul_mat=offered, mul_mat_add=offered, gate_up_swiglu=offered, qkv=offered), rows=128
@@ -39,8 +43,7 @@ def wanted(job):
     offers = REGISTRY.offer(case_node(job.case), H100)
     if job.kernel not in offers.kernels or not any(fnmatchcase(job.case.name, pattern) for pattern in SMALL):
         return False
-    own = job.kernel.partition(":")[2] in ("dequant", "bf16", "f16")
-    return own or (job.case.fields["weight"][0].format in OTHERS[:1] and not job.case.name.endswith("uneven"))
+    return job.kernel.partition(":")[2] not in ANY or job.case.fields["weight"][0].format == "f32"
 
 
 CASES = [job for job in EVERY if wanted(job)]
