@@ -146,6 +146,14 @@ class FewRows(Kernel):
         """The tiling for a node whose row count is known."""
         return self.tiling or choose(self.weights, node, self.device, measure)
 
+    def tilings(self, node: TensorNode) -> Sequence[Tiling]:
+        """Those that may be chosen for a node."""
+        return self.weights.tilings(node.inputs[0].extents[0])
+
+    def shape(self, node: TensorNode) -> tuning.Shape:
+        """What one is chosen by."""
+        return shape_of(self.weights, node)
+
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         return bind_few(self.weights, self.chosen(node), node, tensors, self.device)
 
@@ -195,11 +203,14 @@ class F16(FewRows):
 
 def choose(weights: Weights, node: TensorNode, device: Device, measure: Any = None) -> Tiling:
     """The tiling of a node with few rows, its row count known."""
-    m = node.inputs[0].extents[0]
-    rows, k = height(node), node.weight[0].extents[1]
+    tilings = weights.tilings(node.inputs[0].extents[0])
+    return tuning.choose(device, shape_of(weights, node), tilings, tilings[0], measure)
+
+
+def shape_of(weights: Weights, node: TensorNode) -> tuning.Shape:
+    """What a tiling is chosen by."""
     name = f"{weights.name} gated" if is_gated(node) else weights.name
-    tilings = weights.tilings(m)
-    return tuning.choose(device, tuning.Shape.of(name, m, rows, k), tilings, tilings[0], measure)
+    return tuning.Shape.of(name, node.inputs[0].extents[0], height(node), node.weight[0].extents[1])
 
 
 def height(node: TensorNode) -> int:

@@ -141,16 +141,20 @@ class Fp8Row(Kernel):
         """The tiling for a node whose row count is known."""
         if self.tiling is not None:
             return self.tiling
-        m = node.inputs[0].extents[0]
+        m, n = node.inputs[0].extents[0], node.weight[0].extents[0]
         if m <= MOST:
             return few_rows.choose(self.weights, node, self.device, measure)
-        n, k = node.weight[0].extents
-        gated = few_rows.is_gated(node)
-        shape = tuning.Shape.of(f"{self.name}{' gated' if gated else ''}", m, n, k)
-        tilings = self.gemms(gated)
+        tilings, shape = self.gemms(few_rows.is_gated(node)), self.shape(node)
         multiprocessors = few_rows.multiprocessors(self.device)
         default = min(tilings, key=lambda tiling: tiling.cost(shape.m, n, multiprocessors))
         return tuning.choose(self.device, shape, tilings, default, measure)
+
+    def shape(self, node: TensorNode) -> tuning.Shape:
+        """What a tiling is chosen by."""
+        m, (n, k) = node.inputs[0].extents[0], node.weight[0].extents
+        if m <= MOST:
+            return few_rows.shape_of(self.weights, node)
+        return tuning.Shape.of(f"{self.name}{' gated' if few_rows.is_gated(node) else ''}", m, n, k)
 
     def tilings(self, node: TensorNode) -> Sequence[Tiling]:
         """Those that may be chosen for a node."""
@@ -182,8 +186,8 @@ class Fp8Row(Kernel):
         tiles = triton.cdiv(o.m, tiling.tall) * triton.cdiv(o.n, tiling.wide)
         grid = (min(tiles, tiling.programs * few_rows.multiprocessors(self.device)),)
         if self.weights.scaled == "block":
-            flags = (*shape, tiling.tall, tiling.wide, *how)
-            return bind(fp8_kernels.gemm_blocks, grid, *args, *flags, num_warps=tiling.warps)
+            tiles_of = (*shape, tiling.tall, tiling.wide, *how)
+            return bind(fp8_kernels.gemm_blocks, grid, *args, *tiles_of, num_warps=tiling.warps)
         flags = (self.weights.scaled == "row", *shape, self.weights.fast, tiling.tall, tiling.wide, DEEP, *how)
         return bind(fp8_kernels.gemm, grid, *args, *flags, num_warps=tiling.warps)
 

@@ -19,7 +19,9 @@ from kernelmux_triton.measure import measure
 def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
     """Every kernel, its tiling for m rows chosen, or why not."""
     few: Sequence[FewRows | Declined] = (dequant(node, device), Bf16(device), F16(device), Fp8Weight(device))
-    answers = [kernel if isinstance(kernel, Declined) else kernel.refusal(node, m) or kernel for kernel in few]
+    answers: list[Kernel | Declined] = [
+        kernel if isinstance(kernel, Declined) else kernel.refusal(node, m) or kernel for kernel in few
+    ]
     answers += fp8.offer(node, m, device)
     bucket = with_rows(node, m)
     for kernel in answers:
