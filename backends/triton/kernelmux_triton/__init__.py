@@ -26,6 +26,33 @@ def dispatch_mul_mat(node: TensorNode, m: int, device: Device) -> Answer:
 
 
 @hookimpl
+def dispatch_mul_mat_add(node: TensorNode, m: int, device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import mul_mat
+
+    return mul_mat.offer(node, m, device)
+
+
+@hookimpl
+def dispatch_gate_up_swiglu(node: TensorNode, m: int, device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import mul_mat
+
+    return mul_mat.offer(node, m, device)
+
+
+@hookimpl
+def dispatch_qkv(node: TensorNode, m: int, device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import mul_mat
+
+    return mul_mat.offer(node, m, device)
+
+
+@hookimpl
 def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
     if (refused := refusal(device)) is not None:
         return refused

@@ -1,0 +1,346 @@
+"""mul_mat and what is fused with it for up to 64 rows: weights of 4, 8 and 16 bits, read once and decoded on the way.
+
+One class for mul_mat, mul_mat_add, gate_up_swiglu and qkv: what is added, paired or split is told by the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+from kernelmux.device import Device
+from kernelmux.formats import Weight, as_tuple
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_triton import few_rows_kernels, tuning
+from kernelmux_triton.few_rows_pack import PLANES
+from kernelmux_triton.launch import bind
+from kernelmux_triton.mul_mat_weights import packed, stored_bytes
+
+FLOATS = ("f32", "bf16", "f16")
+MOST = 64
+"""Rows that are multiplied at once: the weights are read once."""
+FEWEST = 4
+"""Rows up to which float32 arithmetic keeps pace with memory."""
+MULTIPROCESSORS = 132
+"""Of an H100, where the card is not there to ask."""
+MOST_SPLITS = 16
+
+
+@dataclass(frozen=True)
+class Gemv:
+    """Rows of W a program, bytes of each that it loads at once, loads under way, warps."""
+
+    tall: int
+    nbytes: int
+    stages: int
+    warps: int
+
+    def __str__(self) -> str:
+        return f"gemv {self.tall}x{self.nbytes} stages {self.stages} warps {self.warps}"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Rows of W a program, columns at once, loads under way, warps, programs for each multiprocessor."""
+
+    tall: int
+    wide: int
+    stages: int
+    warps: int
+    programs: int
+
+    def __str__(self) -> str:
+        return f"dot {self.tall}x{self.wide} stages {self.stages} warps {self.warps} programs {self.programs}"
+
+    def splits(self, rows: int, k: int, multiprocessors: int) -> tuple[int, int]:
+        """How many programs share the columns of W's `rows` rows, and how many columns each has."""
+        tiles = -(-rows // self.tall)
+        wanted = min(MOST_SPLITS, self.programs * multiprocessors // tiles, k // (4 * self.wide))
+        span = -(-k // (max(1, wanted) * self.wide)) * self.wide
+        return -(-k // span), span
+
+
+GEMV = (Gemv(8, 1024, 3, 4), Gemv(4, 1024, 4, 4), Gemv(16, 512, 4, 4), Gemv(4, 2048, 3, 4), Gemv(16, 1024, 3, 8))
+DOT = (
+    Dot(64, 128, 4, 4, 3),
+    Dot(64, 128, 5, 4, 2),
+    Dot(64, 256, 3, 4, 2),
+    Dot(64, 128, 4, 4, 6),
+    Dot(128, 128, 4, 8, 2),
+)
+Tiling = Gemv | Dot
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the kernels read a form of weights and the activations beside it; names as in few_rows_kernels.py."""
+
+    weight: str
+    scaled: str = "no"
+    fast: bool = True
+    """Whether e4m3 products are summed as the tensor cores do by themselves."""
+
+    @property
+    def name(self) -> str:
+        """What a shape is called by."""
+        return self.weight if self.scaled == "no" else f"{self.weight} by fp8 {self.scaled}"
+
+    def tilings(self, m: int) -> Sequence[Tiling]:
+        """Those that take m rows, the one to try first in front."""
+        if self.scaled != "no":
+            return [tiling for tiling in DOT if self.scaled != "block" or tiling.wide == 128]
+        return (*GEMV, DOT[0]) if m <= FEWEST else DOT
+
+
+class FewRows(Kernel):
+    """What the kernels of all weights share. `tiling` is for measurements: one other than what is chosen by itself."""
+
+    weights: Weights
+    form: str
+    """How weights are kept."""
+    taken: Sequence[str] = ("bf16", "f32", "f16")
+    launches = 2
+    most = MOST
+
+    def __init__(self, device: Device, tiling: Tiling | None = None) -> None:
+        self.device, self.tiling = device, tiling
+
+    def refusal(self, node: TensorNode, m: int) -> Declined | None:
+        """Why the kernel does not take a node of up to m rows."""
+        if m > self.most:
+            reason = f"it reads the weights once for up to {self.most} rows, m is {m}"
+            return Declined(reason, "shape", self.name)
+        for weight in node.weight:
+            if (refused := self.refuses_weight(weight.format)) is not None:
+                return refused
+        return None
+
+    def refuses_weight(self, format: str) -> Declined | None:
+        """Why it does not take a weight stored as `format`."""
+        if format != self.form:
+            return Declined(f"it takes weights in {self.form}, not {format}", "format", self.name)
+        return None
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [self.taken, *(FLOATS for _ in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS for _ in node.outputs]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return stored_bytes(node, self.form)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return packed(weights, self.form, device)
+
+    def workspace(self, node: TensorNode) -> int:
+        return workspace(node, self.chosen(node), self.device)
+
+    def chosen(self, node: TensorNode, measure: Any = None) -> Tiling:
+        """The tiling for a node whose row count is known."""
+        return self.tiling or choose(self.weights, node, self.device, measure)
+
+    def tilings(self, node: TensorNode) -> Sequence[Tiling]:
+        """Those that may be chosen for a node."""
+        return self.weights.tilings(node.inputs[0].extents[0])
+
+    def shape(self, node: TensorNode) -> tuning.Shape:
+        """What one is chosen by."""
+        return shape_of(self.weights, node)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        return bind_few(self.weights, self.chosen(node), node, tensors, self.device)
+
+
+class Fp8Weight(FewRows):
+    """Weights in e4m3 with a scale a row, activations in floats; from five rows on these are rounded to bfloat16."""
+
+    name = "fp8_weight"
+    precision = 6e-3
+    weights = Weights("fp8")
+    form = packed = "fp8_row"
+
+    def refuses_weight(self, format: str) -> Declined | None:
+        return None
+
+
+class Dequant(FewRows):
+    """GGUF's blocks decoded in registers: exact for up to four rows, else weights and activations in bfloat16."""
+
+    name = "dequant"
+    precision = 5e-5
+
+    def __init__(self, device: Device, form: str, tiling: Tiling | None = None) -> None:
+        super().__init__(device, tiling)
+        self.form, self.weights = form, Weights(PLANES[form].weight)
+
+    packed = "dequant"
+
+
+class Bf16(FewRows):
+    """Weights in bfloat16; from five rows on activations are rounded to it too."""
+
+    name = form = packed = "bf16"
+    precision = 5e-5
+    weights = Weights("dense")
+    taken = ("bf16", "f32")
+
+
+class F16(FewRows):
+    """Weights and activations in float16."""
+
+    name = form = packed = "f16"
+    precision = 1e-6
+    weights = Weights("dense")
+    taken = ("f16",)
+
+
+def choose(weights: Weights, node: TensorNode, device: Device, measure: Any = None) -> Tiling:
+    """The tiling of a node with few rows, its row count known."""
+    tilings = weights.tilings(node.inputs[0].extents[0])
+    return tuning.choose(device, shape_of(weights, node), tilings, tilings[0], measure)
+
+
+def shape_of(weights: Weights, node: TensorNode) -> tuning.Shape:
+    """What a tiling is chosen by."""
+    name = f"{weights.name} gated" if is_gated(node) else weights.name
+    return tuning.Shape.of(name, node.inputs[0].extents[0], height(node), node.weight[0].extents[1])
+
+
+def height(node: TensorNode) -> int:
+    """Rows of all of a node's weights."""
+    return sum(weight.extents[0] for weight in node.weight)
+
+
+def is_gated(node: TensorNode) -> bool:
+    """Whether gate and up are multiplied, for one output."""
+    return node.op == "gate_up_swiglu"
+
+
+@cache
+def multiprocessors(device: Device) -> int:
+    """How many the card has; an H100's where it is not there."""
+    if device.kind != "cuda" or device.index >= torch.cuda.device_count():
+        return MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
+
+
+def workspace(node: TensorNode, tiling: Tiling, device: Device) -> int:
+    """Bytes for the parts of sums whose columns are split."""
+    if isinstance(tiling, Gemv):
+        return 0
+    m, rows = node.inputs[0].extents[0], height(node)
+    splits, _ = tiling.splits(rows, node.weight[0].extents[1], multiprocessors(device))
+    return 4 * splits * m * rows if splits > 1 else 0
+
+
+def bind_few(weights: Weights, tiling: Tiling, node: TensorNode, tensors: Tensors, device: Device) -> Launch:
+    """The launch of a node with few rows: packed planes of W (two or three, one where dense), then the bias."""
+    operands = Operands.of(node, tensors)
+    if isinstance(tiling, Gemv):
+        return _bind_gemv(weights, tiling, operands)
+    return _bind_dot(weights, tiling, operands, tensors.workspace, device)
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """A node's tensors as the kernels take them: what is not there is any other tensor, which no one reads."""
+
+    x: torch.Tensor
+    x_scales: torch.Tensor
+    w: torch.Tensor
+    scales: torch.Tensor
+    pairs: torch.Tensor
+    bias: torch.Tensor
+    residual: torch.Tensor
+    y: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    has_bias: bool
+    has_residual: bool
+    gated: bool
+    outputs: int
+    m: int
+    n: int
+    k: int
+    ends: tuple[int, int]
+
+    @staticmethod
+    def of(node: TensorNode, tensors: Tensors) -> Operands:
+        """Of a bound node."""
+        x, *x_scales = as_tuple(tensors.inputs[0])
+        planes = tensors.packed[: len(tensors.packed) - bool(node.bias)]
+        w, y = planes[0], tensors.outputs
+        n = [weight.extents[0] for weight in node.weight]
+        gated = is_gated(node)
+        return Operands(
+            x=x,
+            x_scales=x_scales[0] if x_scales else x,
+            w=w,
+            scales=planes[1] if len(planes) > 1 else w,
+            pairs=planes[2] if len(planes) > 2 else w,
+            bias=tensors.packed[-1] if node.bias else w,
+            residual=tensors.inputs[1] if len(tensors.inputs) > 1 else x,
+            y=(y[0], y[1 % len(y)], y[2 % len(y)]),
+            has_bias=bool(node.bias),
+            has_residual=len(tensors.inputs) > 1,
+            gated=gated,
+            outputs=len(y),
+            m=len(x),
+            n=n[0] if gated else sum(n),
+            k=x.shape[1],
+            ends=(n[0], n[0] + n[1]) if len(y) > 1 else (0, 0),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of W."""
+        return 2 * self.n if self.gated else self.n
+
+
+def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands) -> Launch:
+    held = tiling.nbytes // o.w.itemsize
+    lane = 16 // o.w.itemsize
+    nibbles = weights.weight in ("q4_0", "q4_1", "q4_k")
+    # Not more than the columns there are.
+    wide = max(32, min(held * (2 if nibbles else 1), triton.next_power_of_2(o.k)))
+    rows = triton.next_power_of_2(o.m)
+    args = (o.x, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, o.m, o.n, o.k, *o.ends)
+    flags = (weights.weight, rows, o.has_bias, o.has_residual, o.gated, o.outputs)
+    grid = (triton.cdiv(o.rows, tiling.tall),)
+    return bind(
+        few_rows_kernels.gemv, grid, *args, *flags, tiling.tall, wide, lane, tiling.stages, num_warps=tiling.warps
+    )
+
+
+def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor | None, device: Device) -> Launch:
+    splits, span = tiling.splits(o.rows, o.k, multiprocessors(device))
+    rows = max(16, triton.next_power_of_2(o.m))
+    parts = o.x_scales if scratch is None or splits == 1 else scratch.view(torch.float32)
+    sizes = (o.m, o.n, o.k, *o.ends)
+    args = (o.x, o.x_scales, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, parts, *sizes, span)
+    shape = (o.has_bias, o.has_residual, o.gated, o.outputs)
+    imprecise = None if weights.fast else 128
+    flags = (weights.weight, weights.scaled, rows, *shape, splits > 1, imprecise)
+    tiles = triton.cdiv(o.rows, tiling.tall)
+    multiply = bind(
+        few_rows_kernels.dot,
+        (tiles, splits),
+        *(*args, *flags, tiling.tall, tiling.wide, tiling.stages),
+        num_warps=tiling.warps,
+    )
+    if splits == 1:
+        return multiply
+    wide = 256
+    reduced = (parts, o.bias, o.residual, *o.y, o.m, o.n, *o.ends, splits, *shape, wide)
+    add = bind(few_rows_kernels.reduce, (triton.cdiv(o.n, wide), o.m), *reduced, num_warps=2)
+
+    def launch() -> None:
+        multiply()
+        add()
+
+    return launch

@@ -1,0 +1,67 @@
+"""What this backend offers for mul_mat, mul_mat_add, gate_up_swiglu and qkv: few rows, and fp8 for any number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+
+from kernelmux.device import Device
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Declined, Kernel
+from kernelmux_triton import fp8
+from kernelmux_triton.few_rows import F16, Bf16, Dequant, FewRows, Fp8Weight
+from kernelmux_triton.few_rows_pack import PLANES
+from kernelmux_triton.fp8 import Fp8Row, Tiling
+from kernelmux_triton.measure import measure
+
+
+def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
+    """Every kernel, its tiling for m rows chosen, or why not."""
+    few: Sequence[FewRows | Declined] = (dequant(node, device), Bf16(device), F16(device), Fp8Weight(device))
+    answers: list[Kernel | Declined] = [
+        kernel if isinstance(kernel, Declined) else kernel.refusal(node, m) or kernel for kernel in few
+    ]
+    answers += fp8.offer(node, m, device)
+    bucket = with_rows(node, m)
+    for kernel in answers:
+        if isinstance(kernel, FewRows | Fp8Row):
+            kernel.chosen(bucket, measuring(kernel, bucket))
+    return answers
+
+
+def measuring(kernel: FewRows | Fp8Row, node: TensorNode) -> Callable[[Sequence[Tiling]], Sequence[float | None]]:
+    """What measures a kernel's tilings on a node, on the device that the kernel was offered for."""
+
+    def measured(tilings: Sequence[Tiling]) -> Sequence[float | None]:
+        # One that might not compile well is for a table that was looked at, not for a plan to find out.
+        tried = [tiling for tiling in tilings if not getattr(tiling, "specialized", False)]
+        times = dict(zip(tried, measure(node, [retiled(kernel, tiling) for tiling in tried]), strict=True))
+        return [times.get(tiling) for tiling in tilings]
+
+    return measured
+
+
+def retiled(kernel: FewRows | Fp8Row, tiling: Tiling) -> FewRows | Fp8Row:
+    """The same kernel with that tiling."""
+    other = copy(kernel)
+    other.tiling = tiling
+    return other
+
+
+def dequant(node: TensorNode, device: Device) -> Dequant | Declined:
+    """The kernel of the weights' own blocks."""
+    formats = {weight.format for weight in node.weight}
+    if len(formats) > 1:
+        return Declined(f"it takes weights of one format, not {' and '.join(sorted(formats))}", "format", Dequant.name)
+    (format,) = formats
+    if format not in PLANES:
+        return Declined(f"it takes weights in {', '.join(PLANES)}, not {format}", "format", Dequant.name)
+    return Dequant(device, format)
+
+
+def with_rows(node: TensorNode, m: int) -> TensorNode:
+    """The node with m rows, where these may be a symbol still."""
+    inputs = tuple(replace(value, shape=(m, *value.shape[1:])) for value in node.inputs)
+    outputs = tuple(replace(value, shape=(m, *value.shape[1:])) for value in node.outputs)
+    return replace(node, inputs=inputs, outputs=outputs)

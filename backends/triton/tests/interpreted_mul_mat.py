@@ -1,0 +1,57 @@
+"""The kernels of mul_mat and its fused relatives, interpreted on CPU tensors: run by test_interpreted.py."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+
+from fake_backend import backend
+from kernelmux.device import Device
+from kernelmux.graph import case_node
+from kernelmux_triton import mul_mat
+from triton_interpreter import interpreted_jobs
+
+H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
+
+
+def offered(node, m):
+    return mul_mat.offer(node, m, H100)
+
+
+SMALL = (
+    *("mul_mat-*-m[35]-n96-k256", "mul_mat-*-m128-n96-k256", "mul_mat-*-m[13]-n48-k256-bias", "mul_mat-*-m5-n33-k96"),
+    *("mul_mat-*-m64-n1-k256", "mul_mat-*-m17-n31-k512", "mul_mat-*-tiny-scales", "mul_mat-Q4_K-m5-n16-k14336"),
+    *("mul_mat-Q[48]_K-outliers", "mul_mat-*f*-zero-row", "mul_mat-f32-denormals"),
+    *("mul_mat_add-*-m3-n96-k512-loud*", "mul_mat_add-*-m5-n576-k96-bias", "mul_mat_add-f32-m128-n576-k96"),
+    *(
+        "gate_up_swiglu-*-m[15]",
+        "gate_up_swiglu-*-m128",
+        "gate_up_swiglu-Q8_0-m[15]-bias",
+        "gate_up_swiglu-f32-m5-bias",
+    ),
+    *("qkv-f32-m5", "qkv-bf16-m5", "qkv-Q4_1-m5", "qkv-Q8_0-m[15]-bias"),
+)
+"""Cases that the interpreter is quick with: every kernel, and every branch of it."""
+ANY = ("fp8_weight", "fp8_row", "fp8_tensor", "fp8_row_fast", "fp8_tensor_fast", "fp8_block")
+"""Kernels that take any weight, as it is e4m3 before it gets there: tried on float32."""
+
+REGISTRY, EVERY = interpreted_jobs(
+    backend(mul_mat=offered, mul_mat_add=offered, gate_up_swiglu=offered, qkv=offered), rows=128
+)
+
+
+def wanted(job):
+    offers = REGISTRY.offer(case_node(job.case), H100)
+    if job.kernel not in offers.kernels or not any(fnmatchcase(job.case.name, pattern) for pattern in SMALL):
+        return False
+    return job.kernel.partition(":")[2] not in ANY or job.case.fields["weight"][0].format == "f32"
+
+
+CASES = [job for job in EVERY if wanted(job)]
+
+
+# numpy, which the interpreter computes with, warns of what silu of far negative numbers divides by.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
+def test_case(job):
+    outcome = job.run(REGISTRY)
+    assert outcome.passed, outcome.failures

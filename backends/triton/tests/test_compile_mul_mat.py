@@ -1,0 +1,154 @@
+"""Every kernel of mul_mat in every tiling, compiled for an H100 as it would be bound: it fits, loops spill nothing."""
+
+import re
+import subprocess
+from contextlib import suppress
+
+import pytest
+import torch
+
+from kernelmux.device import Device
+from kernelmux.formats import Value, as_planes, lookup, torch_dtype
+from kernelmux.graph import make_node
+from kernelmux.hookspecs import Tensors
+from kernelmux_triton.mul_mat_weights import stored
+
+pytestmark = pytest.mark.slow
+triton = pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
+
+from kernelmux_triton import few_rows, fp8  # noqa: E402
+
+H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
+SHARED = 227 * 1024
+SPILLED = 32
+"""Bytes a thread: some ptxas keeps so many of an epilogue, outside of any loop."""
+N, K = 4096, 4096
+
+
+def planes(value):
+    parts = [
+        torch.empty(p.shape(value.extents), dtype=torch_dtype(p.dtype), device="meta")
+        for p in lookup(value.format).planes
+    ]
+    return as_planes(tuple(parts))
+
+
+def launches(monkeypatch, kernel, op, m, x_format, y_format="bf16", n=N, k=K, bias=False):
+    """The kernels, arguments and warps that a node is bound to, its tensors without memory."""
+    bound = []
+    for module in (few_rows, fp8):
+        monkeypatch.setattr(module, "bind", lambda *args, num_warps: bound.append((args[0], args[2:], num_warps)))
+    form = kernel.form
+    count = {"gate_up_swiglu": 2, "qkv": 3}.get(op, 1)
+    inputs = [Value("x", (m, k), x_format)] + ([Value("residual", (m, n), "bf16")] if op == "mul_mat_add" else [])
+    weight = tuple(Value(f"w{i}", (n, k), form) for i in range(count))
+    biases = tuple(Value(f"b{i}", (n,)) for i in range(count)) if bias else ()
+    node = make_node(op, "y", *inputs, weight=weight, bias=biases, format=y_format)
+    packed = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in stored(node, form))
+    scratch = torch.empty(kernel.workspace(node), dtype=torch.uint8, device="meta")
+    outputs = tuple(planes(value) for value in node.outputs)
+    kernel.bind(node, Tensors(tuple(planes(v) for v in node.inputs), outputs, packed, scratch), None)
+    assert bound
+    return bound
+
+
+def compiled(kernel, args, warps):
+    """What Triton makes of it for compute capability 9.0."""
+    signature, constants, attributes = {}, {}, {}
+    for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{NAMES[value.dtype]}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    # Triton is about to change what it does with products and sums unless told, and warns of that.
+    return triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
+
+
+NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+}
+
+
+def spilled(ptx, tmp_path):
+    """Bytes that ptxas keeps out of registers; None where it is not there to say."""
+    path = tmp_path / "kernel.ptx"
+    path.write_text(ptx)
+    with suppress(AttributeError, OSError):
+        ptxas = triton.knobs.nvidia.ptxas.path
+        command = [ptxas, "-v", "-arch=sm_90a", str(path), "-o", str(tmp_path / "cubin")]
+        report = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+        if found := re.search(r"(\d+) bytes spill stores", report):
+            return int(found[1])
+    return None
+
+
+def few():
+    """Every weight in every tiling, at the most rows that it takes."""
+    kernels = [(few_rows.Dequant, (form,), "bf16") for form in ("Q4_0", "Q4_1", "Q8_0", "Q4_K")]
+    kernels += [(few_rows.Fp8Weight, (), "bf16"), (few_rows.Bf16, (), "bf16"), (few_rows.F16, (), "f16")]
+    for kernel, form, x_format in kernels:
+        for tiling in (*few_rows.GEMV, *few_rows.DOT):
+            yield kernel(H100, *form, tiling), 4 if isinstance(tiling, few_rows.Gemv) else 64, x_format
+    for kernel in (fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8Block):
+        for tiling in kernel.weights.tilings(16):
+            yield kernel(H100, tiling), 64, kernel.taken
+
+
+def many():
+    for kernel in (fp8.Fp8Row, fp8.Fp8RowFast, fp8.Fp8Block):
+        for gated in (False, True):
+            for tiling in kernel(H100).gemms(gated):
+                for y_format in ("bf16",) if gated else ("bf16", "f32"):
+                    yield kernel(H100, tiling), "gate_up_swiglu" if gated else "mul_mat", y_format
+
+
+def check(monkeypatch, tmp_path, *node, **sizes):
+    for kernel, args, warps in launches(monkeypatch, *node, **sizes):
+        made = compiled(kernel, args, warps)
+        assert made.metadata.shared <= SHARED
+        assert (spilled(made.asm["ptx"], tmp_path) or 0) <= SPILLED
+
+
+@pytest.mark.parametrize(
+    ("kernel", "m", "x_format"),
+    list(few()),
+    ids=lambda p: f"{p.name}-{p.form}-{p.tiling}" if hasattr(p, "tiling") else None,
+)
+def test_few_rows(kernel, m, x_format, monkeypatch, tmp_path):
+    check(monkeypatch, tmp_path, kernel, "mul_mat", m, x_format)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "op", "y_format"), list(many()), ids=lambda p: f"{p.name}-{p.tiling}" if hasattr(p, "tiling") else None
+)
+def test_many_rows(kernel, op, y_format, monkeypatch, tmp_path):
+    check(monkeypatch, tmp_path, kernel, op, 2048, kernel.taken, y_format)
+
+
+@pytest.mark.parametrize("op", ["mul_mat_add", "gate_up_swiglu", "qkv"])
+@pytest.mark.parametrize("m", [1, 16])
+def test_fused(op, m, monkeypatch, tmp_path):
+    for kernel in (few_rows.Dequant(H100, "Q4_K"), few_rows.Fp8Weight(H100)):
+        check(monkeypatch, tmp_path, kernel, op, m, "bf16", bias=True)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 33), (31, 512)])
+@pytest.mark.parametrize("m", [1, 3, 17])
+def test_extents_that_divide_nothing(n, k, m, monkeypatch, tmp_path):
+    check(monkeypatch, tmp_path, few_rows.Bf16(H100), "mul_mat", m, "f32", "f32", n=n, k=k)
