@@ -89,8 +89,10 @@ def _rotated(node: TensorNode, form: str, scratch: int, device: Device) -> Itera
 
 
 def _noise(part: torch.Tensor) -> torch.Tensor:
-    """The tensor filled: floats near one, bytes at random, as a real weight has them (power depends on bits)."""
-    if part.dtype.itemsize == 1:
+    """The tensor filled with what real ones look like, for a card's clock depends on the bits: floats about zero."""
+    if part.dtype == torch.float8_e4m3fn:
+        part.copy_(torch.randn(part.shape, device=part.device).mul_(64.0))
+    elif part.dtype.itemsize == 1:
         part.view(torch.uint8).random_(0, 120)
     elif part.is_floating_point():
         part.normal_()
