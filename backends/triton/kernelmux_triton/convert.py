@@ -19,7 +19,7 @@ from kernelmux.formats import ALL, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_triton.launch import bind
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.rows import FLOATS, TINY
 
 TILE = 4096
 """Elements that a program takes where groups are small."""
@@ -33,7 +33,6 @@ PEAKS = 512
 
 # Half an int8 step beyond this constant has no bits left, so that adding it rounds to nearest, ties to even.
 ROUND = tl.constexpr(1.5 * 2**23)
-TINY = tl.constexpr(2.0**-126)
 
 
 def offer(source: str, target: str) -> Kernel:

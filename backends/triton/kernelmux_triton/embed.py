@@ -1,22 +1,26 @@
-"""embed on CUDA: rows gathered and converted by one Triton kernel, from dense tables that a tied lm_head may share."""
+"""embed on CUDA: rows gathered and converted by one Triton kernel, from dense tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from kernelmux.device import Device
+from kernelmux.formats import Weight, lookup, planes_of_rows
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux_torch import embed, mul_mat
 from kernelmux_triton.launch import bind
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.rows import FLOATS
 
 TILE = 1024
 """Columns that a program copies."""
+CHUNK = 4096
+"""Rows that are dequantised at once, a multiple of what a block of any format spans."""
 
 
 def offer(has_weight: bool) -> list[Kernel]:
@@ -24,8 +28,11 @@ def offer(has_weight: bool) -> list[Kernel]:
     return [Bf16(), F32()] if has_weight else [Rows()]
 
 
-class Rows(embed.Rows):
+class Rows(Kernel):
     """Of a table that is computed."""
+
+    name = "rows"
+    precision = 1e-11
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"], FLOATS]
@@ -38,14 +45,25 @@ class Rows(embed.Rows):
         return _bind(ids, table, y)
 
 
-class F32(mul_mat.F32):
-    """The table in float32, packed as the mul_mat of this name packs its weight."""
+class F32(Kernel):
+    """The table in float32."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+    dtype = torch.float32
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"]]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return self.dtype.itemsize * torch.Size(node.weight[0].extents).numel()
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return (_dense(weights[0], self.dtype, device),)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
@@ -62,6 +80,19 @@ class Bf16(F32):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16", "f32"]]
+
+
+def _dense(table: Weight, dtype: torch.dtype, device: Device) -> torch.Tensor:
+    """A table [rows, k] on the device, dequantised some rows at a time; the model's own memory where it is that."""
+    if lookup(table.format).plain:
+        return table.dequantize(dtype).to(device.torch)
+    rows, k = table.shape
+    whole = torch.empty(rows, k, dtype=dtype, device=device.torch)
+    for start in range(0, rows, CHUNK):
+        part = slice(start, min(start + CHUNK, rows))
+        planes = planes_of_rows(table.format, table.planes, part)
+        whole[part].copy_(replace(table, shape=(part.stop - start, k), planes=planes).dequantize())
+    return whole
 
 
 def _bind(ids: torch.Tensor, table: torch.Tensor, y: torch.Tensor) -> Launch:

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
-from kernelmux.formats import as_tuple
+from kernelmux.device import Device
+from kernelmux.formats import Weight, as_tuple
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch, Tensors
-from kernelmux_torch import rms_norm
-from kernelmux_torch.cuda.convert import TINY
+from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_triton.launch import bind
-from kernelmux_torch.cuda.rows import LARGEST, WRITTEN, store_row, warps
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton.rows import FLOATS, LARGEST, TINY, WRITTEN, store_row, warps
 
 LONGEST = 16384
 """Columns that a program keeps in registers; a longer row is read twice."""
@@ -26,15 +25,24 @@ TILE = 4096
 """Columns of a longer row that a program takes at a time."""
 
 
-class RmsNorm(rms_norm.RmsNorm):
+class RmsNorm(Kernel):
+    """The sum of squares in float32."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [WRITTEN]
 
-    def workspace(self, node: TensorNode) -> int:
-        return 0
+    def packed_bytes(self, node: TensorNode) -> int:
+        return 4 * node.gamma[0].extents[0]
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return (weights[0].dequantize().to(device.torch),)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
@@ -42,6 +50,8 @@ class RmsNorm(rms_norm.RmsNorm):
 
 
 class AddRmsNorm(RmsNorm):
+    """The norm of the unrounded sum."""
+
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernelmux_torch.cuda.convert import TINY
-from kernelmux_torch.elementwise import FLOATS
-
+FLOATS = ("f32", "bf16", "f16")
 WRITTEN = (*FLOATS, "fp8_row")
 """The formats that `store_row` writes."""
+TINY = tl.constexpr(2.0**-126)
+"""What a scale is at least when values are divided by it."""
 LARGEST = tl.constexpr(448.0)
 """The largest magnitude of e4m3."""
 

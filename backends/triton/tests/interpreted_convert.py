@@ -6,8 +6,8 @@ import torch
 from fake_backend import backend, one_node
 from kernelmux.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
 from kernelmux.hookspecs import Tensors
-from kernelmux_torch.cuda import convert
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux_triton import convert
+from kernelmux_triton.rows import FLOATS
 from triton_interpreter import interpreted_jobs
 
 

@@ -1,4 +1,4 @@
-"""Norms, swiglu and embed as they are on CUDA, interpreted on CPU tensors: run by test_interpreted.py."""
+"""Norms, elementwise ops and embed, interpreted on CPU tensors: run by test_interpreted.py."""
 
 import pytest
 import torch
@@ -6,16 +6,15 @@ import torch
 from fake_backend import backend, nmse, one_node
 from kernelmux.formats import Value, dequantize_planes
 from kernelmux.hookspecs import Tensors
-from kernelmux_torch.cuda import embed, norm, swiglu
+from kernelmux_triton import elementwise, embed, norm
 from triton_interpreter import interpreted_jobs
 
 REGISTRY, CASES = interpreted_jobs(
     backend(
         rms_norm=norm.RmsNorm(),
         add_rms_norm=norm.AddRmsNorm(),
-        silu=swiglu.Silu(),
-        swiglu=swiglu.Swiglu(),
-        gate_up_swiglu=lambda node, m: [] if node.bias else [swiglu.GateUpBf16(), swiglu.GateUpFp8Row()],
+        silu=elementwise.Silu(),
+        swiglu=elementwise.Swiglu(),
         embed=lambda node, m: embed.offer(bool(node.weight)),
     )
 )
