@@ -53,6 +53,24 @@ def dispatch_add_rms_norm(device: Device) -> Answer:
 
 
 @hookimpl
+def dispatch_add(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import elementwise
+
+    return elementwise.Add()
+
+
+@hookimpl
+def dispatch_mul(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import elementwise
+
+    return elementwise.Mul()
+
+
+@hookimpl
 def dispatch_silu(device: Device) -> Answer:
     if (refused := refusal(device)) is not None:
         return refused
@@ -103,7 +121,7 @@ def dispatch_convert(source: str, target: str, device: Device) -> Answer:
         return refused
     from kernelmux_triton import convert
 
-    return convert.offer(source, target)
+    return convert.offer(source, target, device)
 
 
 @hookimpl

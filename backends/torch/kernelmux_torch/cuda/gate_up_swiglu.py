@@ -45,7 +45,7 @@ class _GateUp(Kernel):
         assert tensors.workspace is not None
         both = tensors.workspace.view(torch.bfloat16).view(m, 2 * n)
         multiply = super().bind(node, replace(tensors, outputs=(both,)), stream)
-        activate = bind_swiglu(both[:, :n], both[:, n:], y)
+        activate = bind_swiglu(both[:, :n], both[:, n:], y, node.outputs[0].format)
 
         def launch() -> None:
             multiply()
