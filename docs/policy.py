@@ -23,7 +23,8 @@ the defaults, then every other installed backend, unless the rule says `on_unsup
 the command line is a rule before all others. `kernelmux plan MODEL` shows which rule decided, and why others lost.
 
 A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its kernel would have been chosen for them: it
-has the name of those that read weights, and the backend of the rest. A rule that names a fused op decides for itself.
+has the name of those that read weights, and the backend of the rest (or it is made of that backend's kernels, and says
+so). A rule that names a fused op decides for itself.
 
 ```toml
 [[rule]]

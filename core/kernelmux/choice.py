@@ -54,10 +54,11 @@ def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
     return None
 
 
-def stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
+def stands_for(name: str, kernel: Kernel, part: TensorNode, choice: Choice) -> bool:
     """Whether a fused kernel may run a part that `choice` was made for."""
-    same_backend = name.partition(":")[0] == choice.name.partition(":")[0]
-    return name == choice.name if part.weight else same_backend and (":" not in choice.asked or name == choice.name)
+    if part.weight or ":" in choice.asked:
+        return name == choice.name
+    return choice.name.partition(":")[0] in (name.partition(":")[0], *kernel.stands_for)
 
 
 def nameless(node: TensorNode) -> TensorNode:

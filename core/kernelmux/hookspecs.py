@@ -93,6 +93,8 @@ class Kernel(ABC):
     """Device launches of a call, at most: a library may split its work."""
     capturable: ClassVar[bool] = True
     """False where a launch reads host state or allocates, so that a CUDA graph cannot hold it."""
+    stands_for: ClassVar[tuple[str, ...]] = ()
+    """Of a fused kernel: backends beside its own, in place of whose kernels it may run, as of those it is made of."""
     packed: ClassVar[str] = ""
     """The name of the packed weights' form; kernels with the same name, on the same weights, share one copy."""
 

@@ -82,7 +82,7 @@ class Selector:
         """The kernel for a fused node, or None where its parts had better stay.
 
         A rule that names the fused op decides. Without one a kernel takes the place of others only if they would have
-        agreed: it has the name of those that read weights, and the backend of the others.
+        agreed: it has the name of those that read weights, and the backend of the others, or one that it stands for.
         """
         rule = self.policy.match(node, rows, self.device)
         if rule is not None and node.op in (self.policy.document.rule[rule].op or ()):
@@ -114,7 +114,7 @@ class Selector:
         """The first kernel for a fused node that may run all of its parts."""
         offer = self._offer(node, rows)
         for name, kernel in offer.kernels.items():
-            if not all(stands_for(name, part, choice) for part, choice in parts):
+            if not all(stands_for(name, kernel, part, choice) for part, choice in parts):
                 continue
             if not all(self._within_budget(kernel, choice.rule) for _, choice in parts):
                 continue

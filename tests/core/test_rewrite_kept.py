@@ -107,6 +107,15 @@ def test_a_kernel_stands_for_the_rest_where_the_backend_was_chosen(policy, has, 
     assert (found["gated+y"].choice.name if "gated+y" in found else None) == kernel
 
 
+@pytest.mark.parametrize(("policy", "kept"), [("", True), (rule("b:f32", op="silu"), False)])
+def test_a_kernel_stands_for_those_of_a_backend_that_it_is_made_of(policy, kept):
+    fused = FakeKernel("other")
+    fused.stands_for = ("b",)
+    one, other = backend(swiglu=fused, add=F32), plain_backend()
+    found = steps(planned(policy, gate_graph(), a=one, b=other))
+    assert ("gated+y" in found) == kept
+
+
 def test_a_fusion_is_kept_at_the_row_counts_where_the_parts_agree():
     policy = '[[rule]]\nop = "silu"\nm = "2..4"\nuse = "b"\n'
     plan = planned(policy, gate_graph(), a=whole_backend(), b=plain_backend())

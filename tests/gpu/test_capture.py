@@ -16,7 +16,7 @@ from kernelmux.hookspecs import hookimpl
 from kernelmux.model import Model
 from kernelmux.session import Feed, Session
 
-POLICIES = {"f32": "*=torch:f32,torch:paged,torch", "bf16": "mul_mat=torch:bf16"}
+POLICIES = {"f32": "*=triton:f32,torch:f32,triton,torch", "bf16": "mul_mat=torch:bf16"}
 PROMPTS = [[1, 2, 3, 4, 5], [9] * 17, [100, 30], [7, 8, 9] * 10, [50]]
 
 
@@ -109,7 +109,8 @@ def _model_with(kernel, tiny: Path, name: str):
         def dispatch_silu(self):
             return kernel
 
-    return registry.isolated(torch=__import__("kernelmux_torch"), **{name: Backend()})
+    installed = {backend: __import__(f"kernelmux_{backend}") for backend in ("torch", "triton")}
+    return registry.isolated(**installed, **{name: Backend()})
 
 
 def test_the_node_that_breaks_a_capture_is_named(tiny: Path):

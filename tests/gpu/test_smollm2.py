@@ -14,7 +14,7 @@ from kernelmux.conformance.measure import compare
 pytestmark = pytest.mark.model
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "smollm2_greedy.json").read_text("utf-8"))["cases"]
-F32 = "*=torch:f32,torch:paged,torch"
+F32 = "*=triton:f32,torch:f32,triton,torch"
 MOST_ERROR = {"bf16": 2e-3, "fp8_row": 5e-2}
 """NMSE of the logits against float32's: 30 layers of 8 or 4 significant bits."""
 
@@ -45,7 +45,7 @@ def test_few_rows_by_one_kernel_and_many_by_another_in_one_process(model, tmp_pa
     policy = tmp_path / "mixed.toml"
     policy.write_text(
         '[[rule]]\nop = "mul_mat"\nm = "1..16"\nuse = ["torch:bf16"]\n\n'
-        '[[rule]]\nop = "mul_mat"\nuse = ["torch:fp8_row", "torch:bf16"]\n\n[defaults]\nuse = ["torch"]\n'
+        '[[rule]]\nop = "mul_mat"\nuse = ["torch:fp8_row", "torch:bf16"]\n\n[defaults]\nuse = ["triton", "torch"]\n'
     )
     plan = model.plan(policy, device="cuda")
     kernels = {step.choice.name for s in plan.schedules.values() for step in s.steps if step.node.op == "mul_mat"}

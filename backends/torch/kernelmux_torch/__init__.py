@@ -39,38 +39,18 @@ def dispatch_rms_norm(device: Device) -> Answer:
         from kernelmux_torch import rms_norm
 
         return rms_norm.RmsNorm()
-    if (missing := without_triton()) is not None:
-        return missing
-    from kernelmux_torch.cuda import norm
+    from kernelmux_torch.cuda import plain
 
-    return norm.RmsNorm()
-
-
-@hookimpl
-def dispatch_add_rms_norm(device: Device) -> Answer:
-    if (refused := _unfused(device)) is not None:
-        return refused
-    from kernelmux_torch.cuda.norm import AddRmsNorm
-
-    return AddRmsNorm()
-
-
-@hookimpl
-def dispatch_swiglu(device: Device) -> Answer:
-    if (refused := _unfused(device)) is not None:
-        return refused
-    from kernelmux_torch.cuda.swiglu import Swiglu
-
-    return Swiglu()
+    return plain.RmsNorm()
 
 
 @hookimpl
 def dispatch_gate_up_swiglu(node: TensorNode, n: int, k: int, device: Device) -> Answer:
     if (refused := _unfused(device)) is not None:
         return refused
-    from kernelmux_torch.cuda import swiglu
+    from kernelmux_torch.cuda import gate_up_swiglu
 
-    return swiglu.offer_gate_up(n, k, bool(node.bias), device)
+    return gate_up_swiglu.offer(n, k, bool(node.bias), device)
 
 
 @hookimpl
@@ -93,11 +73,9 @@ def dispatch_silu(device: Device) -> Answer:
         from kernelmux_torch.elementwise import Silu
 
         return Silu()
-    if (missing := without_triton()) is not None:
-        return missing
-    from kernelmux_torch.cuda import swiglu
+    from kernelmux_torch.cuda import plain
 
-    return swiglu.Silu()
+    return plain.Silu()
 
 
 @hookimpl
@@ -113,11 +91,9 @@ def dispatch_rope(device: Device) -> Answer:
         from kernelmux_torch.rope import Rope
 
         return Rope()
-    if (missing := without_triton()) is not None:
-        return missing
-    from kernelmux_torch.cuda import rope
+    from kernelmux_torch.cuda import plain
 
-    return rope.Rope()
+    return plain.Rope()
 
 
 @hookimpl
@@ -146,11 +122,9 @@ def dispatch_copy(device: Device) -> Answer:
         from kernelmux_torch.copy import Copy
 
         return Copy()
-    if (missing := without_triton()) is not None:
-        return missing
-    from kernelmux_torch.cuda import copy
+    from kernelmux_torch.cuda import plain
 
-    return copy.Copy()
+    return plain.Copy()
 
 
 @hookimpl
@@ -159,13 +133,11 @@ def dispatch_embed(node: TensorNode, table_format: str, device: Device) -> Answe
         from kernelmux_torch import embed
 
         return embed.offer(table_format)
-    if (missing := without_triton()) is not None:
-        return missing
     from kernelmux_torch.cuda import embed as on_cuda
 
     return on_cuda.offer(bool(node.weight))
 
 
 def _unfused(device: Device) -> Declined | None:
-    """Why nothing is fused in Triton."""
+    """Why no GEMM has a Triton kernel after it."""
     return Declined("it is fused on CUDA only", "device") if device.kind == "cpu" else without_triton()

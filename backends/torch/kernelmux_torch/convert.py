@@ -1,4 +1,4 @@
-"""convert: between f32, bf16 and f16 in one torch call; on the CPU also to and from the quantised formats."""
+"""convert: between f32, bf16 and f16 in one torch call, to and from the quantised formats in several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from kernelmux.device import Device
 from kernelmux.formats import as_tuple, dequantize_planes, quantize_planes
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
-from kernelmux_torch.cuda import without_triton
 from kernelmux_torch.elementwise import FLOATS
 
 
@@ -22,11 +21,9 @@ def offer(source: str, target: str, device: Device) -> Answer:
         return Declined(f"it converts to or from {', '.join(FLOATS)}, not from {source} to {target}", "format")
     if device.kind == "cpu":
         return Quantize() if source in FLOATS else Dequantize()
-    if (missing := without_triton()) is not None:
-        return missing
-    from kernelmux_torch.cuda import convert
+    from kernelmux_torch.cuda import plain
 
-    return convert.offer(source, target)
+    return plain.Quantize() if source in FLOATS else plain.Dequantize()
 
 
 class Convert(Kernel):

@@ -41,7 +41,7 @@ class RmsNorm(Kernel):
         m, k = x.shape
         scratch = tensors.workspace.view(torch.float32)
         scaled, norm = scratch[: m * k].view(m, k), scratch[m * k :].view(m, 1)
-        epsilon = torch.tensor(node.epsilon)
+        epsilon = torch.tensor(node.epsilon, device=x.device)
         share = 1 / k
 
         def launch() -> None:

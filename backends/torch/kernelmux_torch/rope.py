@@ -30,7 +30,7 @@ class Rope(Kernel):
         return [["f32"], ["f32"]]
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize() for weight in weights)
+        return tuple(weight.dequantize().to(device.torch) for weight in weights)
 
     def packed_bytes(self, node: TensorNode) -> int:
         return sum(4 * value.extents[0] for value in node.weight)
@@ -51,8 +51,8 @@ class Rope(Kernel):
         # Widest first: a complex128 must start at a multiple of 16 bytes.
         exact, angles = take(shape, torch.complex128), take(shape, torch.float64)
         turns = take(shape, torch.complex64)
-        magnitude = torch.full(shape, rotation.magnitude, dtype=torch.float64)
-        frequencies = _frequencies(rotation, tensors.packed)
+        magnitude = torch.full(shape, rotation.magnitude, dtype=torch.float64, device=positions.device)
+        frequencies = _frequencies(rotation, tensors.packed, positions.device)
         column, per_head = positions.unsqueeze(1), turns.unsqueeze(1)
         rest = take.rest()
         turned = [
@@ -92,9 +92,9 @@ def _turn(
     ]
 
 
-def _frequencies(rotation: Rotation, divisors: Sequence[torch.Tensor]) -> torch.Tensor:
-    frequencies = torch.tensor(rotation.frequencies(), dtype=torch.float64)
-    return frequencies / math.prod(divisors, start=torch.ones((), dtype=torch.float64))
+def _frequencies(rotation: Rotation, divisors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    frequencies = torch.tensor(rotation.frequencies(), dtype=torch.float64, device=device)
+    return frequencies / math.prod(divisors, start=torch.ones((), dtype=torch.float64, device=device))
 
 
 class _Scratch:

@@ -1,4 +1,4 @@
-"""The Triton kernels of rope, copy, qkv_rope_copy and attention, interpreted on CPU tensors, and sdpa beside them.
+"""The Triton kernels of attention, interpreted on CPU tensors, and sdpa beside them.
 
 Run by test_interpreted.py.
 """
@@ -12,15 +12,8 @@ import pytest
 
 from fake_backend import backend
 from kernelmux.conformance.hookup import Job
-from kernelmux.device import Device
-from kernelmux_torch.cuda import attention, copy, paged, qkv, rope
+from kernelmux_torch.cuda import attention, paged
 from triton_interpreter import interpreted_jobs
-
-CPU = Device("cpu")
-
-
-def qkv_on_cpu(node, m):
-    return qkv.offer(node, CPU)
 
 
 def attention_on_cpu(node, m):
@@ -28,9 +21,6 @@ def attention_on_cpu(node, m):
 
 
 WANTED = (
-    *("rope-*-m1", "rope-*-yarn-m5", "rope-*-at131067", "rope-*-d*-of*", "rope-*-divisors", "rope-halves-h28*"),
-    *("copy-*-m5-*", "copy-*padding*"),
-    "qkv_rope_copy-*",
     *("attention-decode-33-*", "attention-decode-200", "attention-mixed-h8*", "attention-mixed-h4-kv2*"),
     *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8", "attention-*soft-cap*"),
     *("attention-loud", "attention-scale", "attention-pages-of-*", "attention-no-length", "attention-batch"),
@@ -42,9 +32,7 @@ STORED = ("attention-decode-200", "attention-mixed-h4-kv2-d80", "attention-windo
 # As if the device were small: enough programs that short rows are split, few enough for the interpreter.
 paged.PROGRAMS = 12
 
-REGISTRY, EVERY = interpreted_jobs(
-    backend(rope=rope.Rope(), copy=copy.Copy(), qkv_rope_copy=qkv_on_cpu, attention=attention_on_cpu), rows=64
-)
+REGISTRY, EVERY = interpreted_jobs(backend(attention=attention_on_cpu), rows=64)
 CASES = [job for job in EVERY if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED)]
 
 # The suite's caches are mostly f32. Queries in the cache's own format, and wider.

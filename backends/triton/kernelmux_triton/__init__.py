@@ -61,6 +61,103 @@ def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
     return attention.offer(node, m, device)
 
 
+@hookimpl
+def dispatch_rms_norm(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import norm
+
+    return norm.RmsNorm()
+
+
+@hookimpl
+def dispatch_add_rms_norm(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import norm
+
+    return norm.AddRmsNorm()
+
+
+@hookimpl
+def dispatch_add(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import elementwise
+
+    return elementwise.Add()
+
+
+@hookimpl
+def dispatch_mul(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import elementwise
+
+    return elementwise.Mul()
+
+
+@hookimpl
+def dispatch_silu(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import elementwise
+
+    return elementwise.Silu()
+
+
+@hookimpl
+def dispatch_swiglu(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import elementwise
+
+    return elementwise.Swiglu()
+
+
+@hookimpl
+def dispatch_rope(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import rope
+
+    return rope.Rope()
+
+
+@hookimpl
+def dispatch_copy(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import copy
+
+    return copy.Copy()
+
+
+@hookimpl
+def dispatch_embed(node: TensorNode, device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import embed
+
+    return embed.offer(bool(node.weight))
+
+
+@hookimpl
+def dispatch_convert(source: str, target: str, device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    from kernelmux_triton import convert
+
+    return convert.offer(source, target, device)
+
+
+@hookimpl
+def dispatch_qkv_rope_copy(device: Device) -> Answer:
+    if (refused := refusal(device)) is not None:
+        return refused
+    return Declined("its rope and copy in one kernel have no GEMM of their own: torch has, and runs them after it")
+
+
 def refusal(device: Device) -> Declined | None:
     """Why this backend has nothing for a device: no CUDA, too old a card, no Triton."""
     if device.kind != "cuda":

@@ -1,4 +1,4 @@
-"""What runs on CUDA alone: GEMMs of cuBLASLt with epilogues, and Triton kernels where torch has no single one."""
+"""What runs on CUDA alone: GEMMs of cuBLASLt, some with a kernel of kernelmux-triton after them, and attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kernelmux.hookspecs import Declined
 
 
 def without_triton() -> Declined | None:
-    """The answer of what is written in Triton, where that is not installed."""
-    if find_spec("triton") is not None:
+    """The answer of what needs kernels of kernelmux-triton, where that is not installed."""
+    if find_spec("kernelmux_triton") is not None:
         return None
-    return Declined("it is written in Triton, which comes with torch's CUDA wheels", "missing dependency")
+    return Declined("a part of it is a Triton kernel, and kernelmux-triton is not installed", "missing dependency")

@@ -1,41 +1,21 @@
-"""embed on CUDA: rows gathered and converted by one Triton kernel, from dense tables that a tied lm_head may share."""
+"""embed on CUDA: rows gathered by torch's index_select, from the dense tables that a tied lm_head shares."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_torch import embed, mul_mat
-from kernelmux_torch.elementwise import FLOATS
-from kernelmux_triton.launch import bind
-
-TILE = 1024
-"""Columns that a program copies."""
 
 
 def offer(has_weight: bool) -> list[Kernel]:
     """The kernels for a table that is a weight, or for one that is computed."""
-    return [Bf16(), F32()] if has_weight else [Rows()]
-
-
-class Rows(embed.Rows):
-    """Of a table that is computed."""
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["i32"], FLOATS]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (ids, table), (y,) = tensors.inputs, tensors.outputs
-        return _bind(ids, table, y)
+    return [Bf16(), F32()] if has_weight else [embed.Rows()]
 
 
 class F32(mul_mat.F32):
@@ -44,12 +24,9 @@ class F32(mul_mat.F32):
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"]]
 
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
-
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
-        return _bind(ids, table, y)
+        return partial(torch.index_select, table, 0, ids, out=y)
 
 
 class Bf16(F32):
@@ -61,19 +38,4 @@ class Bf16(F32):
     dtype = torch.bfloat16
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["bf16", "f32"]]
-
-
-def _bind(ids: torch.Tensor, table: torch.Tensor, y: torch.Tensor) -> Launch:
-    m, k = y.shape
-    wide = min(TILE, triton.next_power_of_2(k))
-    return bind(_gather, (m, triton.cdiv(k, wide)), ids, table, y, k, wide, num_warps=4)
-
-
-@triton.jit
-def _gather(ids, table, y, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-    source = tl.load(ids + row).to(tl.int64)
-    values = tl.load(table + source * COLUMNS + column, mask=column < COLUMNS)
-    tl.store(y + row * COLUMNS + column, values.to(y.dtype.element_ty), mask=column < COLUMNS)
+        return [["bf16"]]

@@ -76,6 +76,8 @@ class Bf16Add(mul_mat.Bf16):
     """y = residual + x Wᵀ in one GEMM where y is the residual's memory; elsewhere torch copies that first."""
 
     launches = SPLIT + 1
+    # The sum is the GEMM's own: whoever else would add is spared.
+    stands_for = ("triton",)
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.packed], [self.packed]]

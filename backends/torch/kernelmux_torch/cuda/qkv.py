@@ -1,4 +1,4 @@
-"""qkv_rope_copy on CUDA: one GEMM of the three weights, then one Triton kernel that turns and scatters its rows."""
+"""qkv_rope_copy on CUDA: one GEMM of the three weights, then kernelmux-triton's kernel that turns and scatters them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
 from kernelmux.device import Device
 from kernelmux.formats import Weight, lookup
@@ -16,10 +14,9 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda.mul_mat import SPLIT
-from kernelmux_torch.cuda.rope import angle, blocks, rotation_args, turn
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import dense, stacked
-from kernelmux_triton.launch import bind
+from kernelmux_triton.rope_copy import bind_rope_copy
 
 
 def offer(node: TensorNode, device: Device) -> list[Kernel | Declined]:
@@ -38,6 +35,7 @@ class Bf16(Kernel):
     precision = 5e-5
     packed = "bf16"
     launches = SPLIT + 1
+    stands_for = ("triton",)
     dtype = torch.bfloat16
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
@@ -76,10 +74,8 @@ class Bf16(Kernel):
         has_divisors = len(node.weight) > 3
         linear = tensors.packed[: len(tensors.packed) - has_divisors]
         multiply = self.multiply(x, mixed, *linear)
-        grid = (len(positions), blocks(node.num_heads) + 2 * blocks(node.num_kv_heads))
-        rotation = rotation_args(node, positions, tensors.packed[len(linear) :])
-        args = (mixed, tensors.outputs[0], k_cache, v_cache, positions, slots, *rotation)
-        place = bind(_place, grid, *args, num_warps=4)
+        divisors = tensors.packed[len(linear) :]
+        place = bind_rope_copy(node, mixed, tensors.outputs[0], (k_cache, v_cache), positions, slots, divisors)
 
         def launch() -> None:
             multiply()
@@ -132,48 +128,3 @@ class Fp8RowFast(Fp8Row):
 
 def _outputs(node: TensorNode) -> int:
     return sum(weight.extents[0] for weight in node.weight[:3])
-
-
-@triton.jit
-def _place(
-    x,
-    q_out,
-    k_cache,
-    v_cache,
-    positions,
-    slots,
-    turns,
-    divisors,
-    MAGNITUDE: tl.constexpr,
-    DIVIDED: tl.constexpr,
-    ADJACENT: tl.constexpr,
-    DIMS: tl.constexpr,
-    DIM: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    WIDE: tl.constexpr,
-    TALL: tl.constexpr,
-):
-    """Of a row [queries, keys, values]: queries turned into q, keys turned into their cache, values into theirs."""
-    row = tl.program_id(0).to(tl.int64)
-    x += row * (QUERIES + 2 * KEYS) * DIM
-    slot = tl.load(slots + row).to(tl.int64)
-    cached = slot * KEYS * DIM
-    block = tl.program_id(1)
-    keys, values = tl.cdiv(QUERIES, TALL), tl.cdiv(QUERIES, TALL) + tl.cdiv(KEYS, TALL)
-    if block < keys:
-        cos, sin = angle(row, positions, turns, divisors, MAGNITUDE, DIVIDED, DIMS, WIDE)
-        q_row = q_out + row * QUERIES * DIM
-        turn(x, q_row, block * TALL, cos, sin, ADJACENT, DIMS, DIM, QUERIES, WIDE, TALL)
-    elif block < values:
-        if slot >= 0:
-            cos, sin = angle(row, positions, turns, divisors, MAGNITUDE, DIVIDED, DIMS, WIDE)
-            k_row = x + QUERIES * DIM
-            first = (block - keys) * TALL
-            turn(k_row, k_cache + cached, first, cos, sin, ADJACENT, DIMS, DIM, KEYS, WIDE, TALL)
-    else:
-        if slot >= 0:
-            at = (block - values) * TALL * DIM + tl.arange(0, TALL * 2 * WIDE)
-            inside = (at < (block - values + 1) * TALL * DIM) & (at < KEYS * DIM)
-            v_row = x + (QUERIES + KEYS) * DIM
-            tl.store(v_cache + cached + at, tl.load(v_row + at, mask=inside).to(v_cache.dtype.element_ty), mask=inside)

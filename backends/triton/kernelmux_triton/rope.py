@@ -1,4 +1,4 @@
-"""rope on CUDA: queries and keys in one Triton kernel, whose rotation qkv_rope_copy shares."""
+"""rope on CUDA: queries and keys in one Triton kernel, whose rotation rope_copy.py shares."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux.ops import Rotation
-from kernelmux_torch.elementwise import FLOATS
-from kernelmux_torch.weights import dense
 from kernelmux_triton.launch import bind
+from kernelmux_triton.rows import FLOATS
 
 HEADS = 8
 """Heads that a program turns: the angles of a row are computed once for them."""
@@ -41,7 +40,7 @@ class Rope(Kernel):
         return sum(4 * value.extents[0] for value in node.weight)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(dense(weight, torch.float32, device) for weight in weights)
+        return tuple(weight.dequantize().to(device.torch) for weight in weights)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k, positions = tensors.inputs
@@ -82,7 +81,8 @@ def blocks(heads: int) -> int:
 @lru_cache(maxsize=16)
 def _turns(rotation: Rotation, device: torch.device) -> torch.Tensor:
     """Turns a position, one a pair, in float64: every layer's, so made once."""
-    return torch.tensor(rotation.frequencies(), dtype=torch.float64, device=device) / (2 * math.pi)
+    # Divided on the host: a launch on another stream would not wait for the device to do it.
+    return (torch.tensor(rotation.frequencies(), dtype=torch.float64) / (2 * math.pi)).to(device)
 
 
 @triton.jit

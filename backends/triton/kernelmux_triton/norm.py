@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
-from kernelmux.formats import as_tuple
+from kernelmux.device import Device
+from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch, Tensors
-from kernelmux_torch import rms_norm
-from kernelmux_torch.cuda.convert import TINY
-from kernelmux_torch.cuda.rows import LARGEST, WRITTEN, store_row, warps
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_triton.launch import bind
+from kernelmux_triton.rows import FLOATS, emitted, planes, reciprocal, scale_of, scaling, store_row, warps
 
 LONGEST = 16384
 """Columns that a program keeps in registers; a longer row is read twice."""
@@ -26,38 +25,48 @@ TILE = 4096
 """Columns of a longer row that a program takes at a time."""
 
 
-class RmsNorm(rms_norm.RmsNorm):
+class RmsNorm(Kernel):
+    """The sum of squares in float32."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [WRITTEN]
+        return [emitted(node.outputs[0])]
 
-    def workspace(self, node: TensorNode) -> int:
-        return 0
+    def packed_bytes(self, node: TensorNode) -> int:
+        return 4 * node.gamma[0].extents[0]
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return (weights[0].dequantize().to(device.torch),)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _bind(x, x, x, gamma, y, node.epsilon, add=False)
+        return _bind(node, x, x, x, gamma, y, add=False)
 
 
 class AddRmsNorm(RmsNorm):
+    """The norm of the unrounded sum."""
+
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, WRITTEN]
+        return [FLOATS, emitted(node.outputs[1])]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (a, b), (total, y), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _bind(a, b, total, gamma, y, node.epsilon, add=True)
+        return _bind(node, a, b, total, gamma, y, add=True)
 
 
-def _bind(a: Any, b: Any, total: Any, gamma: Any, y: Any, epsilon: float | None, add: bool) -> Launch:
+def _bind(node: TensorNode, a: Any, b: Any, total: Any, gamma: Any, y: Any, add: bool) -> Launch:
     """Unless `add`, neither `b` nor `total` is touched."""
-    data, *scales = as_tuple(y)
     m, k = a.shape
-    args = (a, b, total, gamma, data, scales[0] if scales else data, epsilon, k, add, bool(scales))
+    args = (a, b, total, gamma, *planes(y), node.epsilon, k, add, *scaling(node.outputs[-1].format, k))
     if k > LONGEST:
         return bind(_norm_long, (m,), *args, TILE, num_warps=warps(TILE))
     wide = triton.next_power_of_2(k)
@@ -72,12 +81,15 @@ def _norm(
     gamma,
     y,
     scales,
+    sums,
     EPSILON: tl.constexpr,
     COLUMNS: tl.constexpr,
     ADD: tl.constexpr,
-    SCALED: tl.constexpr,
+    GROUP: tl.constexpr,
+    COLUMN_MAJOR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    """a, b, total, y [m, COLUMNS], gamma [COLUMNS] in float32; a program a row, which reads and writes it once."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDE)
     inside = column < COLUMNS
@@ -87,7 +99,7 @@ def _norm(
         values += tl.load(b + row * COLUMNS + column, mask=inside, other=0.0).to(tl.float32)
         tl.store(total + row * COLUMNS + column, values.to(total.dtype.element_ty), mask=inside)
     values *= tl.rsqrt(tl.sum(values * values, axis=0) / COLUMNS + EPSILON) * share
-    store_row(y, scales, row, values, column, COLUMNS, SCALED)
+    store_row(y, scales, sums, row, tl.num_programs(0), 0, values, COLUMNS, GROUP, COLUMN_MAJOR)
 
 
 @triton.jit
@@ -98,13 +110,17 @@ def _norm_long(
     gamma,
     y,
     scales,
+    sums,
     EPSILON: tl.constexpr,
     COLUMNS: tl.constexpr,
     ADD: tl.constexpr,
-    SCALED: tl.constexpr,
+    GROUP: tl.constexpr,
+    COLUMN_MAJOR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """The same in two passes, of which the second alone writes: the sum may lie where an input does."""
+    # One scale for all of the row is known after the first pass, those of blocks when they are written.
+    whole: tl.constexpr = GROUP > WIDE
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDE)
     squares = tl.zeros([WIDE], tl.float32)
@@ -115,11 +131,11 @@ def _norm_long(
         if ADD:
             values += tl.load(b + row * COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
         squares += values * values
-        if SCALED:
+        if whole:
             peaks = tl.maximum(peaks, tl.abs(values * tl.load(gamma + at, mask=inside, other=0.0)))
     factor = tl.rsqrt(tl.sum(squares, axis=0) / COLUMNS + EPSILON)
-    scale = tl.div_rn(tl.max(peaks, axis=0) * factor, LARGEST)
-    if SCALED:
+    scale = scale_of(tl.max(peaks, axis=0) * factor, y)
+    if whole:
         tl.store(scales + row, scale)
     for start in range(0, COLUMNS, WIDE):
         at, inside = start + column, start + column < COLUMNS
@@ -128,6 +144,7 @@ def _norm_long(
             values += tl.load(b + row * COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
             tl.store(total + row * COLUMNS + at, values.to(total.dtype.element_ty), mask=inside)
         values *= factor * tl.load(gamma + at, mask=inside, other=0.0)
-        if SCALED:
-            values *= tl.div_rn(1.0, tl.maximum(scale, TINY))
-        tl.store(y + row * COLUMNS + at, values.to(y.dtype.element_ty), mask=inside)
+        if whole:
+            store_row(y, scales, sums, row, 0, start, values * reciprocal(scale), COLUMNS, 0, False)
+        else:
+            store_row(y, scales, sums, row, tl.num_programs(0), start, values, COLUMNS, GROUP, COLUMN_MAJOR)

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux_torch.elementwise import FLOATS
 from kernelmux_triton.launch import bind
+from kernelmux_triton.rows import FLOATS
 
 WIDEST = 1024
 """Columns that a program copies."""

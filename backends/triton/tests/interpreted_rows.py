@@ -1,21 +1,24 @@
-"""Norms, swiglu and embed as they are on CUDA, interpreted on CPU tensors: run by test_interpreted.py."""
+"""Norms, elementwise ops and embed, interpreted on CPU tensors: run by test_interpreted.py."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fake_backend import backend, nmse, one_node
-from kernelmux.formats import Value, dequantize_planes
+from kernelmux.formats import Value, as_planes, dequantize_planes, empty_planes, lookup
 from kernelmux.hookspecs import Tensors
-from kernelmux_torch.cuda import embed, norm, swiglu
+from kernelmux_triton import elementwise, embed, norm
 from triton_interpreter import interpreted_jobs
 
 REGISTRY, CASES = interpreted_jobs(
     backend(
         rms_norm=norm.RmsNorm(),
         add_rms_norm=norm.AddRmsNorm(),
-        silu=swiglu.Silu(),
-        swiglu=swiglu.Swiglu(),
-        gate_up_swiglu=lambda node, m: [] if node.bias else [swiglu.GateUpBf16(), swiglu.GateUpFp8Row()],
+        add=elementwise.Add(),
+        mul=elementwise.Mul(),
+        silu=elementwise.Silu(),
+        swiglu=elementwise.Swiglu(),
         embed=lambda node, m: embed.offer(bool(node.weight)),
     )
 )
@@ -31,19 +34,21 @@ def test_case(job):
     assert outcome.passed, outcome.failures
 
 
-@pytest.mark.parametrize("scaled", [False, True], ids=["f32", "fp8_row"])
-def test_norms_of_rows_too_long_for_registers(scaled):
+@pytest.mark.parametrize("format", ["f32", "fp8_row", "fp8_block", "q8_32"])
+def test_norms_of_rows_too_long_for_registers(format):
     """Written over an input, with a row of zeros and one whose scale is far from the others'."""
-    k = norm.LONGEST + 40
+    k = norm.LONGEST + 128
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, k, generator=generator) * torch.tensor([[1.0], [0.0], [1e-4]]) for _ in "ab")
     gamma = torch.randn(k, generator=generator)
     values = Value("a", (3, k)), Value("b", (3, k))
     node = one_node("add_rms_norm", *values, gamma=(Value("gamma", (k,)),), epsilon=1e-6)
+    node = replace(node, outputs=(node.outputs[0], replace(node.outputs[1], format=format)))
     total = a + b
     wanted = torch.nn.functional.rms_norm(total, (k,), gamma, 1e-6)
-    y = (torch.empty(3, k, dtype=torch.float8_e4m3fn), torch.empty(3, 1)) if scaled else torch.empty(3, k)
-    norm.AddRmsNorm().bind(node, Tensors((a, b), (a, y), (gamma,)), None)()
+    y = empty_planes(node.outputs[1])
+    norm.AddRmsNorm().bind(node, Tensors((a, b), (a, as_planes(y)), (gamma,)), None)()
     assert torch.equal(a, total)
-    found = dequantize_planes("fp8_row", y) if scaled else y
-    assert nmse(found, wanted) < (2e-3 if scaled else 1e-11)
+    assert nmse(dequantize_planes(format, y), wanted) < max(1e-11, lookup(format).rounding)
+    if format == "q8_32":
+        assert torch.allclose(y[2], dequantize_planes(format, y).view(3, -1, 32).sum(dim=-1), atol=1e-5)

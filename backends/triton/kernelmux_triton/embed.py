@@ -1,0 +1,110 @@
+"""embed on CUDA: rows gathered and converted by one Triton kernel, from dense tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernelmux.device import Device
+from kernelmux.formats import Weight, lookup, planes_of_rows
+from kernelmux.graph import TensorNode
+from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux_triton.launch import bind
+from kernelmux_triton.rows import FLOATS
+
+TILE = 1024
+"""Columns that a program copies."""
+CHUNK = 4096
+"""Rows that are dequantised at once, a multiple of what a block of any format spans."""
+
+
+def offer(has_weight: bool) -> list[Kernel]:
+    """The kernels for a table that is a weight, or for one that is computed."""
+    return [Bf16(), F32()] if has_weight else [Rows()]
+
+
+class Rows(Kernel):
+    """Of a table that is computed."""
+
+    name = "rows"
+    precision = 1e-11
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["i32"], FLOATS]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (ids, table), (y,) = tensors.inputs, tensors.outputs
+        return _bind(ids, table, y)
+
+
+class F32(Kernel):
+    """The table in float32."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+    dtype = torch.float32
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["i32"]]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return self.dtype.itemsize * torch.Size(node.weight[0].extents).numel()
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return (_dense(weights[0], self.dtype, device),)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
+        return _bind(ids, table, y)
+
+
+class Bf16(F32):
+    """The same in bfloat16."""
+
+    name = "bf16"
+    precision = 1e-5
+    packed = "bf16"
+    dtype = torch.bfloat16
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [["bf16", "f32"]]
+
+
+def _dense(table: Weight, dtype: torch.dtype, device: Device) -> torch.Tensor:
+    """A table [rows, k] on the device, dequantised some rows at a time; the model's own memory where it is that."""
+    if lookup(table.format).plain:
+        return table.dequantize(dtype).to(device.torch)
+    rows, k = table.shape
+    whole = torch.empty(rows, k, dtype=dtype, device=device.torch)
+    for start in range(0, rows, CHUNK):
+        part = slice(start, min(start + CHUNK, rows))
+        planes = planes_of_rows(table.format, table.planes, part)
+        whole[part].copy_(replace(table, shape=(part.stop - start, k), planes=planes).dequantize())
+    return whole
+
+
+def _bind(ids: torch.Tensor, table: torch.Tensor, y: torch.Tensor) -> Launch:
+    m, k = y.shape
+    wide = min(TILE, triton.next_power_of_2(k))
+    return bind(_gather, (m, triton.cdiv(k, wide)), ids, table, y, k, wide, num_warps=4)
+
+
+@triton.jit
+def _gather(ids, table, y, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    source = tl.load(ids + row).to(tl.int64)
+    values = tl.load(table + source * COLUMNS + column, mask=column < COLUMNS)
+    tl.store(y + row * COLUMNS + column, values.to(y.dtype.element_ty), mask=column < COLUMNS)
