@@ -16,7 +16,7 @@ from kernelmux.hookspecs import hookimpl
 from kernelmux.model import Model
 from kernelmux.session import Feed, Session
 
-POLICIES = {"f32": "*=torch:f32,torch:paged,torch", "bf16": "mul_mat=torch:bf16"}
+POLICIES = {"f32": "*=torch:f32,triton:decode,torch", "bf16": "mul_mat=torch:bf16"}
 PROMPTS = [[1, 2, 3, 4, 5], [9] * 17, [100, 30], [7, 8, 9] * 10, [50]]
 
 

@@ -14,7 +14,7 @@ from kernelmux.conformance.measure import compare
 pytestmark = pytest.mark.model
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "smollm2_greedy.json").read_text("utf-8"))["cases"]
-F32 = "*=torch:f32,torch:paged,torch"
+F32 = "*=torch:f32,triton:decode,torch"
 MOST_ERROR = {"bf16": 2e-3, "fp8_row": 5e-2}
 """NMSE of the logits against float32's: 30 layers of 8 or 4 significant bits."""
 
