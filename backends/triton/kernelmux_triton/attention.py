@@ -10,7 +10,10 @@ from kernelmux.hookspecs import Declined, Kernel
 from kernelmux_triton import decode
 from kernelmux_triton.attention_cache import CACHES, WIDEST
 from kernelmux_triton.decode import Decode
+from kernelmux_triton.prefill import Prefill, tuning_for
 
+FEW = 64
+"""Rows up to which reading the cache is most of the work."""
 H100 = 132
 """Multiprocessors of the card that a plan is for where it is not in this machine."""
 
@@ -23,7 +26,8 @@ def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
         return [Declined(reason, "format")]
     if node.head_dim > WIDEST:
         return [Declined(f"it takes heads of up to {WIDEST}, not {node.head_dim}", "shape")]
-    return [_decode(node, m, device)]
+    answers: list[Kernel | Declined] = [_decode(node, m, device), Prefill(k_format, tuning_for(device.capability))]
+    return answers if m <= FEW else answers[::-1]
 
 
 def _decode(node: TensorNode, m: int, device: Device) -> Kernel | Declined:

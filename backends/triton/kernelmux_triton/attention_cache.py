@@ -1,4 +1,4 @@
-"""What the attention kernels share: which formats of queries and cache they take, and the bounds that follow."""
+"""What the attention kernels share: the formats that they take, the bounds that follow, how pages are looked up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 import triton
+import triton.language as tl
 
 from kernelmux.formats import as_tuple, lookup
 from kernelmux.graph import TensorNode
@@ -17,6 +18,7 @@ CACHES = (*FLOATS, "fp8_row")
 """Formats of the cache; of fp8_row products are made in bfloat16."""
 WIDEST = 256
 """Columns of a head at most."""
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Cached(Kernel):
@@ -53,3 +55,19 @@ def planes_of(cache: Planes) -> tuple[torch.Tensor, torch.Tensor]:
 def pow2(extent: int) -> int:
     """The next power of two."""
     return int(triton.next_power_of_2(extent))
+
+
+def wide_of(node: TensorNode) -> int:
+    """Columns of a tile of heads: a power of two, and no fewer than a product takes."""
+    return max(16, pow2(node.head_dim))
+
+
+@triton.jit
+def pages_of(table, start, end, PAGE: tl.constexpr, TILE: tl.constexpr):
+    """The page of each of TILE positions from `start`: one number where a page holds whole tiles."""
+    if PAGE % TILE == 0:
+        pages = tl.load(table + start // PAGE, mask=start < end, other=0)
+    else:
+        position = start + tl.arange(0, TILE)
+        pages = tl.load(table + position // PAGE, mask=position < end, other=0)
+    return pages

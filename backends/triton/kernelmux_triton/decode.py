@@ -16,7 +16,7 @@ import triton.language as tl
 
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Launch, Tensors
-from kernelmux_triton.attention_cache import Cached, planes_of, pow2
+from kernelmux_triton.attention_cache import LOG2E, Cached, pages_of, planes_of, pow2, wide_of
 from kernelmux_triton.launch import bind
 
 ROWS = 256
@@ -60,14 +60,14 @@ class Decode(Cached):
         # Arrivals at each row and kv head: zeros before each launch, as the last to arrive leaves them.
         arrivals = torch.zeros(m * node.num_kv_heads, dtype=torch.int32, device=q.device)
         pack = pow2(node.num_heads // node.num_kv_heads)
-        pieces = max(2, 8192 // (pack * pow2(dim)))
+        pieces = max(2, 8192 // (pack * wide_of(node)))
         return bind(
             _decode,
             (programs,),
             *(q, y, found, weights, arrivals, keys, k_scales, values, v_scales, query_start, kv_len, block_table),
             *(m, len(kv_len), block_table.stride(0)),
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
-            *(node.num_heads, node.num_kv_heads, dim, keys.shape[1], pow2(dim), pack, tall),
+            *(node.num_heads, node.num_kv_heads, dim, keys.shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, pow2(m), max(16, COMPARED // pow2(m)), min(16, pieces)),
             *(self.scaled, self.splits_queries(node)),
             num_warps=self.tuning.warps,
@@ -75,13 +75,13 @@ class Decode(Cached):
 
     def _programs(self, node: TensorNode) -> int:
         """As many as the card holds at once, or as there can be tiles."""
-        m, (seqs, width), page_size = node.inputs[0].extents[0], node.inputs[5].extents, node.inputs[1].extents[1]
+        m, width, page_size = node.inputs[0].extents[0], node.inputs[5].extents[1], node.inputs[1].extents[1]
         tiles = m * node.num_kv_heads * triton.cdiv(width * page_size, self._tile(node))
         return max(1, min(self.multiprocessors * self.tuning.resident, tiles))
 
     def _tile(self, node: TensorNode) -> int:
         """Positions a step."""
-        return min(256, max(16, self.tuning.tile // (pow2(node.head_dim) * self.itemsize)))
+        return min(128, max(16, self.tuning.tile // (wide_of(node) * self.itemsize)))
 
 
 def _tall(node: TensorNode) -> int:
@@ -132,15 +132,16 @@ def _decode(
     2] are what programs find of items that they share: first place for an item begun by another, second for one that
     another ends.
     """
-    BLOCK: tl.constexpr = TALL // PACK
-    GROUP: tl.constexpr = HEADS // KV_HEADS
-    LOG2E: tl.constexpr = 1.4426950408889634
+    block: tl.constexpr = TALL // PACK
+    group: tl.constexpr = HEADS // KV_HEADS
     program = tl.program_id(0)
     index = tl.arange(0, ROWS)
     owner = _owners(index, query_start, sequences, ROWS, SEQUENCES)
     known = (index < rows) & (owner < sequences) & (index >= tl.load(query_start))
     own = tl.minimum(owner, sequences - 1)
-    end, leads, begins, block_ends, tiles = _span(index, own, query_start, kv_len, WINDOW, BLOCK, TILE)
+    end = tl.load(kv_len + own) - (tl.load(query_start + own + 1) - 1 - index)
+    leads = (index - tl.load(query_start + own)) % block == 0
+    tiles = _seen(index, own, query_start, kv_len, WINDOW, block, TILE)[2]
     units = tl.where(known & leads, tiles, 0).to(tl.int64) * KV_HEADS
     ends = tl.cumsum(units, axis=0)
     total_units = tl.sum(units, axis=0)
@@ -165,39 +166,39 @@ def _decode(
         here = index == row
         sequence = tl.sum(tl.where(here, own, 0), axis=0)
         row_first = tl.sum(tl.where(here, ends - units, 0), axis=0)
-        row_end, leading, begin, block_end, row_tiles = _span(row, sequence, query_start, kv_len, WINDOW, BLOCK, TILE)
+        begin, block_end, row_tiles = _seen(row, sequence, query_start, kv_len, WINDOW, block, TILE)
         within = (unit - row_first).to(tl.int32)
         kv_head, tile = within // row_tiles, within % row_tiles
         take = tl.minimum(row_tiles - tile, (stop_unit - unit).to(tl.int32))
 
-        last_row = tl.minimum(tl.load(query_start + sequence + 1), row + BLOCK) - 1
+        last_row = tl.minimum(tl.load(query_start + sequence + 1), row + block) - 1
         query_row = row + tall // PACK
-        kept = (member < GROUP) & (query_row <= last_row)
+        kept = (member < group) & (query_row <= last_row)
         sees = tl.where(kept, block_end - (last_row - query_row), block_end)
-        head = query_row.to(tl.int64) * HEADS + kv_head * GROUP + member
+        head = query_row.to(tl.int64) * HEADS + kv_head * group + member
         inside = kept[:, None] & (column < DIM)[None, :]
         queries = tl.load(q + head[:, None] * DIM + column[None, :], mask=inside, other=0.0)
 
         peak = tl.full([TALL], float("-inf"), tl.float32)
         total = tl.zeros([TALL], tl.float32)
         sums = tl.zeros([TALL, WIDE], tl.float32)
-        KIND: tl.constexpr = tl.bfloat16 if SCALED else k_cache.dtype.element_ty
-        high = queries.to(KIND)
-        low = (queries.to(tl.float32) - high.to(tl.float32)).to(KIND)
+        kind: tl.constexpr = tl.bfloat16 if SCALED else k_cache.dtype.element_ty
+        high = queries.to(kind)
+        low = (queries.to(tl.float32) - high.to(tl.float32)).to(kind)
         table = block_table + sequence.to(tl.int64) * width
         first = begin + tile * TILE
-        pages = _pages(table, first, block_end, PAGE, TILE)
+        pages = pages_of(table, first, block_end, PAGE, TILE)
         for step in tl.range(0, take, num_stages=STAGES):
             start = first + step * TILE
             position = start + tl.arange(0, TILE)
             slot = pages.to(tl.int64) * PAGE + position % PAGE
             # Ahead of the loads that need them.
-            pages = _pages(table, start + TILE, block_end, PAGE, TILE)
+            pages = pages_of(table, start + TILE, block_end, PAGE, TILE)
             valid = position < block_end
             at = slot * KV_HEADS + kv_head
             place = at[:, None] * DIM + column[None, :]
             there = valid[:, None] & (column < DIM)[None, :]
-            keys = tl.trans(tl.load(k_cache + place, mask=there, other=0.0).to(KIND))
+            keys = tl.trans(tl.load(k_cache + place, mask=there, other=0.0).to(kind))
             scores = tl.dot(high, keys, input_precision="ieee")
             if LOW:
                 # What queries of another type have beyond the cache's.
@@ -216,11 +217,11 @@ def _decode(
             level = tl.where(higher == float("-inf"), 0.0, higher)
             faded = tl.exp2(peak - level)
             each = tl.exp2(scores - level[:, None])
-            values = tl.load(v_cache + place, mask=there, other=0.0).to(KIND)
+            values = tl.load(v_cache + place, mask=there, other=0.0).to(kind)
             total = total * faded + tl.sum(each, axis=1)
             if SCALED:
                 each *= tl.load(v_scales + at, mask=valid, other=0.0)[None, :]
-            sums = tl.dot(each.to(KIND), values, sums * faded[:, None], input_precision="ieee")
+            sums = tl.dot(each.to(kind), values, sums * faded[:, None], input_precision="ieee")
             peak = higher
 
         if take == row_tiles:
@@ -239,11 +240,11 @@ def _decode(
             arrival = arrivals + row * KV_HEADS + kv_head
             if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == (closes - opens).to(tl.int32):
                 tl.store(arrival, 0)
-                first_head = row.to(tl.int64) * HEADS + kv_head * GROUP
+                first_head = row.to(tl.int64) * HEADS + kv_head * group
                 for query in range(0, last_row - row + 1):
                     into = y + (first_head + query * HEADS) * DIM
                     pieces = opens.to(tl.int32), closes.to(tl.int32)
-                    _weigh(found, weights, into, query * PACK, pieces, GROUP, DIM, WIDE, PACK, TALL, PIECES)
+                    _weigh(found, weights, into, query * PACK, pieces, group, DIM, WIDE, PACK, TALL, PIECES)
         unit += take
 
 
@@ -260,26 +261,13 @@ def _owners(row, query_start, sequences, ROWS: tl.constexpr, SEQUENCES: tl.const
 
 
 @triton.jit
-def _span(row, sequence, query_start, kv_len, WINDOW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """Of a row, or rows: what it sees ends where; whether it leads a block; the block's first tile, end and tiles."""
-    first, stop = tl.load(query_start + sequence), tl.load(query_start + sequence + 1)
-    length = tl.load(kv_len + sequence)
-    end = length - (stop - 1 - row)
-    block_end = length - (stop - tl.minimum(row + BLOCK, stop))
-    begin = (tl.maximum(end - WINDOW, 0) // TILE) * TILE if WINDOW > 0 else end * 0
-    tiles = tl.maximum((block_end - begin + TILE - 1) // TILE, 0)
-    return end, (row - first) % BLOCK == 0, begin, block_end, tiles
-
-
-@triton.jit
-def _pages(table, start, end, PAGE: tl.constexpr, TILE: tl.constexpr):
-    """The page of each of TILE positions from `start`: one number where a page holds whole tiles."""
-    if PAGE % TILE == 0:
-        pages = tl.load(table + start // PAGE, mask=start < end, other=0)
-    else:
-        position = start + tl.arange(0, TILE)
-        pages = tl.load(table + position // PAGE, mask=position < end, other=0)
-    return pages
+def _seen(row, sequence, query_start, kv_len, WINDOW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Of the block that a row leads, or each of several rows: its first tile's start, the end, the number of tiles."""
+    stop = tl.load(query_start + sequence + 1)
+    before = tl.load(kv_len + sequence) - (stop - row)
+    end = before + tl.minimum(BLOCK, stop - row)
+    begin = (tl.maximum(before + 1 - WINDOW, 0) // TILE) * TILE if WINDOW > 0 else row * 0
+    return begin, end, tl.maximum((end - begin + TILE - 1) // TILE, 0)
 
 
 @triton.jit

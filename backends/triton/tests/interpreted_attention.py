@@ -21,18 +21,29 @@ def on_cpu(node, m):
     return attention.offer(node, m, Device("cpu"))
 
 
-WANTED = (
-    *("attention-decode-33-*", "attention-decode-200", "attention-mixed-h8*", "attention-mixed-h4-kv2*"),
-    *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8", "attention-*soft-cap*"),
-    *("attention-loud", "attention-scale", "attention-pages-of-*", "attention-no-length", "attention-batch"),
-    *("attention-idle", "attention-unseen-nan*", "attention-window-long", "attention-batch-of-20"),
-)
+WANTED = {
+    "decode": (
+        *("attention-decode-33-*", "attention-decode-200", "attention-mixed-h8*", "attention-mixed-h4-kv2*"),
+        *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8"),
+        *("attention-soft-cap-h9*", "attention-window-soft-cap", "attention-loud", "attention-scale"),
+        *("attention-pages-of-*", "attention-no-length", "attention-batch", "attention-idle", "attention-unseen-nan*"),
+    ),
+    "prefill": (
+        *("attention-decode-33-h32*", "attention-mixed-h4-kv2*", "attention-chunk-7-*", "attention-*empty"),
+        *("attention-padding-3", "attention-window-8", "attention-window-soft-cap", "attention-pages-of-1"),
+        *("attention-pages-of-256", "attention-no-length", "attention-idle", "attention-unseen-nan-window"),
+    ),
+}
 """Cases of few rows, which the interpreter takes one after another: every branch."""
 
-STORED = ("attention-decode-200", "attention-mixed-h4-kv2-d80", "attention-window-8", "attention-no-length")
+STORED = ("attention-mixed-h4-kv2-d80", "attention-window-8")
 
 REGISTRY, EVERY = interpreted_jobs(backend(attention=on_cpu), rows=256)
-CASES = [job for job in EVERY if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED)]
+CASES = [
+    job
+    for job in EVERY
+    if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED[job.kernel.partition(":")[2]])
+]
 
 # The suite's caches are mostly f32. Queries in the cache's own format, and wider.
 for job in [job for job in CASES if job.name in STORED]:
