@@ -106,14 +106,14 @@ def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
+def dispatch_attention(node: TensorNode, device: Device) -> Answer:
     if device.kind == "cpu":
         from kernelmux_torch import attention
 
         return attention.offer(node)
     from kernelmux_torch.cuda import attention as on_cuda
 
-    return on_cuda.offer(node, m)
+    return on_cuda.offer(node)
 
 
 @hookimpl

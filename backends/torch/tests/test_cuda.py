@@ -10,7 +10,6 @@ from kernelmux import registry
 from kernelmux.device import Device
 from kernelmux.formats import Value
 from kernelmux.graph import Builder
-from kernelmux.hookspecs import Declined
 from kernelmux.ops import Rotation
 from kernelmux.plan import make_plan
 from kernelmux.policy import parse_policy
@@ -28,30 +27,10 @@ def attention_node(m, **fields):
     return one_node("attention", Value("q", (m, 256), "bf16"), *caches, *state, **HEADS, scale=0.125, **fields)
 
 
-def offered(m, **fields):
-    answers = kernelmux_torch.dispatch_attention(attention_node(m, **fields), m, H100)
-    return [
-        (isinstance(answer, Declined), answer.kernel if isinstance(answer, Declined) else answer.name)
-        for answer in answers
-    ]
-
-
-def test_decode_steps_read_pages_on_the_device():
-    assert offered(64) == [(False, "paged"), (False, "sdpa")]
-
-
-def test_prefill_goes_to_torch_first():
-    assert offered(65) == [(False, "sdpa"), (False, "paged")]
-
-
 def test_sdpa_declines_a_soft_cap():
-    assert offered(512, soft_cap=5.0) == [(True, "sdpa"), (False, "paged")]
-
-
-def test_splits_fill_the_device_and_need_scratch_for_few_rows_only():
-    (paged, _) = kernelmux_torch.dispatch_attention(attention_node(1), 1, H100)
-    assert paged.workspace(attention_node(1)) == 4 * 64 * 4 * (64 + 2)
-    assert paged.workspace(attention_node(512)) == 0
+    assert kernelmux_torch.dispatch_attention(attention_node(512), H100).name == "sdpa"
+    refused = kernelmux_torch.dispatch_attention(attention_node(512, soft_cap=5.0), H100)
+    assert (refused.kernel, refused.kind) == ("sdpa", "unsupported")
 
 
 def test_projections_rope_and_copy_become_one_node():

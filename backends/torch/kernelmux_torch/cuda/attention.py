@@ -1,9 +1,8 @@
-"""attention on CUDA: paged decoding in Triton, and torch's scaled_dot_product_attention, one call a sequence."""
+"""attention on CUDA: torch's scaled_dot_product_attention, one call a sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +14,7 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux.ops.attention import visible
 from kernelmux_torch import attention
-from kernelmux_torch.cuda import without_triton
 
-DECODE = 64
-"""Rows up to which each may as well read the cache by itself."""
 FASTEST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -27,21 +23,8 @@ FASTEST = [
 ]
 
 
-def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
-    """Both kernels, or why not, the better one for so many rows first."""
-    answers = [_paged(node), _sdpa(node)]
-    return answers if m <= DECODE else answers[::-1]
-
-
-def _paged(node: TensorNode) -> Kernel | Declined:
-    if (missing := without_triton()) is not None:
-        return replace(missing, kernel="paged")
-    from kernelmux_torch.cuda import paged
-
-    return paged.offer(node.inputs[1].format)
-
-
-def _sdpa(node: TensorNode) -> Kernel | Declined:
+def offer(node: TensorNode) -> Kernel | Declined:
+    """The kernel, or why not."""
     if node.soft_cap:
         return Declined("torch's attention has no soft cap", "unsupported", "sdpa")
     return Sdpa() if node.inputs[1].format == "f32" else SdpaHalf()

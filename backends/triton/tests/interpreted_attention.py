@@ -1,0 +1,63 @@
+"""The Triton kernels of attention, interpreted on CPU tensors. Run by test_interpreted.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import pytest
+
+from fake_backend import backend
+from kernelmux.conformance.hookup import Job
+from kernelmux.device import Device
+from kernelmux_triton import attention
+from triton_interpreter import interpreted_jobs
+
+# As if the device were small: several sequences a program and several programs a sequence.
+attention.H100 = 3
+
+
+def on_cpu(node, m):
+    return attention.offer(node, m, Device("cpu"))
+
+
+WANTED = {
+    "decode": (
+        *("attention-decode-33-*", "attention-decode-200", "attention-mixed-h8*", "attention-mixed-h4-kv2*"),
+        *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8"),
+        *("attention-soft-cap-h9*", "attention-window-soft-cap", "attention-loud", "attention-scale"),
+        *("attention-pages-of-*", "attention-no-length", "attention-batch", "attention-idle", "attention-unseen-nan*"),
+    ),
+    "prefill": (
+        *("attention-decode-33-h32*", "attention-mixed-h4-kv2*", "attention-chunk-7-*", "attention-*empty"),
+        *("attention-padding-3", "attention-window-8", "attention-window-soft-cap", "attention-pages-of-1"),
+        *("attention-pages-of-256", "attention-no-length", "attention-idle", "attention-unseen-nan-window"),
+    ),
+}
+"""Cases of few rows, which the interpreter takes one after another: every branch."""
+
+STORED = ("attention-mixed-h4-kv2-d80", "attention-window-8")
+
+REGISTRY, EVERY = interpreted_jobs(backend(attention=on_cpu), rows=256)
+CASES = [
+    job
+    for job in EVERY
+    if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED[job.kernel.partition(":")[2]])
+]
+
+# The suite's caches are mostly f32. Queries in the cache's own format, and wider.
+for job in [job for job in CASES if job.name in STORED]:
+    for format, q_format in (("bf16", "bf16"), ("bf16", "f32"), ("f16", "f16"), ("f16", "f32")):
+        q, k_cache, v_cache, *state = job.case.inputs
+        caches = [replace(cache, format=format) for cache in (k_cache, v_cache)]
+        stored = (replace(q, format=q_format), *caches, *state)
+        name = f"{job.case.name}-{q_format}-in-{format}"
+        CASES.append(Job(replace(job.case, name=name, inputs=stored), job.kernel))
+
+
+@pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
+def test_case(job):
+    outcome = job.run(REGISTRY)
+    if outcome.status == "refused":
+        pytest.skip(outcome.reason)
+    assert outcome.passed, outcome.failures

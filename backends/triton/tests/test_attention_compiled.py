@@ -1,0 +1,105 @@
+"""Each variant of the attention kernels compiled for an H100, as it would be bound there: it fits and spills little."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
+
+from fake_backend import one_node
+from kernelmux.device import Device
+from kernelmux.formats import Value
+from kernelmux.hookspecs import Declined, Tensors
+from kernelmux_triton import attention, decode, prefill
+from triton_compiled import SHARED, compile_for_h100, planes_of
+
+H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
+SPILLED = 128
+"""Bytes a thread that may leave the registers, of conversions and of float32 products."""
+
+
+def node(m, seqs=4, heads=32, kv_heads=8, dim=128, cache="bf16", q="bf16", page_size=16, **fields):
+    shape = (1024, page_size, kv_heads, dim)
+    values = (
+        Value("q", (m, heads * dim), q),
+        Value("k_cache", shape, cache),
+        Value("v_cache", shape, cache),
+        Value("query_start", (seqs + 1,), "i32"),
+        Value("kv_len", (seqs,), "i32"),
+        Value("block_table", (seqs, 256), "i32"),
+    )
+    sizes = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim, "scale": dim**-0.5}
+    return one_node("attention", *values, format=q, **sizes, **fields)
+
+
+VARIANTS = {
+    "bf16": {},
+    "one-row": {"m": 1, "seqs": 1},
+    "many-sequences": {"m": 256, "seqs": 256},
+    "f32-queries": {"q": "f32"},
+    "f32-queries-d256": {"q": "f32", "dim": 256, "heads": 8, "kv_heads": 4},
+    "f16": {"cache": "f16", "q": "f16"},
+    "f32": {"cache": "f32", "q": "f32"},
+    "f32-d256": {"cache": "f32", "q": "f32", "dim": 256, "heads": 8, "kv_heads": 4, "page_size": 256},
+    "fp8": {"cache": "fp8_row"},
+    "fp8-f32-queries": {"cache": "fp8_row", "q": "f32", "page_size": 256},
+    "pages-of-64": {"page_size": 64},
+    "pages-of-256": {"page_size": 256},
+    "window": {"window": 1024},
+    "window-cap": {"window": 1024, "soft_cap": 50.0, "page_size": 256},
+    "d64": {"dim": 64, "heads": 9, "kv_heads": 3},
+    "d80": {"dim": 80, "page_size": 256},
+    "d96": {"dim": 96, "heads": 8, "kv_heads": 1},
+    "d256": {"dim": 256, "heads": 8, "kv_heads": 4},
+    "multi-query": {"heads": 64, "kv_heads": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("name", ["decode", "prefill"])
+def test_kernels_fit_an_h100(name, variant, monkeypatch, tmp_path):
+    case = node(**{"m": 32 if name == "decode" else 2048} | variant)
+    rows = case.inputs[0].extents[0]
+    (kernel,) = [answer for answer in attention.offer(case, rows, H100) if getattr(answer, "name", "") == name]
+    bound = []
+    for module in (decode, prefill):
+        monkeypatch.setattr(module, "bind", lambda *args, num_warps: bound.append((args[0], args[2:], num_warps)))
+    monkeypatch.setattr(decode.torch, "zeros", lambda *shape, dtype, device: decode.torch.empty(*shape, dtype=dtype))
+    scratch = decode.torch.empty(kernel.workspace(case), dtype=decode.torch.uint8, device="meta")
+    inputs, outputs = (tuple(map(planes_of, values)) for values in (case.inputs, case.outputs))
+    kernel.bind(case, Tensors(inputs, outputs, (), scratch), None)
+    ((function, args, warps),) = bound
+    needs = compile_for_h100(function, args, warps, tmp_path)
+    assert needs.shared <= SHARED
+    assert needs.spilled is None or needs.spilled <= SPILLED
+
+
+def offered(m, **fields):
+    return [
+        (isinstance(answer, Declined), answer.kernel if isinstance(answer, Declined) else answer.name)
+        for answer in attention.offer(node(m, **fields), m, H100)
+    ]
+
+
+def test_the_kernel_for_so_many_rows_comes_first():
+    assert offered(64) == [(False, "decode"), (False, "prefill")]
+    assert offered(65) == [(False, "prefill"), (False, "decode")]
+    assert offered(257) == [(False, "prefill"), (True, "decode")]
+
+
+def test_refusals_name_what_would_work():
+    (refused,) = attention.offer(node(1, cache="Q8_0"), 1, H100)
+    assert refused.kind == "format"
+    assert "fp8_row" in refused.reason
+    (refused,) = attention.offer(node(1, dim=512), 1, H100)
+    assert refused.kind == "shape"
+    assert "256" in refused.reason
+    refused, _ = attention.offer(node(1, heads=128, kv_heads=1), 1, H100)
+    assert refused.kernel == "decode"
+    assert "prefill" in refused.reason
+
+
+def test_scratch_grows_with_the_card_and_not_with_the_rows():
+    kernel, _ = attention.offer(node(1), 1, H100)
+    assert kernel.workspace(node(1)) == kernel.workspace(node(64)) == 264 * 2 * 16 * (128 + 2) * 4
