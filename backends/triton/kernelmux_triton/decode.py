@@ -48,7 +48,8 @@ class Decode(Cached):
 
     def workspace(self, node: TensorNode) -> int:
         # Of a program's first and last sequence the weighted values, the largest score and the sum of weights.
-        return 8 * self._programs(node) * _tall(node) * (node.head_dim + 2)
+        # How wide the block table is nobody knows yet: room for all programs that the card holds at once.
+        return 8 * self._most_programs * _tall(node) * (node.head_dim + 2)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
@@ -56,7 +57,8 @@ class Decode(Cached):
         assert tensors.workspace is not None
         (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
         m, dim, programs, tall = len(q), node.head_dim, self._programs(node), _tall(node)
-        found, weights = tensors.workspace.view(torch.float32).split([2 * programs * tall * dim, 4 * programs * tall])
+        sizes = [2 * programs * tall * dim, 4 * programs * tall]
+        found, weights = tensors.workspace.view(torch.float32)[: sum(sizes)].split(sizes)
         # Arrivals at each row and kv head: zeros before each launch, as the last to arrive leaves them.
         arrivals = torch.zeros(m * node.num_kv_heads, dtype=torch.int32, device=q.device)
         pack = pow2(node.num_heads // node.num_kv_heads)
@@ -73,11 +75,16 @@ class Decode(Cached):
             num_warps=self.tuning.warps,
         )
 
+    @property
+    def _most_programs(self) -> int:
+        """As many as the card holds at once."""
+        return self.multiprocessors * self.tuning.resident
+
     def _programs(self, node: TensorNode) -> int:
-        """As many as the card holds at once, or as there can be tiles."""
+        """Those, or as many as there can be tiles."""
         m, width, page_size = node.inputs[0].extents[0], node.inputs[5].extents[1], node.inputs[1].extents[1]
         tiles = m * node.num_kv_heads * triton.cdiv(width * page_size, self._tile(node))
-        return max(1, min(self.multiprocessors * self.tuning.resident, tiles))
+        return max(1, min(self._most_programs, tiles))
 
     def _tile(self, node: TensorNode) -> int:
         """Positions a step."""

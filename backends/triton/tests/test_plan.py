@@ -1,0 +1,29 @@
+"""Plans of whole models for a card that is not here."""
+
+import pytest
+
+from kernelmux import registry
+from kernelmux.device import Device
+from kernelmux.model import load_random
+from kernelmux.plan import make_plan
+from kernelmux.policy import default_policy
+
+H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
+
+
+@pytest.mark.parametrize("stored", ["bf16", "Q4_0"])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_triton_alone_takes_every_op_of_a_llama(stored, rows):
+    """How wide a block table is, and how many sequences there are, nobody knows while a plan is made."""
+    graph = load_random(f"tiny:{stored}").graph
+    plan = make_plan(graph, default_policy().with_use(["*=triton"]), registry.current(), H100, rows)
+    chosen = {step.choice.name.partition(":")[0] for step in plan.schedule(rows, 1).steps}
+    assert chosen == {"triton"}
+
+
+def test_the_default_policy_has_torch_multiply_and_triton_do_the_rest():
+    plan = make_plan(load_random("tiny:bf16").graph, default_policy(), registry.current(), H100, 64)
+    chosen = {step.node.op: step.choice.name.partition(":")[0] for step in plan.schedule(1, 1).steps}
+    products = {"mul_mat", "mul_mat_add", "qkv_rope_copy", "gate_up_swiglu"}
+    assert {op for op, backend in chosen.items() if backend == "torch"} == products & chosen.keys()
+    assert set(chosen.values()) == {"torch", "triton"}
