@@ -170,6 +170,9 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 
+CACHE_FORMATS = ("bf16", "f16", "f32", "fp8_row")
+"""What the cache of keys and values may be stored as: each head of a position by itself, its scale too."""
+
 _BY_FOLDED_NAME = {name.lower(): fmt for name, fmt in FORMATS.items()}
 BY_GGUF_NUMBER = {fmt.gguf: fmt for fmt in FORMATS.values() if fmt.gguf is not None}
 

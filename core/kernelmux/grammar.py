@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from kernelmux.device import Device
 from kernelmux.errors import GraphError, nearest
-from kernelmux.formats import FORMATS, lookup
+from kernelmux.formats import CACHE_FORMATS, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.ops import OPS
 
@@ -89,9 +89,8 @@ def _kernel_name(name: str) -> str:
 
 
 def _cache_format(name: Any) -> str:
-    usable = [fmt.name for fmt in FORMATS.values() if fmt.plain and fmt.rounding]
-    if name not in usable:
-        raise ValueError(f"unknown cache format {name!r}{nearest(str(name), usable)}")
+    if name not in CACHE_FORMATS:
+        raise ValueError(f"unknown cache format {name!r}{nearest(str(name), CACHE_FORMATS)}")
     return str(name)
 
 
@@ -214,7 +213,10 @@ class Defaults(Table):
 class Kv(Table):
     """The paged cache of keys and values."""
 
-    format: _CacheFormat = Field("f32", description="How it is stored: `f32`, `bf16` or `f16`.")
+    format: _CacheFormat = Field(
+        "f32",
+        description="How it is stored: `f32`, `bf16`, `f16` or `fp8_row` (e4m3, a scale for each position and head).",
+    )
 
 
 class Weights(Table):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from kernelmux.capture import CapturedWalk, captured_rows
 from kernelmux.device import Device
 from kernelmux.errors import KernelmuxError, LaunchError
-from kernelmux.formats import Value, lookup
+from kernelmux.formats import Value, as_planes, empty_planes
+from kernelmux.hookspecs import Planes
 from kernelmux.memory import PackedWeights, human_bytes
 from kernelmux.plan import Plan
 from kernelmux.state import HostCopy, StepState, StreamOrder
@@ -307,10 +308,11 @@ class Session:
         return len(wanted)
 
 
-def _zeros(value: Value, device: Device) -> torch.Tensor:
-    import torch
-
-    return torch.zeros(value.extents, dtype=lookup(value.format).dtype, device=device.torch)
+def _zeros(value: Value, device: Device) -> Planes:
+    parts = empty_planes(value, device.torch)
+    for part in parts:
+        part.zero_()
+    return as_planes(parts)
 
 
 def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:

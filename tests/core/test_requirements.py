@@ -236,6 +236,18 @@ def test_a_cache_of_half_the_size_gives_nearly_the_logits(model: Model, use: str
     assert plain.fingerprint != half.fingerprint
 
 
+def test_a_cache_in_8_bits_has_a_scale_for_each_head_of_a_token(model: Model):
+    ids = torch.randint(256, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    policy = parse_policy('[kv]\nformat = "fp8_row"\n', "p.toml")
+    small = model.plan(policy, use=["*=torch:f32,torch,reference:f32"])
+    # Two layers, keys and values, two heads of 16 with a float32 scale each. torch leaves such caches to the reference.
+    assert small.kv_bytes_per_token == 2 * 2 * 2 * (16 + 4)
+    session = model.session(small, len(ids))
+    sequence = session.open()
+    found = torch.cat([session.feed(sequence, part, all_logits=True) for part in (ids[:30], ids[30:31], ids[31:])])
+    assert 0 < nmse(found, model.forward(ids, model.plan(use=["*=reference:f32"]))) < 1e-2
+
+
 def test_caches_of_two_backends_in_one_format_are_one_cache():
     plan = planned(
         rule("b", op="attention") + '[kv]\nformat = "bf16"\n', reference=kernelmux_reference, b=whole_backend()

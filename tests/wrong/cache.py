@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from kernelmux.formats import as_tuple, quantize_planes
 from wrong.kernel import Right, planted
 
 
@@ -20,11 +21,14 @@ class Scatter(Right):
 
     def launch(self, node, tensors):
         k, v, slots, *caches = tensors.inputs
-        for rows, cache in zip((k, v), caches, strict=True):
-            flat = cache.view(-1, rows.shape[1])
-            for row, slot in zip(rows, slots.tolist(), strict=True):
-                if not self.skips(slot):
-                    self.put(flat, self.slot(slot), row)
+        for rows, cache, value in zip((k, v), map(as_tuple, caches), node.inputs[3:], strict=True):
+            stored = tuple(plane.new_empty(len(rows), *plane.shape[2:]) for plane in cache)
+            quantize_planes(value.format, rows.view(len(rows), *value.shape[2:]), stored)
+            for plane, part in zip(cache, stored, strict=True):
+                flat = plane.view(-1, plane.shape[2] * plane.shape[3])
+                for row, slot in zip(part.flatten(1), slots.tolist(), strict=True):
+                    if not self.skips(slot):
+                        self.put(flat, self.slot(slot), row)
 
     def put(self, flat, slot, row):
         flat[slot] = row
@@ -54,6 +58,16 @@ class ClearsTheNextSlot(Scatter):
     def put(self, flat, slot, row):
         super().put(flat, slot, row)
         flat[(slot + 1) % len(flat)] = 0
+
+
+@planted("copy", "inputs", first="*-fp8_row-*")
+class ClearsTheScaleOfTheNextSlot(Scatter):
+    """Its numbers are left, and worth nothing without it."""
+
+    def put(self, flat, slot, row):
+        super().put(flat, slot, row)
+        if len(row) < 32:
+            flat[(slot + 1) % len(flat)] = 0
 
 
 @planted("copy", "guards")

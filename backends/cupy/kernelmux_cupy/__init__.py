@@ -124,12 +124,12 @@ def dispatch_rope(device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_copy(device: Device) -> Answer:
+def dispatch_copy(cache_format: str, device: Device) -> Answer:
     if (refused := refusal(device)) is not None:
         return refused
-    from kernelmux_cupy.copy import Copy
+    from kernelmux_cupy import copy
 
-    return Copy()
+    return copy.offer(cache_format)
 
 
 @hookimpl

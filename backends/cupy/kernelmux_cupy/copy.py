@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
 
 THREADS = 256
+
+
+def offer(cache_format: str) -> Kernel | Declined:
+    """The kernel, or why not."""
+    if cache_format not in FLOATS:
+        return Declined(f"it writes caches in {', '.join(FLOATS)}, not {cache_format}", "format", Copy.name)
+    return Copy()
 
 
 class Copy(Kernel):

@@ -39,6 +39,7 @@ class _Reference(Kernel):
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         op, weights = node.contract, iter(tensors.packed)
+        before = {target: source for source, target in op.updates}
         weight, bias, gamma = (tuple(next(weights) for _ in values) for values in (node.weight, node.bias, node.gamma))
 
         def launch() -> None:
@@ -46,8 +47,11 @@ class _Reference(Kernel):
                 self._decode(value, planes) for value, planes in zip(node.inputs, tensors.inputs, strict=True)
             )
             results = op.reference(node, Operands(inputs, weight, bias, gamma))
-            for value, planes, result in zip(node.outputs, tensors.outputs, results, strict=True):
-                quantize_planes(value.format, result, as_tuple(planes))
+            for index, (value, planes, result) in enumerate(zip(node.outputs, tensors.outputs, results, strict=True)):
+                if index in before and not lookup(value.format).plain:
+                    _store_changed(value.format, result, inputs[before[index]], as_tuple(planes))
+                else:
+                    quantize_planes(value.format, result, as_tuple(planes))
 
         return launch
 
@@ -80,6 +84,15 @@ def _formats(value: Value) -> Sequence[str]:
     if len(value.shape) != 2:
         fitting = [name for name in fitting if lookup(name).plain]
     return [value.format, *(name for name in fitting if name != value.format)]
+
+
+def _store_changed(format: str, result: torch.Tensor, before: torch.Tensor, planes: tuple[torch.Tensor, ...]) -> None:
+    """Only the rows that differ: what is stored already would be rounded again."""
+    changed = (result != before).any(dim=-1)
+    rows = tuple(plane[changed] for plane in planes)
+    quantize_planes(format, result[changed], rows)
+    for plane, part in zip(planes, rows, strict=True):
+        plane[changed] = part
 
 
 def _elements(value: Value) -> int:

@@ -97,8 +97,8 @@ def dispatch_rope(device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
-    if (refused := _unfused(device)) is not None:
+def dispatch_qkv_rope_copy(node: TensorNode, cache_format: str, device: Device) -> Answer:
+    if (refused := _unfused(device) or _scaled(cache_format)) is not None:
         return refused
     from kernelmux_torch.cuda import qkv
 
@@ -106,7 +106,9 @@ def dispatch_qkv_rope_copy(node: TensorNode, device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_attention(node: TensorNode, device: Device) -> Answer:
+def dispatch_attention(node: TensorNode, cache_format: str, device: Device) -> Answer:
+    if (refused := _scaled(cache_format)) is not None:
+        return refused
     if device.kind == "cpu":
         from kernelmux_torch import attention
 
@@ -117,7 +119,9 @@ def dispatch_attention(node: TensorNode, device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_copy(device: Device) -> Answer:
+def dispatch_copy(cache_format: str, device: Device) -> Answer:
+    if (refused := _scaled(cache_format)) is not None:
+        return refused
     if device.kind == "cpu":
         from kernelmux_torch.copy import Copy
 
@@ -141,3 +145,10 @@ def dispatch_embed(node: TensorNode, table_format: str, device: Device) -> Answe
 def _unfused(device: Device) -> Declined | None:
     """Why no GEMM has a Triton kernel after it."""
     return Declined("it is fused on CUDA only", "device") if device.kind == "cpu" else without_triton()
+
+
+def _scaled(cache_format: str) -> Declined | None:
+    """Why a cache with scales is not for torch."""
+    if cache_format in ("f32", "bf16", "f16"):
+        return None
+    return Declined(f"it takes caches in f32, bf16 or f16, not {cache_format}: kernelmux-triton reads it", "format")

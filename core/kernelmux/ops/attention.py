@@ -164,12 +164,17 @@ class Attention(Op):
         """Pages: their sizes, the cache's formats, and what lies where no sequence has written."""
         for page_size in (1, 8, 32, 64, 256):
             yield self._case(f"pages-of-{page_size}", [(1, 70), (5, 64), (3, 3)], page_size=page_size)
-        for format in ("bf16", "f16"):
+        for format in ("bf16", "f16", "fp8_row"):
             for label, sequences in _STEPS.items():
                 yield self._case(f"{format}-{label}", sequences, format=format)
             yield self._case(f"{format}-window", [(9, 40), (1, 64)], window=17, format=format)
             yield self._case(f"{format}-soft-cap", [(9, 40), (1, 64)], soft_cap=5.0, format=format)
             yield self._case(f"{format}-padding", [(2, 18), (1, 5)], padding=3, format=format)
+        for query, kv, dim in ((32, 8, 128), (4, 2, 80), (2, 1, 256)):
+            shape: dict[str, Any] = {"heads": query, "kv_heads": kv, "dim": dim, "format": "fp8_row"}
+            yield self._case(f"fp8_row-h{query}-kv{kv}-d{dim}", [(1, 33), (5, 48)], **shape)
+        yield self._case("fp8_row-pages-of-64", [(1, 70), (5, 64)], page_size=64, format="fp8_row")
+        yield self._case("fp8_row-unseen-nan", [(1, 9), (3, 20), (2, 0)], padding=2, unseen=True, format="fp8_row")
         # Such memory may hold anything; weighed by zero, a NaN is still one.
         steps = ((1, 9), (3, 20), (2, 0), (1, 64), (0, 5), (7, 70), (0, 0))
         yield self._case("unseen-nan", steps, padding=2, unseen=True)

@@ -24,7 +24,7 @@ class Copy(Op):
     head_dim].
     Outputs: k_cache, v_cache: the same memory, updated.
     Constraints: a slot occurs once. A padding row has slot -1: it is skipped.
-    Numerics: rounded once, to the cache's format.
+    Numerics: rounded once, to the cache's format; in fp8_row each head of a row has a scale of its own.
     """
 
     name = "copy"
@@ -83,10 +83,15 @@ class Copy(Op):
         for page_size in (1, 8, 32, 256):
             yield self._case(f"pages-of-{page_size}", 5, 3, 64, padding=1, page_size=page_size)
         yield self._case("f16-padding-3-of-8", 8, 3, 64, padding=3, format="f16")
+        # With a scale for each row of a head.
+        for m, heads, dim in ((1, 8, 128), (5, 3, 64), (17, 1, 80), (40, 2, 256)):
+            yield self._case(f"fp8_row-m{m}-h{heads}-d{dim}", m, heads, dim, format="fp8_row")
+        yield self._case("fp8_row-scattered-padding", 16, 3, 64, padding=5, scattered=True, format="fp8_row")
+        yield self._case("fp8_row-pages-of-1", 5, 3, 64, padding=1, page_size=1, format="fp8_row")
         # More slots than 16 bits count, the last one among them.
         yield self._case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
         for label, spread in extremes().items():
-            for format in ("f32", "bf16"):
+            for format in ("f32", "bf16", "fp8_row"):
                 case = self._case(f"{format}-{label}", 3, 3, 64, format=format)
                 rows = dict.fromkeys(("k", "v"), partial(spread, shape=(3, 3 * 64)))
                 yield replace(case, draw={**case.draw, **rows})

@@ -55,7 +55,7 @@ class QkvRopeCopy(Fused):
         for format in WEIGHTS[1:]:
             for m in (1, 5, 17) if format in ("Q4_1", "Q8_0") else (5,):
                 yield self._case(f"{format}-m{m}", m, format)
-        for format in ("bf16", "f16"):
+        for format in ("bf16", "f16", "fp8_row"):
             yield self._case(f"cache-{format}", 5, "f32", cache=format, padding=1)
         yield self._case("halves", 5, "f32", pairing="halves")
         yield self._case("bias", 5, "f32", bias=True)

@@ -7,7 +7,7 @@ import torch
 
 from kernelmux.conformance.draw import draw_case
 from kernelmux.errors import GraphError
-from kernelmux.formats import Value
+from kernelmux.formats import Value, dequantize_planes
 from kernelmux.graph import Builder, Graph, case_node, make_node
 from kernelmux.ops import OPS, Case, Fused, Operands, Part, Rotation, fused_ops
 
@@ -100,7 +100,10 @@ def drawn(case):
     """The node of a case and its numbers in float64."""
     made = draw_case(case)
     (node,) = made.graph.ops
-    inputs = tuple(t.double() if t.is_floating_point() else t for (t,) in made.inputs.values())
+    inputs = tuple(
+        parts[0] if value.format == "i32" else dequantize_planes(value.format, parts, torch.float64)
+        for value, parts in made.planes
+    )
     weights = [
         tuple(made.weights[value.name].dequantize(torch.float64) for value in values)
         for values in (node.weight, node.bias, node.gamma)
