@@ -10,7 +10,7 @@ from triton_interpreter import interpreted_jobs
 
 WANTED = (
     *("rope-*-m1", "rope-*-yarn-m5", "rope-*-at131067", "rope-*-d*-of*", "rope-*-divisors", "rope-halves-h28*"),
-    *("copy-*-m5-*", "copy-*padding*"),
+    *("copy-*-m5-*", "copy-*padding*", "copy-fp8_row*"),
 )
 """Cases of few rows, which the interpreter takes one after another: every branch, in each format."""
 
