@@ -55,3 +55,35 @@ def test_few_rows_by_one_kernel_and_many_by_another_in_one_process(model, tmp_pa
     answer = model.generate(ids, plan, max_tokens=16)
     assert len("".join(answer)) > 0
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("backend", ["triton", "cupy"])
+@pytest.mark.parametrize("golden", GOLDENS, ids=["france", "village", "unicode", "chat"])
+def test_one_backend_alone_keeps_the_first_token(model, golden, backend):
+    """At row counts that all kernels take; weights in 4 bits as the file has them."""
+    pytest.importorskip(f"kernelmux_{backend}", reason=f"kernelmux-{backend} is not installed")
+    plan = model.plan(use=[f"*={backend}"], device="cuda", max_rows=16)
+    assert {step.choice.name.partition(":")[0] for s in plan.schedules.values() for step in s.steps} == {backend}
+    found = model.forward(golden["ids"], plan)[-1].cpu()
+    wanted = model.forward(golden["ids"], model.plan(use=[F32], device="cuda"))[-1].cpu()
+    assert int(found.argmax()) == golden["greedy"][0]
+    assert compare(found, wanted.double(), 1e-2).failures == ()
+
+
+def test_every_backend_has_a_part_of_each_layer(model, tmp_path):
+    for backend in ("triton", "cupy"):
+        pytest.importorskip(f"kernelmux_{backend}", reason=f"kernelmux-{backend} is not installed")
+    policy = tmp_path / "every.toml"
+    policy.write_text(
+        'fuse = false\n\n[[rule]]\nop = "mul_mat"\nnode = "*attn_*"\nuse = ["cupy:dp4a"]\n\n'
+        '[[rule]]\nop = "mul_mat"\nnode = "*ffn_gate"\nuse = ["triton:dequant"]\n\n'
+        '[[rule]]\nop = "mul_mat"\nuse = ["torch:bf16"]\n\n[defaults]\nuse = ["triton", "cupy", "torch"]\n'
+    )
+    plan = model.plan(policy, device="cuda", max_rows=16)
+    layer = [step.choice.name for step in plan.schedule(1, 1).steps if step.node.layer == 3]
+    assert {"cupy:dp4a", "triton:dequant", "torch:bf16"} <= set(layer)
+    golden = GOLDENS[0]
+    found = model.forward(golden["ids"], plan)[-1].cpu()
+    wanted = model.forward(golden["ids"], model.plan(use=[F32], device="cuda"))[-1].cpu()
+    assert int(found.argmax()) == golden["greedy"][0]
+    assert compare(found, wanted.double(), 1e-2).failures == ()
