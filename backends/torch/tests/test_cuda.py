@@ -28,8 +28,8 @@ def attention_node(m, **fields):
 
 
 def test_sdpa_declines_a_soft_cap():
-    assert kernelmux_torch.dispatch_attention(attention_node(512), H100).name == "sdpa"
-    refused = kernelmux_torch.dispatch_attention(attention_node(512, soft_cap=5.0), H100)
+    assert kernelmux_torch.dispatch_attention(attention_node(512), "bf16", H100).name == "sdpa"
+    refused = kernelmux_torch.dispatch_attention(attention_node(512, soft_cap=5.0), "bf16", H100)
     assert (refused.kernel, refused.kind) == ("sdpa", "unsupported")
 
 

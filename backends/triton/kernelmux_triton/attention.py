@@ -15,7 +15,7 @@ from kernelmux_triton.prefill import Prefill, tuning_for
 FEW = 64
 """Rows up to which reading the cache is most of the work."""
 H100 = 132
-"""Multiprocessors of the card that a plan is for where it is not in this machine."""
+"""Multiprocessors."""
 
 
 def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
@@ -38,10 +38,11 @@ def _decode(node: TensorNode, m: int, device: Device) -> Kernel | Declined:
     if group > decode.GROUP:
         reason = f"one program takes a kv head's queries: up to {decode.GROUP} heads, not {group}; prefill takes any"
         return Declined(reason, "shape", Decode.name)
-    return Decode(node.inputs[1].format, _multiprocessors(device))
+    return Decode(node.inputs[1].format, multiprocessors(device))
 
 
-def _multiprocessors(device: Device) -> int:
+def multiprocessors(device: Device) -> int:
+    """Of the card, or of an H100 where it is not in this machine."""
     if device.kind == "cuda" and device.index < torch.cuda.device_count():
         return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
     return H100

@@ -72,7 +72,7 @@ class Decode(Cached):
             *(node.num_heads, node.num_kv_heads, dim, keys.shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, pow2(m), max(16, COMPARED // pow2(m)), min(16, pieces)),
             *(self.scaled, self.splits_queries(node)),
-            num_warps=self.tuning.warps,
+            num_warps=self.tuning.warps if tall < 64 else 8,
         )
 
     @property

@@ -61,7 +61,8 @@ class Prefill(Cached):
         m, seqs, dim, heads = len(q), len(kv_len), node.head_dim, node.num_heads
         wide, tall, pack, tile = wide_of(node), self._tall(node), _pack(node), self._tile(node)
         page_size = keys.shape[1]
-        copies = self.tuning.copies and not self.scaled and page_size % tile == 0 and dim == wide
+        # Only the matrix units read what the copy engine wrote as it lies there.
+        copies = self.tuning.copies and self.itemsize == 2 and page_size % tile == 0 and dim == wide
         read: list[Any] = [keys, values]
         if copies:
             flat = [cache.view(-1, node.num_kv_heads * dim) for cache in (keys, values)]
@@ -80,8 +81,10 @@ class Prefill(Cached):
 
     def _tall(self, node: TensorNode) -> int:
         """Rows of the tile of queries: no more than there are."""
-        small = wide_of(node) > 128 and self.splits_queries(node)
-        limit = 32 if self.itemsize == 4 else 64 if small else self.tuning.tall
+        wide = wide_of(node)
+        limit = min(self.tuning.tall, 64 if wide > 128 and self.splits_queries(node) else 128)
+        if self.itemsize == 4:
+            limit = min(32, 4096 // wide)
         return max(16, _pack(node), min(limit, pow2(node.inputs[0].extents[0] * _pack(node))))
 
     def _tile(self, node: TensorNode) -> int:

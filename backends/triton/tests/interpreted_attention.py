@@ -31,14 +31,14 @@ WANTED = {
     ),
     "prefill": (
         *("attention-decode-33-h32*", "attention-mixed-h4-kv2*", "attention-chunk-7-*", "attention-*empty"),
-        *("attention-window-8", "attention-window-soft-cap"),
-        *("attention-pages-of-256", "attention-no-length", "attention-idle", "attention-unseen-nan-window"),
+        *("attention-window-8", "attention-window-soft-cap", "attention-bf16-unseen-nan-pages-of-256*"),
+        *("attention-no-length", "attention-idle", "attention-unseen-nan-window"),
         *("attention-fp8_row-window", "attention-fp8_row-mixed", "attention-fp8_row-*nan", "attention-fp8_row-h4*"),
     ),
 }
 """Cases of few rows, which the interpreter takes one after another: every branch."""
 
-STORED = ("attention-mixed-h4-kv2-d80", "attention-window-8")
+STORED = ("attention-mixed-h4-kv2-d80",)
 
 REGISTRY, EVERY = interpreted_jobs(backend(attention=on_cpu), rows=256)
 CASES = [

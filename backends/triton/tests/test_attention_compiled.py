@@ -14,7 +14,7 @@ from kernelmux_triton import attention, decode, prefill
 from triton_compiled import SHARED, compile_for_h100, planes_of
 
 H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
-SPILLED = 128
+SPILLED = 192
 """Bytes a thread that may leave the registers, of conversions and of float32 products."""
 
 

@@ -175,6 +175,12 @@ class Attention(Op):
             yield self._case(f"fp8_row-h{query}-kv{kv}-d{dim}", [(1, 33), (5, 48)], **shape)
         yield self._case("fp8_row-pages-of-64", [(1, 70), (5, 64)], page_size=64, format="fp8_row")
         yield self._case("fp8_row-unseen-nan", [(1, 9), (3, 20), (2, 0)], padding=2, unseen=True, format="fp8_row")
+        # Pages that hold whole tiles of two-byte elements, as copy engines read them.
+        for window in (0, 40):
+            label, paged = f"-window-{window}" if window else "", [(1, 70), (150, 290), (2, 0)]
+            yield self._case(
+                f"bf16-unseen-nan-pages-of-256{label}", paged, page_size=256, window=window, unseen=True, format="bf16"
+            )
         # Such memory may hold anything; weighed by zero, a NaN is still one.
         steps = ((1, 9), (3, 20), (2, 0), (1, 64), (0, 5), (7, 70), (0, 0))
         yield self._case("unseen-nan", steps, padding=2, unseen=True)
