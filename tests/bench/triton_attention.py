@@ -26,8 +26,8 @@ from kernelmux.graph import TensorNode, make_node
 from kernelmux.hookspecs import Launch, Tensors
 from kernelmux_triton import decode as decode_module
 from kernelmux_triton import prefill as prefill_module
-from kernelmux_triton.attention import multiprocessors
 from kernelmux_triton.decode import Decode
+from kernelmux_triton.launch import multiprocessors
 from kernelmux_triton.prefill import Prefill
 
 HEADS, KV_HEADS, DIM = 32, 8, 128

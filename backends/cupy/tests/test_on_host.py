@@ -40,7 +40,7 @@ def _jobs():
         silu=elementwise.Silu(),
         swiglu=elementwise.Swiglu(),
         rope=rope.Rope(),
-        copy=copy.Copy(),
+        copy=lambda node, m: copy.offer(node.inputs[3].format),
         embed=lambda node, m: embed.offer((*node.inputs, *node.weight)[1].format),
         attention=attention.offer,
     )

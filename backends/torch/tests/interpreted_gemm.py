@@ -4,6 +4,7 @@ import pytest
 
 from fake_backend import backend
 from kernelmux.device import Device
+from kernelmux_torch import _scaled
 from kernelmux_torch.cuda import gate_up_swiglu, qkv
 from triton_interpreter import interpreted_jobs
 
@@ -11,7 +12,8 @@ CPU = Device("cpu")
 
 
 def qkv_on_cpu(node, m):
-    return qkv.offer(node, CPU)
+    k_cache = next(value for value in node.inputs if value.name == "k_cache")
+    return _scaled(k_cache.format) or qkv.offer(node, CPU)
 
 
 def gate_up_on_cpu(node, m):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-
 from kernelmux.device import Device
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel
 from kernelmux_triton import decode
 from kernelmux_triton.attention_cache import CACHES, WIDEST
 from kernelmux_triton.decode import Decode
+from kernelmux_triton.launch import multiprocessors
 from kernelmux_triton.prefill import Prefill, tuning_for
 
 FEW = 64
 """Rows up to which reading the cache is most of the work."""
-H100 = 132
-"""Multiprocessors."""
 
 
 def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
@@ -39,10 +36,3 @@ def _decode(node: TensorNode, m: int, device: Device) -> Kernel | Declined:
         reason = f"one program takes a kv head's queries: up to {decode.GROUP} heads, not {group}; prefill takes any"
         return Declined(reason, "shape", Decode.name)
     return Decode(node.inputs[1].format, multiprocessors(device))
-
-
-def multiprocessors(device: Device) -> int:
-    """Of the card, or of an H100 where it is not in this machine."""
-    if device.kind == "cuda" and device.index < torch.cuda.device_count():
-        return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
-    return H100

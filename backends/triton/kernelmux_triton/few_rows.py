@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux_triton import few_rows_kernels, tuning
 from kernelmux_triton.few_rows_pack import PLANES
-from kernelmux_triton.launch import bind
+from kernelmux_triton.launch import bind, multiprocessors
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
 FLOATS = ("f32", "bf16", "f16")
@@ -27,8 +26,6 @@ MOST = 64
 """Rows that are multiplied at once: the weights are read once."""
 FEWEST = 4
 """Rows up to which float32 arithmetic keeps pace with memory."""
-MULTIPROCESSORS = 132
-"""Of an H100, where the card is not there to ask."""
 MOST_SPLITS = 16
 
 
@@ -221,14 +218,6 @@ def height(node: TensorNode) -> int:
 def is_gated(node: TensorNode) -> bool:
     """Whether gate and up are multiplied, for one output."""
     return node.op == "gate_up_swiglu"
-
-
-@cache
-def multiprocessors(device: Device) -> int:
-    """How many the card has; an H100's where it is not there."""
-    if device.kind != "cuda" or device.index >= torch.cuda.device_count():
-        return MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
 
 
 def workspace(node: TensorNode, tiling: Tiling, device: Device) -> int:

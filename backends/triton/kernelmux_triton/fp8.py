@@ -20,7 +20,7 @@ from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux_triton import few_rows, fp8_kernels, tuning
 from kernelmux_triton.few_rows import FLOATS, MOST, Operands, Weights
-from kernelmux_triton.launch import bind
+from kernelmux_triton.launch import bind, multiprocessors
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
 DEEP = 128
@@ -145,8 +145,8 @@ class Fp8Row(Kernel):
         if m <= MOST:
             return few_rows.choose(self.weights, node, self.device, measure)
         tilings, shape = self.gemms(few_rows.is_gated(node)), self.shape(node)
-        multiprocessors = few_rows.multiprocessors(self.device)
-        default = min(tilings, key=lambda tiling: tiling.cost(shape.m, n, multiprocessors))
+        count = multiprocessors(self.device)
+        default = min(tilings, key=lambda tiling: tiling.cost(shape.m, n, count))
         return tuning.choose(self.device, shape, tilings, default, measure)
 
     def shape(self, node: TensorNode) -> tuning.Shape:

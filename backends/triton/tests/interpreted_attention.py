@@ -10,11 +10,11 @@ import pytest
 from fake_backend import backend
 from kernelmux.conformance.hookup import Job
 from kernelmux.device import Device
-from kernelmux_triton import attention
+from kernelmux_triton import attention, launch
 from triton_interpreter import interpreted_jobs
 
 # As if the device were small: several sequences a program and several programs a sequence.
-attention.H100 = 3
+launch.H100 = 3
 
 
 def on_cpu(node, m):
