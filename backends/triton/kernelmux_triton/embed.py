@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,16 +10,15 @@ import triton
 import triton.language as tl
 
 from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup, planes_of_rows
+from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Launch, Tensors
 from kernelmux_triton.launch import bind
+from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 from kernelmux_triton.rows import FLOATS
 
 TILE = 1024
 """Columns that a program copies."""
-CHUNK = 4096
-"""Rows that are dequantised at once, a multiple of what a block of any format spans."""
 
 
 def offer(has_weight: bool) -> list[Kernel]:
@@ -51,7 +49,6 @@ class F32(Kernel):
     name = "f32"
     precision = 1e-11
     packed = "f32"
-    dtype = torch.float32
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"]]
@@ -60,10 +57,10 @@ class F32(Kernel):
         return [FLOATS]
 
     def packed_bytes(self, node: TensorNode) -> int:
-        return self.dtype.itemsize * torch.Size(node.weight[0].extents).numel()
+        return stored_bytes(node, self.packed)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return (_dense(weights[0], self.dtype, device),)
+        return packed(weights, self.packed, device)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
@@ -76,23 +73,9 @@ class Bf16(F32):
     name = "bf16"
     precision = 1e-5
     packed = "bf16"
-    dtype = torch.bfloat16
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16", "f32"]]
-
-
-def _dense(table: Weight, dtype: torch.dtype, device: Device) -> torch.Tensor:
-    """A table [rows, k] on the device, dequantised some rows at a time; the model's own memory where it is that."""
-    if lookup(table.format).plain:
-        return table.dequantize(dtype).to(device.torch)
-    rows, k = table.shape
-    whole = torch.empty(rows, k, dtype=dtype, device=device.torch)
-    for start in range(0, rows, CHUNK):
-        part = slice(start, min(start + CHUNK, rows))
-        planes = planes_of_rows(table.format, table.planes, part)
-        whole[part].copy_(replace(table, shape=(part.stop - start, k), planes=planes).dequantize())
-    return whole
 
 
 def _bind(ids: torch.Tensor, table: torch.Tensor, y: torch.Tensor) -> Launch:
