@@ -10,7 +10,6 @@ A measurement that fails is a note in the result, and leaves the others.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import torch
 
 from kernelmux.bench.ceilings import Ceilings, measure_ceilings
 from kernelmux.bench.ops import copies, random_weights, time_kernel
-from kernelmux.bench.report import card, make_report
+from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Batch, Work, matrix_work
 from kernelmux.device import Device, find_device
@@ -305,12 +304,10 @@ def main() -> None:
             f"In the same run: read {result.ceilings.read / 1e12:.2f} TB/s, copy {result.ceilings.copy / 1e12:.2f}."
         )
         title = f"DP4A products of quantised weights: {name}{', launches apart' if asked.apart else ''}"
-        report = make_report(title, device, method, result.rows, [ceilings, *result.notes])
-        if asked.commit:
-            report["commit"] = asked.commit
+        report = make_report(title, device, method, result.rows, [ceilings, *result.notes], asked.commit)
         apart = "-apart" if asked.apart else ""
         path = asked.out / f"{card(device)}-dp4a-{name}{apart}.json"
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_report(report, path)
         for row in result.rows:
             print(*row.values(), sep=" | ")
 

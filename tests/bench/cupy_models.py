@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cupy_cuda import Result
 
 from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.model import Load, ModelTiming, time_model
-from kernelmux.bench.report import card, make_report
+from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.device import Device, find_device
 from kernelmux.model import Model, load, load_random
 
@@ -75,11 +74,11 @@ def main() -> None:
             torch.cuda.empty_cache()
     notes = [f"In the same run: read {result.ceilings.read / 1e12:.2f} TB/s.", *result.notes]
     method = f"medians of rounds of {LOAD.decode} captured steps"
-    report = make_report("Models decoded by CuPy alone, beside torch in bf16", device, method, result.rows, notes)
-    if asked.commit:
-        report["commit"] = asked.commit
+    report = make_report(
+        "Models decoded by CuPy alone, beside torch in bf16", device, method, result.rows, notes, asked.commit
+    )
     path = asked.out / f"{card(device)}-dp4a-models.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    save_report(report, path)
     for found in result.rows:
         print(*found.values(), sep=" | ")
 

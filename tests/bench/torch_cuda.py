@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from kernelmux import registry
 from kernelmux.bench.ceilings import Ceilings, measure_ceilings
 from kernelmux.bench.model import Load, ModelTiming, time_model
 from kernelmux.bench.ops import OpTiming, copies, find_kernels, random_weights, time_kernel
-from kernelmux.bench.report import card, make_report
+from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Work, convert_work, matrix_work
 from kernelmux.device import Device, find_device
@@ -81,11 +80,9 @@ class Result:
         gemm = ", ".join(f"{format} {rate / 1e12:.0f} TFLOP/s" for format, rate in self.ceilings.gemm.items())
         copy, read = self.ceilings.copy / 1e12, self.ceilings.read / 1e12
         notes = [f"In the same run: copy {copy:.2f} TB/s, read {read:.2f} TB/s, 8192^3 GEMM {gemm}.", *self.notes]
-        report = make_report(self.title, self.device, self.method, self.rows, notes)
-        if commit:
-            report["commit"] = commit
+        report = make_report(self.title, self.device, self.method, self.rows, notes, commit)
         path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_report(report, path)
         print(path.read_text("utf-8"), flush=True)
 
 

@@ -25,7 +25,7 @@ import torch
 import kernelmux_triton
 from kernelmux.bench.ceilings import Ceilings, measure_ceilings
 from kernelmux.bench.ops import copies, random_weights, stored_as, time_kernel
-from kernelmux.bench.report import card, make_report
+from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Batch, Work, matrix_work
 from kernelmux.device import Device, find_device
@@ -275,11 +275,11 @@ def main() -> None:
         gemm = ", ".join(f"{format} {rate / 1e12:.0f} TFLOP/s" for format, rate in ceilings.gemm.items())
         said = f"In the same run: read {ceilings.read / 1e12:.2f} TB/s, 8192^3 GEMM {gemm}."
         method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
-        report = make_report(f"Triton: {titles[name]}", device, method, result.rows, [said, *result.notes])
-        if asked.commit:
-            report["commit"] = asked.commit
+        report = make_report(
+            f"Triton: {titles[name]}", device, method, result.rows, [said, *result.notes], asked.commit
+        )
         path = asked.out / f"{card(device)}-triton-{name}.json"
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_report(report, path)
         print(
             f"[{name}] {time.perf_counter() - started:.0f} s, {len(result.rows)} rows, {len(result.notes)} notes", said
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from kernelmux.bench.report import card, make_report
+from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.device import find_device
 
 HERE = Path(__file__).parent
@@ -95,11 +95,11 @@ def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str) -> None
     known = {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]} if path.exists() else {}
     known |= {row["part"]: row for row in rows}
     method = "`make gpu-test`; a case that every kernel refuses is skipped with the reason"
-    document = make_report(f"GPU tests on {device.name}", device, method, [known[part] for part in sorted(known)])
+    ordered = [known[part] for part in sorted(known)]
+    document = make_report(f"GPU tests on {device.name}", device, method, ordered, commit=commit)
     document["versions"]["cuda"] = str(torch.version.cuda)
-    document["commit"] = commit or document["commit"]
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    save_report(document, path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,19 +18,29 @@ PACKAGES = ("kernelmux", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "tra
 
 
 def make_report(
-    title: str, device: Device, method: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[str] = ()
+    title: str,
+    device: Device,
+    method: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: Iterable[str] = (),
+    commit: str = "",
 ) -> dict[str, Any]:
-    """The document: title, machine, versions, commit, date, method, rows, notes."""
+    """The document: title, machine, versions, commit (the checkout's, if none is told), date, method, rows, notes."""
     return {
         "title": title,
         "machine": machine(device),
         "versions": versions(),
-        "commit": _commit(),
+        "commit": commit or _commit(),
         "date": datetime.date.today().isoformat(),
         "method": method,
         "rows": list(rows),
         "notes": list(notes),
     }
+
+
+def save_report(report: Mapping[str, Any], path: Path) -> None:
+    """Writes the document as JSON."""
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def machine(device: Device) -> str:

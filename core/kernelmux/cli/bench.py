@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,7 +159,7 @@ def _show(
     title: str, device: Device, method: str, rows: list[dict[str, Any]], notes: list[str], json: Path | None
 ) -> None:
     """A table on stdout, notes on stderr, and the document where it was asked for."""
-    from kernelmux.bench.report import make_report
+    from kernelmux.bench.report import make_report, save_report
 
     cells = [[" to ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
     print_table(list(rows[0]), cells, f"{title}: {method}")
@@ -168,4 +167,4 @@ def _show(
         typer.echo(note, err=True)
     if json is not None:
         report = make_report(title, device, method, rows, notes)
-        json.write_text(dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_report(report, json)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 
 from fake_backend import CPU
-from kernelmux.bench.report import make_report
+from kernelmux.bench.report import make_report, save_report
 from kernelmux.device import Device
 
 
@@ -31,3 +31,13 @@ def test_outside_a_checkout_the_commit_is_unknown(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", fails)
     assert make_report("Title", CPU, "medians", [])["commit"] == "unknown"
+
+
+def test_a_commit_that_is_told_is_stated_and_the_file_is_the_document(tmp_path):
+    report = make_report("Tïtle", CPU, "medians", [{"us": [1.0, 2.0]}], commit="abc")
+    save_report(report, tmp_path / "result.json")
+    assert report["commit"] == "abc"
+    text = (tmp_path / "result.json").read_text("utf-8")
+    assert json.loads(text) == report
+    assert "Tïtle" in text
+    assert text.endswith("}\n")
