@@ -1,6 +1,6 @@
-"""Paged attention in Triton on a CUDA card beside torch's SDPA over a contiguous cache: prints one table.
+"""Paged attention in Triton on a CUDA card beside torch's SDPA over a contiguous cache; writes CARD-triton-PART.json.
 
-    python tests/bench/triton_attention.py decode prefill variants
+    python tests/bench/triton_attention.py --out docs/results decode prefill variants
 
 32 query heads of 8 kv heads of 128. CUDA graphs replayed, caches rotated past the L2 cache; medians of 40 replays.
 `error` is NMSE against torch's SDPA of the same numbers. A measurement that fails is a note.
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.ops import copies
+from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import time_launches
 from kernelmux.device import Device, find_device
 from kernelmux.formats import Value, as_planes, dequantize_planes, empty_planes, quantize_planes
@@ -94,8 +97,17 @@ class Work:
         """Of the positions that causal rows see."""
         return 4.0 * HEADS * DIM * self.seqs * self.rows * (self.length - (self.rows - 1) / 2)
 
-    def rate(self, us: float) -> str:
-        return f"{self.nbytes / us / 1e6:.2f} TB/s" if self.rows == 1 else f"{self.flops / us / 1e6:.0f} TFLOP/s"
+    def row(self, label: str, us: float, error: float | None) -> dict[str, Any]:
+        """What a table shows."""
+        rate = {"TB/s": round(self.nbytes / us / 1e6, 3)} if self.rows == 1 else {}
+        return {
+            "work": f"{self.seqs} x {self.length}, {'decode' if self.rows == 1 else 'prefill'}",
+            "cache": f"{self.format}, pages of {self.page_size}" if error is not None else f"{self.format}, contiguous",
+            "kernel": label,
+            "us": round(us, 1),
+            **(rate or {"TFLOP/s": round(self.flops / us / 1e6, 1)}),
+            "NMSE": f"{error:.1e}" if error is not None else "",
+        }
 
 
 class Bound:
@@ -144,24 +156,33 @@ class Bound:
         return float((self.y.double() - wanted).square().sum() / wanted.square().sum())
 
 
-def attempt(label: str, work: Work, measure: Callable[[], tuple[float, str]]) -> None:
-    """Prints one row; a failure is a row too, which says why."""
-    what = f"{work.seqs} x {work.length} {work.format} pages of {work.page_size}"
-    try:
-        us, more = measure()
-        print(f"{what} | {label} | {us:.1f} us | {work.rate(us)} {more}", flush=True)
-    except Exception as error:
-        print(f"{what} | {label} | {type(error).__name__}: {' '.join(str(error).split())[:120]}", flush=True)
-    torch.cuda.empty_cache()
+@dataclass
+class Result:
+    """Rows and notes of one part."""
+
+    device: Device
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, label: str, work: Work, measure: Callable[[], tuple[float, float | None]]) -> None:
+        """One row; a failure is a note, which says why."""
+        try:
+            us, error = measure()
+            self.rows.append(work.row(label, us, error))
+            print(*self.rows[-1].values(), sep=" | ", flush=True)
+        except Exception as error:
+            self.notes.append(f"{label}, {work} failed: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+            print("!", self.notes[-1], flush=True)
+        torch.cuda.empty_cache()
 
 
-def timed(kernel: Callable[[str], Any], work: Work, device: Device) -> tuple[float, str]:
+def timed(kernel: Callable[[str], Any], work: Work, device: Device) -> tuple[float, float]:
     bound = Bound(kernel(work.format), work, device)
     error = bound.error()
-    return time_launches(bound.calls, device, stream=bound.stream).median, f"| error {error:.1e}"
+    return time_launches(bound.calls, device, stream=bound.stream).median, error
 
 
-def peer(name: str, work: Work, device: Device) -> tuple[float, str]:
+def peer(name: str, work: Work, device: Device) -> tuple[float, None]:
     """torch's SDPA by one of its backends, over caches [sequence, head, position, dim]."""
     shape = (work.seqs, KV_HEADS, work.length, DIM)
     q = torch.randn(work.seqs, HEADS, work.rows, DIM, device=device.torch, dtype=torch.bfloat16)
@@ -175,35 +196,38 @@ def peer(name: str, work: Work, device: Device) -> tuple[float, str]:
         for _ in range(copies(work.nbytes, device))
     ]
     calls: Sequence[Launch] = [partial(call, *pair) for pair in caches]
-    return time_launches(calls, device).median, ""
+    return time_launches(calls, device).median, None
 
 
-def decode(device: Device) -> None:
+def decode(result: Result) -> None:
+    device = result.device
     for seqs, length in DECODE:
         for format, page_size in (("bf16", 16), ("bf16", 64), ("fp8_row", 16)):
             work = Work(seqs, 1, length, format, page_size)
-            attempt("triton:decode", work, partial(timed, _decode(device), work, device))
+            result.attempt("triton:decode", work, partial(timed, _decode(device), work, device))
         for name in PEERS:
-            attempt(name, work := Work(seqs, 1, length), partial(peer, name, work, device))
+            result.attempt(name, work := Work(seqs, 1, length), partial(peer, name, work, device))
 
 
-def prefill(device: Device) -> None:
+def prefill(result: Result) -> None:
+    device = result.device
     for length in PREFILL:
         for format, page_size in (("bf16", 16), ("bf16", 256), ("fp8_row", 16)):
             work = Work(1, length, length, format, page_size)
-            attempt("triton:prefill", work, partial(timed, Prefill, work, device))
-        attempt("cuDNN", work := Work(1, length, length), partial(peer, "cuDNN", work, device))
+            result.attempt("triton:prefill", work, partial(timed, Prefill, work, device))
+        result.attempt("cuDNN", work := Work(1, length, length), partial(peer, "cuDNN", work, device))
 
 
-def variants(device: Device) -> None:
+def variants(result: Result) -> None:
+    device = result.device
     for numbers in DECODE_VARIANTS:
         tuning = decode_module.Tuning(*numbers)
         for work in (Work(1, 1, 4096), Work(1, 1, 32768), Work(32, 1, 4096)):
-            attempt(f"decode {numbers}", work, partial(timed, _decode(device, tuning), work, device))
+            result.attempt(f"decode {numbers}", work, partial(timed, _decode(device, tuning), work, device))
     for shape in PREFILL_VARIANTS:
         work = Work(1, 4096, 4096, page_size=256)
         kernel = partial(Prefill, tuning=prefill_module.Tuning(*shape))
-        attempt(f"prefill {shape}", work, partial(timed, kernel, work, device))
+        result.attempt(f"prefill {shape}", work, partial(timed, kernel, work, device))
 
 
 def _decode(device: Device, tuning: decode_module.Tuning | None = None) -> Callable[[str], Any]:
@@ -214,10 +238,19 @@ def main() -> None:
     parts = {"decode": decode, "prefill": prefill, "variants": variants}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--commit", default="", help="where the tree is no checkout")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device("cuda")
-    print(f"{device.name}, torch {torch.__version__}")
-    for name in parser.parse_args().parts:
-        parts[name](device)
+    ceilings = measure_ceilings(device)
+    method = "32 query heads of 8 kv heads of 128; CUDA graphs replayed, caches rotated past the L2 cache; medians"
+    for name in asked.parts:
+        result = Result(device)
+        parts[name](result)
+        notes = [f"In the same run: read {ceilings.read / 1e12:.2f} TB/s.", *result.notes]
+        report = make_report(f"Triton: attention, {name}", device, method, result.rows, notes, asked.commit)
+        save_report(report, asked.out / f"{card(device)}-triton-{name}.json")
 
 
 if __name__ == "__main__":

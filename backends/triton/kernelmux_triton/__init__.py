@@ -152,10 +152,12 @@ def dispatch_convert(source: str, target: str, device: Device) -> Answer:
 
 
 @hookimpl
-def dispatch_qkv_rope_copy(device: Device) -> Answer:
+def dispatch_qkv_rope_copy(node: TensorNode, m: int, device: Device) -> Answer:
     if (refused := refusal(device)) is not None:
         return refused
-    return Declined("its rope and copy in one kernel have no GEMM of their own: torch has, and runs them after it")
+    from kernelmux_triton import qkv_rope_copy
+
+    return qkv_rope_copy.offer(node, m, device)
 
 
 def refusal(device: Device) -> Declined | None:

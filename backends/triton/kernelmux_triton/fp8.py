@@ -85,7 +85,7 @@ PAIRED = (Gemm(128, 128, 3, 8, flat=True), Gemm(128, 128, 4, 8), Gemm(128, 64, 4
 PAIRED_EXACT = (Gemm(128, 64, 4, 8, flat=True), Gemm(128, 64, 4, 8), Gemm(64, 64, 4, 4, programs=2))
 
 
-def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
+def offer(node: TensorNode, m: int, device: Device) -> list[Fp8Row | Declined]:
     """Every fp8 kernel, or why not."""
     kernels = (Fp8Row(device), Fp8Tensor(device), Fp8RowFast(device), Fp8TensorFast(device), Fp8Block(device))
     return [kernel.refusal(node, m) or kernel for kernel in kernels]

@@ -18,16 +18,19 @@ from kernelmux_triton.measure import measure
 
 def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
     """Every kernel, its tiling for m rows chosen, or why not."""
-    few: Sequence[FewRows | Declined] = (dequant(node, device), Bf16(device), F16(device), Fp8Weight(device))
-    answers: list[Kernel | Declined] = [
-        kernel if isinstance(kernel, Declined) else kernel.refusal(node, m) or kernel for kernel in few
-    ]
-    answers += fp8.offer(node, m, device)
+    answers = kernels(node, m, device)
     bucket = with_rows(node, m)
     for kernel in answers:
-        if isinstance(kernel, FewRows | Fp8Row):
+        if not isinstance(kernel, Declined):
             kernel.chosen(bucket, measuring(kernel, bucket))
-    return answers
+    return list(answers)
+
+
+def kernels(node: TensorNode, m: int, device: Device) -> Sequence[FewRows | Fp8Row | Declined]:
+    """Every kernel that multiplies up to m rows by all of a node's weights, or why not."""
+    few: Sequence[FewRows | Declined] = (dequant(node, device), Bf16(device), F16(device), Fp8Weight(device))
+    taken = [kernel if isinstance(kernel, Declined) else kernel.refusal(node, m) or kernel for kernel in few]
+    return [*taken, *fp8.offer(node, m, device)]
 
 
 def measuring(kernel: FewRows | Fp8Row, node: TensorNode) -> Callable[[Sequence[Tiling]], Sequence[float | None]]:

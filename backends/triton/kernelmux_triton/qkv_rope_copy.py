@@ -1,0 +1,109 @@
+"""qkv_rope_copy: one product of three weights, by any kernel of mul_mat, then the kernel that turns and scatters it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kernelmux.device import Device
+from kernelmux.formats import Value, Weight, lookup
+from kernelmux.graph import TensorNode, make_node
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux_triton.few_rows import FLOATS, FewRows
+from kernelmux_triton.fp8 import Fp8Row
+from kernelmux_triton.mul_mat import kernels, measuring, with_rows
+from kernelmux_triton.rope_copy import bind_rope_copy
+
+ALIGNED = 256
+"""Bytes that the product's own scratch memory begins at a multiple of."""
+
+
+def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
+    """Each kernel of mul_mat under its name, its tiling for m rows chosen, or why not."""
+    if (cache := node.outputs[1].format) not in FLOATS:
+        return [Declined(f"it writes caches in {', '.join(FLOATS)}, not {cache}: copy alone does", "format")]
+    bucket = with_rows(_product(node), m)
+    answers: list[Kernel | Declined] = []
+    for kernel in kernels(_linear(node), m, device):
+        if isinstance(kernel, Declined):
+            answers.append(kernel)
+        else:
+            kernel.chosen(bucket, measuring(kernel, bucket))
+            answers.append(QkvRopeCopy(kernel))
+    return answers
+
+
+class QkvRopeCopy(Kernel):
+    """The weights stacked as one; their product as the kernel writes it best is turned, and rounded once more."""
+
+    def __init__(self, product: FewRows | Fp8Row) -> None:
+        self.product = product
+        self.name, self.packed = product.name, product.packed  # type: ignore[misc]
+        self.precision = product.precision  # type: ignore[misc]
+        self.launches = product.launches + 1  # type: ignore[misc]
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        (x,) = self.product.inputs(_product(node))
+        return [x, *([value.format] for value in node.inputs[1:])]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, *([value.format] for value in node.outputs[1:])]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return self.product.packed_bytes(_linear(node)) + sum(4 * value.extents[0] for value in node.weight[3:])
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        matrices, rest = weights[:3], weights[3:]
+        # A rope's divisors come before three biases or none.
+        divisors, biases = rest[: len(rest) % 3], rest[len(rest) % 3 :]
+        linear = self.product.prepare([*matrices, *biases], device)
+        return (*linear, *(value.dequantize().to(device.torch) for value in divisors))
+
+    def workspace(self, node: TensorNode) -> int:
+        product = self._written(node)
+        return _aligned(product) + self.product.workspace(product)
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        x, positions, slots, k_cache, v_cache = tensors.inputs
+        assert tensors.workspace is not None
+        product = self._written(node)
+        (y,) = product.outputs
+        mixed = tensors.workspace[: y.nbytes].view(lookup(y.format).dtype).view(y.extents)
+        rest = tensors.workspace[_aligned(product) :]
+        linear = tensors.packed[: len(tensors.packed) - len(node.weight[3:])]
+        divisors = tensors.packed[len(linear) :]
+        operands = Tensors((x,), (mixed,), linear, rest if self.product.workspace(product) else None)
+        multiply = self.product.bind(product, operands, stream)
+        place = bind_rope_copy(node, mixed, tensors.outputs[0], (k_cache, v_cache), positions, slots, divisors)
+
+        def launch() -> None:
+            multiply()
+            place()
+
+        return launch
+
+    def _written(self, node: TensorNode) -> TensorNode:
+        """The product in the format that its kernel writes best: float32 for few rows, so one rounding is left."""
+        product = _product(node)
+        (y,) = product.outputs
+        return replace(product, outputs=(replace(y, format=self.product.outputs(product)[0][0]),))
+
+
+def _linear(node: TensorNode) -> TensorNode:
+    """The node without its rope's divisors."""
+    return replace(node, weight=node.weight[:3])
+
+
+def _product(node: TensorNode) -> TensorNode:
+    """The mul_mat [m, queries, keys and values in a row] by one weight, and one bias, as three are stacked."""
+    first = node.weight[0]
+    n, k = sum(weight.extents[0] for weight in node.weight[:3]), first.extents[1]
+    bias = (Value("bias", (n,)),) if node.bias else ()
+    return make_node("mul_mat", node.name, node.inputs[0], weight=(Value("qkv", (n, k), first.format),), bias=bias)
+
+
+def _aligned(product: TensorNode) -> int:
+    return -(-product.outputs[0].nbytes // ALIGNED) * ALIGNED

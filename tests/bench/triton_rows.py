@@ -1,0 +1,112 @@
+"""Triton's kernels of rows on a CUDA card beside a copy and an empty kernel; writes CARD-triton-rows.json.
+
+    python tests/bench/triton_rows.py --out docs/results
+
+An 8B llama's rms_norm, add_rms_norm, swiglu and rope with copy (qkv_rope_copy without its product) at 1 and 4,096 rows.
+CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from kernelmux.bench.ceilings import measure_ceilings
+from kernelmux.bench.ops import copies, random_weights, time_kernel
+from kernelmux.bench.report import card, make_report, save_report
+from kernelmux.bench.timing import time_launches
+from kernelmux.bench.works import Batch, Work
+from kernelmux.device import Device, find_device
+from kernelmux.formats import Value
+from kernelmux.graph import TensorNode, make_node
+from kernelmux.ops import Rotation
+from kernelmux_triton.elementwise import Swiglu
+from kernelmux_triton.launch import bind
+from kernelmux_triton.norm import AddRmsNorm, RmsNorm
+from kernelmux_triton.rope_copy import bind_rope_copy
+
+K, FEED_FORWARD = 4096, 14336
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
+ROWS = (1, 4096)
+
+
+@triton.jit
+def _empty(x):
+    pass
+
+
+def time_empty(device: Device) -> float:
+    """Microseconds of a launch that does nothing."""
+    return time_launches([bind(_empty, (1,), torch.empty(1, device=device.torch), num_warps=4)], device).median
+
+
+def nodes(m: int) -> Iterator[tuple[Any, TensorNode]]:
+    gamma = {"gamma": (Value("gamma", (K,)),), "epsilon": 1e-5}
+    a, b = Value("a", (m, K)), Value("b", (m, K))
+    yield RmsNorm(), make_node("rms_norm", "norm", a, **gamma)
+    yield AddRmsNorm(), make_node("add_rms_norm", "norm", a, b, **gamma)
+    yield Swiglu(), make_node("swiglu", "swiglu", Value("gate", (m, FEED_FORWARD)), Value("up", (m, FEED_FORWARD)))
+
+
+def time_rope_copy(m: int, device: Device) -> tuple[float, int]:
+    """Microseconds of turning and scattering the rows of one product, and the bytes that are read and written."""
+    where, widths = device.torch, (HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM)
+    pages = -(-m // PAGE)
+    cache = (pages, PAGE, KV_HEADS, DIM)
+    node = make_node(
+        "qkv_rope_copy",
+        "qkv",
+        *(Value("x", (m, K)), Value("positions", (m,), "i32"), Value("slots", (m,), "i32")),
+        *(Value(f"{port}_cache", cache, "bf16") for port in "kv"),
+        weight=tuple(Value(f"w{port}", (n, K), "bf16") for port, n in zip("qkv", widths, strict=True)),
+        rotation=Rotation(theta=5e5, dims=DIM, pairing="adjacent"),
+        **{"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": DIM},
+    )
+    # Each row is read, and all of it written again.
+    nbytes = 2 * 2 * m * sum(widths)
+    positions = torch.arange(m, dtype=torch.int32, device=where)
+    calls = []
+    for _ in range(copies(nbytes, device)):
+        x = torch.randn(m, sum(widths), device=where).bfloat16()
+        q = torch.empty(m, widths[0], dtype=torch.bfloat16, device=where)
+        caches = [torch.empty(cache, dtype=torch.bfloat16, device=where) for _ in "kv"]
+        calls.append(bind_rope_copy(node, x, q, caches, positions, positions, ()))
+    return time_launches(calls, device).median, nbytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--commit", default="", help="where the tree is no checkout")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    device = find_device("cuda")
+    ceilings, empty = measure_ceilings(device), time_empty(device)
+    rows: list[dict[str, Any]] = []
+
+    def found(op: str, m: int, us: float, nbytes: int) -> None:
+        share = 100 * nbytes / us * 1e6 / ceilings.copy
+        row = {"op": op, "m": m, "us": round(us, 2), "TB/s": round(nbytes / us / 1e6, 3)}
+        rows.append({**row, "% of copy": round(share, 1), "us over an empty kernel": round(us - empty, 2)})
+        print(*rows[-1].values(), sep=" | ", flush=True)
+
+    for m in ROWS:
+        for kernel, node in nodes(m):
+            work = Work(node.op, node, Batch.of(m, 1))
+            timed = time_kernel(work, "triton:f32", kernel, random_weights([work], device), "bf16")
+            found(node.op, m, timed.timing.median, work.nbytes(timed.node))
+        found("rope and copy", m, *time_rope_copy(m, device))
+    said = f"In the same run: copy {ceilings.copy / 1e12:.2f} TB/s read and written, an empty kernel {empty:.2f} us."
+    method = "bf16 read and written; CUDA graphs replayed, operands rotated past the L2 cache; medians"
+    report = make_report("Triton: norms, swiglu, rope and copy", device, method, rows, [said], asked.commit)
+    save_report(report, asked.out / f"{card(device)}-triton-rows.json")
+    print(said)
+
+
+if __name__ == "__main__":
+    main()
