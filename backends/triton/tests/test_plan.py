@@ -27,3 +27,12 @@ def test_the_default_policy_has_torch_multiply_and_triton_do_the_rest():
     products = {"mul_mat", "mul_mat_add", "qkv_rope_copy", "gate_up_swiglu"}
     assert {op for op, backend in chosen.items() if backend == "torch"} == products & chosen.keys()
     assert set(chosen.values()) == {"torch", "triton"}
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_triton_alone_fuses_qkv_with_rope_and_copy(rows):
+    plan = make_plan(
+        load_random("tiny:bf16").graph, default_policy().with_use(["*=triton"]), registry.current(), H100, rows
+    )
+    fused = [step.choice.name for step in plan.schedule(rows, 1).steps if step.node.op == "qkv_rope_copy"]
+    assert fused == ["triton:bf16"] * len(fused) != []
