@@ -7,7 +7,7 @@ import pytest
 from fake_backend import backend
 from kernelmux.device import Device
 from kernelmux.graph import case_node
-from kernelmux_triton import mul_mat, qkv_rope_copy
+from kernelmux_triton import mul_mat
 from triton_interpreter import interpreted_jobs
 
 H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
@@ -15,10 +15,6 @@ H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
 
 def offered(node, m):
     return mul_mat.offer(node, m, H100)
-
-
-def offered_with_rope(node, m):
-    return qkv_rope_copy.offer(node, m, H100)
 
 
 SMALL = (
@@ -33,18 +29,13 @@ SMALL = (
         "gate_up_swiglu-f32-m5-bias",
     ),
     *("qkv-f32-m5", "qkv-bf16-m5", "qkv-Q4_1-m5", "qkv-Q8_0-m[15]-bias"),
-    *("qkv_rope_copy-f32-m5", "qkv_rope_copy-bf16-m5", "qkv_rope_copy-Q8_0-m1", "qkv_rope_copy-Q8_0-bias-halves"),
-    *("qkv_rope_copy-cache-bf16", "qkv_rope_copy-divisors"),
 )
 """Cases that the interpreter is quick with: every kernel, and every branch of it."""
 ANY = ("fp8_weight", "fp8_row", "fp8_tensor", "fp8_row_fast", "fp8_tensor_fast", "fp8_block")
 """Kernels that take any weight, as it is e4m3 before it gets there: tried on float32."""
 
 REGISTRY, EVERY = interpreted_jobs(
-    backend(
-        **dict.fromkeys(("mul_mat", "mul_mat_add", "gate_up_swiglu", "qkv"), offered), qkv_rope_copy=offered_with_rope
-    ),
-    rows=128,
+    backend(mul_mat=offered, mul_mat_add=offered, gate_up_swiglu=offered, qkv=offered), rows=128
 )
 
 
