@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import types
 
+import pytest
 from hypothesis import strategies as st
 
 from kernelmux.device import Device
@@ -224,3 +225,11 @@ def _fields(draw, b, op, name, x):
         fields["rotation"] = Rotation(theta=draw(st.floats(2, 1e6)), dims=8, pairing=pairing)
         fields |= {"num_heads": x.shape[1] // 8, "num_kv_heads": x.shape[1] // 8, "head_dim": 8}
     return fields
+
+
+def pass_or_skip(job, registry):
+    """Runs a case: skipped, with the reason, where the kernel refuses it."""
+    outcome = job.run(registry)
+    if outcome.status == "refused":
+        pytest.skip(outcome.reason)
+    assert outcome.passed, outcome.failures

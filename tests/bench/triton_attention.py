@@ -3,7 +3,7 @@
     python tests/bench/triton_attention.py --out docs/results decode prefill variants
 
 32 query heads of 8 kv heads of 128. CUDA graphs replayed, caches rotated past the L2 cache; medians of 40 replays.
-`error` is NMSE against torch's SDPA of the same numbers. A measurement that fails is a note.
+NMSE is against torch's SDPA of the same numbers. A measurement that fails is a note.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 import cuda_on_host as on_host
-from fake_backend import backend
+from fake_backend import backend, pass_or_skip
 from kernelmux import registry
 from kernelmux.conformance.hookup import jobs
 from kernelmux_cupy import attention, copy, elementwise, embed, norm, rope
@@ -68,7 +68,4 @@ def test_case(job, monkeypatch):
     # As if the device were small, so that batches are not split; a single row is, as far as it goes.
     if job.case.inputs[0].shape[0] > 1:
         monkeypatch.setattr(attention, "BLOCKS", 24)
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)

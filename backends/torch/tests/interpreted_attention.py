@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend
+from fake_backend import backend, pass_or_skip
 from kernelmux.conformance.hookup import Job
 from kernelmux_torch.cuda import attention
 from triton_interpreter import interpreted_jobs
@@ -44,7 +44,4 @@ for case in [job.case for job in CASES if job.kernel == "torch:sdpa" and job.nam
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)

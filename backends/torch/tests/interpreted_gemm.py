@@ -2,7 +2,7 @@
 
 import pytest
 
-from fake_backend import backend
+from fake_backend import backend, pass_or_skip
 from kernelmux.device import Device
 from kernelmux_torch import _scaled
 from kernelmux_torch.cuda import gate_up_swiglu, qkv
@@ -27,7 +27,4 @@ REGISTRY, CASES = interpreted_jobs(backend(qkv_rope_copy=qkv_on_cpu, gate_up_swi
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)

@@ -16,14 +16,17 @@ from kernelmux_triton.fp8 import Fp8Row, Tiling
 from kernelmux_triton.measure import measure
 
 
-def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
+def offer(node: TensorNode, m: int, device: Device) -> Sequence[Kernel | Declined]:
     """Every kernel, its tiling for m rows chosen, or why not."""
-    answers = kernels(node, m, device)
-    bucket = with_rows(node, m)
+    return tiled(kernels(node, m, device), with_rows(node, m))
+
+
+def tiled(answers: Sequence[FewRows | Fp8Row | Declined], node: TensorNode) -> Sequence[FewRows | Fp8Row | Declined]:
+    """The same, each kernel's tiling chosen for a node whose row count is known."""
     for kernel in answers:
         if not isinstance(kernel, Declined):
-            kernel.chosen(bucket, measuring(kernel, bucket))
-    return list(answers)
+            kernel.chosen(node, measuring(kernel, node))
+    return answers
 
 
 def kernels(node: TensorNode, m: int, device: Device) -> Sequence[FewRows | Fp8Row | Declined]:

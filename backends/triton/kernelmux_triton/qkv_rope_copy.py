@@ -12,28 +12,19 @@ from kernelmux.device import Device
 from kernelmux.formats import Value, Weight, lookup
 from kernelmux.graph import TensorNode, make_node
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.memory import aligned
 from kernelmux_triton.few_rows import FLOATS, FewRows
 from kernelmux_triton.fp8 import Fp8Row
-from kernelmux_triton.mul_mat import kernels, measuring, with_rows
-from kernelmux_triton.rope_copy import bind_rope_copy
-
-ALIGNED = 256
-"""Bytes that the product's own scratch memory begins at a multiple of."""
+from kernelmux_triton.mul_mat import kernels, tiled, with_rows
+from kernelmux_triton.rope_copy import bind_rope_copy, split_weights
 
 
 def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
     """Each kernel of mul_mat under its name, its tiling for m rows chosen, or why not."""
     if (cache := node.outputs[1].format) not in FLOATS:
         return [Declined(f"it writes caches in {', '.join(FLOATS)}, not {cache}: copy alone does", "format")]
-    bucket = with_rows(_product(node), m)
-    answers: list[Kernel | Declined] = []
-    for kernel in kernels(_linear(node), m, device):
-        if isinstance(kernel, Declined):
-            answers.append(kernel)
-        else:
-            kernel.chosen(bucket, measuring(kernel, bucket))
-            answers.append(QkvRopeCopy(kernel))
-    return answers
+    answers = tiled(kernels(_linear(node), m, device), with_rows(_product(node), m))
+    return [kernel if isinstance(kernel, Declined) else QkvRopeCopy(kernel) for kernel in answers]
 
 
 class QkvRopeCopy(Kernel):
@@ -56,15 +47,13 @@ class QkvRopeCopy(Kernel):
         return self.product.packed_bytes(_linear(node)) + sum(4 * value.extents[0] for value in node.weight[3:])
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        matrices, rest = weights[:3], weights[3:]
-        # A rope's divisors come before three biases or none.
-        divisors, biases = rest[: len(rest) % 3], rest[len(rest) % 3 :]
+        matrices, divisors, biases = split_weights(weights)
         linear = self.product.prepare([*matrices, *biases], device)
         return (*linear, *(value.dequantize().to(device.torch) for value in divisors))
 
     def workspace(self, node: TensorNode) -> int:
         product = self._written(node)
-        return _aligned(product) + self.product.workspace(product)
+        return aligned(product.outputs[0].nbytes) + self.product.workspace(product)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         x, positions, slots, k_cache, v_cache = tensors.inputs
@@ -72,7 +61,7 @@ class QkvRopeCopy(Kernel):
         product = self._written(node)
         (y,) = product.outputs
         mixed = tensors.workspace[: y.nbytes].view(lookup(y.format).dtype).view(y.extents)
-        rest = tensors.workspace[_aligned(product) :]
+        rest = tensors.workspace[aligned(y.nbytes) :]
         linear = tensors.packed[: len(tensors.packed) - len(node.weight[3:])]
         divisors = tensors.packed[len(linear) :]
         operands = Tensors((x,), (mixed,), linear, rest if self.product.workspace(product) else None)
@@ -103,7 +92,3 @@ def _product(node: TensorNode) -> TensorNode:
     n, k = sum(weight.extents[0] for weight in node.weight[:3]), first.extents[1]
     bias = (Value("bias", (n,)),) if node.bias else ()
     return make_node("mul_mat", node.name, node.inputs[0], weight=(Value("qkv", (n, k), first.format),), bias=bias)
-
-
-def _aligned(product: TensorNode) -> int:
-    return -(-product.outputs[0].nbytes // ALIGNED) * ALIGNED

@@ -11,10 +11,18 @@ import torch
 import triton
 import triton.language as tl
 
+from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Launch
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rope import angle, blocks, rotation_args, turn
+
+
+def split_weights(weights: Sequence[Weight]) -> tuple[Sequence[Weight], Sequence[Weight], Sequence[Weight]]:
+    """The three matrices of a qkv_rope_copy node, its rope's divisors or none, its three biases or none."""
+    matrices, rest = weights[:3], weights[3:]
+    # Divisors are one vector, and come before the biases.
+    return matrices, rest[: len(rest) % 3], rest[len(rest) % 3 :]
 
 
 def bind_rope_copy(

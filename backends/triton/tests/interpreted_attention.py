@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend
+from fake_backend import backend, pass_or_skip
 from kernelmux.conformance.hookup import Job
 from kernelmux.device import Device
 from kernelmux_triton import attention, launch
@@ -59,7 +59,4 @@ for job in [job for job in CASES if job.name in STORED]:
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)

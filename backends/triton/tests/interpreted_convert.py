@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fake_backend import backend, one_node
+from fake_backend import backend, one_node, pass_or_skip
 from kernelmux.device import Device
 from kernelmux.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
 from kernelmux.hookspecs import Tensors
@@ -26,10 +26,7 @@ REGISTRY, CASES = interpreted_jobs(backend(convert=on_cpu))
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)
 
 
 def planes_of(format, m, k, fill):

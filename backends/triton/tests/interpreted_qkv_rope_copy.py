@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend
+from fake_backend import backend, pass_or_skip
 from kernelmux.device import Device
 from kernelmux_triton import qkv_rope_copy
 from triton_interpreter import interpreted_jobs
@@ -24,7 +24,4 @@ CASES = [job for job in EVERY if any(fnmatchcase(job.name, pattern) for pattern 
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)

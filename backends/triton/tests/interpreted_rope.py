@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend
+from fake_backend import backend, pass_or_skip
 from kernelmux_triton import copy, rope
 from triton_interpreter import interpreted_jobs
 
@@ -20,7 +20,4 @@ CASES = [job for job in EVERY if job.variant or any(fnmatchcase(job.name, patter
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)

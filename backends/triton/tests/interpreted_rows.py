@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fake_backend import backend, nmse, one_node
+from fake_backend import backend, nmse, one_node, pass_or_skip
 from kernelmux.formats import Value, as_planes, dequantize_planes, empty_planes, lookup
 from kernelmux.hookspecs import Tensors
 from kernelmux_triton import elementwise, embed, norm
@@ -28,10 +28,7 @@ REGISTRY, CASES = interpreted_jobs(
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
-    outcome = job.run(REGISTRY)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures
+    pass_or_skip(job, REGISTRY)
 
 
 @pytest.mark.parametrize("format", ["f32", "fp8_row", "fp8_block", "q8_32"])

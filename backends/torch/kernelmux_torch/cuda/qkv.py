@@ -16,7 +16,7 @@ from kernelmux_torch import fp8
 from kernelmux_torch.cuda.mul_mat import SPLIT
 from kernelmux_torch.elementwise import FLOATS
 from kernelmux_torch.weights import dense, stacked
-from kernelmux_triton.rope_copy import bind_rope_copy
+from kernelmux_triton.rope_copy import bind_rope_copy, split_weights
 
 
 def offer(node: TensorNode, device: Device) -> list[Kernel | Declined]:
@@ -53,9 +53,7 @@ class Bf16(Kernel):
         return 2 * n * k
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        matrices, rest = weights[:3], weights[3:]
-        # A rope's divisors come before three biases or none.
-        divisors, biases = rest[: len(rest) % 3], rest[len(rest) % 3 :]
+        matrices, divisors, biases = split_weights(weights)
         planes = self.stack(matrices, device)
         bias = [torch.cat([dense(value, self.dtype, device) for value in biases])] if biases else []
         return (*planes, *bias, *(dense(value, torch.float32, device) for value in divisors))
