@@ -21,16 +21,19 @@ NAMES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
     torch.int32: "i32",
 }
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a program takes of a multiprocessor; `spilled` is bytes a thread, None where no ptxas is there to say."""
+    """What a program takes of a multiprocessor; `spilled` is bytes a thread."""
 
     shared: int
-    spilled: int | None
+    spilled: int
     ptx: str
 
 
@@ -47,29 +50,27 @@ def compile_for_h100(kernel, args: Sequence[object], warps: int, tmp_path) -> Ne
     signature, constants, attributes = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
         name = parameter.name
-        if parameter.is_constexpr:
+        if parameter.is_constexpr or value is None:
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{NAMES[value.dtype]}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
             signature[name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    # Triton is about to change what it does with products and sums unless told, and warns of that.
     options = {"num_warps": warps, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    ptx = compiled.asm["ptx"]
-    return Needs(compiled.metadata.shared, _spilled(ptx, tmp_path), ptx)
+    return Needs(compiled.metadata.shared, _spilled(compiled.asm["cubin"], tmp_path), compiled.asm["ptx"])
 
 
-def _spilled(ptx, tmp_path):
-    path = tmp_path / "kernel.ptx"
-    path.write_text(ptx)
-    try:
-        command = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(path), "-o", str(tmp_path / "cubin")]
-        report = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    except (AttributeError, OSError):
-        return None
-    found = re.search(r"(\d+) bytes spill stores", report)
-    return int(found[1]) if found else None
+def _spilled(cubin, tmp_path):
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", report)[1])

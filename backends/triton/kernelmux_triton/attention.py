@@ -9,7 +9,7 @@ from kernelmux_triton import decode
 from kernelmux_triton.attention_cache import CACHES, WIDEST
 from kernelmux_triton.decode import Decode
 from kernelmux_triton.launch import multiprocessors
-from kernelmux_triton.prefill import Prefill, tuning_for
+from kernelmux_triton.prefill import Prefill, tunings_for
 
 FEW = 64
 """Rows up to which reading the cache is most of the work."""
@@ -23,7 +23,7 @@ def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
         return [Declined(reason, "format")]
     if node.head_dim > WIDEST:
         return [Declined(f"it takes heads of up to {WIDEST}, not {node.head_dim}", "shape")]
-    answers: list[Kernel | Declined] = [_decode(node, m, device), Prefill(k_format, tuning_for(device.capability))]
+    answers: list[Kernel | Declined] = [_decode(node, m, device), Prefill(k_format, tunings_for(device.capability))]
     return answers if m <= FEW else answers[::-1]
 
 
@@ -35,4 +35,7 @@ def _decode(node: TensorNode, m: int, device: Device) -> Kernel | Declined:
     if group > decode.GROUP:
         reason = f"one program takes a kv head's queries: up to {decode.GROUP} heads, not {group}; prefill takes any"
         return Declined(reason, "shape", Decode.name)
-    return Decode(node.inputs[1].format, multiprocessors(device))
+    format = node.inputs[1].format
+    if format == "fp8_row" and node.head_dim % 2:
+        return Declined(f"it reads e4m3 in pairs: heads of {node.head_dim} have an odd one", "alignment", Decode.name)
+    return Decode(format, multiprocessors(device))

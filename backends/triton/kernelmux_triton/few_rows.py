@@ -311,7 +311,9 @@ def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor 
     rows = max(16, triton.next_power_of_2(o.m))
     parts = o.x_scales if scratch is None or splits == 1 else scratch.view(torch.float32)
     sizes = (o.m, o.n, o.k, *o.ends)
-    args = (o.x, o.x_scales, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, parts, *sizes, span)
+    pairs = weights.weight == "fp8" and weights.scaled == "no" and o.k % 2 == 0
+    w = o.w.view(torch.int16) if pairs else o.w
+    args = (o.x, o.x_scales, w, o.scales, o.pairs, o.bias, o.residual, *o.y, parts, *sizes, span)
     shape = (o.has_bias, o.has_residual, o.gated, o.outputs)
     imprecise = None if weights.fast else 128
     flags = (weights.weight, weights.scaled, rows, *shape, splits > 1, imprecise)
@@ -319,7 +321,7 @@ def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor 
     multiply = bind(
         few_rows_kernels.dot,
         (tiles, splits),
-        *(*args, *flags, tiling.tall, tiling.wide, tiling.stages),
+        *(*args, *flags, tiling.tall, tiling.wide, tiling.stages, pairs, not o.x.is_cpu),
         num_warps=tiling.warps,
     )
     if splits == 1:

@@ -21,6 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernelmux_triton.e4m3 import BACK, UP, halves
+
 
 @triton.jit
 def _numbers(words):
@@ -227,12 +229,12 @@ def dot(
     x, x_scales, w, scales, pairs, bias, residual, y0, y1, y2, parts, m, n, k, end0, end1, span,
     WEIGHT: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     GATED: tl.constexpr, OUTPUTS: tl.constexpr, SPLIT: tl.constexpr, IMPRECISE: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, PAIRS: tl.constexpr, ASSEMBLED: tl.constexpr,
 ):  # fmt: skip
     """y = x Wᵀ for 1 to ROWS (16, 32, 64) rows. Program (tile, part): TALL rows of W, `span` columns, WIDE at a time.
 
     SCALED says what x's scales are where it is e4m3 ("row": [m], "one", "block": [k/128, m]); else "no". Where SPLIT,
-    the sums go to `parts` [splits, m, all rows of W] float32, for `reduce`.
+    the sums go to `parts` [splits, m, all rows of W] float32, for `reduce`. With PAIRS W is seen as int16 [n, k/2].
     Moves W and its scales once, x once a program (from the L2 cache), y once, or `parts`.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
@@ -265,6 +267,16 @@ def dot(
             second = tl.load(of_rows + 16, mask=there, other=0.0).to(tl.bfloat16)
             acc = tl.dot(low, tl.trans(first), acc)
             acc = tl.dot(high, tl.trans(second), acc)
+        elif PAIRS:
+            at, pair = start + held, start // 2 + tl.arange(0, WIDE // 2)
+            there = row_inside[:, None] & (pair < stop // 2)[None, :]
+            first, second = halves(tl.load(w + row[:, None] * (k // 2) + pair[None, :], mask=there, other=0), ASSEMBLED)
+            there = x_inside[:, None] & (at < stop)[None, :]
+            rows = tl.load(x + x_row[:, None].to(tl.int64) * k + at[None, :], mask=there, other=0.0)
+            rows = (rows.to(tl.float32) * UP).to(tl.bfloat16)
+            even, odd = tl.split(tl.reshape(rows, [ROWS, WIDE // 2, 2]))
+            acc = tl.dot(first, tl.trans(even), acc)
+            acc = tl.dot(second, tl.trans(odd), acc)
         else:
             at = start + held
             inside = at < stop
@@ -292,6 +304,8 @@ def dot(
                 acc = tl.dot(stored, tl.trans(rows.to(stored.dtype)), acc)
     if WEIGHT == "fp8" and SCALED != "block":
         acc *= tl.load(scales + row, mask=row_inside, other=0.0)[:, None]
+    if PAIRS:
+        acc *= BACK
     if WEIGHT == "fp8_one":
         acc *= tl.load(scales)
     if SCALED == "row":

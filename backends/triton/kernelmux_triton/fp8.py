@@ -25,8 +25,6 @@ from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
 DEEP = 128
 """Columns of x and W in a tile: a row of 128 bytes, as shared memory likes them."""
-SPECIALIZES = triton.__version__.startswith("3.6.")
-"""Later versions fail to compile loops over tiles whose loads have a warp of their own."""
 GROUP = 8
 """Rows of tiles that are gone through together."""
 
@@ -35,8 +33,8 @@ GROUP = 8
 class Gemm:
     """Rows and columns of a tile of y, tiles of x and W under way, warps, and how programs go through tiles.
 
-    `pieces`: parts in which a tile is stored. `flat`: the next tile's loads start before this one is stored.
-    `specialized`: a warp of its own loads, and two groups of four multiply. `programs`: for each multiprocessor.
+    `pieces`: parts in which a tile is stored. `flat`: the next tile's loads start before this one is stored. `double`:
+    two tiles of columns a step, one multiplied while the sums of the other are added. `programs`: for a multiprocessor.
     """
 
     tall: int
@@ -45,11 +43,11 @@ class Gemm:
     warps: int
     pieces: int = 1
     flat: bool = False
-    specialized: bool = False
+    double: bool = False
     programs: int = 1
 
     def __str__(self) -> str:
-        how = f"{' flat' if self.flat else ''}{' specialized' if self.specialized else ''}"
+        how = f"{' flat' if self.flat else ''}{' double' if self.double else ''}"
         return (
             f"gemm {self.tall}x{self.wide} stages {self.stages} warps {self.warps} pieces {self.pieces} "
             f"programs {self.programs}{how}"
@@ -67,7 +65,6 @@ Tiling = Gemm | few_rows.Tiling
 FAST = (
     Gemm(128, 256, 3, 8, pieces=2, flat=True),
     Gemm(128, 256, 4, 8, pieces=2),
-    Gemm(128, 256, 3, 4, specialized=True),
     Gemm(256, 128, 3, 8, pieces=2, flat=True),
     Gemm(128, 128, 4, 8, flat=True),
     Gemm(64, 128, 4, 4, programs=2),
@@ -76,7 +73,7 @@ FAST = (
 EXACT = (
     Gemm(128, 128, 3, 8, flat=True),
     Gemm(128, 128, 4, 8),
-    Gemm(128, 128, 3, 4, specialized=True),
+    Gemm(128, 128, 3, 8, double=True),
     Gemm(64, 128, 3, 4, programs=3),
     Gemm(64, 128, 4, 4, flat=True, programs=2),
 )
@@ -166,29 +163,26 @@ class Fp8Row(Kernel):
         """Those for many rows."""
         if gated:
             return PAIRED if self.weights.fast else PAIRED_EXACT
-        every = FAST if self.weights.fast else EXACT
-        return [tiling for tiling in every if SPECIALIZES or not tiling.specialized]
+        return FAST if self.weights.fast else EXACT
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         tiling = self.chosen(node)
         if not isinstance(tiling, Gemm):
             return few_rows.bind_few(self.weights, tiling, node, tensors, self.device)
         o = Operands.of(node, tensors)
-        if tiling.specialized and o.y[0].itemsize > 2:
-            # Its stores of float32 do not compile, or do not fit.
-            tiling = next(other for other in self.gemms(o.gated) if not other.specialized)
         # Two pieces of a tile of float32 are as large as one of bfloat16.
         pieces = 1 if o.gated else max(tiling.pieces, o.y[0].itemsize // 2 if tiling.wide > 128 else 1)
         descriptors = (_tiles(o.x, tiling.tall), _tiles(o.w, tiling.wide))
         args = (*descriptors, o.x_scales, o.scales, o.bias, o.residual, o.y[0], o.m, o.n, o.k)
         shape = (o.has_bias, o.has_residual, o.gated)
-        how = (GROUP, tiling.stages, pieces, tiling.flat, tiling.specialized)
+        how = (GROUP, tiling.stages, pieces, tiling.flat)
         tiles = triton.cdiv(o.m, tiling.tall) * triton.cdiv(o.n, tiling.wide)
         grid = (min(tiles, tiling.programs * few_rows.multiprocessors(self.device)),)
         if self.weights.scaled == "block":
             tiles_of = (*shape, tiling.tall, tiling.wide, *how)
             return bind(fp8_kernels.gemm_blocks, grid, *args, *tiles_of, num_warps=tiling.warps)
-        flags = (self.weights.scaled == "row", *shape, self.weights.fast, tiling.tall, tiling.wide, DEEP, *how)
+        sums = (self.weights.fast, tiling.double)
+        flags = (self.weights.scaled == "row", *shape, *sums, tiling.tall, tiling.wide, DEEP, *how)
         return bind(fp8_kernels.gemm, grid, *args, *flags, num_warps=tiling.warps)
 
 

@@ -76,33 +76,50 @@ def _scale_rows(acc, x_scales, scales, first_row, first_column, m, n, ROW: tl.co
     return acc * (tl.load(x_scales) * tl.load(scales))
 
 
+@triton.jit
+def _doubled(acc, x, w, first_row, first_column, k, DEEP: tl.constexpr, STAGES: tl.constexpr):
+    """acc + the products of all columns, the sums of DEEP columns added in float32 while the next are multiplied."""
+    second = tl.zeros(acc.shape, tl.float32)
+    # Past the end of k both have zeros.
+    for depth in tl.range(0, k, 2 * DEEP, num_stages=STAGES):
+        first = tl.dot(x.load([first_row, depth]), w.load([first_column, depth]).T)
+        acc += second
+        # Nothing waits for this one before the next step's first.
+        second = tl.dot(x.load([first_row, depth + DEEP]), w.load([first_column, depth + DEEP]).T)
+        acc += first
+    return acc + second
+
+
 @triton.jit(do_not_specialize=["m"])
 def gemm(
     x, w, x_scales, scales, bias, residual, y, m, n, k,
-    ROW: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, FAST: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
-    PIECES: tl.constexpr, FLATTEN: tl.constexpr, SPECIALIZE: tl.constexpr,
+    ROW: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    FAST: tl.constexpr, DOUBLE: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+    GROUP: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """y [m, n] = x [m, k] Wᵀ [n, k] by descriptors of tiles [TALL, DEEP] and [WIDE, DEEP], STAGES of them under way.
 
     x_scales [m] and scales [n] (twice that where GATED), or one number each. Unless FAST, the tensor cores' sums of
-    DEEP columns are added up in float32.
+    DEEP columns are added up in float32; with DOUBLE, which is neither FAST nor GATED, while the next are made.
     """
     tiles = tl.cdiv(m, TALL) * tl.cdiv(n, WIDE)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN, warp_specialize=SPECIALIZE):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         first_row, first_column = _corner(tile, m, n, TALL, WIDE, GROUP)
         acc = tl.zeros([TALL, WIDE], tl.float32)
         up = tl.zeros([TALL, WIDE], tl.float32)
-        for depth in tl.range(0, k, DEEP, num_stages=STAGES):
-            rows = x.load([first_row, depth])
-            if FAST:
-                acc = tl.dot(rows, w.load([first_column, depth]).T, acc)
-                if GATED:
-                    up = tl.dot(rows, w.load([n + first_column, depth]).T, up)
-            else:
-                acc += tl.dot(rows, w.load([first_column, depth]).T)
-                if GATED:
-                    up += tl.dot(rows, w.load([n + first_column, depth]).T)
+        if DOUBLE:
+            acc = _doubled(acc, x, w, first_row, first_column, k, DEEP, STAGES)
+        else:
+            for depth in tl.range(0, k, DEEP, num_stages=STAGES):
+                rows = x.load([first_row, depth])
+                if FAST:
+                    acc = tl.dot(rows, w.load([first_column, depth]).T, acc)
+                    if GATED:
+                        up = tl.dot(rows, w.load([n + first_column, depth]).T, up)
+                else:
+                    acc += tl.dot(rows, w.load([first_column, depth]).T)
+                    if GATED:
+                        up += tl.dot(rows, w.load([n + first_column, depth]).T)
         acc = _scale_rows(acc, x_scales, scales, first_row, first_column, m, n, ROW)
         if GATED:
             up = _scale_rows(up, x_scales, scales + n, first_row, first_column, m, n, ROW)
@@ -116,14 +133,14 @@ def gemm_blocks(
     x, w, x_scales, scales, bias, residual, y, m, n, k,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     TALL: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, PIECES: tl.constexpr,
-    FLATTEN: tl.constexpr, SPECIALIZE: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """The same with x_scales [k/128, m] and scales [ceil(n/128), k/128]; WIDE divides 128, and where GATED 128 n.
 
     The sums of 128 columns are scaled and added in float32, so that a tile has two sets of sums in registers.
     """
     tiles = tl.cdiv(m, TALL) * tl.cdiv(n, WIDE)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN, warp_specialize=SPECIALIZE):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         first_row, first_column = _corner(tile, m, n, TALL, WIDE, GROUP)
         row = first_row + tl.arange(0, TALL)
         of_columns = scales + first_column // 128 * (k // 128)

@@ -6,6 +6,7 @@ of positions where some row's sight ends are masked. Softmax as FlashAttention-2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,25 +25,33 @@ SEQUENCES = 64
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a program works: rows and bytes of keys a tile, tiles in flight, warps; `copies` where the copy engine loads.
+    """How a program works: rows and bytes of keys a tile, tiles in flight, warps; `copies`: TMA loads the tiles.
 
-    It takes over where a page holds whole tiles.
+    It takes pages of whole tiles, whose elements are as wide as the matrix units read them, and heads without gaps.
     """
 
     tall: int = 128
     tile: int = 16384
-    stages: int = 3
-    warps: int = 8
+    stages: int = 2
+    warps: int = 4
     copies: bool = True
 
+    def columns(self, wide: int) -> int:
+        """Positions of a tile of two-byte keys."""
+        return max(16, min(128, self.tile // (2 * wide)))
 
-SMALL = Tuning(tall=64, tile=8192, stages=2, warps=4)
+
+# Addresses of a tile's rows are in registers that more queries would need.
+GATHERING = Tuning(tall=64, copies=False)
+SMALL = Tuning(tall=64, tile=8192, copies=False)
 """For cards with less than 160 KB of shared memory a multiprocessor."""
 
 
-def tuning_for(capability: tuple[int, int] | None) -> Tuning:
-    """What suits a card: A100, H100 and B200 have room for large tiles, their smaller relatives have not."""
-    return Tuning() if capability is None or capability in ((8, 0), (9, 0), (10, 0), (10, 3)) else SMALL
+def tunings_for(capability: tuple[int, int] | None) -> Sequence[Tuning]:
+    """What suits a card, the better first: A100, H100 and B200 have room for large tiles, their relatives have not."""
+    if capability is None or capability in ((9, 0), (10, 0), (10, 3)):
+        return Tuning(), GATHERING
+    return [GATHERING if capability == (8, 0) else SMALL]
 
 
 class Prefill(Cached):
@@ -50,21 +59,20 @@ class Prefill(Cached):
 
     name = "prefill"
 
-    def __init__(self, cache_format: str, tuning: Tuning = Tuning()) -> None:
+    def __init__(self, cache_format: str, tunings: Sequence[Tuning] = tunings_for(None)) -> None:
         super().__init__(cache_format)
-        self.tuning = tuning
+        self.tunings = tunings
+        """Those to choose from: the first that takes a node's pages."""
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
         (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
         m, seqs, dim, heads = len(q), len(kv_len), node.head_dim, node.num_heads
-        wide, tall, pack, tile = wide_of(node), self._tall(node), _pack(node), self._tile(node)
-        page_size = keys.shape[1]
-        # Only the matrix units read what the copy engine wrote as it lies there.
-        copies = self.tuning.copies and self.itemsize == 2 and page_size % tile == 0 and dim == wide
+        tuning, wide, pack = self.tuning(node), wide_of(node), _pack(node)
+        tall, tile = self._tall(node, tuning), self._tile(node, tuning)
         read: list[Any] = [keys, values]
-        if copies:
+        if tuning.copies:
             flat = [cache.view(-1, node.num_kv_heads * dim) for cache in (keys, values)]
             read = [TensorDescriptor.from_tensor(cache, [tile, dim]) for cache in flat]
         # Each sequence, and the rows of none at either end, may begin a block.
@@ -74,24 +82,29 @@ class Prefill(Cached):
             (heads // pack, blocks),
             *(q, y, *read, k_scales, v_scales, query_start, kv_len, block_table, m, seqs, block_table.stride(0)),
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
-            *(heads, node.num_kv_heads, dim, page_size, wide, pack, tall, tile, self.tuning.stages),
-            *(SEQUENCES, self.scaled, self.splits_queries(node), copies),
-            num_warps=self.tuning.warps if tall == self.tuning.tall else 4,
+            *(heads, node.num_kv_heads, dim, keys.shape[1], wide, pack, tall, tile, tuning.stages),
+            *(SEQUENCES, self.scaled, self.splits_queries(node), tuning.copies),
+            num_warps=tuning.warps,
         )
 
-    def _tall(self, node: TensorNode) -> int:
-        """Rows of the tile of queries: no more than there are."""
+    def tuning(self, node: TensorNode) -> Tuning:
+        """The one that is chosen for a node."""
+        wide, page_size = wide_of(node), node.inputs[1].extents[1]
+        copied = self.itemsize == 2 and node.head_dim == wide
+        return next(t for t in self.tunings if not t.copies or (copied and page_size % t.columns(wide) == 0))
+
+    def _tall(self, node: TensorNode, tuning: Tuning) -> int:
+        """Rows of the tile of queries: no more than there are, and than a warp has registers for."""
         wide = wide_of(node)
-        limit = min(self.tuning.tall, 64 if wide > 128 and self.splits_queries(node) else 128)
+        limit = min(tuning.tall, 4096 * tuning.warps // wide)
         if self.itemsize == 4:
             limit = min(32, 4096 // wide)
         return max(16, _pack(node), min(limit, pow2(node.inputs[0].extents[0] * _pack(node))))
 
-    def _tile(self, node: TensorNode) -> int:
+    def _tile(self, node: TensorNode, tuning: Tuning) -> int:
         """Positions a tile; products of float32, which no matrix unit makes, are kept small."""
-        if self.itemsize == 4:
-            return max(16, min(32, 4096 // wide_of(node)))
-        return max(16, min(128, self.tuning.tile // (2 * wide_of(node))))
+        wide = wide_of(node)
+        return max(16, min(32, 4096 // wide)) if self.itemsize == 4 else tuning.columns(wide)
 
 
 def _pack(node: TensorNode) -> int:
@@ -143,16 +156,12 @@ def _prefill(
     row, stop, length, sequence = _block(turn, query_start, kv_len, rows, sequences, block, SEQUENCES)
     first_head = tl.program_id(0) * PACK
     kv_head = first_head // (HEADS // KV_HEADS)
-    tall, column = tl.arange(0, TALL), tl.arange(0, WIDE)
     last_row = tl.minimum(row + block, stop) - 1
-    query_row = row + tall // PACK
-    kept = query_row <= last_row
+    query_row, kept, at, inside = _places(row, stop, first_head, HEADS, DIM, WIDE, PACK, TALL)
     # Where the sight of the first row ends, of the last, and of each; rows of no one see as much as the last.
     first_end = tl.maximum(length - (stop - 1 - row), 0)
     block_end = tl.maximum(length - (stop - 1 - last_row), 0)
     sees = tl.where(kept, length - (stop - 1 - query_row), block_end)
-    at = (query_row.to(tl.int64) * HEADS + first_head + tall % PACK)[:, None] * DIM + column[None, :]
-    inside = kept[:, None] & (column < DIM)[None, :]
     queries = tl.load(q + at, mask=inside, other=0.0)
     high = queries.to(kind)
     low = (queries.to(tl.float32) - high.to(tl.float32)).to(kind) if LOW else high
@@ -181,8 +190,27 @@ def _prefill(
         first_edge, tiles, high, low, sees, peak, total, sums, k_cache, v_cache, k_scales, v_scales, table,
         kv_head, block_end, SCALE, CAP, WINDOW, KV_HEADS, DIM, PAGE, WIDE, TILE, STAGES, SCALED, LOW, COPIES, True,
     )  # fmt: skip
-    mixed = sums / tl.where(total > 0, total, 1.0)[:, None]
+    mixed = sums * (1 / tl.where(total > 0, total, 1.0))[:, None]
+    # Looked up again: what is needed before the loops and after them would be in registers meanwhile.
+    row, stop, length, sequence = _block(turn, query_start, kv_len, rows, sequences, block, SEQUENCES)
+    query_row, kept, at, inside = _places(row, stop, first_head, HEADS, DIM, WIDE, PACK, TALL)
     tl.store(y + at, mixed.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _places(
+    row, stop, first_head, HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr,
+    TALL: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of queries the rows and whether they are there [TALL]; their elements' places and whether [TALL, WIDE].
+
+    It begins at `row`, of a sequence whose rows end at `stop`.
+    """
+    tall, column = tl.arange(0, TALL), tl.arange(0, WIDE)
+    query_row = row + tall // PACK
+    kept = query_row < tl.minimum(row + TALL // PACK, stop)
+    at = (query_row.to(tl.int64) * HEADS + first_head + tall % PACK)[:, None] * DIM + column[None, :]
+    return query_row, kept, at, kept[:, None] & (column < DIM)[None, :]
 
 
 @triton.jit

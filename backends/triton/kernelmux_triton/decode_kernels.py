@@ -1,0 +1,264 @@
+"""The program of decode.py: work dealt to programs, attention over paged tiles, and what several found weighed."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernelmux_triton.attention_cache import LOG2E, pages_of
+from kernelmux_triton.e4m3 import BACK, UP, halves
+
+
+@triton.jit(do_not_specialize=["rows", "sequences", "width"])
+def attend(
+    q,
+    y,
+    found,
+    weights,
+    spans,
+    k_cache,
+    k_scales,
+    v_cache,
+    v_scales,
+    query_start,
+    kv_len,
+    block_table,
+    rows,
+    sequences,
+    width,
+    SCALE: tl.constexpr,
+    CAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    WIDE: tl.constexpr,
+    PACK: tl.constexpr,
+    TALL: tl.constexpr,
+    TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+    ROWS: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    SCALED: tl.constexpr,
+    LOW: tl.constexpr,
+    ASSEMBLED: tl.constexpr,
+):
+    """Attends for y [rows, HEADS * DIM]; each key and value of the cache is read once by each TALL / PACK rows.
+
+    Work items, in order: blocks of up to TALL / PACK rows of one sequence, named by the first; their kv heads; the
+    tiles of TILE positions that the block sees. Program i of n takes the i-th n-th of all tiles. Row r of the tile of
+    queries is row r // PACK of the block and head r % PACK of the group. found [2 n, TALL, DIM] and weights [2 n, TALL,
+    2], the largest score and the sum of weights, are what programs find of items that they share: first place for an
+    item begun by another, second for one that another ends. spans [rows, KV_HEADS, 3] are the first and the last
+    program of each row's item and where in TALL the row begins; a row that sees nothing has no second program.
+    """
+    block: tl.constexpr = TALL // PACK
+    group: tl.constexpr = HEADS // KV_HEADS
+    program = tl.program_id(0)
+    if tl.num_programs(0) % KV_HEADS == 0:
+        # Neighbours read one row of the cache at once, each the part of its own head.
+        program = program % KV_HEADS * (tl.num_programs(0) // KV_HEADS) + program // KV_HEADS
+    index = tl.arange(0, ROWS)
+    owner = _owners(index, query_start, sequences, ROWS, SEQUENCES)
+    known = (index < rows) & (owner < sequences) & (index >= tl.load(query_start))
+    own = tl.minimum(owner, sequences - 1)
+    end = tl.load(kv_len + own) - (tl.load(query_start + own + 1) - 1 - index)
+    leads = (index - tl.load(query_start + own)) % block == 0
+    tiles = _seen(index, own, query_start, kv_len, WINDOW, block, TILE)[2]
+    units = tl.where(known & leads, tiles, 0).to(tl.int64) * KV_HEADS
+    ends = tl.cumsum(units, axis=0)
+    total_units = tl.sum(units, axis=0)
+
+    for row in range(program, rows, tl.num_programs(0)):
+        if tl.sum((index == row) & known & (end > 0), axis=0) == 0:
+            for kv_head in range(KV_HEADS):
+                tl.store(spans + 3 * (row * KV_HEADS + kv_head), 0)
+                tl.store(spans + 3 * (row * KV_HEADS + kv_head) + 1, 0)
+            for start in range(0, HEADS * DIM, 1024):
+                blank = start + tl.arange(0, 1024)
+                at = row * (HEADS * DIM) + blank
+                tl.store(y + at, tl.zeros([1024], y.dtype.element_ty), mask=blank < HEADS * DIM)
+
+    active = tl.minimum(tl.num_programs(0).to(tl.int64), total_units)
+    unit, stop_unit = total_units, total_units
+    if program < active:
+        unit = program * total_units // active
+        stop_unit = (program + 1) * total_units // active
+
+    tall, column, half = tl.arange(0, TALL), tl.arange(0, WIDE), tl.arange(0, WIDE // 2)
+    member = tall % PACK
+    while unit < stop_unit:
+        row = tl.sum((ends <= unit).to(tl.int32), axis=0)
+        here = index == row
+        sequence = tl.sum(tl.where(here, own, 0), axis=0)
+        row_first = tl.sum(tl.where(here, ends - units, 0), axis=0)
+        begin, block_end, row_tiles = _seen(row, sequence, query_start, kv_len, WINDOW, block, TILE)
+        within = (unit - row_first).to(tl.int32)
+        kv_head, tile = within // row_tiles, within % row_tiles
+        take = tl.minimum(row_tiles - tile, (stop_unit - unit).to(tl.int32))
+
+        last_row = tl.minimum(tl.load(query_start + sequence + 1), row + block) - 1
+        query_row = row + tall // PACK
+        kept = (member < group) & (query_row <= last_row)
+        sees = tl.where(kept, block_end - (last_row - query_row), block_end)
+        head = query_row.to(tl.int64) * HEADS + kv_head * group + member
+        inside = kept[:, None] & (column < DIM)[None, :]
+        queries = tl.load(q + head[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+
+        peak = tl.full([TALL], float("-inf"), tl.float32)
+        total = tl.zeros([TALL], tl.float32)
+        if SCALED:
+            even_queries, odd_queries = tl.split(tl.reshape(queries.to(tl.float32) * UP, [TALL, WIDE // 2, 2]))
+            high, low = _parts(even_queries, tl.bfloat16)
+            odd_high, odd_low = _parts(odd_queries, tl.bfloat16)
+            sums = tl.zeros([TALL, WIDE // 2], tl.float32)
+            odd_sums = tl.zeros([TALL, WIDE // 2], tl.float32)
+        else:
+            high, low = _parts(queries, k_cache.dtype.element_ty)
+            sums = tl.zeros([TALL, WIDE], tl.float32)
+        table = block_table + sequence.to(tl.int64) * width
+        first = begin + tile * TILE
+        pages = pages_of(table, first, block_end, PAGE, TILE)
+        for step in tl.range(0, take, num_stages=STAGES):
+            start = first + step * TILE
+            position = start + tl.arange(0, TILE)
+            slot = pages.to(tl.int64) * PAGE + position % PAGE
+            # Ahead of the loads that need them.
+            pages = pages_of(table, start + TILE, block_end, PAGE, TILE)
+            valid = position < block_end
+            at = slot * KV_HEADS + kv_head
+            if SCALED:
+                place = at[:, None] * (DIM // 2) + half[None, :]
+                there = valid[:, None] & (half < DIM // 2)[None, :]
+                even, odd = halves(tl.load(k_cache + place, mask=there, other=0), ASSEMBLED)
+                scores = _score(high, low, even, LOW) + _score(odd_high, odd_low, odd, LOW)
+                scores *= tl.load(k_scales + at, mask=valid, other=0.0)[None, :] * BACK
+            else:
+                place = at[:, None] * DIM + column[None, :]
+                there = valid[:, None] & (column < DIM)[None, :]
+                scores = _score(high, low, tl.load(k_cache + place, mask=there, other=0.0), LOW)
+            scores *= SCALE
+            if CAP > 0:
+                scores = CAP - 2 * CAP / (tl.exp(2 / CAP * scores) + 1)
+            visible = position[None, :] < sees[:, None]
+            if WINDOW > 0:
+                visible = visible & (position[None, :] >= sees[:, None] - WINDOW)
+            scores = tl.where(visible, scores * LOG2E, float("-inf"))
+            higher = tl.maximum(peak, tl.max(scores, axis=1))
+            # Finite where a row has seen nothing yet.
+            level = tl.where(higher == float("-inf"), 0.0, higher)
+            faded = tl.exp2(peak - level)
+            each = tl.exp2(scores - level[:, None])
+            total = total * faded + tl.sum(each, axis=1)
+            if SCALED:
+                even, odd = halves(tl.load(v_cache + place, mask=there, other=0), ASSEMBLED)
+                each *= tl.load(v_scales + at, mask=valid, other=0.0)[None, :] * UP
+                sums = tl.dot(each.to(tl.bfloat16), even, sums * faded[:, None])
+                odd_sums = tl.dot(each.to(tl.bfloat16), odd, odd_sums * faded[:, None])
+            else:
+                values = tl.load(v_cache + place, mask=there, other=0.0)
+                sums = tl.dot(each.to(values.dtype), values, sums * faded[:, None], input_precision="ieee")
+            peak = higher
+        if SCALED:
+            sums = tl.reshape(tl.join(sums, odd_sums), [TALL, WIDE]) * BACK
+
+        if take == row_tiles:
+            mixed = sums * (1 / tl.where(total > 0, total, 1.0))[:, None]
+            tl.store(y + head[:, None] * DIM + column[None, :], mixed.to(y.dtype.element_ty), mask=inside)
+        else:
+            place = (2 * program + (tile == 0).to(tl.int32)) * TALL + tall
+            tl.store(found + place[:, None] * DIM + column[None, :], sums, mask=inside)
+            tl.store(weights + 2 * place, peak, mask=kept)
+            tl.store(weights + 2 * place + 1, total, mask=kept)
+        span = spans + 3 * (query_row * KV_HEADS + kv_head)
+        names = kept & (member == 0) & (sees > 0)
+        if tile == 0:
+            tl.store(span, member * 0 + program, mask=names)
+            tl.store(span + 2, tall, mask=names)
+        if tile + take == row_tiles:
+            tl.store(span + 1, member * 0 + program, mask=names)
+        unit += take
+
+
+@triton.jit
+def weigh(
+    y,
+    found,
+    weights,
+    spans,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDE: tl.constexpr,
+    TALL: tl.constexpr,
+    PIECES: tl.constexpr,
+):
+    """One head [DIM] of one row of y a program, from what each of several programs found, in order.
+
+    Grid: rows by HEADS. PIECES of them are read at once; where one program found all, y is there already.
+    """
+    row, head = tl.program_id(0), tl.program_id(1)
+    group: tl.constexpr = HEADS // KV_HEADS
+    span = spans + 3 * (row * KV_HEADS + head // group)
+    opens, closes = tl.load(span), tl.load(span + 1)
+    if opens < closes:
+        tall = tl.load(span + 2) + head % group
+        column = tl.arange(0, WIDE)
+        peak, total = float("-inf"), 0.0
+        mixed = tl.zeros([WIDE], tl.float32)
+        for first in range(opens, closes + 1, PIECES):
+            piece = first + tl.arange(0, PIECES)
+            at = (2 * piece + (piece == opens).to(tl.int32)) * TALL + tall
+            there = piece <= closes
+            inside = there[:, None] & (column < DIM)[None, :]
+            sums = tl.load(found + at[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+            peaks = tl.load(weights + 2 * at, mask=there, other=float("-inf"))
+            totals = tl.load(weights + 2 * at + 1, mask=there, other=0.0)
+            higher = tl.maximum(peak, tl.max(peaks, axis=0))
+            level = tl.where(higher == float("-inf"), 0.0, higher)
+            shares, faded = tl.exp2(peaks - level), tl.exp2(peak - level)
+            total = total * faded + tl.sum(totals * shares, axis=0)
+            mixed = mixed * faded + tl.sum(sums * shares[:, None], axis=0)
+            peak = higher
+        mixed = mixed / tl.where(total > 0, total, 1.0)
+        into = y + (row.to(tl.int64) * HEADS + head) * DIM + column
+        tl.store(into, mixed.to(y.dtype.element_ty), mask=column < DIM)
+
+
+@triton.jit
+def _parts(numbers, KIND: tl.constexpr):
+    """Numbers rounded to KIND, and what they have beyond it."""
+    high = numbers.to(KIND)
+    return high, (numbers.to(tl.float32) - high.to(tl.float32)).to(KIND)
+
+
+@triton.jit
+def _score(high, low, keys, LOW: tl.constexpr):
+    """Products of queries and keys; with LOW also of what queries of another type have beyond the cache's."""
+    scores = tl.dot(high, tl.trans(keys), input_precision="ieee")
+    if LOW:
+        scores += tl.dot(low, tl.trans(keys), input_precision="ieee")
+    return scores
+
+
+@triton.jit
+def _owners(row, query_start, sequences, ROWS: tl.constexpr, SEQUENCES: tl.constexpr):
+    """The sequence of each row [ROWS]: as many as end at or before it."""
+    before = tl.zeros([ROWS], tl.int32)
+    for start in range(0, sequences, SEQUENCES):
+        sequence = start + tl.arange(0, SEQUENCES)
+        there = sequence < sequences
+        stops = tl.load(query_start + 1 + sequence, mask=there, other=0)
+        before += tl.sum((there[None, :] & (stops[None, :] <= row[:, None])).to(tl.int32), axis=1)
+    return before
+
+
+@triton.jit
+def _seen(row, sequence, query_start, kv_len, WINDOW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Of the block that a row leads, or each of several rows: its first tile's start, the end, the number of tiles."""
+    stop = tl.load(query_start + sequence + 1)
+    before = tl.load(kv_len + sequence) - (stop - row)
+    end = before + tl.minimum(BLOCK, stop - row)
+    begin = (tl.maximum(before + 1 - WINDOW, 0) // TILE) * TILE if WINDOW > 0 else row * 0
+    return begin, end, tl.maximum((end - begin + TILE - 1) // TILE, 0)
