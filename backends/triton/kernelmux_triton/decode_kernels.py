@@ -46,8 +46,8 @@ def attend(
 ):
     """Attends for y [rows, HEADS * DIM]; each key and value of the cache is read once by each TALL / PACK rows.
 
-    Work items, in order: blocks of up to TALL / PACK rows of one sequence, named by the first; their kv heads; the
-    tiles of TILE positions that the block sees. Program i of n takes the i-th n-th of all tiles. Row r of the tile of
+    Work items, in order: for each kv head, blocks of up to TALL / PACK rows of one sequence, named by the first; and
+    the tiles of TILE positions that these see. Program i of n takes the i-th n-th of all tiles. Row r of the tile of
     queries is row r // PACK of the block and head r % PACK of the group. found [2 n, TALL, DIM] and weights [2 n, TALL,
     2], the largest score and the sum of weights, are what programs find of items that they share: first place for an
     item begun by another, second for one that another ends. spans [rows, KV_HEADS, 3] are the first and the last
@@ -57,7 +57,7 @@ def attend(
     group: tl.constexpr = HEADS // KV_HEADS
     program = tl.program_id(0)
     if tl.num_programs(0) % KV_HEADS == 0:
-        # Neighbours read one row of the cache at once, each the part of its own head.
+        # Neighbours read the same positions at once, each those of its own head: they lie beside each other.
         program = program % KV_HEADS * (tl.num_programs(0) // KV_HEADS) + program // KV_HEADS
     index = tl.arange(0, ROWS)
     owner = _owners(index, query_start, sequences, ROWS, SEQUENCES)
@@ -66,9 +66,10 @@ def attend(
     end = tl.load(kv_len + own) - (tl.load(query_start + own + 1) - 1 - index)
     leads = (index - tl.load(query_start + own)) % block == 0
     tiles = _seen(index, own, query_start, kv_len, WINDOW, block, TILE)[2]
-    units = tl.where(known & leads, tiles, 0).to(tl.int64) * KV_HEADS
+    units = tl.where(known & leads, tiles, 0).to(tl.int64)
     ends = tl.cumsum(units, axis=0)
-    total_units = tl.sum(units, axis=0)
+    head_units = tl.sum(units, axis=0)
+    total_units = head_units * KV_HEADS
 
     for row in range(program, rows, tl.num_programs(0)):
         if tl.sum((index == row) & known & (end > 0), axis=0) == 0:
@@ -89,13 +90,13 @@ def attend(
     tall, column, half = tl.arange(0, TALL), tl.arange(0, WIDE), tl.arange(0, WIDE // 2)
     member = tall % PACK
     while unit < stop_unit:
-        row = tl.sum((ends <= unit).to(tl.int32), axis=0)
+        kv_head = (unit // head_units).to(tl.int32)
+        within = unit % head_units
+        row = tl.sum((ends <= within).to(tl.int32), axis=0)
         here = index == row
         sequence = tl.sum(tl.where(here, own, 0), axis=0)
-        row_first = tl.sum(tl.where(here, ends - units, 0), axis=0)
+        tile = (within - tl.sum(tl.where(here, ends - units, 0), axis=0)).to(tl.int32)
         begin, block_end, row_tiles = _seen(row, sequence, query_start, kv_len, WINDOW, block, TILE)
-        within = (unit - row_first).to(tl.int32)
-        kv_head, tile = within // row_tiles, within % row_tiles
         take = tl.minimum(row_tiles - tile, (stop_unit - unit).to(tl.int32))
 
         last_row = tl.minimum(tl.load(query_start + sequence + 1), row + block) - 1
