@@ -25,6 +25,8 @@ from kernelmux.device import find_device
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+MEMCHECK = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
+"""Its exit code is a failure, which prints what it found."""
 
 
 def main() -> int:
@@ -35,15 +37,20 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--commit", default="")
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name has them, as pytest's -k")
+    parser.add_argument("--memcheck", action="store_true", help="under compute-sanitizer, the conformance suite alone")
     asked = parser.parse_args()
     index, count = map(int, asked.shard.split("/"))
     # A shard is the same cases whatever the number of processes.
     shares = [f"{index + count * i}/{count * asked.processes}" for i in range(asked.processes)]
     marks = "gpu" if asked.all else "gpu and smoke"
-    conformance = [["-m", marks, str(HERE / "test_conformance.py"), "--shard", share] for share in shares]
-    name = f"conformance, {'all' if asked.all else 'smoke'} cases"
-    rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance)]
-    if index == count:
+    words = ["-k", asked.only] if asked.only else []
+    conformance = [["-m", marks, *words, str(HERE / "test_conformance.py"), "--shard", share] for share in shares]
+    name = f"{'memcheck' if asked.memcheck else 'conformance'}, {'all' if asked.all else 'smoke'} cases"
+    name += f" of {asked.only}" if asked.only else ""
+    prefix = MEMCHECK if asked.memcheck else ()
+    rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance, prefix)]
+    if index == count and not asked.memcheck:
         # Alone on the card: they look at its memory.
         suite_itself = ROOT / "tests" / "core" / "conformance" / "test_wrong_backends.py"
         others = ["-m", "gpu", str(HERE), str(suite_itself), "--ignore", str(HERE / "test_conformance.py")]
@@ -52,7 +59,7 @@ def main() -> int:
     return int(any(row["failed"] for row in rows))
 
 
-def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
+def _run(part: str, commands: Sequence[Sequence[str]], prefix: Sequence[str] = ()) -> dict[str, object]:
     """A row with the counts of several runs of pytest side by side; what they print on failure is passed on."""
     started = time.perf_counter()
     counts = dict.fromkeys(("passed", "skipped", "failed"), 0)
@@ -62,7 +69,7 @@ def _run(part: str, commands: Sequence[Sequence[str]]) -> dict[str, object]:
         running = []
         for index, arguments in enumerate(commands):
             report = Path(folder) / f"{index}.xml"
-            command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--junit-xml={report}"]
+            command = [*prefix, sys.executable, "-m", "pytest", "-q", "--no-header", f"--junit-xml={report}"]
             process = subprocess.Popen(
                 [*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
             )
