@@ -27,8 +27,8 @@ from kernelmux.walker import Walker
 if TYPE_CHECKING:
     import torch
 
-PAGE_SIZE = 16
-"""Tokens a page of the cache."""
+PAGE_SIZE = 64
+"""Tokens a page of the cache: a tile of keys, which copy engines take whole."""
 
 
 class CapacityError(KernelmuxError):

@@ -9,21 +9,18 @@ A measurement that fails is a note in the result, and leaves the others.
 
 from __future__ import annotations
 
-import argparse
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peers import bf16_calls, int4_calls
+from result import Result, arguments
 
-from kernelmux.bench.ceilings import Ceilings, measure_ceilings
+from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.ops import copies, random_weights, time_kernel
-from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Batch, Work, matrix_work
 from kernelmux.device import Device, find_device
@@ -82,32 +79,6 @@ extern "C" __global__ void __launch_bounds__(512) read(const uint4 *x, unsigned 
     if (bits == 0x9e3779b9u) *y = bits;
 }
 """
-
-
-@dataclass
-class Result:
-    """Rows and notes, and what was measured of the machine in the same run."""
-
-    device: Device
-    ceilings: Ceilings
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def attempt(self, what: str, measure: Callable[[], Any]) -> Any:
-        """What `measure` gives; None where it raises, and then a note."""
-        started = time.perf_counter()
-        try:
-            found = measure()
-        except Exception as error:
-            traceback.print_exc()
-            self.notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            return None
-        print(f"{what}: {time.perf_counter() - started:.1f} s  {found}", flush=True)
-        return found
-
-    def add(self, what: str, measure: Callable[[], dict[str, Any]]) -> None:
-        row = self.attempt(what, measure)
-        self.rows += [row] if row else []
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -255,61 +226,30 @@ def time_reading(device: Device, nbytes: int) -> Timing:
 def int4_and_bf16(result: Result, n: int, k: int) -> dict[str, float]:
     """torch's kernels on one row of the same shape."""
     found = {}
-    for name, calls in (("torch int4", int4_calls), ("torch bf16", bf16_calls)):
-        timing = result.attempt(
-            f"{name} {n}x{k}", lambda make=calls: time_launches(make(result.device, n, k), result.device)
-        )
+    device = result.device
+    peers = {"torch int4": partial(int4_calls, device, n, k), "torch bf16": partial(bf16_calls, device, 1, n, k)}
+    for name, calls in peers.items():
+        timing = result.attempt(f"{name} {n}x{k}", lambda make=calls: time_launches(make(), device))
         if timing is not None:
             found[name] = round(timing.median, 2)
     return found
 
 
-def int4_calls(device: Device, n: int, k: int, group: int = 32) -> list[Callable[[], object]]:
-    """Its operands in groups of 32, as Q4_0 has them: 5 bits a weight."""
-    x = torch.randn(1, k, device=device.torch, dtype=torch.bfloat16)
-    integers = torch.randint(256, (n, k // 2), dtype=torch.uint8, device=device.torch)
-    packed = torch.ops.aten._convert_weight_to_int4pack(integers, 8)
-    scales = torch.randn(k // group, n, 2, device=device.torch, dtype=torch.bfloat16)
-    return [
-        partial(torch.ops.aten._weight_int4pack_mm, x, packed.clone(), group, scales.clone())
-        for _ in range(copies(n * k * 5 // 8, device))
-    ]
-
-
-def bf16_calls(device: Device, n: int, k: int) -> list[Callable[[], object]]:
-    x = torch.randn(1, k, device=device.torch, dtype=torch.bfloat16)
-    weights = [torch.randn(n, k, device=device.torch, dtype=torch.bfloat16) for _ in range(copies(2 * n * k, device))]
-    return [partial(torch.mm, x, weight.t()) for weight in weights]
-
-
 def main() -> None:
     parts = {"check": check, "layers": layers, "fused": fused, "variants": variants}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=parts)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--commit", default="", help="where the tree is no checkout")
     parser.add_argument("--apart", action="store_true", help="no launch overlaps with the one before it")
     asked = parser.parse_args()
     if asked.apart:
         launch.OVERLAPPING = (99, 0)
-    asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device("cuda")
-    result = Result(device, measure_ceilings(device))
+    ceilings = measure_ceilings(device)
     for name in asked.parts:
-        result.rows, started = [], time.perf_counter()
-        parts[name](result)
-        print(f"[{name}] {time.perf_counter() - started:.0f} s", flush=True)
-        method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
-        ceilings = (
-            f"In the same run: read {result.ceilings.read / 1e12:.2f} TB/s, copy {result.ceilings.copy / 1e12:.2f}."
-        )
         title = f"DP4A products of quantised weights: {name}{', launches apart' if asked.apart else ''}"
-        report = make_report(title, device, method, result.rows, [ceilings, *result.notes], asked.commit)
-        apart = "-apart" if asked.apart else ""
-        path = asked.out / f"{card(device)}-dp4a-{name}{apart}.json"
-        save_report(report, path)
-        for row in result.rows:
-            print(*row.values(), sep=" | ")
+        result = Result(f"dp4a-{name}{'-apart' if asked.apart else ''}", title, device, ceilings)
+        parts[name](result)
+        result.write(asked.out, asked.commit)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,14 @@ Each model once with every op on CuPy and its weights as they are stored, once i
 
 from __future__ import annotations
 
-import argparse
-import gc
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from cupy_cuda import Result
+from result import Result, arguments, release
 
 from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.model import Load, ModelTiming, time_model
-from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.device import Device, find_device
 from kernelmux.model import Model, load, load_random
 
@@ -55,13 +51,13 @@ def row(label: str, policy: str, timed: ModelTiming) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--commit", default="", help="where the tree is no checkout")
+    parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, help="a GGUF file, timed as well")
     asked = parser.parse_args()
     device = find_device("cuda")
-    result = Result(device, measure_ceilings(device))
+    title = "Models decoded by CuPy alone, beside torch in bf16"
+    result = Result("dp4a-models", title, device, measure_ceilings(device))
+    result.method = f"medians of rounds of {LOAD.decode} captured steps"
     made = [(name, partial(load_random, name, device.torch)) for name in ("llama-8b:Q4_K_M", "llama-8b:bf16")]
     made += [(asked.model.stem, partial(load, asked.model))] if asked.model else []
     for label, make in made:
@@ -70,17 +66,8 @@ def main() -> None:
             if label.startswith("llama") and (policy == "cuda-bf16") != label.endswith("bf16"):
                 continue
             measure(result, label, make(), policy, rows)
-            gc.collect()
-            torch.cuda.empty_cache()
-    notes = [f"In the same run: read {result.ceilings.read / 1e12:.2f} TB/s.", *result.notes]
-    method = f"medians of rounds of {LOAD.decode} captured steps"
-    report = make_report(
-        "Models decoded by CuPy alone, beside torch in bf16", device, method, result.rows, notes, asked.commit
-    )
-    path = asked.out / f"{card(device)}-dp4a-models.json"
-    save_report(report, path)
-    for found in result.rows:
-        print(*found.values(), sep=" | ")
+            release()
+    result.write(asked.out, asked.commit)
 
 
 if __name__ == "__main__":

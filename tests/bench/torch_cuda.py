@@ -11,29 +11,25 @@ result, and leaves the others.
 
 from __future__ import annotations
 
-import argparse
-import gc
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers_llama
+from peers import fp8_calls
+from result import Result, arguments
 
 from kernelmux import registry
-from kernelmux.bench.ceilings import Ceilings, measure_ceilings
+from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.model import Load, ModelTiming, time_model
 from kernelmux.bench.ops import OpTiming, copies, find_kernels, random_weights, time_kernel
-from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Work, convert_work, matrix_work
 from kernelmux.device import Device, find_device
 from kernelmux.model import load_random
-from kernelmux.models.random import SHAPES, Sizes, random_planes
+from kernelmux.models.random import SHAPES, Sizes
 
 POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate+up": (28672, 4096), "down": (4096, 14336)}
@@ -46,53 +42,6 @@ READING = (
 TURNS = 3
 """Times that a kernel and torch's call are each measured."""
 PROMPT, CONTEXT, DECODE = 2048, 512, 128
-
-
-@dataclass
-class Result:
-    """Rows and notes of one part, and what was measured of the machine in the same run."""
-
-    name: str
-    title: str
-    method: str
-    device: Device
-    ceilings: Ceilings
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def attempt(self, what: str, measure: Callable[[], Any]) -> Any:
-        """What `measure` gives; None where it raises, and then a note."""
-        started = time.perf_counter()
-        try:
-            return measure()
-        except Exception as error:
-            traceback.print_exc()
-            self.notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            return None
-        finally:
-            print(f"[{self.name}] {what}: {time.perf_counter() - started:.1f} s", flush=True)
-            release()
-
-    def write(self, folder: Path, commit: str) -> None:
-        if not self.rows:
-            print(f"[{self.name}] nothing was measured:", *self.notes, sep="\n", flush=True)
-            return
-        gemm = ", ".join(f"{format} {rate / 1e12:.0f} TFLOP/s" for format, rate in self.ceilings.gemm.items())
-        copy, read = self.ceilings.copy / 1e12, self.ceilings.read / 1e12
-        notes = [f"In the same run: copy {copy:.2f} TB/s, read {read:.2f} TB/s, 8192^3 GEMM {gemm}.", *self.notes]
-        report = make_report(self.title, self.device, self.method, self.rows, notes, commit)
-        path = folder / f"{self.name}.json"
-        save_report(report, path)
-        print(path.read_text("utf-8"), flush=True)
-
-
-def release() -> None:
-    """Gives memory back that nothing holds any more."""
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
 
 
 # fp8 ------------------------------------------------------------------------------------------------------------------
@@ -117,7 +66,6 @@ def measure_fp8(result: Result, small: bool) -> None:
                     row = result.attempt(what, partial(fp8_row, result, label, work, name, kernel, quantised))
                     result.rows += [row] if row else []
     result.notes += [READING]
-    result.notes = list(dict.fromkeys(result.notes))
 
 
 def time_quantising(result: Result, m: int, k: int, format: str) -> OpTiming:
@@ -136,7 +84,7 @@ def fp8_row(
     n, k = work.node.weight[0].extents
     scheme, fast = name.partition(":")[2].removesuffix("_fast"), name.endswith("_fast")
     weights = random_weights([work], result.device)
-    calls = raw_calls(result.device, scheme, fast, work.m, n, k)
+    calls = fp8_calls(result.device, scheme, fast, work.m, n, k)
     # In turns: a card that is busy for longer runs at a lower clock, whoever keeps it so.
     turns = [
         (time_kernel(work, name, kernel, weights, "bf16").timing, time_launches(calls, result.device))
@@ -175,32 +123,6 @@ def time_copying(device: Device, nbytes: int) -> Timing:
     pairs = [[torch.zeros(nbytes // 8, device=device.torch) for _ in range(2)] for _ in range(copies(nbytes, device))]
     # An elementwise kernel: at these sizes faster than cudaMemcpy.
     return time_launches([partial(torch.neg, source, out=target) for source, target in pairs], device)
-
-
-def raw_calls(device: Device, scheme: str, fast: bool, m: int, n: int, k: int) -> list[Callable[[], object]]:
-    """torch's own call on quantised operands, as often as a kernel's are rotated."""
-    stored = "fp8_128x128" if scheme == "fp8_block" else scheme
-    generator = torch.Generator(device.torch).manual_seed(0)
-    x, w = random_planes(scheme, (m, k), generator, 1.0), random_planes(stored, (n, k), generator, k**-0.5)
-    bytes_once = m * k + n * k + 2 * m * n
-    return [raw_call(scheme, fast, *(part.clone() for part in (*x, *w))) for _ in range(copies(bytes_once, device))]
-
-
-def raw_call(
-    scheme: str, fast: bool, x: torch.Tensor, xs: torch.Tensor, w: torch.Tensor, ws: torch.Tensor
-) -> Callable[[], object]:
-    if scheme != "fp8_block":
-        out = torch.empty(len(x), len(w), dtype=torch.bfloat16, device=x.device)
-        # torch tells the scheme from the scales' shapes: one number, or a column and a row of them.
-        options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast, "out": out}
-        return partial(torch._scaled_mm, x, w.t(), xs, ws.t(), **options)
-    from torch.nn.functional import ScalingType, scaled_mm
-
-    # cuBLASLt wants the scales of w padded to fours along k.
-    padded = ws.new_zeros(len(ws), -(-ws.shape[1] // 4) * 4)
-    padded[:, : ws.shape[1]] = ws
-    recipes = (ScalingType.BlockWise1x128, ScalingType.BlockWise128x128)
-    return partial(scaled_mm, x, w.t(), xs.t(), recipes[0], padded.t(), recipes[1], output_dtype=torch.bfloat16)
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -274,27 +196,24 @@ def main() -> None:
         "llama-8b": ("8B llama, random weights, beside transformers", "llama-8b", ["cuda-bf16", "cuda-fp8"]),
         "llama-1b": ("1B llama, random weights, beside transformers", "llama-1b", ["cuda-bf16"]),
     }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=parts)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--commit", default="", help="where the tree is no checkout")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="small sizes, to try the script")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device(asked.device)
     ceilings = measure_ceilings(device, *((2**20, 64) if asked.small else ()))
     for name in asked.parts:
         title, shape, policies = parts[name]
         if asked.small:
             title, policies = f"{title}, tried on small sizes", ["default"]
+        result = Result(name, title, device, ceilings)
         if shape is None:
-            method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
-            result = Result(f"{card(device)}-{name}", title, method, device, ceilings)
             measure_fp8(result, asked.small)
         else:
-            method = f"medians of whole prompts, and of rounds of {DECODE} steps; one after another in one process"
-            result = Result(f"{card(device)}-{name}", title, method, device, ceilings)
+            result.method = (
+                f"medians of whole prompts, and of rounds of {DECODE} steps; one after another in one process"
+            )
             measure_models(result, "tiny" if asked.small else shape, policies, asked.small)
         result.write(asked.out, asked.commit)
 

@@ -8,20 +8,18 @@ NMSE is against torch's SDPA of the same numbers. A measurement that fails is a 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from result import Result, arguments
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.ops import copies
-from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import time_launches
 from kernelmux.device import Device, find_device
 from kernelmux.formats import Value, as_planes, dequantize_planes, empty_planes, quantize_planes
@@ -156,24 +154,9 @@ class Bound:
         return float((self.y.double() - wanted).square().sum() / wanted.square().sum())
 
 
-@dataclass
-class Result:
-    """Rows and notes of one part."""
-
-    device: Device
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def attempt(self, label: str, work: Work, measure: Callable[[], tuple[float, float | None]]) -> None:
-        """One row; a failure is a note, which says why."""
-        try:
-            us, error = measure()
-            self.rows.append(work.row(label, us, error))
-            print(*self.rows[-1].values(), sep=" | ", flush=True)
-        except Exception as error:
-            self.notes.append(f"{label}, {work} failed: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
-            print("!", self.notes[-1], flush=True)
-        torch.cuda.empty_cache()
+def add(result: Result, label: str, work: Work, measure: Callable[[], tuple[float, float | None]]) -> None:
+    """One row: microseconds and NMSE."""
+    result.add(f"{label}, {work}", lambda: work.row(label, *measure()))
 
 
 def timed(kernel: Callable[[str], Any], work: Work, device: Device) -> tuple[float, float]:
@@ -202,20 +185,20 @@ def peer(name: str, work: Work, device: Device) -> tuple[float, None]:
 def decode(result: Result) -> None:
     device = result.device
     for seqs, length in DECODE:
-        for format, page_size in (("bf16", 16), ("bf16", 64), ("fp8_row", 16)):
+        for format, page_size in (("bf16", 16), ("bf16", 64), ("fp8_row", 16), ("fp8_row", 64)):
             work = Work(seqs, 1, length, format, page_size)
-            result.attempt("triton:decode", work, partial(timed, _decode(device), work, device))
+            add(result, "triton:decode", work, partial(timed, _decode(device), work, device))
         for name in PEERS:
-            result.attempt(name, work := Work(seqs, 1, length), partial(peer, name, work, device))
+            add(result, name, work := Work(seqs, 1, length), partial(peer, name, work, device))
 
 
 def prefill(result: Result) -> None:
     device = result.device
     for length in PREFILL:
-        for format, page_size in (("bf16", 16), ("bf16", 256), ("fp8_row", 16)):
+        for format, page_size in (("bf16", 16), ("bf16", 64), ("fp8_row", 64)):
             work = Work(1, length, length, format, page_size)
-            result.attempt("triton:prefill", work, partial(timed, Prefill, work, device))
-        result.attempt("cuDNN", work := Work(1, length, length), partial(peer, "cuDNN", work, device))
+            add(result, "triton:prefill", work, partial(timed, Prefill, work, device))
+        add(result, "cuDNN", work := Work(1, length, length), partial(peer, "cuDNN", work, device))
 
 
 def variants(result: Result) -> None:
@@ -223,11 +206,11 @@ def variants(result: Result) -> None:
     for numbers in DECODE_VARIANTS:
         tuning = decode_module.Tuning(*numbers)
         for work in (Work(1, 1, 4096), Work(1, 1, 32768), Work(32, 1, 4096)):
-            result.attempt(f"decode {numbers}", work, partial(timed, _decode(device, tuning), work, device))
+            add(result, f"decode {numbers}", work, partial(timed, _decode(device, tuning), work, device))
     for shape in PREFILL_VARIANTS:
-        work = Work(1, 4096, 4096, page_size=256)
-        kernel = partial(Prefill, tuning=prefill_module.Tuning(*shape))
-        result.attempt(f"prefill {shape}", work, partial(timed, kernel, work, device))
+        work = Work(1, 4096, 4096, page_size=64)
+        kernel = partial(Prefill, tunings=[prefill_module.Tuning(*shape)])
+        add(result, f"prefill {shape}", work, partial(timed, kernel, work, device))
 
 
 def _decode(device: Device, tuning: decode_module.Tuning | None = None) -> Callable[[str], Any]:
@@ -236,21 +219,16 @@ def _decode(device: Device, tuning: decode_module.Tuning | None = None) -> Calla
 
 def main() -> None:
     parts = {"decode": decode, "prefill": prefill, "variants": variants}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=parts)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--commit", default="", help="where the tree is no checkout")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device("cuda")
     ceilings = measure_ceilings(device)
-    method = "32 query heads of 8 kv heads of 128; CUDA graphs replayed, caches rotated past the L2 cache; medians"
     for name in asked.parts:
-        result = Result(device)
+        result = Result(f"triton-{name}", f"Triton: attention, {name}", device, ceilings)
         parts[name](result)
-        notes = [f"In the same run: read {ceilings.read / 1e12:.2f} TB/s.", *result.notes]
-        report = make_report(f"Triton: attention, {name}", device, method, result.rows, notes, asked.commit)
-        save_report(report, asked.out / f"{card(device)}-triton-{name}.json")
+        result.notes.append("32 query heads of 8 kv heads of 128.")
+        result.write(asked.out, asked.commit)
 
 
 if __name__ == "__main__":

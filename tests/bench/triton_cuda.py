@@ -4,28 +4,27 @@
 
 `fp8`: e4m3 by e4m3 at 512 and 2048 rows of an 8B llama, and a block-scaled shape. `few-rows`: each weight format at 1
 and 16 rows, beside cuBLAS in bf16 and cuBLASLt in e4m3. `tune`: every tiling of every kernel, whose best are written to
-kernelmux_triton/tunings/CARD.json; a tiling whose numbers are not the others' is left out. With `--specialized` also
-those whose loads have a warp of their own. A measurement that fails is a note in the result, and leaves the others.
+kernelmux_triton/tunings/CARD.json; a tiling whose numbers are not the others' is left out. A measurement that fails is
+a note in the result, and leaves the others.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peers import bf16_calls, fp8_calls
+from result import Result, arguments
 
 import kernelmux_triton
-from kernelmux.bench.ceilings import Ceilings, measure_ceilings
-from kernelmux.bench.ops import copies, random_weights, stored_as, time_kernel
-from kernelmux.bench.report import card, make_report, save_report
+from kernelmux.bench.ceilings import measure_ceilings
+from kernelmux.bench.ops import random_weights, stored_as, time_kernel
+from kernelmux.bench.report import card
 from kernelmux.bench.timing import Timing, time_launches
 from kernelmux.bench.works import Batch, Work, matrix_work
 from kernelmux.device import Device, find_device
@@ -46,35 +45,15 @@ ALIKE = 1e-3
 """NMSE between tilings of one kernel."""
 
 
-@dataclass
-class Result:
-    """Rows and notes of one part."""
+def timed(result: Result, what: str, work: Work, kernel: Any) -> Timing | None:
+    """One kernel, its tiling chosen (and measured, where no table has it) as a plan would."""
 
-    device: Device
-    ceilings: Ceilings
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    def run() -> Timing:
+        kernel.chosen(work.node, measuring(kernel, work.node))
+        weights = random_weights([work], result.device)
+        return time_kernel(work, f"triton:{kernel.name}", kernel, weights, "bf16").timing
 
-    def attempt(self, what: str, work: Callable[[], Any]) -> Any:
-        """What `work` gives; None where it raises, and then a note."""
-        try:
-            return work()
-        except Exception as error:
-            self.notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
-            print("!", self.notes[-1][:120], flush=True)
-            return None
-
-    def timed(self, what: str, work: Work, kernel: Any) -> Timing | None:
-        """One kernel, its tiling chosen (and measured, where no table has it) as a plan would."""
-
-        def run() -> Timing:
-            kernel.chosen(work.node, measuring(kernel, work.node))
-            weights = random_weights([work], self.device)
-            return time_kernel(work, f"triton:{kernel.name}", kernel, weights, "bf16").timing
-
-        found = self.attempt(what, run)
-        torch.cuda.empty_cache()
-        return found
+    return result.attempt(what, run)
 
 
 def fp8_gemms(result: Result) -> None:
@@ -85,10 +64,10 @@ def fp8_gemms(result: Result) -> None:
             kernel = made(result.device)
             what = f"{kernel.name} {label} m={m}"
             work = matrix_work(n, k, kernel.form, m)
-            raw = partial(time_torch, result.device, kernel, m, n, k)
+            raw = partial(time_cublaslt, result.device, kernel, m, n, k)
             # The peer before and after: a card that is busy for longer runs at a lower clock.
             before = result.attempt(f"torch {what}", raw)
-            ours = result.timed(what, work, kernel)
+            ours = timed(result, what, work, kernel)
             after = result.attempt(f"torch {what}", raw)
             theirs = [timing.median for timing in (before, after) if timing]
             if ours is None:
@@ -108,37 +87,19 @@ def fp8_gemms(result: Result) -> None:
             print(*row.values(), sep=" | ", flush=True)
 
 
-def time_torch(device: Device, kernel: fp8.Fp8Row, m: int, n: int, k: int) -> Timing:
-    """torch's own call with scales of the same kind, on as many operands as outrun the cache."""
-    generator = torch.Generator(device.torch).manual_seed(0)
-    x, xs = random_planes(kernel.taken, (m, k), generator, 1.0)
-    w, ws = random_planes(kernel.form, (n, k), generator, k**-0.5)
-    calls: list[Callable[[], object]] = []
-    for _ in range(copies(m * k + n * k + 2 * m * n, device)):
-        a, b, y = x.clone(), w.clone(), torch.empty(m, n, dtype=torch.bfloat16, device=device.torch)
-        if kernel.weights.scaled == "block":
-            from torch.nn.functional import ScalingType, scaled_mm
-
-            # cuBLASLt wants the scales of w padded to fours along k.
-            padded = ws.new_zeros(len(ws), -(-ws.shape[1] // 4) * 4)
-            padded[:, : ws.shape[1]] = ws
-            recipes = (ScalingType.BlockWise1x128, ScalingType.BlockWise128x128)
-            scales = (xs.t(), recipes[0], padded.t(), recipes[1])
-            calls.append(partial(scaled_mm, a, b.t(), *scales, output_dtype=torch.bfloat16))
-        else:
-            options = {"out_dtype": torch.bfloat16, "use_fast_accum": kernel.weights.fast, "out": y}
-            calls.append(partial(torch._scaled_mm, a, b.t(), xs, ws.t(), **options))
-    return time_launches(calls, device)
+def time_cublaslt(device: Device, kernel: fp8.Fp8Row, m: int, n: int, k: int) -> Timing:
+    """torch's own call with scales of the same kind, and sums alike."""
+    return time_launches(fp8_calls(device, kernel.taken, kernel.weights.fast, m, n, k), device)
 
 
 def few(result: Result) -> None:
     for label, (n, k) in LAYERS.items():
         for m in (1, 16):
             peers = {
-                "bf16": result.attempt(f"cuBLAS {label} m={m}", partial(time_bf16, result.device, m, n, k)),
+                "bf16": result.attempt(f"cuBLAS {label} m={m}", partial(time_cublas, result.device, m, n, k)),
                 "fp8": result.attempt(
                     f"cuBLASLt {label} m={m}",
-                    partial(time_torch, result.device, fp8.Fp8RowFast(result.device), m, n, k),
+                    partial(time_cublaslt, result.device, fp8.Fp8RowFast(result.device), m, n, k),
                 ),
             }
             for kernel in few_kernels(result.device):
@@ -157,7 +118,7 @@ def few_kernels(device: Device) -> list[Any]:
 
 
 def few_row(result: Result, label: str, work: Work, kernel: Any, peers: dict[str, Timing | None]) -> None:
-    timing = result.timed(f"{kernel.name} {label} m={work.m}", work, kernel)
+    timing = timed(result, f"{kernel.name} {label} m={work.m}", work, kernel)
     if timing is None:
         return
     nbytes = kernel.packed_bytes(work.node)
@@ -175,23 +136,20 @@ def few_row(result: Result, label: str, work: Work, kernel: Any, peers: dict[str
     print(*list(row.values())[:6], sep="|", flush=True)
 
 
-def time_bf16(device: Device, m: int, n: int, k: int) -> Timing:
-    x = torch.randn(m, k, device=device.torch, dtype=torch.bfloat16)
-    weights = [torch.randn(n, k, device=device.torch, dtype=torch.bfloat16) for _ in range(copies(2 * n * k, device))]
-    return time_launches([partial(torch.mm, x, weight.t()) for weight in weights], device)
+def time_cublas(device: Device, m: int, n: int, k: int) -> Timing:
+    return time_launches(bf16_calls(device, m, n, k), device)
 
 
-def tune(result: Result, specialized: bool) -> None:
+def tune(result: Result) -> None:
     """Every tiling; the best of each shape goes into the table that is shipped."""
     choices: dict[str, str] = {}
     for kernel, node in tuned(result.device):
         shape = str(kernel.shape(node))
         if shape in choices:
             continue
-        tilings = [t for t in kernel.tilings(node) if specialized or not getattr(t, "specialized", False)]
-        kernels = result.attempt(shape, partial(alike, result, shape, [retiled(kernel, t) for t in tilings], node))
+        every = [retiled(kernel, tiling) for tiling in kernel.tilings(node)]
+        kernels = result.attempt(shape, partial(alike, result, shape, every, node))
         times = result.attempt(shape, partial(measure, node, kernels)) if kernels else None
-        torch.cuda.empty_cache()
         found = {str(k.tiling): t for k, t in zip(kernels or (), times or (), strict=True) if t is not None}
         if not found:
             continue
@@ -258,31 +216,17 @@ def alike(result: Result, shape: str, kernels: list[Any], node: TensorNode) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=("fp8", "few-rows", "tune"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--commit", default="", help="where the tree is no checkout")
-    parser.add_argument("--specialized", action="store_true", help="also tilings whose loads have a warp of their own")
+    parts = {"fp8": fp8_gemms, "few-rows": few, "tune": tune}
+    titles = {"fp8": "e4m3 products", "few-rows": "products of few rows", "tune": "tilings"}
+    parser = arguments(__doc__)
+    parser.add_argument("parts", nargs="+", choices=parts)
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     device = find_device("cuda")
     ceilings = measure_ceilings(device)
-    parts = {"fp8": fp8_gemms, "few-rows": few, "tune": partial(tune, specialized=asked.specialized)}
-    titles = {"fp8": "e4m3 products", "few-rows": "products of few rows", "tune": "tilings"}
     for name in asked.parts:
-        result, started = Result(device, ceilings), time.perf_counter()
+        result = Result(f"triton-{name}", f"Triton: {titles[name]}", device, ceilings)
         parts[name](result)
-        gemm = ", ".join(f"{format} {rate / 1e12:.0f} TFLOP/s" for format, rate in ceilings.gemm.items())
-        said = f"In the same run: read {ceilings.read / 1e12:.2f} TB/s, 8192^3 GEMM {gemm}."
-        method = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
-        report = make_report(
-            f"Triton: {titles[name]}", device, method, result.rows, [said, *result.notes], asked.commit
-        )
-        path = asked.out / f"{card(device)}-triton-{name}.json"
-        save_report(report, path)
-        print(
-            f"[{name}] {time.perf_counter() - started:.0f} s, {len(result.rows)} rows, {len(result.notes)} notes", said
-        )
+        result.write(asked.out, asked.commit)
 
 
 if __name__ == "__main__":

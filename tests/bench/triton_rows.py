@@ -8,17 +8,16 @@ CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import triton
+from result import Result, arguments
 
 from kernelmux.bench.ceilings import measure_ceilings
 from kernelmux.bench.ops import copies, random_weights, time_kernel
-from kernelmux.bench.report import card, make_report, save_report
 from kernelmux.bench.timing import time_launches
 from kernelmux.bench.works import Batch, Work
 from kernelmux.device import Device, find_device
@@ -80,32 +79,27 @@ def time_rope_copy(m: int, device: Device) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--commit", default="", help="where the tree is no checkout")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    asked = arguments(__doc__).parse_args()
     device = find_device("cuda")
     ceilings, empty = measure_ceilings(device), time_empty(device)
-    rows: list[dict[str, Any]] = []
+    result = Result("triton-rows", "Triton: norms, swiglu, rope and copy", device, ceilings)
+    result.notes.append(f"bf16 read and written; an empty kernel takes {empty:.2f} us.")
 
-    def found(op: str, m: int, us: float, nbytes: int) -> None:
+    def row(op: str, m: int, us: float, nbytes: int) -> dict[str, Any]:
         share = 100 * nbytes / us * 1e6 / ceilings.copy
-        row = {"op": op, "m": m, "us": round(us, 2), "TB/s": round(nbytes / us / 1e6, 3)}
-        rows.append({**row, "% of copy": round(share, 1), "us over an empty kernel": round(us - empty, 2)})
-        print(*rows[-1].values(), sep=" | ", flush=True)
+        found = {"op": op, "m": m, "us": round(us, 2), "TB/s": round(nbytes / us / 1e6, 3)}
+        return {**found, "% of copy": round(share, 1), "us over an empty kernel": round(us - empty, 2)}
+
+    def timed(m: int, kernel: Any, node: TensorNode) -> dict[str, Any]:
+        work = Work(node.op, node, Batch.of(m, 1))
+        found = time_kernel(work, "triton:f32", kernel, random_weights([work], device), "bf16")
+        return row(node.op, m, found.timing.median, work.nbytes(found.node))
 
     for m in ROWS:
         for kernel, node in nodes(m):
-            work = Work(node.op, node, Batch.of(m, 1))
-            timed = time_kernel(work, "triton:f32", kernel, random_weights([work], device), "bf16")
-            found(node.op, m, timed.timing.median, work.nbytes(timed.node))
-        found("rope and copy", m, *time_rope_copy(m, device))
-    said = f"In the same run: copy {ceilings.copy / 1e12:.2f} TB/s read and written, an empty kernel {empty:.2f} us."
-    method = "bf16 read and written; CUDA graphs replayed, operands rotated past the L2 cache; medians"
-    report = make_report("Triton: norms, swiglu, rope and copy", device, method, rows, [said], asked.commit)
-    save_report(report, asked.out / f"{card(device)}-triton-rows.json")
-    print(said)
+            result.add(f"{node.op} m={m}", partial(timed, m, kernel, node))
+        result.add(f"rope and copy m={m}", lambda m=m: row("rope and copy", m, *time_rope_copy(m, device)))
+    result.write(asked.out, asked.commit)
 
 
 if __name__ == "__main__":

@@ -44,15 +44,15 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor):
     torch.testing.assert_close(found, wanted, atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16, 17, 39])
+@pytest.mark.parametrize("rows", [1, 3, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE + 7])
 def test_a_prompt_in_chunks_gives_the_logits_of_one_go(model: Model, use: str, plan: Plan, rows: int):
-    ids = prompt(40)
+    ids = prompt(2 * PAGE_SIZE + 8)
     chunked = model.plan(use=[use], max_rows=rows)
     assert_same(model.forward(ids, chunked), model.forward(ids, plan))
 
 
 def test_a_prompt_token_by_token_gives_the_logits_of_one_go(model: Model, plan: Plan):
-    ids = prompt(40)
+    ids = prompt(2 * PAGE_SIZE + 8)
     session = model.session(plan, len(ids))
     sequence = session.open()
     rows = [session.step([Feed(sequence, [token])]).clone() for token in ids]
@@ -71,9 +71,10 @@ def test_a_step_gives_the_last_rows_logits_or_all_rows_as_each_feed_asks(model: 
 
 def test_sequences_in_one_batch_give_the_logits_of_each_alone(model: Model, plan: Plan):
     """Prefill and decode in the same steps; a sequence joins late and skips a step."""
-    texts = [prompt(36, 1), prompt(7, 2), prompt(20, 3)]
+    page = PAGE_SIZE
+    texts = [prompt(2 * page + 4, 1), prompt(7, 2), prompt(page + 4, 3)]
     # By step: how many tokens each sequence is fed.
-    steps = [(0, 4, 0), (20, 1, 0), (15, 1, 17), (0, 0, 2), (1, 1, 1)]
+    steps = [(0, 4, 0), (page + 4, 1, 0), (page - 1, 1, page + 1), (0, 0, 2), (1, 1, 1)]
     session = model.session(plan, sum(map(len, texts)), sequences=3)
     sequences = [session.open() for _ in texts]
     alone = [model.forward(ids, plan) for ids in texts]
@@ -85,7 +86,7 @@ def test_sequences_in_one_batch_give_the_logits_of_each_alone(model: Model, plan
                 feeds.append(Feed(sequence, ids[sequence.length : end]))
                 expected.append(logits[end - 1])
         assert_same(session.step(feeds), torch.stack(expected))
-    assert [sequence.length for sequence in sequences] == [36, 7, 20]
+    assert [sequence.length for sequence in sequences] == [2 * page + 4, 7, page + 4]
 
 
 def test_sequences_whose_pages_interleave_give_the_logits_of_each_alone(model: Model, plan: Plan):
@@ -138,10 +139,10 @@ def test_closing_one_sequence_leaves_the_others_as_they_were(model: Model, plan:
 
 
 REFUSED = {
-    "too many tokens": [33],
-    "too many tokens together": [17, 17],
+    "too many tokens": [2 * PAGE_SIZE + 1],
+    "too many tokens together": [PAGE_SIZE + 1, PAGE_SIZE + 1],
     "too many sequences": [1, 1, 1, 1],
-    "too many rows": [41],
+    "too many rows": [3 * PAGE_SIZE],
     "no sequence": [],
     "a sequence without tokens": [1, 0],
 }
@@ -149,28 +150,29 @@ REFUSED = {
 
 @pytest.mark.parametrize("lengths", REFUSED.values(), ids=REFUSED)
 def test_a_step_that_does_not_fit_changes_nothing(model: Model, use: str, lengths: list[int]):
-    ids = prompt(24, 1)
-    session = model.session(model.plan(use=[use], max_rows=40), 32, sequences=3)  # four pages
+    ids, fed = prompt(PAGE_SIZE + 8, 1), PAGE_SIZE + 4  # two pages
+    plan = model.plan(use=[use], max_rows=3 * PAGE_SIZE - 1)
+    session = model.session(plan, 2 * PAGE_SIZE, sequences=3)  # four pages
     sequence = session.open()
-    session.feed(sequence, ids[:20])
+    session.feed(sequence, ids[:fed])
     feeds = [Feed(session.open(), prompt(length)) for length in lengths]
     with pytest.raises(CapacityError):
         session.step(feeds)
     assert all(feed.sequence.length == 0 and not feed.sequence.pages for feed in feeds)
-    expected = model.forward(ids, session.walker.plan)
-    assert_same(session.feed(sequence, ids[20:], all_logits=True), expected[20:])
+    expected = model.forward(ids, plan)
+    assert_same(session.feed(sequence, ids[fed:], all_logits=True), expected[fed:])
     # What was free before is free still.
     session.feed(session.open(), prompt(2 * PAGE_SIZE))
 
 
 def test_a_prompt_that_outgrows_the_cache_midway_can_be_closed(model: Model, use: str):
-    plan = model.plan(use=[use], max_rows=16)
-    session = model.session(plan, 32)
+    plan = model.plan(use=[use], max_rows=PAGE_SIZE)
+    session = model.session(plan, 2 * PAGE_SIZE)
     sequence = session.open()
     with pytest.raises(CapacityError, match="free"):
-        session.feed(sequence, prompt(40))
+        session.feed(sequence, prompt(2 * PAGE_SIZE + 8))
     session.close(sequence)
-    ids = prompt(32, 1)
+    ids = prompt(2 * PAGE_SIZE, 1)
     assert_same(session.feed(session.open(), ids, all_logits=True), model.forward(ids, plan))
 
 

@@ -21,6 +21,8 @@ def offer(node: TensorNode, m: int, device: Device) -> list[Kernel | Declined]:
     if k_format not in CACHES or v_format != k_format:
         reason = f"it reads keys and values of one format of {', '.join(CACHES)}, not {k_format}, {v_format}"
         return [Declined(reason, "format")]
+    if k_format == "fp8_row" and node.head_dim % 2:
+        return [Declined(f"it reads e4m3 in pairs, and heads of {node.head_dim} have an odd one", "alignment")]
     if node.head_dim > WIDEST:
         return [Declined(f"it takes heads of up to {WIDEST}, not {node.head_dim}", "shape")]
     answers: list[Kernel | Declined] = [_decode(node, m, device), Prefill(k_format, tunings_for(device.capability))]
@@ -35,7 +37,4 @@ def _decode(node: TensorNode, m: int, device: Device) -> Kernel | Declined:
     if group > decode.GROUP:
         reason = f"one program takes a kv head's queries: up to {decode.GROUP} heads, not {group}; prefill takes any"
         return Declined(reason, "shape", Decode.name)
-    format = node.inputs[1].format
-    if format == "fp8_row" and node.head_dim % 2:
-        return Declined(f"it reads e4m3 in pairs: heads of {node.head_dim} have an odd one", "alignment", Decode.name)
-    return Decode(format, multiprocessors(device))
+    return Decode(node.inputs[1].format, multiprocessors(device))

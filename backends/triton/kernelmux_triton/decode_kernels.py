@@ -5,45 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernelmux_triton.attention_cache import LOG2E, pages_of
+from kernelmux_triton.attention_cache import LOG2E, pages_of, parts, score
 from kernelmux_triton.e4m3 import BACK, UP, halves
 
 
 @triton.jit(do_not_specialize=["rows", "sequences", "width"])
 def attend(
-    q,
-    y,
-    found,
-    weights,
-    spans,
-    k_cache,
-    k_scales,
-    v_cache,
-    v_scales,
-    query_start,
-    kv_len,
-    block_table,
-    rows,
-    sequences,
-    width,
-    SCALE: tl.constexpr,
-    CAP: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    WIDE: tl.constexpr,
-    PACK: tl.constexpr,
-    TALL: tl.constexpr,
-    TILE: tl.constexpr,
-    STAGES: tl.constexpr,
-    ROWS: tl.constexpr,
-    SEQUENCES: tl.constexpr,
-    SCALED: tl.constexpr,
-    LOW: tl.constexpr,
-    ASSEMBLED: tl.constexpr,
-):
+    q, y, found, weights, spans, k_cache, k_scales, v_cache, v_scales, query_start, kv_len, block_table, rows,
+    sequences, width,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr, SCALED: tl.constexpr,
+    LOW: tl.constexpr, ASSEMBLED: tl.constexpr,
+):  # fmt: skip
     """Attends for y [rows, HEADS * DIM]; each key and value of the cache is read once by each TALL / PACK rows.
 
     Work items, in order: for each kv head, blocks of up to TALL / PACK rows of one sequence, named by the first; and
@@ -111,12 +85,12 @@ def attend(
         total = tl.zeros([TALL], tl.float32)
         if SCALED:
             even_queries, odd_queries = tl.split(tl.reshape(queries.to(tl.float32) * UP, [TALL, WIDE // 2, 2]))
-            high, low = _parts(even_queries, tl.bfloat16)
-            odd_high, odd_low = _parts(odd_queries, tl.bfloat16)
+            high, low = parts(even_queries, tl.bfloat16)
+            odd_high, odd_low = parts(odd_queries, tl.bfloat16)
             sums = tl.zeros([TALL, WIDE // 2], tl.float32)
             odd_sums = tl.zeros([TALL, WIDE // 2], tl.float32)
         else:
-            high, low = _parts(queries, k_cache.dtype.element_ty)
+            high, low = parts(queries, k_cache.dtype.element_ty)
             sums = tl.zeros([TALL, WIDE], tl.float32)
         table = block_table + sequence.to(tl.int64) * width
         first = begin + tile * TILE
@@ -133,12 +107,12 @@ def attend(
                 place = at[:, None] * (DIM // 2) + half[None, :]
                 there = valid[:, None] & (half < DIM // 2)[None, :]
                 even, odd = halves(tl.load(k_cache + place, mask=there, other=0), ASSEMBLED)
-                scores = _score(high, low, even, LOW) + _score(odd_high, odd_low, odd, LOW)
+                scores = score(high, low, even, LOW) + score(odd_high, odd_low, odd, LOW)
                 scores *= tl.load(k_scales + at, mask=valid, other=0.0)[None, :] * BACK
             else:
                 place = at[:, None] * DIM + column[None, :]
                 there = valid[:, None] & (column < DIM)[None, :]
-                scores = _score(high, low, tl.load(k_cache + place, mask=there, other=0.0), LOW)
+                scores = score(high, low, tl.load(k_cache + place, mask=there, other=0.0), LOW)
             scores *= SCALE
             if CAP > 0:
                 scores = CAP - 2 * CAP / (tl.exp(2 / CAP * scores) + 1)
@@ -184,17 +158,10 @@ def attend(
 
 @triton.jit
 def weigh(
-    y,
-    found,
-    weights,
-    spans,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    WIDE: tl.constexpr,
-    TALL: tl.constexpr,
+    y, found, weights, spans,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TALL: tl.constexpr,
     PIECES: tl.constexpr,
-):
+):  # fmt: skip
     """One head [DIM] of one row of y a program, from what each of several programs found, in order.
 
     Grid: rows by HEADS. PIECES of them are read at once; where one program found all, y is there already.
@@ -225,22 +192,6 @@ def weigh(
         mixed = mixed / tl.where(total > 0, total, 1.0)
         into = y + (row.to(tl.int64) * HEADS + head) * DIM + column
         tl.store(into, mixed.to(y.dtype.element_ty), mask=column < DIM)
-
-
-@triton.jit
-def _parts(numbers, KIND: tl.constexpr):
-    """Numbers rounded to KIND, and what they have beyond it."""
-    high = numbers.to(KIND)
-    return high, (numbers.to(tl.float32) - high.to(tl.float32)).to(KIND)
-
-
-@triton.jit
-def _score(high, low, keys, LOW: tl.constexpr):
-    """Products of queries and keys; with LOW also of what queries of another type have beyond the cache's."""
-    scores = tl.dot(high, tl.trans(keys), input_precision="ieee")
-    if LOW:
-        scores += tl.dot(low, tl.trans(keys), input_precision="ieee")
-    return scores
 
 
 @triton.jit

@@ -43,6 +43,8 @@ VARIANTS = {
     "f32-d256": {"cache": "f32", "q": "f32", "dim": 256, "heads": 8, "kv_heads": 4, "page_size": 256},
     "fp8": {"cache": "fp8_row"},
     "fp8-f32-queries": {"cache": "fp8_row", "q": "f32", "page_size": 256},
+    "fp8-d16": {"cache": "fp8_row", "dim": 16, "heads": 4, "kv_heads": 2},
+    "fp8-d256": {"cache": "fp8_row", "dim": 256, "heads": 8, "kv_heads": 4},
     "pages-of-64": {"page_size": 64},
     "pages-of-256": {"page_size": 256},
     "window": {"window": 1024},
@@ -94,6 +96,9 @@ def test_refusals_name_what_would_work():
     (refused,) = attention.offer(node(1, dim=512), 1, H100)
     assert refused.kind == "shape"
     assert "256" in refused.reason
+    (refused,) = attention.offer(node(1, dim=65, cache="fp8_row"), 1, H100)
+    assert refused.kind == "alignment"
+    assert "pairs" in refused.reason
     refused, _ = attention.offer(node(1, heads=128, kv_heads=1), 1, H100)
     assert refused.kernel == "decode"
     assert "prefill" in refused.reason

@@ -180,16 +180,20 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
 
 
 def to_markdown(report: Report) -> str:
-    """The matrix and the refusals, with counts and bounds only: the same on every machine where the same passes."""
+    """The matrix and the refusals, with counts and bounds only: the same on every machine where the same passes.
+
+    Kernels are in the order of their names: which one a backend offers first is the machine's.
+    """
     lines = []
-    for backend, kernels, rows in _matrices(report):
+    for backend, offered, rows in _matrices(report):
+        kernels = sorted(offered)
         head = ["op", "weight", *(f"`{kernel}`" for kernel in kernels)]
         lines += [f"### {backend}", "", _row(head), "|" + "---|" * len(head)]
         for (op, weight), cells in rows.items():
             bounds = {k: f" ({c.bound:.2g})" if c.bound is not None else "" for k, c in cells.items()}
             found = [cells[k].text + bounds[k] if k in cells else "" for k in kernels]
             lines.append(_row([op, weight, *found]))
-        refusals = [(kernel, why, n) for (kernel, why), n in report.refusals.items() if kernel in kernels]
+        refusals = sorted((kernel, why, n) for (kernel, why), n in report.refusals.items() if kernel in kernels)
         if refusals:
             lines += ["", _row(["kernel", "refused", "reason"]), "|---|---|---|"]
             lines += [_row([f"`{kernel}`", str(n), why]) for kernel, why, n in refusals]

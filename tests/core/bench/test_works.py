@@ -8,6 +8,7 @@ from kernelmux.bench.works import Batch, Work, matrix_work, model_works
 from kernelmux.errors import KernelmuxError
 from kernelmux.graph import Graph
 from kernelmux.models import open_random
+from kernelmux.session import PAGE_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,10 @@ def test_few_rows_decode_a_sequence_each_and_many_are_one_prompt(graph: Graph):
 def test_the_state_of_a_batch_describes_its_sequences():
     state = Batch(2, 1, 20).state()
     assert state["positions"] == [19, 19]
-    assert state["slots"] == [19, 32 + 19]
+    assert state["slots"] == [19, PAGE_SIZE + 19]
     assert state["query_start"] == [0, 1, 2]
     assert state["kv_len"] == [20, 20]
-    assert state["block_table"] == [0, 1, 2, 3]
+    assert state["block_table"] == [0, 1]
 
 
 def test_fused_ops_are_found_where_they_would_stand(graph: Graph):

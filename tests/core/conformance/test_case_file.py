@@ -22,6 +22,7 @@ from kernelmux.formats import as_planes
 from kernelmux.graph import case_node
 from kernelmux.memory import PackedWeights
 from kernelmux.ops import OPS
+from kernelmux.session import PAGE_SIZE
 from kernelmux.walker import Walker
 from tiny_model import write_tiny_llama
 
@@ -59,7 +60,7 @@ def values(case, port):
 def test_each_distinct_shape_of_the_run_is_one_case(tiny, cases):
     graph = kernelmux.load(tiny).graph
     ids = len(kernelmux.load(tiny).encode(PROMPT))
-    dims = {"m": 0, "outs": 1, "seqs": 1, "seqs+1": 2, "width": 1, "pages": 1, "page_size": 16}
+    dims = {"m": 0, "outs": 1, "seqs": 1, "seqs+1": 2, "width": 1, "pages": 1, "page_size": PAGE_SIZE}
 
     def shape(node):
         stored = [(value.shape, value.format) for value in (*node.inputs, *node.weights, *node.outputs)]
@@ -241,9 +242,9 @@ def first(entries, op):
         ("rope", ("values", "positions"), [0.5] * 5, "positions as integers [5]"),
         ("rope", ("values", "positions"), [[0], [1, 2]], "positions as integers [5]"),
         ("rope", ("values", "positions"), [2**40] * 5, "positions must be from"),
-        ("attention", ("values", "kv_len"), [17], "kv_len must be from 0 to 16"),
+        ("attention", ("values", "kv_len"), [PAGE_SIZE + 1], f"kv_len must be from 0 to {PAGE_SIZE}"),
         ("attention", ("values", "block_table"), [[1]], "block_table must be from 0 to 0"),
-        ("copy", ("values", "slots"), [-2] * 5, "slots must be from -1 to 15"),
+        ("copy", ("values", "slots"), [-2] * 5, f"slots must be from -1 to {PAGE_SIZE - 1}"),
         ("embed", ("values", "ids"), {"from": 0, "to": 269}, "ids must be from 0 to 268"),
         ("embed", ("values", "ids"), {"from": 0.5, "to": 1.5}, "no range of it"),
         ("embed", ("values", "ids"), {"from": 2, "to": 1}, "no range of it"),

@@ -124,6 +124,13 @@ def test_markdown_is_the_same_where_only_the_errors_differ():
     assert "| `x:f32` | 1 | no columns of [7] \\| or so |" in ours
 
 
+def test_markdown_is_the_same_whichever_kernel_was_offered_first():
+    kernels = [replace(OK, kernel=f"torch:{name}") for name in ("f32", "bf16")]
+    refused = [replace(REFUSED, kernel=outcome.kernel) for outcome in kernels]
+    there, back = (to_markdown(report_of(*outcomes, *refused)) for outcomes in (kernels, kernels[::-1]))
+    assert there == back
+
+
 def test_markdown_has_a_table_a_backend():
     page = to_markdown(report_of(*many()))
     assert page.count("### x") == page.count("### y") == 1
