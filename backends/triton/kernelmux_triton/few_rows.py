@@ -17,82 +17,15 @@ from kernelmux.formats import Weight, as_tuple
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux_triton import few_rows_kernels, tuning
+from kernelmux_triton.few_rows_gemv import gemv
 from kernelmux_triton.few_rows_pack import PLANES
+from kernelmux_triton.few_rows_tilings import Dot, Gemv, Tiling, Weights
 from kernelmux_triton.launch import bind, multiprocessors
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
 FLOATS = ("f32", "bf16", "f16")
 MOST = 64
 """Rows that are multiplied at once: the weights are read once."""
-FEWEST = 4
-"""Rows up to which float32 arithmetic keeps pace with memory."""
-MOST_SPLITS = 16
-
-
-@dataclass(frozen=True)
-class Gemv:
-    """Rows of W a program, bytes of each that it loads at once, loads under way, warps."""
-
-    tall: int
-    nbytes: int
-    stages: int
-    warps: int
-
-    def __str__(self) -> str:
-        return f"gemv {self.tall}x{self.nbytes} stages {self.stages} warps {self.warps}"
-
-
-@dataclass(frozen=True)
-class Dot:
-    """Rows of W a program, columns at once, loads under way, warps, programs for each multiprocessor."""
-
-    tall: int
-    wide: int
-    stages: int
-    warps: int
-    programs: int
-
-    def __str__(self) -> str:
-        return f"dot {self.tall}x{self.wide} stages {self.stages} warps {self.warps} programs {self.programs}"
-
-    def splits(self, rows: int, k: int, multiprocessors: int) -> tuple[int, int]:
-        """How many programs share the columns of W's `rows` rows, and how many columns each has."""
-        tiles = -(-rows // self.tall)
-        wanted = min(MOST_SPLITS, self.programs * multiprocessors // tiles, k // (4 * self.wide))
-        span = -(-k // (max(1, wanted) * self.wide)) * self.wide
-        return -(-k // span), span
-
-
-GEMV = (Gemv(8, 1024, 3, 4), Gemv(4, 1024, 4, 4), Gemv(16, 512, 4, 4), Gemv(4, 2048, 3, 4), Gemv(16, 1024, 3, 8))
-DOT = (
-    Dot(64, 128, 4, 4, 3),
-    Dot(64, 128, 5, 4, 2),
-    Dot(64, 256, 3, 4, 2),
-    Dot(64, 128, 4, 4, 6),
-    Dot(128, 128, 4, 8, 2),
-)
-Tiling = Gemv | Dot
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How the kernels read a form of weights and the activations beside it; names as in few_rows_kernels.py."""
-
-    weight: str
-    scaled: str = "no"
-    fast: bool = True
-    """Whether e4m3 products are summed as the tensor cores do by themselves."""
-
-    @property
-    def name(self) -> str:
-        """What a shape is called by."""
-        return self.weight if self.scaled == "no" else f"{self.weight} by fp8 {self.scaled}"
-
-    def tilings(self, m: int) -> Sequence[Tiling]:
-        """Those that take m rows, the one to try first in front."""
-        if self.scaled != "no":
-            return [tiling for tiling in DOT if self.scaled != "block" or tiling.wide == 128]
-        return (*GEMV, DOT[0]) if m <= FEWEST else DOT
 
 
 class FewRows(Kernel):
@@ -301,9 +234,7 @@ def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands) -> Launch:
     args = (o.x, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, o.m, o.n, o.k, *o.ends)
     flags = (weights.weight, rows, o.has_bias, o.has_residual, o.gated, o.outputs)
     grid = (triton.cdiv(o.rows, tiling.tall),)
-    return bind(
-        few_rows_kernels.gemv, grid, *args, *flags, tiling.tall, wide, lane, tiling.stages, num_warps=tiling.warps
-    )
+    return bind(gemv, grid, *args, *flags, tiling.tall, wide, lane, tiling.stages, num_warps=tiling.warps)
 
 
 def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor | None, device: Device) -> Launch:

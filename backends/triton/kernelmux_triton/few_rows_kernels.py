@@ -1,7 +1,7 @@
 """Products of a few rows with a weight matrix that is read once, its numbers decoded in registers.
 
-`gemv` multiplies and adds in float32, for up to four rows; `dot` has the tensor cores do it, for up to 64, with the
-weights as the tall side; `reduce` adds the parts of a `dot` whose columns were split. WEIGHT says how W is stored:
+`dot` has the tensor cores multiply, for up to 64 rows, with the weights as the tall side; `reduce` adds the parts of a
+`dot` whose columns were split. `gemv` of few_rows_gemv.py is for the fewest. WEIGHT says how W is stored:
 
     dense   W [n, k] float16 or bfloat16
     fp8     W [n, k] e4m3; scales [n] float32, of the whole row
@@ -33,7 +33,7 @@ def _numbers(words):
 
 
 @triton.jit
-def _affine(scales, pairs, row, block, inside, BLOCKS, WEIGHT: tl.constexpr):
+def affine(scales, pairs, row, block, inside, BLOCKS, WEIGHT: tl.constexpr):
     """Scale and minimum of blocks of 32 columns: w = scale q + minimum. `row` [rows, 1], `block` [1, blocks]."""
     raw = tl.load(scales + row * BLOCKS + block, mask=inside, other=0)
     if WEIGHT == "q4_1":
@@ -50,7 +50,7 @@ def _affine(scales, pairs, row, block, inside, BLOCKS, WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def _rows_of(tile, n, GATED: tl.constexpr, TALL: tl.constexpr):
+def rows_of(tile, n, GATED: tl.constexpr, TALL: tl.constexpr):
     """W's rows of a program: TALL after one another, or half of them of gate and the same ones of up."""
     at = tl.arange(0, TALL)
     if GATED:
@@ -61,12 +61,12 @@ def _rows_of(tile, n, GATED: tl.constexpr, TALL: tl.constexpr):
 
 
 @triton.jit
-def _silu(g):
+def silu(g):
     return g / (1.0 + tl.exp(-g))
 
 
 @triton.jit
-def _write(
+def write(
     total, row, inside, x_row, bias, residual, y0, y1, y2, n, end0, end1,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
@@ -84,138 +84,6 @@ def _write(
         tl.store(third, total.to(y2.dtype.element_ty), mask=inside & last)
     else:
         tl.store(y0 + x_row * n + row, total.to(y0.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _pair_of(total, TALL: tl.constexpr):
-    """Sums [TALL] of gate above up as two of half the length."""
-    return tl.split(tl.trans(tl.reshape(total, [2, TALL // 2])))
-
-
-@triton.jit
-def _finish_row(
-    acc, x_row, tile, bias, residual, y0, y1, y2, n, end0, end1,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, OUTPUTS: tl.constexpr, TALL: tl.constexpr,
-):  # fmt: skip
-    """Of one row of x: sums [TALL, threads' shares] added up, and written."""
-    total = tl.sum(acc, axis=1)
-    if GATED:
-        gate, up = _pair_of(total, TALL)
-        row = (tile * (TALL // 2) + tl.arange(0, TALL // 2)).to(tl.int64)
-        inside = row < n
-        if BIAS:
-            gate += tl.load(bias + row, mask=inside, other=0.0)
-            up += tl.load(bias + n + row, mask=inside, other=0.0)
-        _write(_silu(gate) * up, row, inside, x_row, bias, residual, y0, y1, y2, n, 0, 0, False, RESIDUAL, 1)
-    else:
-        row = (tile * TALL + tl.arange(0, TALL)).to(tl.int64)
-        inside = row < n
-        _write(total, row, inside, x_row, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, OUTPUTS)
-
-
-@triton.jit
-def _add(acc, w, x, at, inside, LANE: tl.constexpr, SHARES: tl.constexpr, TALL: tl.constexpr):
-    """acc [TALL, SHARES] + w [TALL, SHARES * LANE] x, the LANE columns of a share being one thread's."""
-    part = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    return acc + tl.sum(tl.reshape(w * part[None, :], [TALL, SHARES, LANE]), axis=2)
-
-
-@triton.jit
-def _add_bytes(acc, q, scale, x, at, inside, SHARES: tl.constexpr, TALL: tl.constexpr):
-    """The same of q8_0: two threads have 16 of a block's 32 columns each."""
-    part = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    return acc + scale * tl.sum(tl.reshape(q * part[None, :], [TALL, SHARES, 16]), axis=2)
-
-
-@triton.jit
-def _add_nibbles(acc, low, high, scale, minimum, x, at, inside, SHARES: tl.constexpr, TALL: tl.constexpr):
-    """The same of nibbles: a thread has the 32 columns of a block in 16 bytes, SHARES blocks in all."""
-    first = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(x + at + 16, mask=inside, other=0.0).to(tl.float32)
-    products = tl.sum(tl.reshape(low * first[None, :] + high * second[None, :], [TALL, SHARES, 16]), axis=2)
-    together = tl.sum(tl.reshape(first + second, [SHARES, 16]), axis=1)
-    return acc + (scale * products + minimum * together[None, :])
-
-
-@triton.jit(do_not_specialize=["m"])
-def gemv(
-    x, w, scales, pairs, bias, residual, y0, y1, y2, m, n, k, end0, end1,
-    WEIGHT: tl.constexpr, ROWS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
-    OUTPUTS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, LANE: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """y = x Wᵀ for 1 to ROWS (1, 2, 4) rows. Program: TALL rows of W, all columns, WIDE at a time, STAGES under way.
-
-    Moves W and its scales once, x once a program (from the L2 cache), y once. A thread loads 16 bytes of W at once.
-    """
-    tile = tl.program_id(0)
-    row, row_inside = _rows_of(tile, n, GATED, TALL)
-    nibbles: tl.constexpr = (WEIGHT == "q4_0") or (WEIGHT == "q4_1") or (WEIGHT == "q4_k")
-    bytes: tl.constexpr = WEIGHT == "q8_0"
-    # Columns of the w that is loaded, and the share of them that one thread adds up.
-    held: tl.constexpr = WIDE // 2 if nibbles else WIDE
-    shares: tl.constexpr = held // LANE
-    acc0 = tl.zeros([TALL, shares], tl.float32)
-    acc1 = tl.zeros([TALL, shares], tl.float32)
-    acc2 = tl.zeros([TALL, shares], tl.float32)
-    acc3 = tl.zeros([TALL, shares], tl.float32)
-    x1 = x + tl.minimum(1, m - 1).to(tl.int64) * k
-    x2 = x + tl.minimum(2, m - 1).to(tl.int64) * k
-    x3 = x + tl.minimum(3, m - 1).to(tl.int64) * k
-    lane = tl.arange(0, held)
-    for start in tl.range(0, k, WIDE, num_stages=STAGES):
-        if nibbles:
-            at = start + (lane // 16) * 32 + lane % 16
-            inside = at < k
-            stored = tl.load(
-                w + row[:, None] * (k // 2) + (start // 2 + lane)[None, :],
-                mask=row_inside[:, None] & inside[None, :],
-                other=0,
-            )
-            block = start // 32 + tl.arange(0, shares)
-            there = row_inside[:, None] & (block < k // 32)[None, :]
-            scale, minimum = _affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
-            low, high = (stored & 15).to(tl.float32), (stored >> 4).to(tl.float32)
-            acc0 = _add_nibbles(acc0, low, high, scale, minimum, x, at, inside, shares, TALL)
-            if ROWS > 1:
-                acc1 = _add_nibbles(acc1, low, high, scale, minimum, x1, at, inside, shares, TALL)
-            if ROWS > 2:
-                acc2 = _add_nibbles(acc2, low, high, scale, minimum, x2, at, inside, shares, TALL)
-                acc3 = _add_nibbles(acc3, low, high, scale, minimum, x3, at, inside, shares, TALL)
-        else:
-            at = start + lane
-            inside = at < k
-            stored = tl.load(
-                w + row[:, None] * k + at[None, :], mask=row_inside[:, None] & inside[None, :], other=0.0
-            ).to(tl.float32)
-            if bytes:
-                block = start // 32 + tl.arange(0, shares // 2)
-                there = row_inside[:, None] & (block < k // 32)[None, :]
-                scale, _ = _affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
-                scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [TALL, shares // 2, 2]), [TALL, shares])
-                acc0 = _add_bytes(acc0, stored, scale, x, at, inside, shares, TALL)
-                if ROWS > 1:
-                    acc1 = _add_bytes(acc1, stored, scale, x1, at, inside, shares, TALL)
-                if ROWS > 2:
-                    acc2 = _add_bytes(acc2, stored, scale, x2, at, inside, shares, TALL)
-                    acc3 = _add_bytes(acc3, stored, scale, x3, at, inside, shares, TALL)
-            else:
-                acc0 = _add(acc0, stored, x, at, inside, LANE, shares, TALL)
-                if ROWS > 1:
-                    acc1 = _add(acc1, stored, x1, at, inside, LANE, shares, TALL)
-                if ROWS > 2:
-                    acc2 = _add(acc2, stored, x2, at, inside, LANE, shares, TALL)
-                    acc3 = _add(acc3, stored, x3, at, inside, LANE, shares, TALL)
-    if WEIGHT == "fp8":
-        of_row = tl.load(scales + row, mask=row_inside, other=0.0)[:, None]
-        acc0, acc1, acc2, acc3 = acc0 * of_row, acc1 * of_row, acc2 * of_row, acc3 * of_row
-    _finish_row(acc0, 0, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
-    if ROWS > 1:
-        _finish_row(acc1, 1, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
-    if ROWS > 2:
-        if m > 2:
-            _finish_row(acc2, 2, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
-        if m > 3:
-            _finish_row(acc3, 3, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
 
 
 @triton.jit
@@ -238,7 +106,7 @@ def dot(
     Moves W and its scales once, x once a program (from the L2 cache), y once, or `parts`.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
-    row, row_inside = _rows_of(tile, n, GATED, TALL)
+    row, row_inside = rows_of(tile, n, GATED, TALL)
     x_row = tl.arange(0, ROWS)
     x_inside = x_row < m
     acc = tl.zeros([TALL, ROWS], tl.float32)
@@ -256,7 +124,7 @@ def dot(
             )
             block = start // 32 + tl.arange(0, WIDE // 32)
             there = row_inside[:, None] & (block < k // 32)[None, :]
-            scale, minimum = _affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
+            scale, minimum = affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
             scale = _spread(scale, TALL, WIDE // 32, 16)
             minimum = _spread(minimum, TALL, WIDE // 32, 16)
             low = ((stored & 15).to(tl.float32) * scale + minimum).to(tl.bfloat16)
@@ -287,7 +155,7 @@ def dot(
             if WEIGHT == "q8_0":
                 block = start // 32 + tl.arange(0, WIDE // 32)
                 there = row_inside[:, None] & (block < k // 32)[None, :]
-                scale, _ = _affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
+                scale, _ = affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
                 wide = (stored.to(tl.float32) * _spread(scale, TALL, WIDE // 32, 32)).to(tl.bfloat16)
                 acc = tl.dot(wide, tl.trans(rows.to(tl.bfloat16)), acc)
             elif SCALED == "block":
@@ -324,13 +192,13 @@ def dot(
                 gate += tl.load(bias + row, mask=row < n, other=0.0)[:, None]
                 up += tl.load(bias + n + row, mask=row < n, other=0.0)[:, None]
             inside = (row < n)[:, None] & x_inside[None, :]
-            _write(
-                _silu(gate) * up, row[:, None], inside, x_row[None, :], bias, residual, y0, y1, y2, n, 0, 0,
+            write(
+                silu(gate) * up, row[:, None], inside, x_row[None, :], bias, residual, y0, y1, y2, n, 0, 0,
                 False, RESIDUAL, 1,
             )  # fmt: skip
         else:
             inside = row_inside[:, None] & x_inside[None, :]
-            _write(
+            write(
                 acc, row[:, None], inside, x_row[None, :], bias, residual, y0, y1, y2, n, end0, end1,
                 BIAS, RESIDUAL, OUTPUTS,
             )  # fmt: skip
@@ -361,6 +229,6 @@ def reduce(
         if BIAS:
             total += tl.load(bias + row, mask=inside, other=0.0)
             up += tl.load(bias + n + row, mask=inside, other=0.0)
-        _write(_silu(total) * up, row, inside, x_row, bias, residual, y0, y1, y2, n, 0, 0, False, RESIDUAL, 1)
+        write(silu(total) * up, row, inside, x_row, bias, residual, y0, y1, y2, n, 0, 0, False, RESIDUAL, 1)
     else:
-        _write(total, row, inside, x_row, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, OUTPUTS)
+        write(total, row, inside, x_row, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, OUTPUTS)

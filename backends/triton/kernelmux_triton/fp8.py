@@ -19,7 +19,9 @@ from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux_triton import few_rows, fp8_kernels, tuning
-from kernelmux_triton.few_rows import FLOATS, MOST, Operands, Weights
+from kernelmux_triton.few_rows import FLOATS, MOST, Operands
+from kernelmux_triton.few_rows_tilings import Tiling as FewRowsTiling
+from kernelmux_triton.few_rows_tilings import Weights
 from kernelmux_triton.launch import bind, multiprocessors
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
@@ -60,7 +62,7 @@ class Gemm:
         return turns * self.tall * self.wide * (1 + 16 / self.tall + 16 / self.wide)
 
 
-Tiling = Gemm | few_rows.Tiling
+Tiling = Gemm | FewRowsTiling
 
 FAST = (
     Gemm(128, 256, 3, 8, pieces=2, flat=True),

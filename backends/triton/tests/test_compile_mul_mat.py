@@ -12,7 +12,7 @@ from kernelmux_triton.mul_mat_weights import stored
 pytestmark = pytest.mark.slow
 pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
 
-from kernelmux_triton import few_rows, fp8  # noqa: E402
+from kernelmux_triton import few_rows, few_rows_tilings, fp8  # noqa: E402
 from triton_compiled import SHARED, compile_for_h100, planes_of  # noqa: E402
 
 H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
@@ -45,8 +45,8 @@ def few():
     kernels = [(few_rows.Dequant, (form,), "bf16") for form in ("Q4_0", "Q4_1", "Q8_0", "Q4_K")]
     kernels += [(few_rows.Fp8Weight, (), "bf16"), (few_rows.Bf16, (), "bf16"), (few_rows.F16, (), "f16")]
     for kernel, form, x_format in kernels:
-        for tiling in (*few_rows.GEMV, *few_rows.DOT):
-            yield kernel(H100, *form, tiling), 4 if isinstance(tiling, few_rows.Gemv) else 64, x_format
+        for tiling in (*few_rows_tilings.GEMV, *few_rows_tilings.DOT):
+            yield kernel(H100, *form, tiling), 4 if isinstance(tiling, few_rows_tilings.Gemv) else 64, x_format
     for kernel in (fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8Block):
         for tiling in kernel.weights.tilings(16):
             yield kernel(H100, tiling), 64, kernel.taken
