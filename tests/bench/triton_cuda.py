@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,12 @@ def time_cublas(device: Device, m: int, n: int, k: int) -> Timing:
     return time_launches(bf16_calls(device, m, n, k), device)
 
 
-def tune(result: Result) -> None:
+def tune(result: Result, only: str) -> None:
     """Every tiling; the best of each shape goes into the table that is shipped."""
     choices: dict[str, str] = {}
     for kernel, node in tuned(result.device):
         shape = str(kernel.shape(node))
-        if shape in choices:
+        if shape in choices or not fnmatchcase(shape, only):
             continue
         every = [retiled(kernel, tiling) for tiling in kernel.tilings(node)]
         kernels = result.attempt(shape, partial(alike, result, shape, every, node))
@@ -216,11 +217,12 @@ def alike(result: Result, shape: str, kernels: list[Any], node: TensorNode) -> l
 
 
 def main() -> None:
-    parts = {"fp8": fp8_gemms, "few-rows": few, "tune": tune}
     titles = {"fp8": "e4m3 products", "few-rows": "products of few rows", "tune": "tilings"}
     parser = arguments(__doc__)
-    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("parts", nargs="+", choices=titles)
+    parser.add_argument("--only", default="*", metavar="GLOB", help="tune: the shapes of this name")
     asked = parser.parse_args()
+    parts = {"fp8": fp8_gemms, "few-rows": few, "tune": partial(tune, only=asked.only)}
     device = find_device("cuda")
     ceilings = measure_ceilings(device)
     for name in asked.parts:

@@ -70,6 +70,7 @@ FAST = (
     Gemm(256, 128, 3, 8, pieces=2, flat=True),
     Gemm(128, 128, 4, 8, flat=True),
     Gemm(64, 128, 4, 4, programs=2),
+    Gemm(64, 128, 3, 4, programs=3),
 )
 # Sums that are added up in float32 are in registers twice.
 EXACT = (
