@@ -12,7 +12,7 @@ import triton.language as tl
 DOWN = tl.constexpr(2.0**-120)
 """What `halves` are times too small: bfloat16 counts its exponents from -127, e4m3 from -7."""
 UP = tl.constexpr(2.0**64)
-"""What to multiply their partners by: products of numbers so small would lose bits."""
+"""What to multiply their partners by, which may be up to 2^63: products of numbers so small would lose bits."""
 BACK = tl.constexpr(2.0**56)
 """What to multiply the sums by: 1 / (UP DOWN)."""
 

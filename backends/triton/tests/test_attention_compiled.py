@@ -10,6 +10,7 @@ from fake_backend import one_node
 from kernelmux.device import Device
 from kernelmux.formats import Value
 from kernelmux.hookspecs import Declined, Tensors
+from kernelmux.session import PAGE_SIZE
 from kernelmux_triton import attention, decode, prefill
 from triton_compiled import SHARED, compile_for_h100, planes_of
 
@@ -87,6 +88,24 @@ def test_the_kernel_for_so_many_rows_comes_first():
     assert offered(64) == [(False, "decode"), (False, "prefill")]
     assert offered(65) == [(False, "prefill"), (False, "decode")]
     assert offered(257) == [(False, "prefill"), (True, "decode")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "copied"),
+    [
+        ({"page_size": PAGE_SIZE}, True),
+        ({"page_size": 16}, False),
+        ({"page_size": 16, "dim": 256, "heads": 8, "kv_heads": 4}, False),
+        ({"page_size": 64, "dim": 80}, False),
+        ({"page_size": 64, "cache": "f32", "q": "f32"}, False),
+        ({"page_size": 64, "cache": "fp8_row"}, False),
+    ],
+)
+def test_the_copy_engine_takes_pages_of_whole_tiles(fields, copied):
+    case = node(2048, **fields)
+    assert attention.offer(case, 2048, H100)[0].tuning(case).copies == copied
+    (small, *_) = attention.offer(case, 2048, Device("cuda", 0, "NVIDIA L4", (8, 9)))
+    assert not small.tuning(case).copies
 
 
 def test_refusals_name_what_would_work():
