@@ -1,8 +1,8 @@
 """Runs the tests that need a GPU and writes what came of them: `make gpu-test`, or a share of it, `SHARD=1/2`.
 
-Enters: which cases of the conformance suite (the smoke ones, or all), which share of them. Leaves:
-docs/results/CARD-gpu-test.json, a row a part. Processes side by side share the card, for a case keeps it busy for
-less time than Python takes to draw its numbers.
+Enters: which cases of the conformance suite (the smoke ones, or all, or one backend's), which share of them, whether
+compute-sanitizer looks on. Leaves: docs/results/CARD-gpu-test.json (CARD-BACKEND-test.json), a row a part. Processes
+side by side share the card, for a case keeps it busy for less time than Python takes to draw its numbers.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--commit", default="")
-    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name has them, as pytest's -k")
+    parser.add_argument("--only", default="", metavar="BACKEND", help="its cases, to CARD-BACKEND-test.json")
     parser.add_argument("--memcheck", action="store_true", help="under compute-sanitizer, the conformance suite alone")
     asked = parser.parse_args()
     index, count = map(int, asked.shard.split("/"))
     # A shard is the same cases whatever the number of processes.
     shares = [f"{index + count * i}/{count * asked.processes}" for i in range(asked.processes)]
     marks = "gpu" if asked.all else "gpu and smoke"
-    words = ["-k", asked.only] if asked.only else []
+    words = ["-k", f"Test{asked.only.capitalize()}"] if asked.only else []
     conformance = [["-m", marks, *words, str(HERE / "test_conformance.py"), "--shard", share] for share in shares]
     name = f"{'memcheck' if asked.memcheck else 'conformance'}, {'all' if asked.all else 'smoke'} cases"
-    name += f" of {asked.only}" if asked.only else ""
     prefix = MEMCHECK if asked.memcheck else ()
     rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance, prefix)]
     if index == count and not asked.memcheck:
@@ -55,7 +54,7 @@ def main() -> int:
         suite_itself = ROOT / "tests" / "core" / "conformance" / "test_wrong_backends.py"
         others = ["-m", "gpu", str(HERE), str(suite_itself), "--ignore", str(HERE / "test_conformance.py")]
         rows.append(_run("capture, SmolLM2, memory", [others]))
-    _write(asked.out, rows, asked.commit)
+    _write(asked.out, rows, asked.commit, asked.only)
     return int(any(row["failed"] for row in rows))
 
 
@@ -96,15 +95,17 @@ def _run(part: str, commands: Sequence[Sequence[str]], prefix: Sequence[str] = (
     return row
 
 
-def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str) -> None:
-    """Adds rows to the card's file; a part that was run before is replaced."""
+def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str, backend: str) -> None:
+    """Adds rows to the card's file, or a backend's own; a part that was run before is replaced."""
     device = find_device("cuda" if torch.cuda.is_available() else "cpu")
-    path = folder / f"{card(device)}-gpu-test.json"
+    path = folder / f"{card(device)}-{backend or 'gpu'}-test.json"
     known = {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]} if path.exists() else {}
     known |= {row["part"]: row for row in rows}
-    method = "`make gpu-test`; a case that every kernel refuses is skipped with the reason"
+    how = f"`tests/gpu/record.py --only {backend}`, with `--all` or `--memcheck`" if backend else "`make gpu-test`"
+    method = f"{how}; a case that every kernel refuses is skipped with the reason"
     ordered = [known[part] for part in sorted(known)]
-    document = make_report(f"GPU tests on {device.name}", device, method, ordered, commit=commit)
+    title = f"GPU tests{' of ' * bool(backend)}{backend} on {device.name}"
+    document = make_report(title, device, method, ordered, commit=commit)
     document["versions"]["cuda"] = str(torch.version.cuda)
     folder.mkdir(parents=True, exist_ok=True)
     save_report(document, path)

@@ -39,13 +39,7 @@ def kernels(node: TensorNode, m: int, device: Device) -> Sequence[FewRows | Fp8R
 def measuring(kernel: FewRows | Fp8Row, node: TensorNode) -> Callable[[Sequence[Tiling]], Sequence[float | None]]:
     """What measures a kernel's tilings on a node, on the device that the kernel was offered for."""
 
-    def measured(tilings: Sequence[Tiling]) -> Sequence[float | None]:
-        # One that might not compile well is for a table that was looked at, not for a plan to find out.
-        tried = [tiling for tiling in tilings if not getattr(tiling, "specialized", False)]
-        times = dict(zip(tried, measure(node, [retiled(kernel, tiling) for tiling in tried]), strict=True))
-        return [times.get(tiling) for tiling in tilings]
-
-    return measured
+    return lambda tilings: measure(node, [retiled(kernel, tiling) for tiling in tilings])
 
 
 def retiled(kernel: FewRows | Fp8Row, tiling: Tiling) -> FewRows | Fp8Row:
