@@ -14,6 +14,7 @@ FLOW = (
     "errors",
     "formats",
     "device",
+    "weights",
     "ops",
     "graph",
     "rewrite",

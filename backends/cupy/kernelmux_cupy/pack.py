@@ -6,7 +6,7 @@ file has but for rows that fill the last group. `unpack` is the exact inverse. W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from kernelmux.device import Device
 from kernelmux.formats import Weight, lookup
+from kernelmux.weights import row_ranges
 
 ROWS = 32
 """Rows of a tile: one a lane."""
-CHUNK = 2**24
-"""Elements that are packed at once."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,10 @@ def pack(weight: Weight, device: Device) -> Tensor:
     n, k = weight.shape
     tiles, size = k // (32 * tile_blocks(k)), ROWS * lane_bytes(weight.format, k)
     whole = torch.empty(-(-n // ROWS), tiles, size, dtype=torch.uint8, device=device.torch)
-    for rows in _chunks(n, k):
+    for rows in row_ranges(n, k, ROWS):
         part = weight.planes[0][rows].to(device.torch)
         whole[rows.start // ROWS : -(-rows.stop // ROWS)] = pack_blocks(weight.format, part, k)
     return whole
-
-
-def _chunks(n: int, k: int) -> Iterator[slice]:
-    step = max(ROWS, CHUNK // k // ROWS * ROWS)
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def pack_blocks(format: str, blocks: Tensor, k: int) -> Tensor:

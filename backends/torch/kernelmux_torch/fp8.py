@@ -16,7 +16,8 @@ from kernelmux.device import Device
 from kernelmux.formats import Weight, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
-from kernelmux_torch.weights import dense, quantized
+from kernelmux.weights import converted
+from kernelmux_torch.weights import dense
 
 BLOCK = 128
 """Columns, and of weights also rows, that share a scale in `fp8_block`."""
@@ -73,7 +74,7 @@ class Fp8Tensor(Kernel):
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         weight, *bias = weights
-        return (*quantized(weight, self.packed, device), *(dense(value, torch.bfloat16, device) for value in bias))
+        return (*converted(weight, self.packed, device), *(dense(value, torch.bfloat16, device) for value in bias))
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
@@ -98,14 +99,6 @@ class Fp8Row(Fp8Tensor):
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
         return capability[0] == 9
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        if weights[0].format != "fp8_tensor":
-            return super().prepare(weights, device)
-        # The weight's one scale is every output's: nothing need be rounded again.
-        data, scale = quantized(weights[0], "fp8_tensor", device)
-        bias = (dense(value, torch.bfloat16, device) for value in weights[1:])
-        return (data, scale.expand(len(data), 1).contiguous(), *bias)
 
 
 class Fp8TensorFast(Fp8Tensor):
@@ -160,7 +153,7 @@ class Fp8Block(Fp8Tensor):
         return n * k + 4 * n // BLOCK * _padded(k // BLOCK)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        data, scales = quantized(weights[0], self.packed, device)
+        data, scales = converted(weights[0], self.packed, device)
         padded = scales.new_zeros(len(scales), _padded(scales.shape[1]))
         padded[:, : scales.shape[1]] = scales
         return data, padded

@@ -9,8 +9,7 @@ from fake_backend import nmse, one_node
 from kernelmux.device import Device
 from kernelmux.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
 from kernelmux.hookspecs import Declined, Kernel, Tensors
-from kernelmux.ops.blocks import random_blocks
-from kernelmux_torch import fp8, weights
+from kernelmux_torch import fp8
 
 CPU = Device("cpu")
 
@@ -87,23 +86,6 @@ def test_block_scales_are_padded_to_fours_as_cublaslt_reads_them():
     assert scales.shape == (2, 8)
     assert scales[:, :5].gt(0).all()
     assert scales[:, 5:].eq(0).all()
-
-
-@pytest.mark.parametrize("format", ["fp8_tensor", "fp8_row", "fp8_128x128"])
-@pytest.mark.parametrize("source", ["bf16", "Q4_K", "fp8_row", "fp8_block"])
-def test_packing_in_chunks_is_packing_at_once(monkeypatch, format, source):
-    if source == "Q4_K":
-        blocks = random_blocks(source, (300, 512), torch.Generator().manual_seed(1))
-        weight = Weight("w", (300, 512), source, (blocks,))
-    else:
-        weight = stored(source, 300)
-    whole = empty_planes(Value("w", (300, 512), format))
-    quantize_planes(format, weight.dequantize(), whole)
-    monkeypatch.setattr(weights, "CHUNK", 1)
-    assert len(list(weights.chunks(weight))) == 3
-    for found, wanted in zip(weights.quantized(weight, format, CPU), whole, strict=True):
-        assert found.float().equal(wanted.float())
-    assert weights.dense(weight, torch.bfloat16, CPU).equal(weight.dequantize(torch.bfloat16))
 
 
 @pytest.mark.parametrize("kernel", [fp8.Fp8Tensor(), fp8.Fp8Row()], ids=lambda kernel: kernel.name)

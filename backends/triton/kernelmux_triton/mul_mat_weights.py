@@ -1,24 +1,19 @@
-"""Weights as the kernels of mul_mat keep them, made on the device some rows at a time: no float copy of a whole.
+"""Weights as the kernels of mul_mat keep them, made on the device.
 
 Several weights of one node lie below one another; biases follow, as one float32 plane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 
 from kernelmux.device import Device
-from kernelmux.formats import ALL, Weight, lookup, planes_of_rows, quantize_planes, torch_dtype
+from kernelmux.formats import Weight, lookup, torch_dtype
 from kernelmux.graph import TensorNode
+from kernelmux.weights import converted, row_ranges
 from kernelmux_triton.few_rows_pack import PLANES, pack
-
-CHUNK = 2**24
-"""Elements that are decoded at once: 64 MiB of float32."""
-TALL = 128
-"""Rows that a block of any format spans at most: chunks are multiples of it."""
 
 Stored = list[tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each plane."""
@@ -57,47 +52,8 @@ def _planes(weight: Weight, form: str, device: Device) -> tuple[torch.Tensor, ..
     if form in PLANES:
         blocks = weight.planes[0]
         made = [torch.empty(shape, dtype=dtype, device=device.torch) for shape, dtype in PLANES[form].shapes(n, k)]
-        for rows in _rows(n, k):
+        for rows in row_ranges(n, k):
             for whole, part in zip(made, pack(form, blocks[rows].to(device.torch)), strict=True):
                 whole[rows] = part
         return tuple(made)
-    if weight.format == form:
-        shapes = [plane.shape(weight.shape) for plane in lookup(form).planes]
-        return tuple(part.to(device.torch).view(shape) for part, shape in zip(weight.planes, shapes, strict=True))
-    fmt = lookup(form)
-    if form == "fp8_row" and weight.format == "fp8_tensor":
-        # The weight's one scale is every output's: nothing need be rounded again.
-        data, scale = (part.to(device.torch) for part in weight.planes)
-        return data, scale.expand(n, 1).contiguous()
-    planes = tuple(
-        torch.empty(plane.shape(weight.shape), dtype=torch_dtype(plane.dtype), device=device.torch)
-        for plane in fmt.planes
-    )
-    if not fmt.plain and fmt.planes[1].rows == ALL:
-        _quantize_whole(weight, *planes)
-        return planes
-    for rows, part in _chunks(weight):
-        quantize_planes(form, part.to(device.torch), planes_of_rows(form, planes, rows))
-    return planes
-
-
-def _rows(n: int, k: int) -> Iterator[slice]:
-    step = max(TALL, CHUNK // k // TALL * TALL)
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
-def _chunks(weight: Weight) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Ranges of a weight's rows, and these rows in float32."""
-    n, k = weight.shape
-    for rows in _rows(n, k):
-        planes = planes_of_rows(weight.format, weight.planes, rows)
-        yield rows, replace(weight, shape=(rows.stop - rows.start, k), planes=planes).dequantize()
-
-
-def _quantize_whole(weight: Weight, data: torch.Tensor, scales: torch.Tensor) -> None:
-    """One scale for all: the first pass finds the largest magnitude, the second divides by its share."""
-    peak = max(float(part.abs().max()) for _, part in _chunks(weight))
-    scales.fill_(peak / torch.finfo(data.dtype).max)
-    step = scales.clamp(min=torch.finfo(torch.float32).tiny)
-    for rows, part in _chunks(weight):
-        data[rows].copy_(part.to(data.device) / step)
+    return converted(weight, form, device)

@@ -31,7 +31,7 @@ def test_unpacking_gives_the_file_back(format, n, blocks, seed):
 @pytest.mark.parametrize("format", PLANES)
 def test_packing_some_rows_at_a_time_changes_nothing(format, monkeypatch):
     blocks = random_blocks(format, (300, 256), torch.Generator().manual_seed(0))
-    monkeypatch.setattr(mul_mat_weights, "CHUNK", 128 * 256)
+    monkeypatch.setattr("kernelmux.weights.CHUNK", 128 * 256)
     planes = mul_mat_weights.packed([Weight("w", (300, 256), format, (blocks,))], format, CPU)
     assert all(part.equal(whole) for part, whole in zip(planes, pack(format, blocks), strict=True))
 
