@@ -48,6 +48,7 @@ DECODE_VARIANTS = (
 )
 # Rows and bytes of keys a tile, tiles in flight, warps, copy engine.
 PREFILL_VARIANTS = (
+    (128, 16384, 2, 4, True),
     (128, 16384, 2, 8, True),
     (128, 16384, 4, 8, True),
     (128, 32768, 2, 8, True),
