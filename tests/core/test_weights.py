@@ -25,7 +25,7 @@ def stored(format, n=300, k=512):
 
 
 @pytest.mark.parametrize("format", ["bf16", "fp8_tensor", "fp8_row", "fp8_128x128"])
-@pytest.mark.parametrize("source", ["f32", "Q4_K", "fp8_block"])
+@pytest.mark.parametrize("source", ["f32", "bf16", "Q4_K", "fp8_row", "fp8_block"])
 def test_some_rows_at_a_time_is_all_at_once(monkeypatch, format, source):
     weight = stored(source)
     whole = empty_planes(Value("w", weight.shape, format))

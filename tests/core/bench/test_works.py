@@ -37,12 +37,13 @@ def test_few_rows_decode_a_sequence_each_and_many_are_one_prompt(graph: Graph):
 
 
 def test_the_state_of_a_batch_describes_its_sequences():
-    state = Batch(2, 1, 20).state()
-    assert state["positions"] == [19, 19]
-    assert state["slots"] == [19, PAGE_SIZE + 19]
+    length = PAGE_SIZE + 4
+    state = Batch(2, 1, length).state()
+    assert state["positions"] == [length - 1, length - 1]
+    assert state["slots"] == [length - 1, 2 * PAGE_SIZE + length - 1]
     assert state["query_start"] == [0, 1, 2]
-    assert state["kv_len"] == [20, 20]
-    assert state["block_table"] == [0, 1]
+    assert state["kv_len"] == [length, length]
+    assert state["block_table"] == [0, 1, 2, 3]
 
 
 def test_fused_ops_are_found_where_they_would_stand(graph: Graph):
