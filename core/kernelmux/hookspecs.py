@@ -61,6 +61,17 @@ class Declined:
 Launch = Callable[[], object]
 """What `bind` returns: a call without arguments that enqueues the node's work. What it returns is ignored."""
 
+
+def in_turn(first: Launch, second: Launch) -> Launch:
+    """The launch that makes these two, one after the other."""
+
+    def launch() -> None:
+        first()
+        second()
+
+    return launch
+
+
 Planes = Any
 """How a bound kernel sees a tensor: a torch tensor where its format has one plane, else a tuple of them."""
 

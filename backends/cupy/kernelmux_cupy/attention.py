@@ -13,7 +13,7 @@ import torch
 
 from kernelmux.formats import lookup
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function
@@ -87,12 +87,7 @@ class Attention(Kernel):
         weigh = function("attention", "weigh", q.device, **stored, **shape, WHOLE=0)
         threads = -(-dim // 32) * 32
         second = bind(weigh, (m * heads,), (threads,), (found, weights, y, np.int32(splits)), stream)
-
-        def launch() -> None:
-            first()
-            second()
-
-        return launch
+        return in_turn(first, second)
 
 
 def _tiles(node: TensorNode) -> int:

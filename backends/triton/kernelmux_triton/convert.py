@@ -17,7 +17,7 @@ import triton.language as tl
 from kernelmux.device import Device
 from kernelmux.formats import ALL, lookup
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import BLOCKS, FLOATS, load_row, planes, reciprocal, scale_of, scaling, store_row
 
@@ -108,12 +108,7 @@ class RequantizeWhole(Kernel):
         read = (*planes(x)[:2], peaks, m, programs, n, *_read(source, n))
         look = bind(_peaks, (programs,), *read, wide, num_warps=4)
         divide = bind(_divide, (m, tiles), *read, y, scale, PEAKS, wide, num_warps=4)
-
-        def launch() -> None:
-            look()
-            divide()
-
-        return launch
+        return in_turn(look, divide)
 
 
 class QuantizeWhole(RequantizeWhole):

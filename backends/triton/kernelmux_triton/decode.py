@@ -14,7 +14,7 @@ import torch
 import triton
 
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch, Tensors
+from kernelmux.hookspecs import Launch, Tensors, in_turn
 from kernelmux_triton.attention_cache import Cached, planes_of, pow2, wide_of
 from kernelmux_triton.decode_kernels import attend, weigh
 from kernelmux_triton.launch import bind
@@ -83,12 +83,7 @@ class Decode(Cached):
             *(y, found, weights, spans, *heads, wide_of(node), tall, PIECES),
             num_warps=2,
         )
-
-        def both() -> None:
-            attends()
-            weighs()
-
-        return both
+        return in_turn(attends, weighs)
 
     @property
     def _most_programs(self) -> int:

@@ -15,7 +15,7 @@ import triton
 from kernelmux.device import Device
 from kernelmux.formats import Weight, as_tuple
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux_triton import few_rows_kernels, tuning
 from kernelmux_triton.few_rows_gemv import gemv
 from kernelmux_triton.few_rows_pack import PLANES
@@ -260,9 +260,4 @@ def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor 
     wide = 256
     reduced = (parts, o.bias, o.residual, *o.y, o.m, o.n, *o.ends, splits, *shape, wide)
     add = bind(few_rows_kernels.reduce, (triton.cdiv(o.n, wide), o.m), *reduced, num_warps=2)
-
-    def launch() -> None:
-        multiply()
-        add()
-
-    return launch
+    return in_turn(multiply, add)

@@ -180,7 +180,7 @@ class Fp8Row(Kernel):
         shape = (o.has_bias, o.has_residual, o.gated)
         how = (GROUP, tiling.stages, pieces, tiling.flat)
         tiles = triton.cdiv(o.m, tiling.tall) * triton.cdiv(o.n, tiling.wide)
-        grid = (min(tiles, tiling.programs * few_rows.multiprocessors(self.device)),)
+        grid = (min(tiles, tiling.programs * multiprocessors(self.device)),)
         if self.weights.scaled == "block":
             tiles_of = (*shape, tiling.tall, tiling.wide, *how)
             return bind(fp8_kernels.gemm_blocks, grid, *args, *tiles_of, num_warps=tiling.warps)

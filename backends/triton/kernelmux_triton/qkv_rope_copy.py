@@ -11,7 +11,7 @@ import torch
 from kernelmux.device import Device
 from kernelmux.formats import Value, Weight, lookup
 from kernelmux.graph import TensorNode, make_node
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux.memory import aligned
 from kernelmux_triton.few_rows import FLOATS, FewRows
 from kernelmux_triton.fp8 import Fp8Row
@@ -67,12 +67,7 @@ class QkvRopeCopy(Kernel):
         operands = Tensors((x,), (mixed,), linear, rest if self.product.workspace(product) else None)
         multiply = self.product.bind(product, operands, stream)
         place = bind_rope_copy(node, mixed, tensors.outputs[0], (k_cache, v_cache), positions, slots, divisors)
-
-        def launch() -> None:
-            multiply()
-            place()
-
-        return launch
+        return in_turn(multiply, place)
 
     def _written(self, node: TensorNode) -> TensorNode:
         """The product in the format that its kernel writes best: float32 for few rows, so one rounding is left."""

@@ -11,7 +11,7 @@ import torch
 from kernelmux.device import Device
 from kernelmux.formats import Weight
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda import mul_mat
 from kernelmux_torch.weights import stacked
@@ -46,12 +46,7 @@ class _GateUp(Kernel):
         both = tensors.workspace.view(torch.bfloat16).view(m, 2 * n)
         multiply = super().bind(node, replace(tensors, outputs=(both,)), stream)
         activate = bind_swiglu(both[:, :n], both[:, n:], y, node.outputs[0].format)
-
-        def launch() -> None:
-            multiply()
-            activate()
-
-        return launch
+        return in_turn(multiply, activate)
 
 
 class GateUpBf16(_GateUp, mul_mat.Bf16):

@@ -11,7 +11,7 @@ import torch
 from kernelmux.device import Device
 from kernelmux.formats import Weight, lookup
 from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
+from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors, in_turn
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda.mul_mat import SPLIT
 from kernelmux_torch.elementwise import FLOATS
@@ -74,12 +74,7 @@ class Bf16(Kernel):
         multiply = self.multiply(x, mixed, *linear)
         divisors = tensors.packed[len(linear) :]
         place = bind_rope_copy(node, mixed, tensors.outputs[0], (k_cache, v_cache), positions, slots, divisors)
-
-        def launch() -> None:
-            multiply()
-            place()
-
-        return launch
+        return in_turn(multiply, place)
 
     def multiply(self, x: Planes, y: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> Launch:
         """The call that computes y = x Wᵀ + b."""
