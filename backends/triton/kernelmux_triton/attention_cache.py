@@ -1,4 +1,4 @@
-"""What the attention kernels share: the formats that they take, the bounds that follow, how pages are looked up."""
+"""What the attention kernels share: formats and the bounds that follow, the lookup of pages, one tile's arithmetic."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import triton.language as tl
 from kernelmux.formats import as_tuple, lookup
 from kernelmux.graph import TensorNode
 from kernelmux.hookspecs import Kernel, Planes
+from kernelmux_triton.e4m3 import BACK, UP, halves
 
 FLOATS = ("f32", "bf16", "f16")
 CACHES = (*FLOATS, "fp8_row")
@@ -74,16 +75,94 @@ def pages_of(table, start, end, PAGE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def parts(numbers, KIND: tl.constexpr):
-    """Numbers rounded to KIND, and what they have beyond it."""
+def split_queries(queries, KIND: tl.constexpr, SCALED: tl.constexpr):
+    """Queries rounded to KIND and what they have beyond it, of all columns; where SCALED of the even and the odd ones.
+
+    A cache of e4m3 is read in pairs of columns, which are multiplied apart (e4m3.py). Unless SCALED both are the same.
+    """
+    if SCALED:
+        pairs = tl.reshape(queries.to(tl.float32) * UP, [queries.shape[0], queries.shape[1] // 2, 2])
+        even, odd = tl.split(pairs)
+    else:
+        even, odd = queries, queries
+    return _parts(even, KIND), _parts(odd, KIND)
+
+
+@triton.jit
+def _parts(numbers, KIND: tl.constexpr):
     high = numbers.to(KIND)
     return high, (numbers.to(tl.float32) - high.to(tl.float32)).to(KIND)
 
 
 @triton.jit
-def score(high, low, keys, LOW: tl.constexpr):
-    """Products of queries [rows, dim] and keys [positions, dim]; with LOW also of what queries have beyond `high`."""
+def nothing_seen(TALL: tl.constexpr, WIDE: tl.constexpr, SCALED: tl.constexpr):
+    """What `add_values` adds to: the largest scores, the sums of weights, the weighted values, even and odd ones."""
+    columns: tl.constexpr = WIDE // 2 if SCALED else WIDE
+    peak, total = tl.full([TALL], float("-inf"), tl.float32), tl.zeros([TALL], tl.float32)
+    sums = tl.zeros([TALL, columns], tl.float32)
+    return peak, total, sums, tl.zeros([TALL, columns if SCALED else 1], tl.float32)
+
+
+@triton.jit
+def score(
+    queries, keys, scales, at, valid, SCALED: tl.constexpr, LOW: tl.constexpr, ASSEMBLED: tl.constexpr,
+):  # fmt: skip
+    """Products of queries and a tile of keys; with LOW also of what queries of another type have beyond the cache's."""
+    of_all, of_odd = queries
+    if SCALED:
+        even, odd = halves(keys, ASSEMBLED)
+        scores = _product(of_all, even, LOW) + _product(of_odd, odd, LOW)
+        scores *= tl.load(scales + at, mask=valid, other=0.0)[None, :] * BACK
+    else:
+        scores = _product(of_all, keys, LOW)
+    return scores
+
+
+@triton.jit
+def _product(queries, keys, LOW: tl.constexpr):
+    high, low = queries
     scores = tl.dot(high, tl.trans(keys), input_precision="ieee")
     if LOW:
         scores += tl.dot(low, tl.trans(keys), input_precision="ieee")
     return scores
+
+
+@triton.jit
+def capped(scores, SCALE: tl.constexpr, CAP: tl.constexpr):
+    """Scores scaled, and pressed softly below CAP unless that is 0."""
+    scores *= SCALE
+    if CAP > 0:
+        scores = CAP - 2 * CAP / (tl.exp(2 / CAP * scores) + 1)
+    return scores
+
+
+@triton.jit
+def fade(peak, scores, FACTOR: tl.constexpr, MASKED: tl.constexpr):
+    """The largest scores with these, what is left of weights until now, these weights. Scores are FACTOR log2(e)'s."""
+    higher = tl.maximum(peak, tl.max(scores, axis=1) * FACTOR)
+    # Finite where a row has seen nothing yet.
+    level = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
+    return higher, tl.exp2(peak - level), tl.exp2(scores * FACTOR - level[:, None])
+
+
+@triton.jit
+def add_values(
+    sums, odd_sums, faded, each, values, scales, at, valid, SCALED: tl.constexpr, ASSEMBLED: tl.constexpr,
+):  # fmt: skip
+    """The weighted values, faded, with a tile more."""
+    if SCALED:
+        each *= tl.load(scales + at, mask=valid, other=0.0)[None, :] * UP
+        even, odd = halves(values, ASSEMBLED)
+        sums = tl.dot(each.to(even.dtype), even, sums * faded[:, None])
+        odd_sums = tl.dot(each.to(odd.dtype), odd, odd_sums * faded[:, None])
+    else:
+        sums = tl.dot(each.to(values.dtype), values, sums * faded[:, None], input_precision="ieee")
+    return sums, odd_sums
+
+
+@triton.jit
+def joined(sums, odd_sums, SCALED: tl.constexpr):
+    """The weighted values, even and odd columns beside each other again."""
+    if SCALED:
+        sums = tl.reshape(tl.join(sums, odd_sums), [sums.shape[0], 2 * sums.shape[1]]) * BACK
+    return sums

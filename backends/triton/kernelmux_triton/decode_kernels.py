@@ -5,8 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernelmux_triton.attention_cache import LOG2E, pages_of, parts, score
-from kernelmux_triton.e4m3 import BACK, UP, halves
+from kernelmux_triton.attention_cache import (
+    LOG2E,
+    add_values,
+    capped,
+    fade,
+    joined,
+    nothing_seen,
+    pages_of,
+    score,
+    split_queries,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "sequences", "width"])
@@ -61,7 +70,10 @@ def attend(
         unit = program * total_units // active
         stop_unit = (program + 1) * total_units // active
 
-    tall, column, half = tl.arange(0, TALL), tl.arange(0, WIDE), tl.arange(0, WIDE // 2)
+    tall, column = tl.arange(0, TALL), tl.arange(0, WIDE)
+    # Numbers of a head as they are loaded: of e4m3 pairs.
+    held: tl.constexpr = DIM // 2 if SCALED else DIM
+    held_column = tl.arange(0, WIDE // 2 if SCALED else WIDE)
     member = tall % PACK
     while unit < stop_unit:
         kv_head = (unit // head_units).to(tl.int32)
@@ -81,17 +93,9 @@ def attend(
         inside = kept[:, None] & (column < DIM)[None, :]
         queries = tl.load(q + head[:, None] * DIM + column[None, :], mask=inside, other=0.0)
 
-        peak = tl.full([TALL], float("-inf"), tl.float32)
-        total = tl.zeros([TALL], tl.float32)
-        if SCALED:
-            even_queries, odd_queries = tl.split(tl.reshape(queries.to(tl.float32) * UP, [TALL, WIDE // 2, 2]))
-            high, low = parts(even_queries, tl.bfloat16)
-            odd_high, odd_low = parts(odd_queries, tl.bfloat16)
-            sums = tl.zeros([TALL, WIDE // 2], tl.float32)
-            odd_sums = tl.zeros([TALL, WIDE // 2], tl.float32)
-        else:
-            high, low = parts(queries, k_cache.dtype.element_ty)
-            sums = tl.zeros([TALL, WIDE], tl.float32)
+        kind: tl.constexpr = tl.bfloat16 if SCALED else k_cache.dtype.element_ty
+        halved = split_queries(queries, kind, SCALED)
+        peak, total, sums, odd_sums = nothing_seen(TALL, WIDE, SCALED)
         table = block_table + sequence.to(tl.int64) * width
         first = begin + tile * TILE
         pages = pages_of(table, first, block_end, PAGE, TILE)
@@ -103,47 +107,27 @@ def attend(
             pages = pages_of(table, start + TILE, block_end, PAGE, TILE)
             valid = position < block_end
             at = slot * KV_HEADS + kv_head
-            if SCALED:
-                place = at[:, None] * (DIM // 2) + half[None, :]
-                there = valid[:, None] & (half < DIM // 2)[None, :]
-                even, odd = halves(tl.load(k_cache + place, mask=there, other=0), ASSEMBLED)
-                scores = score(high, low, even, LOW) + score(odd_high, odd_low, odd, LOW)
-                scores *= tl.load(k_scales + at, mask=valid, other=0.0)[None, :] * BACK
-            else:
-                place = at[:, None] * DIM + column[None, :]
-                there = valid[:, None] & (column < DIM)[None, :]
-                scores = score(high, low, tl.load(k_cache + place, mask=there, other=0.0), LOW)
-            scores *= SCALE
-            if CAP > 0:
-                scores = CAP - 2 * CAP / (tl.exp(2 / CAP * scores) + 1)
+            place = at[:, None] * held + held_column[None, :]
+            there = valid[:, None] & (held_column < held)[None, :]
+            keys = tl.load(k_cache + place, mask=there, other=0)
+            scores = capped(score(halved, keys, k_scales, at, valid, SCALED, LOW, ASSEMBLED), SCALE, CAP)
             visible = position[None, :] < sees[:, None]
             if WINDOW > 0:
                 visible = visible & (position[None, :] >= sees[:, None] - WINDOW)
-            scores = tl.where(visible, scores * LOG2E, float("-inf"))
-            higher = tl.maximum(peak, tl.max(scores, axis=1))
-            # Finite where a row has seen nothing yet.
-            level = tl.where(higher == float("-inf"), 0.0, higher)
-            faded = tl.exp2(peak - level)
-            each = tl.exp2(scores - level[:, None])
+            peak, faded, each = fade(peak, tl.where(visible, scores * LOG2E, float("-inf")), 1.0, True)
             total = total * faded + tl.sum(each, axis=1)
-            if SCALED:
-                even, odd = halves(tl.load(v_cache + place, mask=there, other=0), ASSEMBLED)
-                each *= tl.load(v_scales + at, mask=valid, other=0.0)[None, :] * UP
-                sums = tl.dot(each.to(tl.bfloat16), even, sums * faded[:, None])
-                odd_sums = tl.dot(each.to(tl.bfloat16), odd, odd_sums * faded[:, None])
-            else:
-                values = tl.load(v_cache + place, mask=there, other=0.0)
-                sums = tl.dot(each.to(values.dtype), values, sums * faded[:, None], input_precision="ieee")
-            peak = higher
-        if SCALED:
-            sums = tl.reshape(tl.join(sums, odd_sums), [TALL, WIDE]) * BACK
+            values = tl.load(v_cache + place, mask=there, other=0)
+            sums, odd_sums = add_values(
+                sums, odd_sums, faded, each, values, v_scales, at, valid, SCALED, ASSEMBLED
+            )  # fmt: skip
+        weighted = joined(sums, odd_sums, SCALED)
 
         if take == row_tiles:
-            mixed = sums * (1 / tl.where(total > 0, total, 1.0))[:, None]
+            mixed = weighted * (1 / tl.where(total > 0, total, 1.0))[:, None]
             tl.store(y + head[:, None] * DIM + column[None, :], mixed.to(y.dtype.element_ty), mask=inside)
         else:
             place = (2 * program + (tile == 0).to(tl.int32)) * TALL + tall
-            tl.store(found + place[:, None] * DIM + column[None, :], sums, mask=inside)
+            tl.store(found + place[:, None] * DIM + column[None, :], weighted, mask=inside)
             tl.store(weights + 2 * place, peak, mask=kept)
             tl.store(weights + 2 * place + 1, total, mask=kept)
         span = spans + 3 * (query_row * KV_HEADS + kv_head)

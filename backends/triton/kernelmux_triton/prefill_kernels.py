@@ -5,8 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernelmux_triton.attention_cache import LOG2E, pages_of, parts, score
-from kernelmux_triton.e4m3 import BACK, UP, halves
+from kernelmux_triton.attention_cache import (
+    LOG2E,
+    add_values,
+    capped,
+    fade,
+    joined,
+    nothing_seen,
+    pages_of,
+    score,
+    split_queries,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "sequences", "width"])
@@ -36,14 +45,7 @@ def attend(
     block_end = tl.maximum(length - (stop - 1 - last_row), 0)
     sees = tl.where(kept, length - (stop - 1 - query_row), block_end)
     loaded = tl.load(q + at, mask=inside, other=0.0)
-    if SCALED:
-        # Even and odd columns apart, as the cache's pairs of numbers are.
-        even, odd = tl.split(tl.reshape(loaded.to(tl.float32) * UP, [TALL, WIDE // 2, 2]))
-        queries = parts(even, kind), parts(odd, kind)
-        sums, odd_sums = tl.zeros([TALL, WIDE // 2], tl.float32), tl.zeros([TALL, WIDE // 2], tl.float32)
-    else:
-        queries = parts(loaded, kind), parts(loaded, kind)
-        sums, odd_sums = tl.zeros([TALL, WIDE], tl.float32), 0.0
+    queries = split_queries(loaded, kind, SCALED)
 
     # Tiles from `begin`: up to `low_edge` some row's window begins later, from `whole` on some row's sight ends.
     table = block_table + sequence.to(tl.int64) * width
@@ -52,7 +54,7 @@ def attend(
     if WINDOW > 0:
         begin = tl.maximum(first_end - WINDOW, 0) // TILE
         low_edge = tl.minimum(tl.cdiv(tl.maximum(block_end - WINDOW, 0), TILE), tiles)
-    state = tl.full([TALL], float("-inf"), tl.float32), tl.zeros([TALL], tl.float32), sums, odd_sums
+    state = nothing_seen(TALL, WIDE, SCALED)
     caches = k_cache, v_cache, k_scales, v_scales
     if WINDOW > 0:
         state = _tiles(
@@ -69,9 +71,7 @@ def attend(
         KV_HEADS, DIM, PAGE, WIDE, TILE, STAGES, SCALED, LOW, COPIES, ASSEMBLED, True,
     )  # fmt: skip
     _, total, sums, odd_sums = state
-    if SCALED:
-        sums = tl.reshape(tl.join(sums, odd_sums), [TALL, WIDE]) * BACK
-    mixed = sums * (1 / tl.where(total > 0, total, 1.0))[:, None]
+    mixed = joined(sums, odd_sums, SCALED) * (1 / tl.where(total > 0, total, 1.0))[:, None]
     # Looked up again: what is needed before the loops and after them would be in registers meanwhile.
     row, stop, length, sequence = _block(turn, query_start, kv_len, rows, sequences, block, SEQUENCES)
     query_row, kept, at, inside = _places(row, stop, first_head, HEADS, DIM, WIDE, PACK, TALL)
@@ -133,9 +133,6 @@ def _tiles(
     Unless MASKED every row sees all of them. The largest scores are times log2(e), scaled and capped. Where SCALED,
     queries and values are even and odd columns [TALL, WIDE / 2] apart.
     """
-    of_all, of_odd = queries
-    high, low = of_all
-    odd_high, odd_low = of_odd
     peak, total, sums, odd_sums = state
     k_cache, v_cache, k_scales, v_scales = caches
     # The scale of a score comes with the exponent, unless a cap stands between.
@@ -156,40 +153,21 @@ def _tiles(
         # Ahead of the loads that need them.
         pages = pages_of(table, start + TILE, end, PAGE, TILE)
         keys = _load(k_cache, place, corner, kv_head * DIM, valid, held, wide, COPIES, MASKED)
-        if SCALED:
-            even, odd = halves(keys, ASSEMBLED)
-            scores = score(high, low, even, LOW) + score(odd_high, odd_low, odd, LOW)
-            scores *= tl.load(k_scales + at, mask=valid, other=0.0)[None, :] * BACK
-        else:
-            scores = score(high, low, keys, LOW)
+        scores = score(queries, keys, k_scales, at, valid, SCALED, LOW, ASSEMBLED)
         if not late:
-            scores *= SCALE
-            if CAP > 0:
-                scores = CAP - 2 * CAP / (tl.exp(2 / CAP * scores) + 1)
-            scores *= LOG2E
+            scores = capped(scores, SCALE, CAP) * LOG2E
         if MASKED:
             visible = position[None, :] < sees[:, None]
             if WINDOW > 0:
                 visible = visible & (position[None, :] >= sees[:, None] - WINDOW)
             scores = tl.where(visible, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, axis=1) * factor)
-        # Finite where a row has seen nothing yet.
-        level = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
-        faded = tl.exp2(peak - level)
-        each = tl.exp2(scores * factor - level[:, None])
+        peak, faded, each = fade(peak, scores, factor, MASKED)
         values = _load(v_cache, place, corner, kv_head * DIM, valid, held, wide, COPIES, MASKED)
         if COPIES and MASKED:
             # Memory that no sequence has written may hold NaN.
             values = tl.where(valid[:, None], values, 0.0)
         total = total * faded + tl.sum(each, axis=1)
-        if SCALED:
-            each *= tl.load(v_scales + at, mask=valid, other=0.0)[None, :] * UP
-            even, odd = halves(values, ASSEMBLED)
-            sums = tl.dot(each.to(high.dtype), even, sums * faded[:, None])
-            odd_sums = tl.dot(each.to(high.dtype), odd, odd_sums * faded[:, None])
-        else:
-            sums = tl.dot(each.to(high.dtype), values, sums * faded[:, None], input_precision="ieee")
-        peak = higher
+        sums, odd_sums = add_values(sums, odd_sums, faded, each, values, v_scales, at, valid, SCALED, ASSEMBLED)
     return peak, total, sums, odd_sums
 
 
