@@ -36,18 +36,22 @@ class Result:
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def attempt(self, what: str, measure: Callable[[], Any]) -> Any:
-        """What `measure` gives; None where it raises, and then a note."""
-        started = time.perf_counter()
+    def tried(self, what: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives; None where it raises, and then a note."""
         try:
-            return measure()
+            return work()
         except Exception as error:
             traceback.print_exc()
             self.notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return None
-        finally:
-            print(f"[{self.part}] {what}: {time.perf_counter() - started:.1f} s", flush=True)
-            release()
+
+    def attempt(self, what: str, measure: Callable[[], Any]) -> Any:
+        """The same of a measurement: how long it took is printed, its memory given back."""
+        started = time.perf_counter()
+        found = self.tried(what, measure)
+        print(f"[{self.part}] {what}: {time.perf_counter() - started:.1f} s", flush=True)
+        release()
+        return found
 
     def add(self, what: str, measure: Callable[[], dict[str, Any]]) -> None:
         """One row more, printed too; a failure is a note."""

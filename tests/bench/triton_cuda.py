@@ -192,14 +192,14 @@ def alike(result: Result, shape: str, kernels: list[Any], node: TensorNode) -> l
         scratch = torch.empty(nbytes, dtype=torch.uint8, device=device.torch) if nbytes else None
         tensors = Tensors((as_planes(x),), (as_planes(y),), weights, scratch)
         what = f"{shape}, {kernel.tiling}"
-        return what, y[0], result.attempt(what, lambda: kernel.bind(node, tensors, None))
+        return what, y[0], result.tried(what, lambda: kernel.bind(node, tensors, None))
 
     # Compiled several at a time.
     with ThreadPoolExecutor(THREADS) as pool:
         every = list(pool.map(bound, kernels))
     found = {}
     for kernel, (what, y, launch) in zip(kernels, every, strict=True):
-        if launch and result.attempt(what, lambda launch=launch: (launch(), torch.cuda.synchronize())):
+        if launch and result.tried(what, lambda launch=launch: (launch(), torch.cuda.synchronize())):
             found[kernel.tiling] = y.float()
     if not found:
         return []

@@ -104,8 +104,8 @@ def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str, backend
     how = f"`tests/gpu/record.py --only {backend}`, with `--all` or `--memcheck`" if backend else "`make gpu-test`"
     method = f"{how}; a case that every kernel refuses is skipped with the reason"
     ordered = [known[part] for part in sorted(known)]
-    title = f"GPU tests{' of ' * bool(backend)}{backend} on {device.name}"
-    document = make_report(title, device, method, ordered, commit=commit)
+    of = f" of {backend}" if backend else ""
+    document = make_report(f"GPU tests{of} on {device.name}", device, method, ordered, commit=commit)
     document["versions"]["cuda"] = str(torch.version.cuda)
     folder.mkdir(parents=True, exist_ok=True)
     save_report(document, path)
