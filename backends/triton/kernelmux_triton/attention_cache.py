@@ -138,7 +138,10 @@ def capped(scores, SCALE: tl.constexpr, CAP: tl.constexpr):
 
 @triton.jit
 def fade(peak, scores, FACTOR: tl.constexpr, MASKED: tl.constexpr):
-    """The largest scores with these, what is left of weights until now, these weights. Scores are FACTOR log2(e)'s."""
+    """The largest scores with these, what is left of weights until now, and these weights.
+
+    `peak`, and scores times FACTOR, are exponents of two.
+    """
     higher = tl.maximum(peak, tl.max(scores, axis=1) * FACTOR)
     # Finite where a row has seen nothing yet.
     level = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
