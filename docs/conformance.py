@@ -98,9 +98,9 @@ matrix, why cases were refused. The page that `kernelmux check --html` writes ad
 
 def render() -> str:
     """The page: its head, then a matrix a backend."""
-    from kernelmux import registry
     from kernelmux.conformance import Filter, jobs
     from kernelmux.conformance.report import make_report, to_markdown
+    from kernelmux.contract import registry
 
     current = registry.current()
     outcomes = [job.run(current) for name in BACKENDS for job in jobs(name, current, wanted=Filter(smoke=True))]

@@ -6,8 +6,8 @@ import inspect
 import sys
 from pathlib import Path
 
-from kernelmux.hookspecs import Hooks
-from kernelmux.ops import OPS, Fused, Op
+from kernelmux.contract.hookspecs import Hooks
+from kernelmux.graph.ops import OPS, Fused, Op
 
 PAGE = Path(__file__).with_name("ops.md")
 HEAD = """# The ops

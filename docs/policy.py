@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from kernelmux.grammar import TABLES, Document, Selectors, Table
+from kernelmux.policy.grammar import TABLES, Document, Selectors, Table
 
 HERE = Path(__file__).parent
 

@@ -10,13 +10,13 @@ import types
 import pytest
 from hypothesis import strategies as st
 
-from kernelmux.device import Device
-from kernelmux.formats import dequantize_planes, quantize_planes
-from kernelmux.graph import Builder
-from kernelmux.hookspecs import CONTRACT, Kernel, hookimpl
-from kernelmux.ops import OPS, Operands, Rotation
-from kernelmux.plan import make_plan
-from kernelmux.policy import parse_policy
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import CONTRACT, Kernel, hookimpl
+from kernelmux.graph.formats import dequantize_planes, quantize_planes
+from kernelmux.graph.graph import Builder
+from kernelmux.graph.ops import OPS, Operands, Rotation
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import parse_policy
 
 CPU = Device("cpu")
 

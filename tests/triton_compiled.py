@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernelmux.formats import as_planes, lookup, torch_dtype
+from kernelmux.graph.formats import as_planes, lookup, torch_dtype
 
 SHARED = 227 * 1024
 """Bytes of shared memory that a program may have."""

@@ -8,8 +8,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from kernelmux import registry
 from kernelmux.conformance.hookup import jobs
+from kernelmux.contract import registry
 
 TORCH_TYPES = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
 TORCH_TYPES[tl.float8e4nv] = torch.float8_e4m3fn

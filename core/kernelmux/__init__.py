@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernelmux.model import Model, load
+    from kernelmux.run.model import Model, load
 
 __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "load"]
@@ -21,7 +21,7 @@ __all__ = ["Model", "__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Model", "load"):
-        from kernelmux import model
+        from kernelmux.run import model
 
         return getattr(model, name)
     raise AttributeError(f"module 'kernelmux' has no attribute {name!r}")

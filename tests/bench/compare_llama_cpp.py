@@ -17,8 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from kernelmux.bench.report import make_report, processor
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
+from kernelmux.measure.report import make_report, processor
 
 PROMPT_TOKENS, DECODED, REPEATS = 128, 64, 5
 IDS = [i * 37 % 40_000 + 100 for i in range(PROMPT_TOKENS)]
@@ -28,7 +28,7 @@ def time_kernelmux(model_path: str, threads: int) -> dict[str, float]:
     import torch
 
     import kernelmux
-    from kernelmux.session import Feed
+    from kernelmux.run.session import Feed
 
     torch.set_num_threads(threads)
     model = kernelmux.load(model_path)

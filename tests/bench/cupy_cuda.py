@@ -19,14 +19,14 @@ import torch
 from peers import bf16_calls, int4_calls
 from result import Result, arguments
 
-from kernelmux.bench.ceilings import measure_ceilings
-from kernelmux.bench.ops import copies, random_weights, time_kernel
-from kernelmux.bench.timing import Timing, time_launches
-from kernelmux.bench.works import Batch, Work, matrix_work
-from kernelmux.device import Device, find_device
-from kernelmux.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
-from kernelmux.graph import make_node
-from kernelmux.hookspecs import Tensors
+from kernelmux.contract.device import Device, find_device
+from kernelmux.contract.hookspecs import Tensors
+from kernelmux.graph.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
+from kernelmux.graph.graph import make_node
+from kernelmux.measure.ceilings import measure_ceilings
+from kernelmux.measure.ops import copies, random_weights, time_kernel
+from kernelmux.measure.timing import Timing, time_launches
+from kernelmux.measure.works import Batch, Work, matrix_work
 from kernelmux.models.random import random_planes
 from kernelmux_cupy import launch
 from kernelmux_cupy.mul_mat import F16, Bf16, Dp4a, Dp4aGateUpSwiglu

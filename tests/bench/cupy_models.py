@@ -13,10 +13,10 @@ from typing import Any
 
 from result import Result, arguments, release
 
-from kernelmux.bench.ceilings import measure_ceilings
-from kernelmux.bench.model import Load, ModelTiming, time_model
-from kernelmux.device import Device, find_device
-from kernelmux.model import Model, load, load_random
+from kernelmux.contract.device import Device, find_device
+from kernelmux.measure.ceilings import measure_ceilings
+from kernelmux.run.bench import Load, ModelTiming, time_model
+from kernelmux.run.model import Model, load, load_random
 
 POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 ROWS = 16

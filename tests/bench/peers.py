@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from kernelmux.bench.ops import copies
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
+from kernelmux.measure.ops import copies
 from kernelmux.models.random import random_planes
 
 Calls = list[Callable[[], object]]

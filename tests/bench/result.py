@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from kernelmux.bench.ceilings import Ceilings
-from kernelmux.bench.report import card, make_report, save_report
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
+from kernelmux.measure.ceilings import Ceilings
+from kernelmux.measure.report import card, make_report, save_report
 
 REPLAYED = "CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays a launch"
 """How launches are timed."""

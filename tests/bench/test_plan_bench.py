@@ -5,11 +5,11 @@ import pytest
 import kernelmux_reference
 import kernelmux_torch
 from fake_backend import CPU, FakeKernel, backend, chain, llama_graph
-from kernelmux import registry
-from kernelmux.hookspecs import Declined
-from kernelmux.ops import OPS
-from kernelmux.plan import make_plan
-from kernelmux.policy import default_policy, parse_policy
+from kernelmux.contract import registry
+from kernelmux.contract.hookspecs import Declined
+from kernelmux.graph.ops import OPS
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import default_policy, parse_policy
 
 LAYERS = 80
 POLICY = """\

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fake_backend import CPU, FakeKernel, backend, chain, plan_for
-from kernelmux import registry
-from kernelmux.memory import PackedWeights
-from kernelmux.walker import Walker
+from kernelmux.contract import registry
+from kernelmux.contract.packed import PackedWeights
+from kernelmux.run.walker import Walker
 
 NODES = 500
 

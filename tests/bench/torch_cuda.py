@@ -21,15 +21,15 @@ import transformers_llama
 from peers import fp8_calls
 from result import Result, arguments
 
-from kernelmux import registry
-from kernelmux.bench.ceilings import measure_ceilings
-from kernelmux.bench.model import Load, ModelTiming, time_model
-from kernelmux.bench.ops import OpTiming, copies, find_kernels, random_weights, time_kernel
-from kernelmux.bench.timing import Timing, time_launches
-from kernelmux.bench.works import Work, convert_work, matrix_work
-from kernelmux.device import Device, find_device
-from kernelmux.model import load_random
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device, find_device
+from kernelmux.measure.ceilings import measure_ceilings
+from kernelmux.measure.ops import OpTiming, copies, find_kernels, random_weights, time_kernel
+from kernelmux.measure.timing import Timing, time_launches
+from kernelmux.measure.works import Work, convert_work, matrix_work
 from kernelmux.models.random import SHAPES, Sizes
+from kernelmux.run.bench import Load, ModelTiming, time_model
+from kernelmux.run.model import load_random
 
 POLICIES = Path(__file__).parents[2] / "examples" / "policies"
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate+up": (28672, 4096), "down": (4096, 14336)}

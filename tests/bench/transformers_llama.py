@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from kernelmux.bench.timing import Timing
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
+from kernelmux.measure.timing import Timing
 from kernelmux.models.random import Sizes
 
 REPEATS = 5

@@ -18,13 +18,13 @@ from result import Result, arguments
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.bench.ceilings import measure_ceilings
-from kernelmux.bench.ops import copies
-from kernelmux.bench.timing import time_launches
-from kernelmux.device import Device, find_device
-from kernelmux.formats import Value, as_planes, dequantize_planes, empty_planes, quantize_planes
-from kernelmux.graph import TensorNode, make_node
-from kernelmux.hookspecs import Launch, Tensors
+from kernelmux.contract.device import Device, find_device
+from kernelmux.contract.hookspecs import Launch, Tensors
+from kernelmux.graph.formats import Value, as_planes, dequantize_planes, empty_planes, quantize_planes
+from kernelmux.graph.graph import TensorNode, make_node
+from kernelmux.measure.ceilings import measure_ceilings
+from kernelmux.measure.ops import copies
+from kernelmux.measure.timing import time_launches
 from kernelmux_triton import decode as decode_module
 from kernelmux_triton import prefill as prefill_module
 from kernelmux_triton.decode import Decode

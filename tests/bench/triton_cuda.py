@@ -23,15 +23,15 @@ from peers import bf16_calls, fp8_calls
 from result import Result, arguments
 
 import kernelmux_triton
-from kernelmux.bench.ceilings import measure_ceilings
-from kernelmux.bench.ops import random_weights, stored_as, time_kernel
-from kernelmux.bench.report import card
-from kernelmux.bench.timing import Timing, time_launches
-from kernelmux.bench.works import Batch, Work, matrix_work
-from kernelmux.device import Device, find_device
-from kernelmux.formats import Value, as_planes, empty_planes
-from kernelmux.graph import TensorNode, make_node
-from kernelmux.hookspecs import Tensors
+from kernelmux.contract.device import Device, find_device
+from kernelmux.contract.hookspecs import Tensors
+from kernelmux.graph.formats import Value, as_planes, empty_planes
+from kernelmux.graph.graph import TensorNode, make_node
+from kernelmux.measure.ceilings import measure_ceilings
+from kernelmux.measure.ops import random_weights, stored_as, time_kernel
+from kernelmux.measure.report import card
+from kernelmux.measure.timing import Timing, time_launches
+from kernelmux.measure.works import Batch, Work, matrix_work
 from kernelmux.models.random import random_planes
 from kernelmux_triton import few_rows, fp8, tuning
 from kernelmux_triton.measure import THREADS, measure

@@ -16,14 +16,14 @@ import torch
 import triton
 from result import Result, arguments
 
-from kernelmux.bench.ceilings import measure_ceilings
-from kernelmux.bench.ops import copies, random_weights, time_kernel
-from kernelmux.bench.timing import time_launches
-from kernelmux.bench.works import Batch, Work
-from kernelmux.device import Device, find_device
-from kernelmux.formats import Value
-from kernelmux.graph import TensorNode, make_node
-from kernelmux.ops import Rotation
+from kernelmux.contract.device import Device, find_device
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import TensorNode, make_node
+from kernelmux.graph.ops import Rotation
+from kernelmux.measure.ceilings import measure_ceilings
+from kernelmux.measure.ops import copies, random_weights, time_kernel
+from kernelmux.measure.timing import time_launches
+from kernelmux.measure.works import Batch, Work
 from kernelmux_triton.elementwise import Swiglu
 from kernelmux_triton.launch import bind
 from kernelmux_triton.norm import AddRmsNorm, RmsNorm

@@ -18,10 +18,10 @@ def test_a_generated_page_is_not_stale(page):
 
 
 def test_every_example_policy_is_sound():
-    from kernelmux import registry
-    from kernelmux.device import find_device
-    from kernelmux.policy import read_policy
-    from kernelmux.policy_check import check_policy
+    from kernelmux.contract import registry
+    from kernelmux.contract.device import find_device
+    from kernelmux.plan.check import check_policy
+    from kernelmux.policy.policy import read_policy
 
     examples = sorted((DOCS.parent / "examples" / "policies").glob("*.toml"))
     assert len(examples) >= 4

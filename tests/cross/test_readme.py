@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from command import TIMEOUT, clean_environment
-from kernelmux.policy import parse_policy
+from kernelmux.policy.policy import parse_policy
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -14,9 +14,9 @@ import torch
 
 import kernelmux
 from kernelmux.conformance.measure import compare
-from kernelmux.model import Model
-from kernelmux.plan import Plan
-from kernelmux.session import Feed
+from kernelmux.plan.plan import Plan
+from kernelmux.run.model import Model
+from kernelmux.run.session import Feed
 
 pytestmark = pytest.mark.model
 

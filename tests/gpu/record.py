@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from kernelmux.bench.report import card, make_report, save_report
-from kernelmux.device import find_device
+from kernelmux.contract.device import find_device
+from kernelmux.measure.report import card, make_report, save_report
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

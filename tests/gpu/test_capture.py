@@ -9,12 +9,12 @@ import torch
 
 import kernelmux
 from fake_backend import FakeKernel, compute
-from kernelmux import registry
+from kernelmux.contract import registry
+from kernelmux.contract.hookspecs import hookimpl
 from kernelmux.errors import LaunchError
-from kernelmux.formats import as_tuple
-from kernelmux.hookspecs import hookimpl
-from kernelmux.model import Model
-from kernelmux.session import Feed, Session
+from kernelmux.graph.formats import as_tuple
+from kernelmux.run.model import Model
+from kernelmux.run.session import Feed, Session
 
 POLICIES = {"f32": "*=triton:f32,torch:f32,triton,torch", "bf16": "mul_mat=torch:bf16"}
 PROMPTS = [[1, 2, 3, 4, 5], [9] * 17, [100, 30], [7, 8, 9] * 10, [50]]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernelmux import registry
 from kernelmux.conformance import suite
+from kernelmux.contract import registry
 from kernelmux.errors import BackendError
 
 

@@ -12,9 +12,9 @@ import torch
 
 import kernelmux
 from command import run_command
-from kernelmux.device import find_device, is_out_of_memory
+from kernelmux.contract.device import find_device, is_out_of_memory
 from kernelmux.errors import PlanError
-from kernelmux.session import CapacityError
+from kernelmux.run.session import CapacityError
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_there_is(tiny: Path):

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from kernelmux.formats import as_tuple, quantize_planes
+from kernelmux.graph.formats import as_tuple, quantize_planes
 from wrong.kernel import Right, planted
 
 

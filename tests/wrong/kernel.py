@@ -9,9 +9,9 @@ from functools import partial
 import torch
 
 from fake_backend import backend
-from kernelmux.formats import as_tuple, dequantize_planes, quantize_planes
-from kernelmux.hookspecs import Kernel
-from kernelmux.ops import Operands
+from kernelmux.contract.hookspecs import Kernel
+from kernelmux.graph.formats import as_tuple, dequantize_planes, quantize_planes
+from kernelmux.graph.ops import Operands
 
 
 class Right(Kernel):

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from kernelmux.ops.rope import angles
+from kernelmux.graph.ops.rope import angles
 from wrong.kernel import Right, planted
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from kernelmux.formats import lookup
+from kernelmux.graph.formats import lookup
 from wrong.kernel import Right, planted
 from wrong.linear import Narrow
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernelmux.formats import lookup
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.graph.formats import lookup
+from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function

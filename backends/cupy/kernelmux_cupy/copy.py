@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kernelmux.formats import Value, as_tuple, lookup
+from kernelmux.graph.formats import Value, as_tuple, lookup
 
 FLOATS = ("f32", "bf16", "f16")
 QUANTIZED = "q8_32"

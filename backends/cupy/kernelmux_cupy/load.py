@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kernelmux.device import Device, find_device
+from kernelmux.contract.device import Device, find_device
 from kernelmux_cupy.source import compile
 
 

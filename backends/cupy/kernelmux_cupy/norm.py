@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, emitted, formats, written
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup
-from kernelmux.weights import row_ranges
+from kernelmux.contract.device import Device
+from kernelmux.contract.weights import row_ranges
+from kernelmux.graph.formats import Weight, lookup
 
 ROWS = 32
 """Rows of a tile: one a lane."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux.ops import Rotation
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import Rotation
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
 from kernelmux_cupy.load import function

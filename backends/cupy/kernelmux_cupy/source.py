@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.contract.hookspecs import Declined
 from kernelmux.errors import BackendError
-from kernelmux.hookspecs import Declined
 
 if TYPE_CHECKING:
-    from kernelmux.device import Device
+    from kernelmux.contract.device import Device
 
 FOLDER = Path(__file__).parent / "cuda"
 OLDEST = (6, 1)

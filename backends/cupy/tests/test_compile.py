@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cuda_functions import EVERYWHERE, functions
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
 from kernelmux.errors import BackendError
 from kernelmux_cupy import source
 from kernelmux_cupy.tuning import H100, Shape, tune

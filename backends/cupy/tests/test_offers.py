@@ -4,12 +4,12 @@ import pytest
 
 import kernelmux_cupy
 from fake_backend import one_node
-from kernelmux import registry
 from kernelmux.conformance.hookup import all_cases
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.graph import case_node
-from kernelmux.hookspecs import Declined
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import case_node
 from kernelmux_cupy import source
 
 H100 = Device("cuda", 0, "H100", (9, 0))

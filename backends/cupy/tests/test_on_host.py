@@ -8,8 +8,8 @@ import pytest
 
 import cuda_on_host as on_host
 from fake_backend import backend, pass_or_skip
-from kernelmux import registry
 from kernelmux.conformance.hookup import jobs
+from kernelmux.contract import registry
 from kernelmux_cupy import attention, copy, elementwise, embed, norm, rope
 
 WANTED = (

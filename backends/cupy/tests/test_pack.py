@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup
-from kernelmux.ops.blocks import random_blocks
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Weight, lookup
+from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux_cupy.pack import TILED, pack, pack_blocks, packed_bytes, unpack
 
 CPU = Device("cpu")
@@ -34,5 +34,5 @@ def test_whole_groups_of_rows_take_no_more_bytes_than_the_file(format):
 
 def test_packing_some_rows_at_a_time_changes_nothing(monkeypatch):
     blocks = blocks_of("Q6_K", 100, 512)
-    monkeypatch.setattr("kernelmux.weights.CHUNK", 32 * 512)
+    monkeypatch.setattr("kernelmux.contract.weights.CHUNK", 32 * 512)
     assert pack(Weight("w", (100, 512), "Q6_K", (blocks,)), CPU).equal(pack_blocks("Q6_K", blocks, 512))

@@ -2,13 +2,13 @@
 
 import pytest
 
-from kernelmux import registry
 from kernelmux.conformance.hookup import all_cases
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.graph import case_node
-from kernelmux.hookspecs import Declined, Kernel
-from kernelmux.ops import OPS
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import case_node
+from kernelmux.graph.ops import OPS
 
 pytest.importorskip("cupy")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
 from kernelmux_cupy import source
 
 H100 = Device("cuda", 0, "H100", (9, 0))

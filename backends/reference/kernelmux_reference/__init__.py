@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernelmux.hookspecs import hookimpl
+from kernelmux.contract.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kernelmux.hookspecs import Kernel
+    from kernelmux.contract.hookspecs import Kernel
 
 CONTRACT = 1
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import FORMATS, Value, Weight, as_tuple, dequantize_planes, lookup, quantize_planes
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Planes, Tensors
-from kernelmux.ops import Operands
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Kernel, Launch, Planes, Tensors
+from kernelmux.graph.formats import FORMATS, Value, Weight, as_tuple, dequantize_planes, lookup, quantize_planes
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import Operands
 
 ACTIVATIONS = tuple(name for name, fmt in FORMATS.items() if fmt.rounding)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernelmux.hookspecs import Declined, hookimpl
+from kernelmux.contract.hookspecs import Declined, hookimpl
 from kernelmux_torch.cuda import without_triton
 
 if TYPE_CHECKING:
-    from kernelmux.device import Device
-    from kernelmux.graph import TensorNode
-    from kernelmux.hookspecs import Answer
+    from kernelmux.contract.device import Device
+    from kernelmux.contract.hookspecs import Answer
+    from kernelmux.graph.graph import TensorNode
 
 CONTRACT = 1
 

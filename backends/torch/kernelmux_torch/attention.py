@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
-from kernelmux.ops.attention import visible
+from kernelmux.contract.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops.attention import visible
 
 
 def offer(node: TensorNode) -> Answer:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from kernelmux.device import Device
-from kernelmux.formats import as_tuple, dequantize_planes, quantize_planes
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.graph.formats import as_tuple, dequantize_planes, quantize_planes
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.elementwise import FLOATS
 
 

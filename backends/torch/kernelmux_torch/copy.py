@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.elementwise import FLOATS
 
 

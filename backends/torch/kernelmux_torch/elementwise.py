@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 
 FLOATS = ("f32", "bf16", "f16")
 

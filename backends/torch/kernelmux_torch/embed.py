@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight, lookup
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.elementwise import FLOATS
 
 

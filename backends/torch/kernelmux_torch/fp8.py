@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch.nn.functional import ScalingType
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Planes, Tensors
-from kernelmux.weights import converted
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Planes, Tensors
+from kernelmux.contract.weights import converted
+from kernelmux.graph.formats import Weight, lookup
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.weights import dense
 
 BLOCK = 128

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.elementwise import FLOATS
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup
-from kernelmux.weights import dequantized_rows
+from kernelmux.contract.device import Device
+from kernelmux.contract.weights import dequantized_rows
+from kernelmux.graph.formats import Weight, lookup
 
 
 def dense(weight: Weight, dtype: torch.dtype, device: Device) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import pytest
 
 from fake_backend import backend, pass_or_skip
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
 from kernelmux_torch import _scaled
 from kernelmux_torch.cuda import gate_up_swiglu, qkv
 from triton_interpreter import interpreted_jobs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fake_backend import one_node
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.hookspecs import Declined
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined
+from kernelmux.graph.formats import Value
 from kernelmux_torch import convert
 
 CUDA = Device("cuda", 0, "some card", (9, 0))

@@ -6,13 +6,13 @@ import pytest
 
 import kernelmux_torch
 from fake_backend import one_node
-from kernelmux import registry
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.graph import Builder
-from kernelmux.ops import Rotation
-from kernelmux.plan import make_plan
-from kernelmux.policy import parse_policy
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import Builder
+from kernelmux.graph.ops import Rotation
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import parse_policy
 
 pytest.importorskip("triton")
 

@@ -3,11 +3,11 @@
 import pytest
 
 from fake_backend import one_node
-from kernelmux import registry
 from kernelmux.conformance.hookup import all_cases
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.graph import case_node
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import case_node
 
 H100 = Device("cuda", name="H100", capability=(9, 0))
 NODES = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fake_backend import nmse, one_node
-from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
-from kernelmux.hookspecs import Declined, Kernel, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Tensors
+from kernelmux.graph.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
 from kernelmux_torch import fp8
 
 CPU = Device("cpu")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fake_backend import nmse, one_node
-from kernelmux.device import Device
-from kernelmux.formats import Value, Weight
-from kernelmux.hookspecs import Declined, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Tensors
+from kernelmux.graph.formats import Value, Weight
 from kernelmux_torch import mul_mat, weights
 from kernelmux_torch.cuda import mul_mat as on_cuda
 

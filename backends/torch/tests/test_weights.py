@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, empty_planes, quantize_planes
-from kernelmux.ops.blocks import random_blocks
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Value, Weight, empty_planes, quantize_planes
+from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux_torch.weights import dense
 
 CPU = Device("cpu")
@@ -22,5 +22,5 @@ def test_some_rows_at_a_time_is_all_at_once(monkeypatch, source):
         planes = empty_planes(Value("w", shape, source))
         quantize_planes(source, torch.randn(shape, generator=generator), planes)
     weight = Weight("w", shape, source, planes)
-    monkeypatch.setattr("kernelmux.weights.CHUNK", 1)
+    monkeypatch.setattr("kernelmux.contract.weights.CHUNK", 1)
     assert dense(weight, torch.bfloat16, CPU).equal(weight.dequantize(torch.bfloat16))

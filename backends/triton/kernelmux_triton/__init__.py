@@ -6,12 +6,12 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kernelmux.hookspecs import Declined, hookimpl
+from kernelmux.contract.hookspecs import Declined, hookimpl
 
 if TYPE_CHECKING:
-    from kernelmux.device import Device
-    from kernelmux.graph import TensorNode
-    from kernelmux.hookspecs import Answer
+    from kernelmux.contract.device import Device
+    from kernelmux.contract.hookspecs import Answer
+    from kernelmux.graph.graph import TensorNode
 
 CONTRACT = 1
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kernelmux.device import Device
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import decode
 from kernelmux_triton.attention_cache import CACHES, WIDEST
 from kernelmux_triton.decode import Decode

@@ -9,9 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.formats import as_tuple, lookup
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Planes
+from kernelmux.contract.hookspecs import Kernel, Planes
+from kernelmux.graph.formats import as_tuple, lookup
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.e4m3 import BACK, UP, halves
 
 FLOATS = ("f32", "bf16", "f16")

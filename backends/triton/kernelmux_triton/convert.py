@@ -14,10 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.device import Device
-from kernelmux.formats import ALL, lookup
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.graph.formats import ALL, lookup
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import BLOCKS, FLOATS, load_row, planes, reciprocal, scale_of, scaling, store_row
 

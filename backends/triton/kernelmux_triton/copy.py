@@ -8,8 +8,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, load_row, planes, scaling, store_row, warps
 

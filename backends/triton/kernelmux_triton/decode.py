@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import triton
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch, Tensors, in_turn
+from kernelmux.contract.hookspecs import Launch, Tensors, in_turn
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.attention_cache import Cached, planes_of, pow2, wide_of
 from kernelmux_triton.decode_kernels import attend, weigh
 from kernelmux_triton.launch import bind

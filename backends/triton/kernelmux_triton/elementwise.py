@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, emitted, planes, scaling, store_row, warps
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import triton
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, as_tuple
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.graph.formats import Weight, as_tuple
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows_kernels, tuning
 from kernelmux_triton.few_rows_gemv import gemv
 from kernelmux_triton.few_rows_pack import PLANES

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelmux.formats import lookup
+from kernelmux.graph.formats import lookup
 
 Shapes = Sequence[tuple[int, torch.dtype]]
 

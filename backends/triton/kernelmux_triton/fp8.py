@@ -14,10 +14,10 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows, fp8_kernels, tuning
 from kernelmux_triton.few_rows import FLOATS, MOST, Operands
 from kernelmux_triton.few_rows_tilings import Tiling as FewRowsTiling

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.hookspecs import Launch
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Launch
 
 H100 = 132
 """Its multiprocessors."""

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import torch
 
-from kernelmux.bench.ops import copies
-from kernelmux.bench.timing import time_launches
-from kernelmux.device import Device
-from kernelmux.formats import Value, as_planes, empty_planes
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Launch, Tensors
+from kernelmux.graph.formats import Value, as_planes, empty_planes
+from kernelmux.graph.graph import TensorNode
+from kernelmux.measure.ops import copies
+from kernelmux.measure.timing import time_launches
 from kernelmux_triton.mul_mat_weights import stored
 
 THREADS = 6

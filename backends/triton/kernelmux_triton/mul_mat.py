@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 
-from kernelmux.device import Device
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import fp8
 from kernelmux_triton.few_rows import F16, Bf16, Dequant, FewRows, Fp8Weight
 from kernelmux_triton.few_rows_pack import PLANES

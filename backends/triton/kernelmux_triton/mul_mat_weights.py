@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight, lookup, torch_dtype
-from kernelmux.graph import TensorNode
-from kernelmux.weights import converted, row_ranges
+from kernelmux.contract.device import Device
+from kernelmux.contract.weights import converted, row_ranges
+from kernelmux.graph.formats import Weight, lookup, torch_dtype
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.few_rows_pack import PLANES, pack
 
 Stored = list[tuple[tuple[int, ...], torch.dtype]]

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, emitted, planes, reciprocal, scale_of, scaling, store_row, warps
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch, Tensors
+from kernelmux.contract.hookspecs import Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.attention_cache import Cached, planes_of, pow2, wide_of
 from kernelmux_triton.launch import bind
 from kernelmux_triton.prefill_kernels import attend

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, lookup
-from kernelmux.graph import TensorNode, make_node
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
-from kernelmux.memory import aligned
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.graph.formats import Value, Weight, aligned, lookup
+from kernelmux.graph.graph import TensorNode, make_node
 from kernelmux_triton.few_rows import FLOATS, FewRows
 from kernelmux_triton.fp8 import Fp8Row
 from kernelmux_triton.mul_mat import kernels, tiled, with_rows

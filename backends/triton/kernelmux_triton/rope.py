@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux.ops import Rotation
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import Rotation
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS
 

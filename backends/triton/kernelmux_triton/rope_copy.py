@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Launch
+from kernelmux.contract.hookspecs import Launch
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rope import angle, blocks, rotation_args, turn
 

@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernelmux.formats import Value, as_tuple, lookup
+from kernelmux.graph.formats import Value, as_tuple, lookup
 
 FLOATS = ("f32", "bf16", "f16")
 BLOCKS = ("q8_32", "fp8_block")

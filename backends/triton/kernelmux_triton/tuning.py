@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
 
 VERSION = 1
 """Changes whenever what was measured before says nothing of the kernels as they are."""

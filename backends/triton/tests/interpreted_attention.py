@@ -9,7 +9,7 @@ import pytest
 
 from fake_backend import backend, pass_or_skip
 from kernelmux.conformance.hookup import Job
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
 from kernelmux_triton import attention, launch
 from triton_interpreter import interpreted_jobs
 

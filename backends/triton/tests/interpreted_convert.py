@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fake_backend import backend, one_node, pass_or_skip
-from kernelmux.device import Device
-from kernelmux.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
-from kernelmux.hookspecs import Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Tensors
+from kernelmux.graph.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
 from kernelmux_triton import convert
 from triton_interpreter import interpreted_jobs
 

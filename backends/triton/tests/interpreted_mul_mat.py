@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 import pytest
 
 from fake_backend import backend
-from kernelmux.device import Device
-from kernelmux.graph import case_node
+from kernelmux.contract.device import Device
+from kernelmux.graph.graph import case_node
 from kernelmux_triton import mul_mat
 from triton_interpreter import interpreted_jobs
 

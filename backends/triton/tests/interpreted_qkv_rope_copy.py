@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from fake_backend import backend, pass_or_skip
-from kernelmux.device import Device
+from kernelmux.contract.device import Device
 from kernelmux_triton import qkv_rope_copy
 from triton_interpreter import interpreted_jobs
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fake_backend import backend, nmse, one_node, pass_or_skip
-from kernelmux.formats import Value, as_planes, dequantize_planes, empty_planes, lookup
-from kernelmux.hookspecs import Tensors
+from kernelmux.contract.hookspecs import Tensors
+from kernelmux.graph.formats import Value, as_planes, dequantize_planes, empty_planes, lookup
 from kernelmux_triton import elementwise, embed, norm
 from triton_interpreter import interpreted_jobs
 

@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
 
 from fake_backend import one_node
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.hookspecs import Declined, Tensors
-from kernelmux.session import PAGE_SIZE
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Tensors
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux_triton import attention, decode, prefill
 from triton_compiled import SHARED, compile_for_h100, planes_of
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from fake_backend import one_node
-from kernelmux.device import Device
-from kernelmux.formats import Value, as_planes, lookup, torch_dtype
-from kernelmux.hookspecs import Tensors
-from kernelmux.ops import Rotation
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Tensors
+from kernelmux.graph.formats import Value, as_planes, lookup, torch_dtype
+from kernelmux.graph.ops import Rotation
 
 triton = pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.graph import make_node
-from kernelmux.hookspecs import Tensors
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Tensors
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import make_node
 from kernelmux_triton.mul_mat_weights import stored
 
 pytestmark = pytest.mark.slow

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, lookup
-from kernelmux.graph import make_node
-from kernelmux.ops.blocks import random_blocks
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Value, Weight, lookup
+from kernelmux.graph.graph import make_node
+from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux_triton import mul_mat_weights
 from kernelmux_triton.few_rows_pack import PLANES, pack, unpack
 
@@ -31,7 +31,7 @@ def test_unpacking_gives_the_file_back(format, n, blocks, seed):
 @pytest.mark.parametrize("format", PLANES)
 def test_packing_some_rows_at_a_time_changes_nothing(format, monkeypatch):
     blocks = random_blocks(format, (300, 256), torch.Generator().manual_seed(0))
-    monkeypatch.setattr("kernelmux.weights.CHUNK", 128 * 256)
+    monkeypatch.setattr("kernelmux.contract.weights.CHUNK", 128 * 256)
     planes = mul_mat_weights.packed([Weight("w", (300, 256), format, (blocks,))], format, CPU)
     assert all(part.equal(whole) for part, whole in zip(planes, pack(format, blocks), strict=True))
 

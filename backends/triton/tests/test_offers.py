@@ -7,12 +7,12 @@ import pytest
 import kernelmux_torch
 import kernelmux_triton
 from fake_backend import llama_graph, one_node
-from kernelmux import registry
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.hookspecs import Declined
-from kernelmux.plan import make_plan
-from kernelmux.policy import default_policy, parse_policy
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined
+from kernelmux.graph.formats import Value
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import default_policy, parse_policy
 
 H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
 A100 = Device("cuda", 0, "NVIDIA A100", (8, 0))

@@ -2,11 +2,11 @@
 
 import pytest
 
-from kernelmux import registry
-from kernelmux.device import Device
-from kernelmux.model import load_random
-from kernelmux.plan import make_plan
-from kernelmux.policy import default_policy
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import default_policy
+from kernelmux.run.model import load_random
 
 H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
 

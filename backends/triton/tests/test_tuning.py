@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from kernelmux.device import Device
-from kernelmux.formats import Value
-from kernelmux.graph import make_node
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import make_node
 from kernelmux_triton import mul_mat, tuning
 from kernelmux_triton.tuning import Shape, choose
 

@@ -14,7 +14,7 @@ from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
 from kernelmux.cli.run import run
-from kernelmux.device import is_out_of_memory, out_of_memory
+from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.errors import KernelmuxError
 
 app = typer.Typer(

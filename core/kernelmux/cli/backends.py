@@ -14,7 +14,7 @@ def backends(
     json: Json = False,
 ) -> None:
     """List the installed backends, the ops that each has kernels for, and why a broken one is quarantined."""
-    from kernelmux import registry
+    from kernelmux.contract import registry
 
     found = registry.current()
     rows = [

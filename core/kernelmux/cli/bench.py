@@ -20,9 +20,9 @@ from kernelmux.cli.common import (
 from kernelmux.errors import KernelmuxError, nearest
 
 if TYPE_CHECKING:
-    from kernelmux.bench.ceilings import Ceilings
-    from kernelmux.bench.works import Work
-    from kernelmux.device import Device
+    from kernelmux.contract.device import Device
+    from kernelmux.measure.ceilings import Ceilings
+    from kernelmux.measure.works import Work
 
 bench = typer.Typer(
     name="bench", help="Measure kernels and models on this machine.", no_args_is_help=True, add_completion=False
@@ -55,9 +55,9 @@ def ops(
     json: JsonFile = None,
 ) -> None:
     """Time every kernel that takes a node, side by side, as shares of what the machine can do."""
-    from kernelmux.bench.ceilings import measure_ceilings
-    from kernelmux.device import find_device
-    from kernelmux.formats import lookup
+    from kernelmux.contract.device import find_device
+    from kernelmux.graph.formats import lookup
+    from kernelmux.measure.ceilings import measure_ceilings
 
     target = find_device(device)
     stored = lookup(activations or ("bf16" if target.kind == "cuda" else "f32")).name
@@ -84,8 +84,8 @@ def model(
     json: JsonFile = None,
 ) -> None:
     """Time prompts and decoding of a model, and what Python and memory they cost."""
-    from kernelmux.bench.model import DECODES, PROMPTS, Load, time_model
-    from kernelmux.memory import human_bytes
+    from kernelmux.graph.formats import human_bytes
+    from kernelmux.run.bench import DECODES, PROMPTS, Load, time_model
 
     opened = open_asked(model, random, device)
     longest, held = max(prompt, context + decode), opened.source.shape.context
@@ -100,7 +100,7 @@ def model(
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
     """The nodes that `--shape` and `--op` name, at every row count."""
-    from kernelmux.bench.works import matrix_work, model_works
+    from kernelmux.measure.works import matrix_work, model_works
     from kernelmux.models import open_random
 
     sizes, _, format = shape.partition(":")
@@ -126,8 +126,8 @@ def _timed(
     works: Sequence[Work], asked: Sequence[str], device: Device, activations: str, ceilings: Ceilings
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each kernel that runs, and why others do not; an error where that is none."""
-    from kernelmux import registry
-    from kernelmux.bench.ops import find_kernels, random_weights, time_kernel
+    from kernelmux.contract import registry
+    from kernelmux.measure.ops import find_kernels, random_weights, time_kernel
 
     def wanted(name: str) -> bool:
         return not asked or name in asked or name.partition(":")[0] in asked
@@ -159,7 +159,7 @@ def _show(
     title: str, device: Device, method: str, rows: list[dict[str, Any]], notes: list[str], json: Path | None
 ) -> None:
     """A table on stdout, notes on stderr, and the document where it was asked for."""
-    from kernelmux.bench.report import make_report, save_report
+    from kernelmux.measure.report import make_report, save_report
 
     cells = [[" to ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
     print_table(list(rows[0]), cells, f"{title}: {method}")

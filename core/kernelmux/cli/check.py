@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kernelmux.conformance.case_file import CaseFile
     from kernelmux.conformance.hookup import Known
     from kernelmux.conformance.report import Report
-    from kernelmux.registry import Registry
+    from kernelmux.contract.registry import Registry
 
 STDOUT = Path("-")
 
@@ -46,12 +46,12 @@ def check(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
 ) -> None:
     """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails."""
-    from kernelmux import registry
     from kernelmux.conformance import Filter
     from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
-    from kernelmux.device import find_device
+    from kernelmux.contract import registry
+    from kernelmux.contract.device import find_device
 
     for path in (json, html):
         if path is not None and not path.parent.is_dir():
@@ -125,7 +125,7 @@ def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
     chosen = exact or [job for job in every if wanted.wants(job)]
     if chosen:
         return chosen
-    from kernelmux.ops import OPS
+    from kernelmux.graph.ops import OPS
 
     if wanted.op and wanted.op not in OPS:
         raise BackendError(f"unknown op {wanted.op!r}{nearest(wanted.op, OPS)}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from kernelmux.model import Model
-    from kernelmux.plan import Plan
+    from kernelmux.plan.plan import Plan
+    from kernelmux.run.model import Model
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
 OptionalModelPath = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file.", show_default=False)]
@@ -30,8 +30,8 @@ Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")
 
 def open_asked(path: Path | None, random: str | None, device: str) -> Model:
     """The model of a file, or a random one whose weights are drawn on the device."""
-    from kernelmux.device import find_device
-    from kernelmux.model import load, load_random
+    from kernelmux.contract.device import find_device
+    from kernelmux.run.model import load, load_random
 
     if path is not None and random is None:
         return load(path)

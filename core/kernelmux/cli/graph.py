@@ -9,8 +9,8 @@ import typer
 from kernelmux.cli.common import Json, ModelPath, print_table
 
 if TYPE_CHECKING:
-    from kernelmux.formats import Value
-    from kernelmux.graph import Graph
+    from kernelmux.graph.formats import Value
+    from kernelmux.graph.graph import Graph
 
 
 def graph(

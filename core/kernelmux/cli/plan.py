@@ -21,10 +21,10 @@ from kernelmux.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from kernelmux.choice import Rejection
-    from kernelmux.model import Model
-    from kernelmux.plan import Plan
-    from kernelmux.schedule import Schedule
+    from kernelmux.plan.choice import Rejection
+    from kernelmux.plan.plan import Plan
+    from kernelmux.plan.schedule import Schedule
+    from kernelmux.run.model import Model
 
 
 def plan(
@@ -50,7 +50,7 @@ def plan(
         return
     made = make_plan(opened, policy, use, device)
     if lock is not None:
-        from kernelmux.lock import write_lock
+        from kernelmux.plan.lock import write_lock
 
         write_lock(made, lock)
         typer.echo(f"{lock}: locked {made.fingerprint}", err=True)
@@ -96,8 +96,8 @@ def describe(plan: Plan, schedule: Schedule, rows: int) -> dict[str, Any]:
 
 def summary(plan: Plan, schedule: Schedule) -> list[str]:
     """A few lines: how many nodes of each op each kernel got, and what the plan needs."""
-    from kernelmux.memory import human_bytes
-    from kernelmux.plan import kernel_counts
+    from kernelmux.graph.formats import human_bytes
+    from kernelmux.plan.plan import kernel_counts
 
     lines = []
     for op, kernels in kernel_counts(schedule).items():
@@ -116,7 +116,7 @@ def summary(plan: Plan, schedule: Schedule) -> list[str]:
 
 def capturing(plan: Plan) -> list[str]:
     """On CUDA, which decode steps run as CUDA graphs, and which kernels keep the others from it."""
-    from kernelmux.capture import CAPTURED_ROWS, captured_rows
+    from kernelmux.run.capture import CAPTURED_ROWS, captured_rows
 
     if plan.device.kind != "cuda":
         return []
@@ -182,7 +182,7 @@ def _show_node(plan: Plan, name: str, json: bool) -> None:
 
 
 def _plan_of(model: Model, path: Path, use: list[str] | None, device: str) -> Plan:
-    from kernelmux.lock import is_lock
+    from kernelmux.plan.lock import is_lock
 
     return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device)
 

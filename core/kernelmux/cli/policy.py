@@ -22,11 +22,11 @@ def check(
     json: Json = False,
 ) -> None:
     """Find names of nothing, rules never reached, rules that match nothing, and requirements that fail: exit code 1."""
-    from kernelmux import registry
-    from kernelmux.device import find_device
+    from kernelmux.contract import registry
+    from kernelmux.contract.device import find_device
     from kernelmux.errors import PolicyError
-    from kernelmux.policy import read_policy
-    from kernelmux.policy_check import Finding, check_policy, line_in
+    from kernelmux.plan.check import Finding, check_policy, line_in
+    from kernelmux.policy.policy import read_policy
 
     try:
         parsed = read_policy(file)
@@ -54,6 +54,6 @@ def check(
 @policy.command()
 def schema() -> None:
     """Print the JSON Schema of policy files."""
-    from kernelmux.grammar import Document
+    from kernelmux.policy.grammar import Document
 
     print_json(Document.model_json_schema())

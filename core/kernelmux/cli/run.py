@@ -23,8 +23,8 @@ from kernelmux.cli.common import (
 from kernelmux.cli.plan import summary
 
 if TYPE_CHECKING:
-    from kernelmux.model import Generation
-    from kernelmux.plan import Plan
+    from kernelmux.plan.plan import Plan
+    from kernelmux.run.model import Generation
 
 
 def run(
@@ -123,7 +123,7 @@ def _print_statistics(answer: Generation, plan: Plan) -> None:
 
 
 def _describe(answer: Generation, plan: Plan, text: str, interrupted: bool) -> dict[str, Any]:
-    from kernelmux.plan import kernel_counts
+    from kernelmux.plan.plan import kernel_counts
 
     return {
         "text": text,

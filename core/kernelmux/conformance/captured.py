@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kernelmux.conformance.guarded import POISONS, same
-from kernelmux.hookspecs import Launch
+from kernelmux.contract.hookspecs import Launch
 
 if TYPE_CHECKING:
     from kernelmux.conformance.trial import Trial

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kernelmux.errors import GraphError, KernelmuxError, LaunchError
-from kernelmux.formats import Value, lookup
-from kernelmux.graph import LEAF, Graph, TensorNode
-from kernelmux.ops import Case
-from kernelmux.ops.op import Draw, elements, marks
-from kernelmux.walk import Walk
-from kernelmux.walker import Walker
+from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.graph import LEAF, Graph, TensorNode
+from kernelmux.graph.ops import Case
+from kernelmux.graph.ops.op import Draw, elements, marks
+from kernelmux.run.walk import Walk
+from kernelmux.run.walker import Walker
 
 if TYPE_CHECKING:
-    from kernelmux.capture import CapturedWalk
-    from kernelmux.session import Session
+    from kernelmux.run.capture import CapturedWalk
+    from kernelmux.run.session import Session
 
 SCHEMA = 1
 """Of the file; another number is another form."""

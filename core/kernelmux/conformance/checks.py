@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmux.conformance.guarded import POISONS, same
-from kernelmux.formats import dequantize_planes, lookup, planes_of_rows
-from kernelmux.hookspecs import Launch
+from kernelmux.contract.hookspecs import Launch
+from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows
 
 if TYPE_CHECKING:
     from kernelmux.conformance.trial import Trial
-    from kernelmux.graph import TensorNode
+    from kernelmux.graph.graph import TensorNode
 
 
 def written(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelmux.conformance.guarded import same
-from kernelmux.formats import Value
-from kernelmux.hookspecs import Kernel
-from kernelmux.memory import packed_key
+from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract.packed import packed_key
+from kernelmux.graph.formats import Value
 
 if TYPE_CHECKING:
     from kernelmux.conformance.trial import Trial

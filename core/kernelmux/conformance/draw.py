@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.formats import Value, Weight, empty_planes, lookup, quantize_planes
-from kernelmux.graph import Builder, Graph
-from kernelmux.ops import Case
-from kernelmux.ops.blocks import random_blocks
+from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.graph.graph import Builder, Graph
+from kernelmux.graph.ops import Case
+from kernelmux.graph.ops.blocks import random_blocks
 
 DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
 """An input as the case states it, and its planes."""

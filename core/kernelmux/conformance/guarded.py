@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kernelmux.formats import Value, as_planes, lookup, torch_dtype
-from kernelmux.hookspecs import Planes
-from kernelmux.memory import ALIGNMENT, aligned
+from kernelmux.contract.hookspecs import Planes
+from kernelmux.graph.formats import ALIGNMENT, Value, aligned, as_planes, lookup, torch_dtype
 
 BAND = 256
 """Bytes of a guard band at least; it holds two rows and two columns, so that one too many ends in it."""

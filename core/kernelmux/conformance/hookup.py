@@ -17,13 +17,13 @@ from typing import Any
 from kernelmux.conformance.case_file import CaseFile, read_cases
 from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import ALL, Variant, choices, run_case
-from kernelmux.device import find_device
+from kernelmux.contract.device import find_device
+from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, nearest
-from kernelmux.graph import TensorNode, case_node
-from kernelmux.hookspecs import Kernel
-from kernelmux.ops import OPS, Case
-from kernelmux.ops.op import Op
-from kernelmux.registry import Registry
+from kernelmux.graph.graph import TensorNode, case_node
+from kernelmux.graph.ops import OPS, Case
+from kernelmux.graph.ops.op import Op
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ def suite(
     """
     import pytest
 
-    from kernelmux import registry
+    from kernelmux.contract import registry
 
     known = read_known(Path(known_failures)) if known_failures else []
     current = registry.current()

@@ -87,9 +87,9 @@ class _Results:
                 terminalreporter.line(f"written: {path}")
 
     def _report(self) -> Report:
-        from kernelmux import registry
         from kernelmux.conformance import Outcome
         from kernelmux.conformance.report import make_report
+        from kernelmux.contract import registry
 
         fields = Outcome.__dataclass_fields__
         outcomes = [

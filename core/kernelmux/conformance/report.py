@@ -18,7 +18,7 @@ from kernelmux.conformance.outcome import Outcome, Status, share
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kernelmux.registry import Backend
+    from kernelmux.contract.registry import Backend
 
 SIGNS: Mapping[Status, str] = {"fail": "✗", "known": "!", "pass": "✓", "refused": "–"}
 """How each status is written where there is room for one sign; the worst first."""

@@ -16,13 +16,13 @@ from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
-from kernelmux.device import Device, find_device
+from kernelmux.contract.device import Device, find_device
+from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.contract.registry import Offer, Registry
 from kernelmux.errors import KernelmuxError
-from kernelmux.formats import Value
-from kernelmux.graph import TensorNode, case_node
-from kernelmux.hookspecs import Declined, Kernel
-from kernelmux.ops import Case, Fused
-from kernelmux.registry import Offer, Registry
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import TensorNode, case_node
+from kernelmux.graph.ops import Case, Fused
 
 ALL = "all"
 """The place of a variant that is about every value in question."""

@@ -16,11 +16,11 @@ import torch
 from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Guarded, same
 from kernelmux.conformance.measure import Measured, compare
-from kernelmux.device import Device
-from kernelmux.formats import Value, Weight, dequantize_planes, lookup, planes_of_rows, quantize_planes
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
-from kernelmux.ops import Operands
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.formats import Value, Weight, dequantize_planes, lookup, planes_of_rows, quantize_planes
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import Operands
 
 CACHED = 0x3F
 """What caches hold while a kernel is bound: nothing that a launch on zeros would write."""

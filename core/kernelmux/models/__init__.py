@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kernelmux.errors import ModelError, nearest
-from kernelmux.graph import Graph
+from kernelmux.graph.graph import Graph
 from kernelmux.models import llama
 from kernelmux.models.gguf import ModelFile, read
 from kernelmux.models.llama import Shape

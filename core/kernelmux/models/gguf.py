@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kernelmux.errors import ModelError
-from kernelmux.formats import BY_GGUF_NUMBER, Format, Weight
+from kernelmux.graph.formats import BY_GGUF_NUMBER, Format, Weight
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

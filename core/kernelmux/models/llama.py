@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernelmux.errors import ModelError
-from kernelmux.formats import Dim, Value
-from kernelmux.graph import Builder, Graph
+from kernelmux.graph.formats import Dim, Value
+from kernelmux.graph.graph import Builder, Graph
+from kernelmux.graph.ops import Rotation
 from kernelmux.models.gguf import ModelFile
-from kernelmux.ops import Rotation
 
 
 @dataclass(frozen=True)

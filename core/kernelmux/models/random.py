@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import ModelError, nearest
-from kernelmux.formats import Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.tokenizer import BYTES
-from kernelmux.ops.blocks import random_blocks
 
 if TYPE_CHECKING:
     import torch

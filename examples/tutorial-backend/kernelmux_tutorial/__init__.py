@@ -1,6 +1,6 @@
 """The tutorial backend: which nodes it takes. `kernelmux plan` asks here, before anything is packed or launched."""
 
-from kernelmux.hookspecs import Declined, hookimpl
+from kernelmux.contract.hookspecs import Declined, hookimpl
 
 CONTRACT = 1  # the version of hookspecs.py that this was written for
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from kernelmux.hookspecs import Kernel
+from kernelmux.contract.hookspecs import Kernel
 
 
 class Float32(Kernel):

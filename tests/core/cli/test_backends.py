@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from command import assert_one_line_error, call_command, run_command
-from kernelmux import registry
-from kernelmux.ops import OPS
+from kernelmux.contract import registry
+from kernelmux.graph.ops import OPS
 
 BROKEN = SimpleNamespace(CONTRACT=99)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from command import assert_one_line_error, call_command
-from kernelmux.bench import ops
-from kernelmux.bench.ceilings import Ceilings
+from kernelmux.measure import ops
+from kernelmux.measure.ceilings import Ceilings
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch):
     ceilings = Ceilings(1e10, 1e10, {"bf16": 1e11, "f32": 1e11})
-    monkeypatch.setattr("kernelmux.bench.ceilings.measure_ceilings", lambda device: ceilings)
+    monkeypatch.setattr("kernelmux.measure.ceilings.measure_ceilings", lambda device: ceilings)
     monkeypatch.setattr(ops, "PAST_CACHE", {"cpu": 2**16})
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from command import assert_one_line_error, call_command
 from fake_backend import FakeKernel, backend, compute
-from kernelmux import registry
-from kernelmux.hookspecs import Declined
-from kernelmux.ops import OPS
+from kernelmux.contract import registry
+from kernelmux.contract.hookspecs import Declined
+from kernelmux.graph.ops import OPS
 
 CASES = {case.name: case for case in OPS["silu"].cases()}
 VARIANTS = ["silu-m5-n576@outputs0=f32", "silu-m5-n576@outputs0=f16"]

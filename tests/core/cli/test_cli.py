@@ -105,7 +105,7 @@ def test_ctrl_c_before_the_first_word_exits_with_130_and_no_traceback(monkeypatc
     def interrupted(path: Path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kernelmux.model.load", interrupted)
+    monkeypatch.setattr("kernelmux.run.model.load", interrupted)
     result = call_command("run", tiny, "-p", "hello")
     assert (result.code, result.out) == (130, "")
     assert "Traceback" not in result.err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import Result, assert_one_line_error, call_command
-from kernelmux.graph import Graph
+from kernelmux.graph.graph import Graph
 from kernelmux.models import open_model
 from tiny_model import write_tiny_llama
 

@@ -41,7 +41,7 @@ def policy(tmp_path: Path, text: str) -> Path:
 def test_json_gives_every_node_its_kernel_reason_and_refusals(q4: Path):
     document = planned(q4)
     assert document["fingerprint"]
-    assert document["policy"] == "default_policy.toml"
+    assert document["policy"] == "default.toml"
     assert document["device"] == "cpu"
     for node in document["nodes"]:
         assert set(node) == {"name", "op", "kernel", "reason", "rejected"}

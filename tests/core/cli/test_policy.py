@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from command import assert_one_line_error, call_command
-from kernelmux import registry
-from kernelmux.grammar import TABLES, Document
-from kernelmux.policy import parse_policy
+from kernelmux.contract import registry
+from kernelmux.policy.grammar import TABLES, Document
+from kernelmux.policy.policy import parse_policy
 
 GOOD = '[[rule]]\nop = "mul_mat"\nuse = ["torch:f32"]\n\n[defaults]\nuse = ["torch", "reference"]\n'
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "policies").glob("*.toml"))
@@ -135,7 +135,7 @@ def test_the_example_policies_run_a_model(path: Path, tiny: Path):
 
 
 def test_the_default_policy_passes(written):
-    text = resources.files("kernelmux").joinpath("default_policy.toml").read_text("utf-8")
+    text = resources.files("kernelmux.policy").joinpath("default.toml").read_text("utf-8")
     assert findings(written(text)) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import kernelmux
 from command import TIMEOUT, assert_one_line_error, call_command, run_command, start_command
-from kernelmux.model import Model
+from kernelmux.run.model import Model
 from tiny_model import write_tiny_llama
 
 F32 = ("--use", "*=torch:f32,torch:sdpa,torch:rows")
@@ -168,7 +168,7 @@ def test_ctrl_c_of_a_json_run_leaves_whole_json_that_says_so(monkeypatch: pytest
             raise KeyboardInterrupt
         return 104
 
-    monkeypatch.setattr("kernelmux.sampling.Sampler.__call__", interrupt)
+    monkeypatch.setattr("kernelmux.run.sampling.Sampler.__call__", interrupt)
     # Drawn, not the likeliest: then every token passes through the sampler.
     result = call_command("run", endless, "-p", "hello", "--max-tokens", 90_000, "--temperature", 1, "--json")
     assert result.code == 130

@@ -13,17 +13,16 @@ import pytest
 import kernelmux
 from command import assert_one_line_error, call_command
 from fake_backend import CPU, FakeKernel, backend, compute, plan_for, whole_backend
-from kernelmux import registry
 from kernelmux.conformance import suite
 from kernelmux.conformance.case_file import capture_cases, read_cases
 from kernelmux.conformance.draw import draw_case
+from kernelmux.contract import registry
+from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError
-from kernelmux.formats import as_planes
-from kernelmux.graph import case_node
-from kernelmux.memory import PackedWeights
-from kernelmux.ops import OPS
-from kernelmux.session import PAGE_SIZE
-from kernelmux.walker import Walker
+from kernelmux.graph.formats import as_planes
+from kernelmux.graph.graph import PAGE_SIZE, case_node
+from kernelmux.graph.ops import OPS
+from kernelmux.run.walker import Walker
 from tiny_model import write_tiny_llama
 
 PROMPT = "hello there"

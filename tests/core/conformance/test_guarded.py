@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from kernelmux.conformance.guarded import POISONS, Guarded
-from kernelmux.formats import FORMATS, Value
-from kernelmux.memory import ALIGNMENT
+from kernelmux.graph.formats import ALIGNMENT, FORMATS, Value
 from wrong.kernel import beyond
 
 ACTIVATIONS = [name for name, format in FORMATS.items() if format.rounding]

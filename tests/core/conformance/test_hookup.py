@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from fake_backend import FakeKernel, backend
-from kernelmux import registry
 from kernelmux.conformance import Filter, Outcome, jobs, suite
 from kernelmux.conformance.hookup import Known, all_cases, apply_known, read_known
-from kernelmux.device import Device
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, hookimpl
 from kernelmux.errors import BackendError
-from kernelmux.formats import Value
-from kernelmux.hookspecs import Declined, hookimpl
-from kernelmux.ops import Case, Fused, Part
+from kernelmux.graph.formats import Value
+from kernelmux.graph.ops import Case, Fused, Part
 from wrong.elementwise import AddsInsteadOfMultiplying, ToBf16
 from wrong.kernel import Right, offering
 

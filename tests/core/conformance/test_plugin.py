@@ -26,8 +26,8 @@ import pytest
 
 import kernelmux.conformance
 from fake_backend import FakeKernel, backend, compute
-from kernelmux import registry
-from kernelmux.hookspecs import Declined
+from kernelmux.contract import registry
+from kernelmux.contract.hookspecs import Declined
 
 def work(node, tensors):
     compute(node, tensors)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fake_backend import FakeKernel, backend, compute
-from kernelmux import registry
 from kernelmux.conformance import Variant, run_case
 from kernelmux.conformance.hookup import all_cases
+from kernelmux.contract import registry
 from wrong.kernel import Right
 
 CASES = {case.name: case for case in all_cases()}

@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from kernelmux import registry
 from kernelmux.conformance import Filter, jobs
+from kernelmux.contract import registry
 from wrong import PLANTED
 from wrong.kernel import offering
 

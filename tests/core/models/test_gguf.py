@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernelmux.formats import BY_GGUF_NUMBER, FORMATS
+from kernelmux.graph.formats import BY_GGUF_NUMBER, FORMATS
 from kernelmux.models.gguf import read
 from tiny_model import write_gguf, write_tiny_llama
 

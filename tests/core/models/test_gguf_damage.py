@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelmux.errors import ModelError
-from kernelmux.formats import FORMATS
+from kernelmux.graph.formats import FORMATS
 from kernelmux.models.gguf import LONGEST_HEADER, read
 
 U8, U32, TEXT, ARRAY = 0, 4, 8, 9

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kernelmux.errors import ModelError
-from kernelmux.formats import Weight
-from kernelmux.model import load_random
+from kernelmux.graph.formats import Weight
 from kernelmux.models import open_random
 from kernelmux.models.random import SHAPES, STORED, RandomWeights, random_file
+from kernelmux.run.model import load_random
 
 
 def drawn(stored: str, shape: tuple[int, ...] = (64, 512), name: str = "w") -> Weight:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from kernelmux.hookspecs import Declined
+from kernelmux.contract.hookspecs import Declined
 
 
 def without_triton() -> Declined | None:

@@ -10,9 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors
-from kernelmux.ops.attention import visible
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops.attention import visible
 from kernelmux_torch import attention
 
 FASTEST = [

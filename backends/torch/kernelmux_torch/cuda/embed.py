@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import embed, mul_mat
 
 

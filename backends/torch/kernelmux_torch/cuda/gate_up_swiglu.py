@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from kernelmux.device import Device
-from kernelmux.formats import Weight
-from kernelmux.graph import TensorNode
-from kernelmux.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda import mul_mat
 from kernelmux_torch.weights import stacked

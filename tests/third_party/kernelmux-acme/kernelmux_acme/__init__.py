@@ -1,6 +1,6 @@
 """acme: eight ops in plain torch. Ids and formats are left to other backends."""
 
-from kernelmux.hookspecs import Declined, hookimpl
+from kernelmux.contract.hookspecs import Declined, hookimpl
 
 CONTRACT = 1
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from kernelmux.hookspecs import Kernel
+from kernelmux.contract.hookspecs import Kernel
 
 
 class _Float32(Kernel):

@@ -1,0 +1,1 @@
+"""What a backend is: its hooks, its kernels, the devices that they run on, and where they are found."""

@@ -1,0 +1,70 @@
+"""A model's weight in another format, on a device: some rows at a time, so that no float32 copy of a whole is held.
+
+For what kernels do in `prepare`. Enters: a `Weight` [n, k] as the file has it. Leaves: planes on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import ALL, Weight, lookup, planes_of_rows, quantize_planes, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 2**24
+"""Elements that are dequantised at once: 64 MiB of float32."""
+TALL = 128
+"""Rows that a block of any format spans at most: ranges of rows are multiples of it."""
+
+
+def row_ranges(n: int, k: int, multiple: int = TALL) -> Iterator[slice]:
+    """Ranges of the rows of a matrix [n, k], about CHUNK elements each; all but the last have a multiple of rows."""
+    step = max(multiple, CHUNK // k // multiple * multiple)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def dequantized_rows(weight: Weight) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Ranges of a weight's rows, and these rows in float32, where the weight lies."""
+    n, k = weight.shape
+    for rows in row_ranges(n, k):
+        planes = planes_of_rows(weight.format, weight.planes, rows)
+        yield rows, replace(weight, shape=(rows.stop - rows.start, k), planes=planes).dequantize()
+
+
+def converted(weight: Weight, format: str, device: Device) -> tuple[torch.Tensor, ...]:
+    """The planes of a weight in a plain format or one of kernelmux's own; the model's where it is stored so already."""
+    import torch
+
+    fmt = lookup(format)
+    if weight.format == format:
+        shapes = [plane.shape(weight.shape) for plane in fmt.planes]
+        return tuple(part.to(device.torch).view(shape) for part, shape in zip(weight.planes, shapes, strict=True))
+    if (weight.format, format) == ("fp8_tensor", "fp8_row"):
+        # The weight's one scale is every row's: nothing need be rounded again.
+        data, scale = (part.to(device.torch) for part in weight.planes)
+        return data, scale.expand(len(data), 1).contiguous()
+    planes = tuple(
+        torch.empty(plane.shape(weight.shape), dtype=torch_dtype(plane.dtype), device=device.torch)
+        for plane in fmt.planes
+    )
+    if not fmt.plain and fmt.planes[1].rows == ALL:
+        _quantize_whole(weight, *planes)
+        return planes
+    for rows, part in dequantized_rows(weight):
+        quantize_planes(format, part.to(device.torch), planes_of_rows(format, planes, rows))
+    return planes
+
+
+def _quantize_whole(weight: Weight, data: torch.Tensor, scales: torch.Tensor) -> None:
+    """One scale for all: the first pass finds the largest magnitude, the second divides by its share."""
+    import torch
+
+    peak = max(float(part.abs().max()) for _, part in dequantized_rows(weight))
+    scales.fill_(peak / torch.finfo(data.dtype).max)
+    step = scales.clamp(min=torch.finfo(torch.float32).tiny)
+    for rows, part in dequantized_rows(weight):
+        data[rows].copy_(part.to(data.device) / step)

@@ -1,0 +1,1 @@
+"""What is computed: formats, ops (one file an op), nodes and graphs, rewrites."""

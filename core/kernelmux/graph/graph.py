@@ -1,0 +1,294 @@
+"""The compute graph of a model: nodes in the order in which they run, each an op with named fields.
+
+Enters: an architecture's calls of `Builder`, or JSON. Leaves: a frozen, validated Graph. It says what is computed,
+never by which kernel. Extents may be symbols (`m`, `outs`, `seqs`, `seqs+1`, `pages`), set anew at each step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from kernelmux.errors import GraphError, nearest
+from kernelmux.graph.formats import Dim, Value, lookup
+from kernelmux.graph.ops import OPS, Case, Op, Rotation
+
+LEAF = "leaf"
+
+PAGE_SIZE = 64
+"""Tokens a page of a session's cache: a tile of keys, which copy engines take whole."""
+
+Role = Literal["weight", "state", "cache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorNode:
+    """One node: an op, what it reads and writes, and its scalars by name. A leaf has no op: it only holds a tensor.
+
+    A field at its zero value is not set; each op lists the fields that it needs and the ones that it may take.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    weight: tuple[Value, ...] = ()
+    bias: tuple[Value, ...] = ()
+    gamma: tuple[Value, ...] = ()
+    layer: int | None = None
+    epsilon: float = 0.0
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    rotation: Rotation | None = None
+    scale: float = 0.0
+    window: int = 0
+    soft_cap: float = 0.0
+    role: Role | None = None
+    """Of a leaf: a weight of the model file, a buffer of step state, or a layer's cache."""
+
+    @property
+    def weights(self) -> tuple[Value, ...]:
+        """All weight leaves that the node reads: weight, bias, gamma, in this order."""
+        return (*self.weight, *self.bias, *self.gamma)
+
+    @property
+    def contract(self) -> Op:
+        return OPS[self.op]
+
+    def resolve(self, dims: Mapping[str, int]) -> TensorNode:
+        """The node with its symbols replaced by extents."""
+        return replace(
+            self,
+            inputs=tuple(value.resolve(dims) for value in self.inputs),
+            outputs=tuple(value.resolve(dims) for value in self.outputs),
+        )
+
+
+_VALUE_FIELDS = ("inputs", "outputs", "weight", "bias", "gamma")
+_SCALAR_FIELDS = tuple(f.name for f in fields(TensorNode) if f.name not in (*_VALUE_FIELDS, "name", "op", "role"))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, leaves among them, and the names of the values that a step hands back."""
+
+    name: str
+    nodes: tuple[TensorNode, ...]
+    outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
+        """Every value by name."""
+        return {value.name: value for node in self.nodes for value in node.outputs}
+
+    @property
+    def leaves(self) -> tuple[TensorNode, ...]:
+        return tuple(node for node in self.nodes if node.op == LEAF)
+
+    @property
+    def ops(self) -> tuple[TensorNode, ...]:
+        """The nodes that compute: all but the leaves."""
+        return tuple(node for node in self.nodes if node.op != LEAF)
+
+    def with_cache_format(self, format: str) -> Graph:
+        """The graph with its caches, and what updates them, stored as `format`."""
+        caches = {leaf.outputs[0].name for leaf in self.leaves if leaf.role == "cache"}
+        if all(self.values[name].format == format for name in caches):
+            return self
+
+        def restored(values: tuple[Value, ...]) -> tuple[Value, ...]:
+            return tuple(replace(v, format=format) if v.name in caches else v for v in values)
+
+        nodes = []
+        for node in self.nodes:
+            if node.op != LEAF:
+                caches |= {node.outputs[t].name for s, t in node.contract.updates if node.inputs[s].name in caches}
+            nodes.append(replace(node, inputs=restored(node.inputs), outputs=restored(node.outputs)))
+        return Graph(self.name, tuple(nodes), self.outputs)
+
+    def to_json(self) -> str:
+        """The graph as JSON: values are declared where they are produced and named where they are read."""
+        document = {"graph": self.name, "outputs": self.outputs, "nodes": [_node_to_dict(node) for node in self.nodes]}
+        return json.dumps(document, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Graph:
+        """The inverse of `to_json`; GraphError where the text is not a graph."""
+        try:
+            document = json.loads(text)
+            known: dict[str, Value] = {}
+            nodes = tuple(_node_from_dict(entry, known) for entry in document["nodes"])
+            return Graph(document["graph"], nodes, tuple(document["outputs"]))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise GraphError(f"not a graph's JSON: {type(error).__name__}: {error}") from error
+
+
+def _node_to_dict(node: TensorNode) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": node.name, "op": node.op}
+    entry["outputs"] = [{"name": v.name, "shape": v.shape, "format": v.format} for v in node.outputs]
+    for key in ("inputs", "weight", "bias", "gamma"):
+        if names := [value.name for value in getattr(node, key)]:
+            entry[key] = names
+    for key in (*_SCALAR_FIELDS, "role"):
+        value = getattr(node, key)
+        if value is not None and (value or key == "layer"):
+            entry[key] = asdict(value) if isinstance(value, Rotation) else value
+    return entry
+
+
+def _node_from_dict(entry: Mapping[str, Any], known: dict[str, Value]) -> TensorNode:
+    rest = dict(entry)
+    outputs = tuple(Value(v["name"], tuple(v["shape"]), v["format"]) for v in rest.pop("outputs"))
+    for key in ("inputs", "weight", "bias", "gamma"):
+        rest[key] = tuple(_known(known, name, rest["name"]) for name in rest.get(key, ()))
+    if rest.get("rotation"):
+        rest["rotation"] = Rotation(**rest["rotation"])
+    known.update((value.name, value) for value in outputs)
+    return TensorNode(outputs=outputs, **rest)
+
+
+def _known(known: Mapping[str, Value], name: str, reader: str) -> Value:
+    if name not in known:
+        raise GraphError(f"{reader} reads {name!r}, which no node before it produces")
+    return known[name]
+
+
+def _validate(graph: Graph) -> None:
+    """GraphError at the first fault: order, dangling or repeated names, an input that differs from what is produced."""
+    known: dict[str, Value] = {}
+    later = {value.name for node in graph.nodes for value in node.outputs}
+    superseded: dict[str, str] = {}
+    names: set[str] = set()
+    weights = {leaf.name for leaf in graph.leaves if leaf.role == "weight"}
+    for node in graph.nodes:
+        if node.name in names:
+            raise GraphError(f"two nodes are named {node.name!r}; each needs a name of its own")
+        names.add(node.name)
+        if fed := [value.name for value in node.inputs if value.name in weights]:
+            raise GraphError(f"{node.name} reads the weight {fed[0]!r} as an input; weights go into `weight`")
+        for value in (*node.inputs, *node.weights):
+            if value.name not in known:
+                fault = "is produced only later: nodes must stand in topological order"
+                raise GraphError(
+                    f"{node.name} reads {value.name!r}, which {fault if value.name in later else 'no node produces'}"
+                )
+            if known[value.name] != value:
+                raise GraphError(f"{node.name} reads {value}, but it is produced as {known[value.name]}")
+            if value.name in superseded:
+                raise GraphError(
+                    f"{node.name} reads {value.name!r} after {superseded[value.name]} has updated its memory"
+                )
+        if node.op == LEAF:
+            _validate_leaf(node)
+        else:
+            _validate_op(node)
+            for source, _ in node.contract.updates:
+                superseded[node.inputs[source].name] = node.name
+        for value in node.outputs:
+            if value.name in known:
+                raise GraphError(f"{node.name} produces {value.name!r}, which another node has produced")
+            lookup(value.format)
+            known[value.name] = value
+    for name in graph.outputs:
+        if name not in known:
+            raise GraphError(f"the graph's output {name!r} is produced by no node{nearest(name, known)}")
+
+
+def _validate_leaf(node: TensorNode) -> None:
+    if node.inputs or node.weights or len(node.outputs) != 1 or node.role is None:
+        raise GraphError(f"{node.name}: a leaf reads nothing, holds one value and has a role")
+    for extent in node.outputs[0].shape:
+        if isinstance(extent, bool) or not isinstance(extent, int | str) or (isinstance(extent, int) and extent < 0):
+            raise GraphError(f"{node.name}: {extent!r} is no extent; extents are counts or symbols")
+
+
+def _validate_op(node: TensorNode) -> None:
+    """GraphError unless fields and shapes keep the op's contract, and the outputs are the ones that it infers."""
+    _check_fields(node)
+    for expected, found in zip(node.contract.infer(node, "f32"), node.outputs, strict=False):
+        if expected.shape != found.shape:
+            raise GraphError(f"{node.name} ({node.op}): output {found.name} is {found.shape}, not {expected.shape}")
+    if len(node.outputs) != len(node.contract.outputs):
+        raise GraphError(f"{node.name} ({node.op}) needs outputs {', '.join(node.contract.outputs)}")
+    for source, target in node.contract.updates:
+        if node.inputs[source].format != node.outputs[target].format:
+            raise GraphError(f"{node.name} ({node.op}): {node.outputs[target].name} must keep its input's format")
+
+
+def _check_fields(node: TensorNode) -> None:
+    if node.op not in OPS:
+        raise GraphError(f"{node.name}: unknown op {node.op!r}{nearest(node.op, OPS)}")
+    op = node.contract
+    if not len(op.inputs) - op.optional_inputs <= len(node.inputs) <= len(op.inputs):
+        raise GraphError(f"{node.name} ({op.name}) takes {', '.join(op.inputs)}; {len(node.inputs)} inputs were given")
+    for key in op.fields:
+        if not getattr(node, key):
+            raise GraphError(f"{node.name} ({op.name}) needs the field {key!r}")
+    for key in (*_SCALAR_FIELDS, "weight", "bias", "gamma"):
+        if getattr(node, key) and key not in (*op.fields, *op.optional, "layer"):
+            raise GraphError(f"{node.name} ({op.name}) takes no field {key!r}; it takes {(*op.fields, *op.optional)}")
+
+
+class Builder:
+    """Builds a graph node by node, inferring every shape; the order of the calls is the order of the walk."""
+
+    def __init__(self, name: str, format: str = "f32") -> None:
+        self._name = name
+        self._format = format
+        self._nodes: list[TensorNode] = []
+
+    def leaf(self, name: str, shape: Iterable[Dim], format: str = "f32", role: Role = "weight") -> Value:
+        """A tensor that the walk is given: a weight, a buffer of step state, or a cache."""
+        value = Value(name, tuple(shape), format)
+        self._nodes.append(TensorNode(name=name, op=LEAF, outputs=(value,), role=role))
+        return value
+
+    def node(self, op: str, name: str, *inputs: Value, format: str | None = None, **fields: Any) -> tuple[Value, ...]:
+        """Adds a node and returns its outputs; `fields` are TensorNode's. GraphError where the contract is broken."""
+        self._nodes.append(make_node(op, name, *inputs, format=format or self._format, **fields))
+        return self._nodes[-1].outputs
+
+    def value(self, op: str, name: str, *inputs: Value, format: str | None = None, **fields: Any) -> Value:
+        """`node` for an op with one output: that output."""
+        (output,) = self.node(op, name, *inputs, format=format, **fields)
+        return output
+
+    def build(self, *outputs: Value) -> Graph:
+        return Graph(self._name, tuple(self._nodes), tuple(value.name for value in outputs))
+
+
+def make_node(op: str, name: str, *inputs: Value, format: str = "f32", **fields: Any) -> TensorNode:
+    """A node with inferred outputs; `fields` are TensorNode's. GraphError where the contract is broken."""
+    node = TensorNode(name=name, op=op, inputs=inputs, **fields)
+    _check_fields(node)
+    return replace(node, outputs=node.contract.infer(node, format))
+
+
+def case_node(case: Case) -> TensorNode:
+    """The node of a conformance case."""
+    return make_node(case.op, case.op, *case.inputs, format=case.format, **case.fields)
+
+
+def nameless(node: TensorNode) -> TensorNode:
+    """What two nodes have in common that are alike but for name and layer."""
+
+    def unnamed(values: tuple[Value, ...]) -> tuple[Value, ...]:
+        return tuple(replace(value, name="") for value in values)
+
+    return replace(
+        node,
+        name="",
+        layer=None,
+        inputs=unnamed(node.inputs),
+        outputs=unnamed(node.outputs),
+        weight=unnamed(node.weight),
+        bias=unnamed(node.bias),
+        gamma=unnamed(node.gamma),
+    )

@@ -1,0 +1,52 @@
+"""The ops: one file each, with contract, float64 reference, cost and conformance cases.
+
+To add one, copy a neighbour's file and name it in OPS; its hook in `hookspecs.py` is `dispatch_<name>`.
+"""
+
+from __future__ import annotations
+
+from kernelmux.graph.ops.add import Add
+from kernelmux.graph.ops.add_rms_norm import AddRmsNorm
+from kernelmux.graph.ops.attention import Attention
+from kernelmux.graph.ops.convert import Convert
+from kernelmux.graph.ops.copy import Copy
+from kernelmux.graph.ops.embed import Embed
+from kernelmux.graph.ops.fused import Fused, Part
+from kernelmux.graph.ops.gate_up_swiglu import GateUpSwiglu
+from kernelmux.graph.ops.mul import Mul
+from kernelmux.graph.ops.mul_mat import MulMat
+from kernelmux.graph.ops.mul_mat_add import MulMatAdd
+from kernelmux.graph.ops.op import Case, Cost, Op, Operands
+from kernelmux.graph.ops.qkv import Qkv
+from kernelmux.graph.ops.qkv_rope_copy import QkvRopeCopy
+from kernelmux.graph.ops.rms_norm import RmsNorm
+from kernelmux.graph.ops.rope import Rope, Rotation
+from kernelmux.graph.ops.silu import Silu
+from kernelmux.graph.ops.swiglu import Swiglu
+
+_PLAIN: tuple[Op, ...] = (
+    MulMat(),
+    RmsNorm(),
+    Add(),
+    Rope(),
+    Attention(),
+    Copy(),
+    Mul(),
+    Silu(),
+    Embed(),
+    Convert(),
+)
+_FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy())
+
+OPS: dict[str, Op] = {op.name: op for op in (*_PLAIN, *_FUSED)}
+"""Every op by name. A backend that brings a fused op of its own adds it here when it is registered."""
+
+CORE_OPS = frozenset(OPS)
+
+
+def fused_ops() -> list[Fused]:
+    """The fused ops, in the order in which they are tried where two could stand at one place."""
+    return [op for op in OPS.values() if isinstance(op, Fused)]
+
+
+__all__ = ["CORE_OPS", "OPS", "Case", "Cost", "Fused", "Op", "Operands", "Part", "Rotation", "fused_ops"]

@@ -1,0 +1,35 @@
+"""add: the sum of two tensors, a transformer's residual connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kernelmux.graph.ops.op import Case, Elementwise, Operands, elementwise_cases
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph.graph import TensorNode
+
+
+class Add(Elementwise):
+    """y = a + b.
+
+    Axes: m rows, n columns.
+    Inputs: a [m, n]; b [m, n]. No broadcasting.
+    Outputs: y [m, n]; may be a's or b's memory.
+    Numerics: rounded once, to y's format.
+    """
+
+    name = "add"
+    inputs = ("a", "b")
+    outputs = ("y",)
+    in_place = ((0, 0), (1, 0))
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        a, b = operands.inputs
+        return (a + b,)
+
+    def cases(self) -> Iterator[Case]:
+        return elementwise_cases(self)

@@ -1,0 +1,53 @@
+"""add_rms_norm: the residual connection and the norm after it, in one pass over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.fused import Fused, Part
+from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
+
+if TYPE_CHECKING:
+    from kernelmux.graph.graph import TensorNode
+
+
+class AddRmsNorm(Fused):
+    """sum = a + b; y = rms_norm(sum).
+
+    Axes: m rows, hidden_dim columns.
+    Inputs: a, b [m, hidden_dim]; gamma [hidden_dim]; epsilon > 0.
+    Outputs: sum, y [m, hidden_dim]; sum may be a's or b's memory.
+    Numerics: y is the norm of the unrounded or of the rounded sum.
+    """
+
+    name = "add_rms_norm"
+    inputs = ("a", "b")
+    outputs = ("sum", "y")
+    fields = ("gamma", "epsilon")
+    in_place = ((0, 0), (1, 0))
+    pattern = (Part("add", ("a", "b"), ("sum",)), Part("rms_norm", ("sum",), ("y",)))
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        m, hidden_dim = node.inputs[0].shape
+        return {"m": m, "hidden_dim": hidden_dim, "epsilon": node.epsilon}
+
+    def cases(self) -> Iterator[Case]:
+        for m in ROW_COUNTS:
+            for k in (576, 127):
+                yield self._case(f"m{m}-k{k}", m, k)
+        for k in (1, 640, 2048, 4096, *LONG_ROWS):
+            yield self._case(f"m5-k{k}", 5, k)
+        # Tiny sums, where epsilon decides the answer.
+        yield self._case("tiny", 4, 64, scale=1e-3)
+        yield self._case("huge", 2, 576, scale=1e4)
+        yield from extreme_cases(self, (3, 200), {"gamma": (Value("gamma", (200,)),), "epsilon": 1e-6})
+
+    def _case(self, label: str, m: int, k: int, scale: float = 1.0) -> Case:
+        import torch
+
+        fields = {"gamma": (Value("gamma", (k,)),), "epsilon": 1e-5}
+        draw = {port: lambda generator: torch.randn(m, k, generator=generator) * scale for port in self.inputs}
+        inputs = tuple(Value(port, (m, k)) for port in self.inputs)
+        return Case(f"add_rms_norm-{label}", self.name, inputs, fields, draw, marks=marks(m))

@@ -1,0 +1,281 @@
+"""attention: each query row against its own sequence's cached keys and values, read through a block table."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.op import Case, Op, Operands, extremes, marks
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph.graph import TensorNode
+
+
+class Attention(Op):
+    """y = softmax(scale * q Kᵀ) V, causal, grouped-query, over a paged cache; prefill, decode and both in one batch.
+
+    Axes: m query rows of all sequences in a row; num_heads, num_kv_heads, head_dim; pages of page_size.
+    Inputs: q [m, num_heads * head_dim]; k_cache, v_cache [pages, page_size, num_kv_heads, head_dim]; query_start
+    [seqs + 1], i32: sequence s owns rows query_start[s] to query_start[s + 1]; kv_len [seqs], i32: its cached length,
+    these rows included; block_table [seqs, width], i32: its pages in order.
+    Fields: scale; window (a row sees that many positions, itself included); soft_cap (c * tanh(scores / c)).
+    Outputs: y [m, num_heads * head_dim].
+    Constraints: query head h reads kv head h // (num_heads / num_kv_heads). The sequence's rows are its last positions.
+    Numerics: rows of no sequence, and of a sequence of length 0, are zeros, never NaN.
+    """
+
+    name = "attention"
+    inputs = ("q", "k_cache", "v_cache", "query_start", "kv_len", "block_table")
+    outputs = ("y",)
+    fields = ("num_heads", "num_kv_heads", "head_dim", "scale")
+    optional = ("window", "soft_cap")
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        q, k_cache, v_cache, query_start, kv_len, block_table = node.inputs
+        self.require_rows(node, q)
+        for value, rank in ((query_start, 1), (kv_len, 1), (block_table, 2)):
+            fits = value.format == "i32" and len(value.shape) == rank
+            self.require(fits, node, f"{value.name} must be i32 of rank {rank}, it is {value.format} {value.shape}")
+        self.require(block_table.shape[0] == kv_len.shape[0], node, "block_table and kv_len differ in sequences")
+        self.require(
+            node.num_heads % node.num_kv_heads == 0,
+            node,
+            f"{node.num_heads} query heads do not divide over {node.num_kv_heads} kv heads",
+        )
+        width = node.num_heads * node.head_dim
+        self.require(q.shape[1:] == (width,), node, f"{q.name} is {q.shape}, rows must hold {width}")
+        for cache in (k_cache, v_cache):
+            fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
+            self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
+        return (self.output(node, 0, q.shape, format),)
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        return {
+            "m": node.inputs[0].shape[0],
+            "num_heads": node.num_heads,
+            "num_kv_heads": node.num_kv_heads,
+            "head_dim": node.head_dim,
+            "layer": node.layer,
+            "cache_format": node.inputs[1].format,
+        }
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        q, k_cache, v_cache, query_start, kv_len, block_table = operands.inputs
+        y = torch.zeros_like(q)
+        starts, lengths = query_start.tolist(), kv_len.tolist()
+        page_size = k_cache.shape[1]
+        for seq, length in enumerate(lengths):
+            rows = slice(starts[seq], starts[seq + 1])
+            if length == 0 or rows.start == rows.stop:
+                continue
+            pages = block_table[seq, : -(-length // page_size)].long()
+            keys, values = (cache[pages].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
+            y[rows] = self._one_sequence(node, q[rows], keys, values)
+        return (y,)
+
+    def _one_sequence(
+        self, node: TensorNode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """q [rows, heads * dim] against keys and values [length, kv_heads, dim]."""
+        import torch
+
+        group = node.num_heads // node.num_kv_heads
+        heads = q.view(len(q), node.num_heads, -1)
+        keys, values = (cached.repeat_interleave(group, dim=1) for cached in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", heads, keys) * node.scale
+        if node.soft_cap:
+            scores = node.soft_cap * torch.tanh(scores / node.soft_cap)
+        scores = scores.masked_fill(~visible(len(q), len(keys), node.window, q.device), -math.inf)
+        return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values).flatten(1)
+
+    def flops(self, node: TensorNode) -> int:
+        """Of every cached position with every row: an upper bound where rows see less."""
+        q, k_cache, *_ = node.inputs
+        m, width = q.extents
+        pages, page_size, *_ = k_cache.extents
+        return 4 * m * width * pages * page_size
+
+    def cases(self) -> Iterator[Case]:
+        yield from self._shapes()
+        yield from self._batches()
+        yield from self._scores()
+        yield from self._memory()
+
+    def _shapes(self) -> Iterator[Case]:
+        """Heads and lengths: on and around a page's edge, and beyond the tiles and partitions of kernels."""
+        heads = ((9, 3, 64), (32, 8, 128), (28, 4, 128), (4, 4, 64), (8, 1, 96), (4, 2, 80), (2, 1, 256))
+        for query, kv, dim in heads:
+            shape: dict[str, Any] = {"heads": query, "kv_heads": kv, "dim": dim}
+            label = f"h{query}-kv{kv}-d{dim}"
+            for context in (1, 15, 16, 17, 33):
+                yield self._case(f"decode-{context}-{label}", [(1, context)], **shape)
+            yield self._case(f"prefill-20-{label}", [(20, 20)], **shape)
+            yield self._case(f"mixed-{label}", [(1, 33), (12, 12), (1, 1), (5, 48)], **shape)
+            yield self._case(f"window-{label}", [(9, 40), (1, 64)], window=17, **shape)
+            yield self._case(f"soft-cap-{label}", [(9, 40), (1, 64)], soft_cap=5.0, **shape)
+        for context in (31, 32, 47, 48, 49, 64, 200, 512, 1000, 1500):
+            yield self._case(f"decode-{context}", [(1, context)])
+        yield self._case("decode-4100", [(1, 4100), (1, 4096)], heads=4, kv_heads=1)
+        for rows in (1, 2, 3, 5, 8, 15, 16, 17, 40, 64, 128, 200):
+            yield self._case(f"prefill-{rows}", [(rows, rows)])
+        yield self._case("prefill-512", [(512, 512)], heads=4, kv_heads=2)
+        for rows, length in ((7, 40), (16, 48), (1, 17), (33, 34), (2, 300), (150, 290)):
+            yield self._case(f"chunk-{rows}-of-{length}", [(rows, length)])
+
+    def _batches(self) -> Iterator[Case]:
+        """Several sequences in one step: decoding, prefilling, waiting, empty, and padding rows."""
+        yield self._case("batch", [(1, length) for length in (1, 16, 17, 100, 5, 64, 31, 2)])
+        yield self._case("batch-of-20", [(1, 3 + 7 * index) for index in range(20)])
+        yield self._case("batch-of-130", [(1, 1 + index) for index in range(130)], heads=4, kv_heads=2)
+        yield self._case("prefills", [(5, 5), (1, 1), (17, 17), (16, 16)])
+        yield self._case("empty", [(1, 9), (0, 0), (3, 3)])
+        yield self._case("first-empty", [(0, 0), (2, 20)])
+        yield self._case("all-empty", [(0, 0), (0, 0)], padding=2)
+        # A length of 0 with rows, as captured steps pad their batch: zeros, whatever the pages hold.
+        yield self._case("no-length", [(1, 9), (2, 0), (1, 3)])
+        yield self._case("only-no-length", [(1, 0), (4, 0)])
+        # Cached, without a row in this step.
+        yield self._case("idle", [(0, 40), (2, 20), (0, 16), (1, 5), (0, 7)])
+        for padding in (1, 3, 6):
+            yield self._case(f"padding-{padding}", [(2, 18), (1, 5)], padding=padding)
+
+    def _scores(self) -> Iterator[Case]:
+        """Windows, caps, scales and extremes."""
+        for window in (1, 8, 16, 17, 40, 100):
+            yield self._case(f"window-{window}", [(9, 40), (1, 64), (1, 3)], window=window)
+        # Whole pages and tiles before the window: a maximum over nothing is -inf, and -inf from -inf is NaN.
+        yield self._case("window-long", [(1, 300), (40, 200), (150, 150)], window=20)
+        for cap in (1.0, 5.0, 50.0):
+            yield self._case(f"soft-cap-{cap:g}", [(4, 30), (1, 17)], soft_cap=cap)
+        yield self._case("window-soft-cap", [(4, 30)], window=6, soft_cap=5.0)
+        yield self._case("loud", [(3, 40)], loud=30.0)
+        yield self._case("scale", [(3, 40)], scale=0.3)
+        for label in extremes():
+            yield self._case(label, [(3, 40), (1, 17)], spread=label)
+
+    def _memory(self) -> Iterator[Case]:
+        """Pages: their sizes, the cache's formats, and what lies where no sequence has written."""
+        for page_size in (1, 8, 32, 64, 256):
+            yield self._case(f"pages-of-{page_size}", [(1, 70), (5, 64), (3, 3)], page_size=page_size)
+        for format in ("bf16", "f16", "fp8_row"):
+            for label, sequences in _STEPS.items():
+                yield self._case(f"{format}-{label}", sequences, format=format)
+            yield self._case(f"{format}-window", [(9, 40), (1, 64)], window=17, format=format)
+            yield self._case(f"{format}-soft-cap", [(9, 40), (1, 64)], soft_cap=5.0, format=format)
+            yield self._case(f"{format}-padding", [(2, 18), (1, 5)], padding=3, format=format)
+        for query, kv, dim in ((32, 8, 128), (4, 2, 80), (2, 1, 256)):
+            shape: dict[str, Any] = {"heads": query, "kv_heads": kv, "dim": dim, "format": "fp8_row"}
+            yield self._case(f"fp8_row-h{query}-kv{kv}-d{dim}", [(1, 33), (5, 48)], **shape)
+        yield self._case("fp8_row-pages-of-64", [(1, 70), (5, 64)], page_size=64, format="fp8_row")
+        yield self._case("fp8_row-unseen-nan", [(1, 9), (3, 20), (2, 0)], padding=2, unseen=True, format="fp8_row")
+        # Pages that hold whole tiles of two-byte elements, as copy engines read them.
+        for window in (0, 40):
+            label, paged = f"-window-{window}" if window else "", [(1, 70), (150, 290), (2, 0)]
+            yield self._case(
+                f"bf16-unseen-nan-pages-of-256{label}", paged, page_size=256, window=window, unseen=True, format="bf16"
+            )
+        # Such memory may hold anything; weighed by zero, a NaN is still one.
+        steps = ((1, 9), (3, 20), (2, 0), (1, 64), (0, 5), (7, 70), (0, 0))
+        yield self._case("unseen-nan", steps, padding=2, unseen=True)
+        yield self._case("unseen-nan-pages-of-32", steps, page_size=32, unseen=True)
+        yield self._case("unseen-nan-window", [(1, 90), (20, 41)], window=17, unseen=True)
+
+    def _case(
+        self,
+        label: str,
+        sequences: Sequence[tuple[int, int]],
+        heads: int = 9,
+        kv_heads: int = 3,
+        dim: int = 64,
+        padding: int = 0,
+        window: int = 0,
+        soft_cap: float = 0.0,
+        loud: float = 1.0,
+        scale: float = 0.0,
+        page_size: int = 16,
+        format: str = "f32",
+        spread: str = "",
+        unseen: bool = False,
+    ) -> Case:
+        """`sequences`: (query rows, cached length) each.
+
+        q is `loud` noise, the caches noise in `format`, or all three the extreme that `spread` names; `unseen`: what no
+        sequence has written is NaN.
+        """
+        import torch
+
+        counts, lengths = zip(*sequences, strict=True)
+        starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+        dealt, spare = _deal([-(-length // page_size) for length in lengths])
+        m, width = starts[-1] + padding, max([*map(len, dealt), 1])
+        noise = extremes()[spread] if spread else lambda generator, shape: torch.randn(shape, generator=generator)
+
+        def cache(generator: torch.Generator) -> torch.Tensor:
+            values = noise(generator, cache_shape)
+            if unseen:
+                values[spare] = math.nan
+                for row, length in zip(dealt, lengths, strict=True):
+                    if length % page_size:
+                        values[row[-1], length % page_size :] = math.nan
+            return values
+
+        cache_shape = (sum(map(len, dealt)) + 1, page_size, kv_heads, dim)
+        inputs = (
+            Value("q", (m, heads * dim)),
+            Value("k_cache", cache_shape, format),
+            Value("v_cache", cache_shape, format),
+            Value("query_start", (len(starts),), "i32"),
+            Value("kv_len", (len(lengths),), "i32"),
+            Value("block_table", (len(lengths), width), "i32"),
+        )
+        fields: dict[str, Any] = {
+            "num_heads": heads,
+            "num_kv_heads": kv_heads,
+            "head_dim": dim,
+            "scale": scale or dim**-0.5,
+            "window": window,
+            "soft_cap": soft_cap,
+        }
+        draw = {
+            "q": lambda generator: loud * noise(generator, (m, heads * dim)),
+            "k_cache": cache,
+            "v_cache": cache,
+            "query_start": lambda generator: torch.tensor(starts, dtype=torch.int32),
+            "kv_len": lambda generator: torch.tensor(lengths, dtype=torch.int32),
+            # Beyond a sequence's pages a row names one that is nobody's.
+            "block_table": lambda generator: torch.tensor(
+                [row + [spare] * (width - len(row)) for row in dealt], dtype=torch.int32
+            ),
+        }
+        return Case(f"attention-{label}", self.name, inputs, fields, draw, marks=marks(m, math.prod(cache_shape)))
+
+
+_STEPS: Mapping[str, Sequence[tuple[int, int]]] = {
+    "decode": [(1, 70)],
+    "prefill": [(40, 40)],
+    "mixed": [(1, 33), (12, 12), (1, 1), (5, 48), (2, 0)],
+}
+
+
+def _deal(counts: Sequence[int]) -> tuple[list[list[int]], int]:
+    """Pages in shuffled order, as many to each sequence as asked, and one that is nobody's."""
+    order = list(range(sum(counts) + 1))
+    random.Random(sum(counts)).shuffle(order)
+    return [[order.pop() for _ in range(count)] for count in counts], order[0]
+
+
+def visible(rows: int, length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which of `length` positions each of the last `rows` positions sees: [rows, length], causal, within the window."""
+    import torch
+
+    positions = torch.arange(length - rows, length, device=device).unsqueeze(1)
+    keys = torch.arange(length, device=device)
+    mask = keys <= positions
+    return mask & (keys > positions - window) if window else mask

@@ -1,0 +1,111 @@
+"""embed: rows of a table by id: token embeddings, and the rows of a step whose logits are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.blocks import tiny_blocks
+from kernelmux.graph.ops.op import (
+    BLOCK_WEIGHTS,
+    PLAIN_WEIGHTS,
+    ROW_COUNTS,
+    SUPERBLOCK_WEIGHTS,
+    WEIGHTS,
+    Case,
+    Draw,
+    Op,
+    Operands,
+    marks,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph.graph import TensorNode
+
+
+class Embed(Op):
+    """y[i] = table[ids[i]].
+
+    Axes: m ids, k columns.
+    Inputs: ids [m], i32, each a row of the table; the table, either the weight [rows, k] or a second input [rows, k].
+    Outputs: y [m, k].
+    Numerics: exact, but for the rounding to y's format.
+    """
+
+    name = "embed"
+    inputs = ("ids", "table")
+    outputs = ("y",)
+    optional_inputs = 1
+    optional = ("weight",)
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        ids, *tables = (*node.inputs, *node.weight)
+        self.require(len(ids.shape) == 1, node, f"ids must be [m], {ids.name} is {ids.shape}")
+        self.require(len(tables) == 1, node, f"one table is needed, weight or second input; {len(tables)} were given")
+        (table,) = tables
+        self.require(ids.format == "i32", node, f"ids must be i32, {ids.name} is {ids.format}")
+        self.require(len(ids.shape) == 1, node, f"ids must be [m], {ids.name} is {ids.shape}")
+        self.require(len(table.shape) == 2, node, f"the table must be [rows, k], {table.name} is {table.shape}")
+        return (self.output(node, 0, (ids.shape[0], table.shape[1]), format),)
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        table = (*node.inputs, *node.weight)[1]
+        return {"m": node.inputs[0].shape[0], "k": table.shape[1], "table_format": table.format}
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        ids, table = (*operands.inputs, *operands.weight)
+        return (table[ids.long()],)
+
+    def flops(self, node: TensorNode) -> int:
+        return 0
+
+    def cases(self) -> Iterator[Case]:
+        for m in ROW_COUNTS:
+            for format in WEIGHTS if m in (1, 2, 17, 64, 200) else ("f32", "Q8_0", "Q4_K"):
+                yield self._case(f"{format}-m{m}-k512", m, 512, format)
+            yield self._case(f"rows-m{m}", m, 64, as_input=True)
+        for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
+            yield self._case(f"{format}-m5-k576", 5, 576, format)
+            yield self._case(f"{format}-m5-k32", 5, 32, format)
+        for format in PLAIN_WEIGHTS:
+            yield self._case(f"{format}-m3-k1", 3, 1, format)
+            yield self._case(f"{format}-m3-k127", 3, 127, format)
+        for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
+            case = self._case(f"{format}-tiny-scales", 5, 512, format)
+            (weight,) = case.fields["weight"]
+            yield replace(case, draw={**case.draw, "weight": tiny_blocks(weight)})
+        # More rows than 16 bits count.
+        for format in ("f32", "Q8_0"):
+            yield self._case(f"{format}-far", 3, 32, format, rows=70_000, ids=(65_535, 65_536, 69_999))
+        for format in ("f32", "Q8_0", "Q4_K"):
+            yield self._case(f"{format}-ends", 5, 256, format, ids=(0, 299, 0, 299, 1))
+        yield self._case("rows-ends", 3, 64, as_input=True, ids=(299, 0, 299))
+
+    def _case(
+        self,
+        label: str,
+        m: int,
+        k: int,
+        format: str = "f32",
+        rows: int = 300,
+        ids: Sequence[int] = (),
+        as_input: bool = False,
+    ) -> Case:
+        """`ids`: which rows, random ones unless given; `as_input`: the table is the second input, not a weight."""
+        import torch
+
+        def draw(generator: torch.Generator) -> torch.Tensor:
+            if ids:
+                return torch.tensor(ids, dtype=torch.int32)
+            return torch.randint(rows, (m,), generator=generator, dtype=torch.int32)
+
+        drawn: dict[str, Draw] = {"ids": draw}
+        asked = Value("ids", (m,), "i32")
+        if as_input:
+            return Case(f"embed-{label}", self.name, (asked, Value("table", (rows, k))), {}, drawn, marks=marks(m))
+        fields = {"weight": (Value("weight", (rows, k), format),)}
+        return Case(f"embed-{label}", self.name, (asked,), fields, drawn, marks=marks(m, rows * k))

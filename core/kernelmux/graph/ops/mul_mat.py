@@ -1,0 +1,134 @@
+"""mul_mat: rows times a stored weight matrix, the op that reads almost every byte of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.ops.blocks import tiny_blocks
+from kernelmux.graph.ops.op import (
+    BLOCK_WEIGHTS,
+    COMMON_WEIGHTS,
+    MANY_ROWS,
+    PLAIN_WEIGHTS,
+    ROW_COUNTS,
+    SUPERBLOCK_WEIGHTS,
+    WEIGHTS,
+    Case,
+    Op,
+    Operands,
+    extreme_cases,
+    loud,
+    marks,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph.graph import TensorNode
+
+
+class MulMat(Op):
+    """y = x Wᵀ + b.
+
+    Axes: m rows, n outputs, k inputs.
+    Inputs: x [m, k]; weight W [n, k] in any format; bias b [n], optional.
+    Outputs: y [m, n].
+    Constraints: k is a multiple of the weight format's block.
+    Numerics: the weight's exact dequantised values, summed without rounding; a kernel states its bound (NMSE).
+    """
+
+    name = "mul_mat"
+    inputs = ("x",)
+    outputs = ("y",)
+    fields = ("weight",)
+    optional = ("bias",)
+
+    def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
+        (x,) = node.inputs
+        self.require(len(node.weight) == 1, node, f"one weight is needed, {len(node.weight)} were given")
+        (weight,) = node.weight
+        self.require_rows(node, x)
+        self.require(
+            len(weight.shape) == 2 and weight.shape[1] == x.shape[1],
+            node,
+            f"weight {weight.name} is {weight.shape}, x {x.name} is {x.shape}: the last axes must be equal",
+        )
+        fault = lookup(weight.format).check(weight.extents)
+        self.require(fault is None, node, f"weight {weight.name}: {fault}")
+        for bias in node.bias:
+            self.require(bias.shape == weight.shape[:1], node, f"bias {bias.name} is {bias.shape}, not [n]")
+        return (self.output(node, 0, (x.shape[0], weight.shape[0]), format),)
+
+    def arguments(self, node: TensorNode) -> dict[str, Any]:
+        n, k = node.weight[0].extents
+        return {"m": node.inputs[0].shape[0], "n": n, "k": k, "weight_format": node.weight[0].format}
+
+    def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
+        (x,), (weight,) = operands.inputs, operands.weight
+        y = x @ weight.T
+        for bias in operands.bias:
+            y = y + bias
+        return (y,)
+
+    def flops(self, node: TensorNode) -> int:
+        n, k = node.weight[0].extents
+        return 2 * node.inputs[0].extents[0] * n * k
+
+    def cases(self) -> Iterator[Case]:
+        for format in WEIGHTS:
+            for m in ROW_COUNTS:
+                yield self._case(format, m, 96, 256)
+            # Sizes of real models, and awkward ones: one output, one off a tile, a prime, two blocks.
+            for n, k in ((576, 1536), (640, 2048), (31, 512), (257, 256)):
+                yield self._case(format, 1, n, k)
+                yield self._case(format, 17, n, k)
+            # 56 superblocks in a row, where other cases have 8 at most.
+            yield self._case(format, 1, 16, 14336)
+            yield self._case(format, 5, 16, 14336)
+            yield self._case(format, 64, 1, 256)
+            for m in (1, 3):
+                yield self._case(format, m, 48, 256, bias=True)
+            yield from self._extremes(format)
+        for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
+            for n, k in ((1536, 576), (192, 576), (2048, 640), (7, 32), (33, 96)):
+                yield self._case(format, 1, n, k)
+                yield self._case(format, 5, n, k)
+        for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
+            yield self._tiny_scales(format)
+        for format in PLAIN_WEIGHTS:
+            for n, k in ((3, 1), (13, 17), (64, 127)):
+                yield self._case(format, 3, n, k)
+        for format in ("f32", "Q4_0", "Q8_0"):
+            # As many outputs as a small vocabulary has.
+            yield self._case(format, 1, MANY_ROWS, 32)
+        for format in COMMON_WEIGHTS:
+            yield self._case(format, 17, 257, 256, bias=True)
+            yield self._case(format, 1031, 96, 256)
+            yield self._case(format, 1, 4099, 256)
+            yield self._case(format, 5, 4099, 256)
+            for m in (1, 128, 512):
+                yield self._case(format, m, 2048, 8192)
+                yield self._case(format, m, 4096, 14336)
+                yield self._case(format, m, 14336, 4096)
+
+    def _case(self, format: str, m: int, n: int, k: int, bias: bool = False) -> Case:
+        fields = {"weight": (Value("weight", (n, k), format),)}
+        if bias:
+            fields["bias"] = (Value("bias", (n,)),)
+        name = f"mul_mat-{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}"
+        return Case(name, self.name, (Value("x", (m, k)),), fields, {"bias": loud(n)}, marks=marks(m, n * k))
+
+    def _tiny_scales(self, format: str) -> Case:
+        weight = Value("weight", (32, 512), format)
+        draw = {"weight": tiny_blocks(weight)}
+        name = f"mul_mat-{format}-tiny-scales"
+        return Case(name, self.name, (Value("x", (5, 512)),), {"weight": (weight,)}, draw, marks=marks(5))
+
+    def _extremes(self, format: str) -> Iterator[Case]:
+        fields = {"weight": (Value("weight", (64, 256), format),)}
+        for case in extreme_cases(self, (3, 256), fields):
+            name = case.name.replace("mul_mat-", f"mul_mat-{format}-")
+            yield dataclasses.replace(case, name=name, marks=case.marks if format in COMMON_WEIGHTS else marks(3))

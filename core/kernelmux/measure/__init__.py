@@ -1,0 +1,1 @@
+"""What this machine does: its ceilings, and how long kernels take."""

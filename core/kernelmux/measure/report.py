@@ -1,0 +1,88 @@
+"""A result as docs/performance.py reads it: rows, and everything that is needed to measure them again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kernelmux.contract.device import Device
+
+PACKAGES = ("kernelmux", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "transformers")
+"""What may move a figure; those installed are stated."""
+
+
+def make_report(
+    title: str,
+    device: Device,
+    method: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: Iterable[str] = (),
+    commit: str = "",
+) -> dict[str, Any]:
+    """The document: title, machine, versions, commit (the checkout's, if none is told), date, method, rows, notes."""
+    return {
+        "title": title,
+        "machine": machine(device),
+        "versions": versions(),
+        "commit": commit or _commit(),
+        "date": datetime.date.today().isoformat(),
+        "method": method,
+        "rows": list(rows),
+        "notes": list(notes),
+    }
+
+
+def save_report(report: Mapping[str, Any], path: Path) -> None:
+    """Writes the document as JSON."""
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def machine(device: Device) -> str:
+    """The card, or the processor with its threads."""
+    if device.kind != "cpu":
+        return device.name
+    import torch
+
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def card(device: Device) -> str:
+    """What a result file is called by: `h100` of NVIDIA H100 80GB HBM3."""
+    return device.name.removeprefix("NVIDIA ").partition(" ")[0].lower()
+
+
+def processor() -> str:
+    """The processor's name and the extensions that matter here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = [f for f in ("avx512_vnni", "avx512_bf16", "amx_bf16") if f in facts.get("flags", "").split()]
+    name = facts.get("model name", platform.processor())
+    return f"{name} ({', '.join(flags)})" if flags else name
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the installed PACKAGES."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """The commit of the source tree; `unknown` where this is no checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return ran.stdout.strip()

@@ -1,0 +1,129 @@
+"""How long a launch takes: CUDA graphs replayed between events, or a clock around calls on the CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Launch
+
+if TYPE_CHECKING:
+    import torch
+
+REPLAYS = 40
+"""Samples of which a median is taken; on the CPU fewer where they would take longer than LONGEST."""
+LONGEST = 2.0
+"""Seconds."""
+REPLAY_SECONDS = 2e-3
+"""What one replay should last, so that its own start does not show."""
+MOST_CAPTURED = 2000
+"""Launches that one captured graph holds at most, unless a single round is more."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds a launch: the median over replays, and where a tenth and nine tenths of them lie below."""
+
+    median: float
+    p10: float
+    p90: float
+    captured: bool = False
+    """Whether a CUDA graph was replayed; False counts Python's part of each launch too."""
+
+    @staticmethod
+    def of(samples: Sequence[float], captured: bool = False) -> Timing:
+        """From microseconds a launch, one number a replay."""
+        ordered = sorted(samples)
+        tenth = (len(ordered) - 1) / 10
+        p10, p90 = ordered[round(tenth)], ordered[round(9 * tenth)]
+        return Timing(statistics.median(ordered), p10, p90, captured)
+
+
+def time_launches(
+    calls: Sequence[Launch], device: Device, capturable: bool = True, stream: torch.cuda.Stream | None = None
+) -> Timing:
+    """Times launches that do the same work on different memory, in turns: give enough of them to outrun the caches.
+
+    `stream` is the one that they were bound to, None for one of its own.
+    """
+    if device.kind == "cpu":
+        return _timed_on_cpu(calls)
+    import torch
+
+    with torch.cuda.device(device.index):
+        stream = stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # The operands were made on another stream.
+        torch.cuda.synchronize()
+        return _captured(calls, stream) if capturable else _enqueued(calls, stream)
+
+
+def _timed_on_cpu(calls: Sequence[Launch]) -> Timing:
+    for call in calls:
+        call()
+    samples: list[float] = []
+    ends = time.perf_counter() + LONGEST
+    while len(samples) < REPLAYS and (len(samples) < 3 or time.perf_counter() < ends):
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        samples.append((time.perf_counter() - started) / len(calls) * 1e6)
+    return Timing.of(samples)
+
+
+def _captured(calls: Sequence[Launch], stream: torch.cuda.Stream) -> Timing:
+    """Rounds of all calls in one graph, as many as make a replay long against its own start."""
+    import torch
+
+    once = _round_seconds(calls, stream)
+    rounds = max(1, min(round(REPLAY_SECONDS / once), MOST_CAPTURED // len(calls)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    samples = _between_events(graph.replay, stream)
+    return Timing.of([sample / (rounds * len(calls)) for sample in samples], captured=True)
+
+
+def _round_seconds(calls: Sequence[Launch], stream: torch.cuda.Stream) -> float:
+    """Seconds that all calls take without a graph, the second time: an upper bound, as Python enqueues them."""
+    import torch
+
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            started = time.perf_counter()
+            for call in calls:
+                call()
+            torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _enqueued(calls: Sequence[Launch], stream: torch.cuda.Stream) -> Timing:
+    def once() -> None:
+        for call in calls:
+            call()
+
+    return Timing.of([sample / len(calls) for sample in _between_events(once, stream)])
+
+
+def _between_events(run: Callable[[], object], stream: torch.cuda.Stream) -> list[float]:
+    """Microseconds of each of REPLAYS runs, on the device's own clock; three more come first."""
+    import torch
+
+    def event() -> torch.cuda.Event:
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    events = [(event(), event()) for _ in range(REPLAYS)]
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+        for start, end in events:
+            start.record(stream)
+            run()
+            end.record(stream)
+    stream.synchronize()
+    return [start.elapsed_time(end) * 1e3 for start, end in events]

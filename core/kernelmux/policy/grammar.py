@@ -1,0 +1,257 @@
+"""The grammar of a policy file: its tables, their keys, and what each may hold.
+
+One source for three things: checking a file, the JSON Schema that editors use, and docs/policy.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from kernelmux.contract.device import Device
+from kernelmux.errors import GraphError, nearest
+from kernelmux.graph.formats import CACHE_FORMATS, lookup
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import OPS
+
+_KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Whole numbers from `low` to `high`, both included; an open end has None."""
+
+    low: int = 0
+    high: int | None = None
+
+    def __contains__(self, number: int) -> bool:
+        return self.low <= number and (self.high is None or number <= self.high)
+
+    def covers(self, other: Range) -> bool:
+        """Whether every number of `other` is in this range."""
+        return self.low <= other.low and (self.high is None or (other.high is not None and other.high <= self.high))
+
+
+def _parse_range(value: Any) -> Range:
+    """`5`, `"5"`, `"1..16"`, `"17.."` or `"..16"`."""
+    if isinstance(value, Range):
+        return value
+    match = re.fullmatch(r"(\d*)(\.\.)?(\d*)", str(value)) if isinstance(value, int | str) else None
+    if match is None or isinstance(value, bool) or not (match[1] or match[3]) or len(str(value)) > 40:
+        raise ValueError(f"{value!r:.40} is no range: write 5, '1..16', '17..' or '..16'")
+    low = int(match[1] or 0)
+    high = low if not match[2] else int(match[3]) if match[3] else None
+    if high is not None and high < low:
+        raise ValueError(f"{value!r} is empty: its end is below its start")
+    return Range(low, high)
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _each(check: Any) -> Any:
+    """A validator of one string or a list of them, each through `check`."""
+
+    def validate(value: Any) -> Any:
+        items = _as_tuple(value)
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise ValueError(f"a string or a list of strings is needed, not {str(value)[:40]!r}")
+        if not items:
+            raise ValueError("the list is empty: name at least one, or leave the key out")
+        return tuple(check(item) for item in items)
+
+    return validate
+
+
+def _op_name(name: str) -> str:
+    if name not in OPS:
+        raise ValueError(f"unknown op {name!r}{nearest(name, OPS)}")
+    return name
+
+
+def _format_name(name: str) -> str:
+    try:
+        return lookup(name).name
+    except GraphError as error:
+        raise ValueError(str(error)) from None
+
+
+def _kernel_name(name: str) -> str:
+    if not _KERNEL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no kernel: write 'backend' or 'backend:kernel', as 'torch:int4'")
+    return name
+
+
+def _cache_format(name: Any) -> str:
+    if name not in CACHE_FORMATS:
+        raise ValueError(f"unknown cache format {name!r}{nearest(str(name), CACHE_FORMATS)}")
+    return str(name)
+
+
+def _capability(value: Any) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", str(value))
+    if match is None:
+        raise ValueError(f"{str(value)[:40]!r} is no compute capability: write it as '9.0'")
+    return int(match[1]), int(match[2])
+
+
+_STRINGS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+
+
+_Ops = Annotated[tuple[str, ...], BeforeValidator(_each(_op_name)), WithJsonSchema(_STRINGS)]
+_Formats = Annotated[tuple[str, ...], BeforeValidator(_each(_format_name)), WithJsonSchema(_STRINGS)]
+_Kernels = Annotated[tuple[str, ...], BeforeValidator(_each(_kernel_name)), WithJsonSchema(_STRINGS)]
+_Patterns = Annotated[tuple[str, ...], BeforeValidator(_each(str)), WithJsonSchema(_STRINGS)]
+_Range = Annotated[Range, BeforeValidator(_parse_range), WithJsonSchema({"type": ["integer", "string"]})]
+_Capability = Annotated[tuple[int, int], BeforeValidator(_capability), WithJsonSchema({"type": "string"})]
+_CacheFormat = Annotated[str, BeforeValidator(_cache_format), WithJsonSchema({"type": "string"})]
+
+
+class Table(BaseModel):
+    """A table of the file: unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Selectors(Table):
+    """Which nodes are meant: those for which every given selector holds."""
+
+    op: _Ops | None = Field(None, description="Names of ops.")
+    node: _Patterns | None = Field(None, description="Shell patterns for node names, as `blk.*.attn_q`.")
+    layer: _Range | None = Field(None, description="Layers, as `0..3`; nodes outside layers do not match.")
+    m: _Range | None = Field(
+        None, description="Rows of the node in one step, as `1..8`; decode of one sequence is `1`."
+    )
+    weight: _Formats | None = Field(None, description="Storage formats of all of the node's weights, as `Q4_K`.")
+    dtype: _Formats | None = Field(None, description="Format of the node's first output in the graph, as `f32`.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Kind of device.")
+    capability: _Capability | None = Field(None, description="Least compute capability of a CUDA device, as `9.0`.")
+
+    def matches(self, node: TensorNode, rows: int, device: Device) -> bool:
+        """Whether every selector holds for a node at `rows` rows on `device`."""
+        return (
+            (self.op is None or node.op in self.op)
+            and (self.m is None or rows in self.m)
+            and (self.layer is None or (node.layer is not None and node.layer in self.layer))
+            and (self.device is None or device.kind == self.device)
+            and (self.capability is None or (device.capability or (0, 0)) >= self.capability)
+            and (self.weight is None or (bool(node.weight) and all(w.format in self.weight for w in node.weight)))
+            and (self.dtype is None or node.outputs[0].format in self.dtype)
+            and (self.node is None or any(fnmatchcase(node.name, pattern) for pattern in self.node))
+        )
+
+    def covers(self, other: Selectors) -> bool:
+        """Whether every node that `other` matches is sure to be matched by this too."""
+        return (
+            _set_covers(self.op, other.op)
+            and _set_covers(self.weight, other.weight)
+            and _set_covers(self.dtype, other.dtype)
+            and (self.layer is None or (other.layer is not None and self.layer.covers(other.layer)))
+            and (self.m is None or (other.m is not None and self.m.covers(other.m)))
+            and (self.device is None or self.device == other.device)
+            and (self.capability is None or (other.capability is not None and self.capability <= other.capability))
+            and (self.node is None or (other.node is not None and all(self._names(name) for name in other.node)))
+        )
+
+    def _names(self, pattern: str) -> bool:
+        """Whether all that `pattern` matches is ours: it is one of our patterns, or a plain name that one matches."""
+        literal = not any(sign in pattern for sign in "*?[")
+        ours = self.node or ()
+        return pattern in ours or "*" in ours or (literal and any(fnmatchcase(pattern, own) for own in ours))
+
+
+def _set_covers(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> bool:
+    return ours is None or (theirs is not None and set(theirs) <= set(ours))
+
+
+OnError = Literal["next", "error"]
+
+
+class Rule(Selectors):
+    """Selectors, and what to use where they all hold."""
+
+    use: _Kernels = Field(description="Kernels (`torch:int4`), or backends for all of theirs, in order of preference.")
+    max_error: float | None = Field(
+        None, gt=0, strict=True, description="Error budget: only kernels whose declared bound (NMSE) is within it."
+    )
+    on_unsupported: Literal["next", "error"] | None = Field(
+        None,
+        description="Where none of `use` takes the node: `next` goes on to the defaults, `error` stops. Unset, a "
+        "kernel that declines means `next`, and a backend that nobody has heard of is an error.",
+    )
+    on_error: OnError | None = Field(
+        None,
+        description="Where the kernel raises in a walk: `error` stops, `next` takes the next kernel and runs "
+        "the step again.",
+    )
+
+
+class Require(Selectors):
+    """An assertion: every node that matches must have got one of these kernels, or there is no plan."""
+
+    kernel: _Kernels = Field(description="Kernels or backends, any of which will do.")
+
+
+class Defaults(Table):
+    """What holds where no rule matches, and after a rule whose kernels all decline."""
+
+    use: _Kernels = Field(
+        (), description="Backends or kernels in order; installed backends that are not named follow by name."
+    )
+    max_error: float | None = Field(
+        None, gt=0, strict=True, description="Error budget (NMSE) of every node without its own."
+    )
+    on_error: OnError = Field("error", description="As in a rule.")
+
+
+class Kv(Table):
+    """The paged cache of keys and values."""
+
+    format: _CacheFormat = Field(
+        "f32",
+        description="How it is stored: `f32`, `bf16`, `f16` or `fp8_row` (e4m3, a scale for each position and head).",
+    )
+
+
+class Weights(Table):
+    """What packed weights may cost."""
+
+    copies: int | None = Field(
+        None,
+        ge=1,
+        strict=True,
+        description="Packed forms of one weight at most. Kernels that need one more are passed over; small row counts "
+        "choose first.",
+    )
+
+
+class Document(Table):
+    """A policy file."""
+
+    rule: tuple[Rule, ...] = Field((), description="Rules, in order; the first that matches a node wins.")
+    require: tuple[Require, ...] = Field((), description="Assertions about the finished plan.")
+    forbid: _Kernels = Field((), description="Kernels or backends that no node may get.")
+    fuse: bool = Field(
+        True,
+        strict=True,
+        description="Whether fused ops may stand in for plain ones, where a chosen kernel takes them.",
+    )
+    defaults: Defaults = Field(Defaults(), description="What holds where no rule does: a table, see below.")
+    kv: Kv = Field(Kv(), description="The cache: a table, see below.")
+    weights: Weights = Field(Weights(), description="What packed weights may cost: a table, see below.")
+
+
+TABLES: dict[str, type[Table]] = {
+    "rule": Rule,
+    "require": Require,
+    "defaults": Defaults,
+    "kv": Kv,
+    "weights": Weights,
+}
+"""The tables of a file by their headings."""

@@ -1,0 +1,1 @@
+"""Doing it: a plan bound, walked and captured; sessions, sampling, text."""

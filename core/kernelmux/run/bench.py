@@ -1,0 +1,186 @@
+"""A whole model, timed: prompts read, tokens decoded, what Python costs a step, and the memory that is held."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kernelmux.measure.timing import Timing
+from kernelmux.plan.plan import Plan
+from kernelmux.run.capture import captured_rows
+from kernelmux.run.model import Model
+from kernelmux.run.session import CachedSequence, Feed, Session
+
+PROMPTS = 5
+"""Times that the prompt is read, after once to warm up."""
+DECODES = 3
+"""Times that the tokens are decoded, after once to warm up."""
+IN_A_ROW = 8
+"""Steps that are enqueued at once to tell what one costs: a decoding session never waits for its device to be idle."""
+AHEAD = 2
+"""Steps that a decoding session has launched when it gives the first ids."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to time: a prompt of so many tokens; then `decode` steps of `batch` sequences, each `context` long."""
+
+    prompt: int = 512
+    context: int = 512
+    batch: int = 1
+    decode: int = 64
+
+    @property
+    def tokens(self) -> int:
+        """Cached tokens that this needs at once."""
+        return max(self.prompt, self.batch * (self.context + self.decode))
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """Medians with their spread, and bytes held on the device."""
+
+    load: Load
+    prefill: Timing
+    """Microseconds of a whole prompt."""
+    decode: Timing
+    """Microseconds a step."""
+    host: Timing | None
+    """Microseconds of a step in Python: until it is enqueued; None where it is not captured."""
+    launches: int
+    memory: dict[str, int]
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens a second."""
+        return self.load.prompt / self.prefill.median * 1e6
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second, of all sequences."""
+        return self.load.batch / self.decode.median * 1e6
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What a table shows."""
+        load, tokens = self.load, f"{self.load.batch} x {self.load.context}"
+        rows = [
+            _row(f"prompt of {load.prompt}", "tokens/s", self.prefill, load.prompt * 1e6, ""),
+            _row(f"decode at {tokens}", "tokens/s", self.decode, load.batch * 1e6, self.launches),
+        ]
+        if self.host is not None:
+            rows.append(_row(f"Python, a step at {tokens}", "us", self.host, None, self.launches))
+        return rows
+
+
+def _row(work: str, unit: str, timing: Timing, per_second: float | None, launches: int | str) -> dict[str, Any]:
+    figures = [timing.median, timing.p10, timing.p90]
+    if per_second is not None:
+        figures = [per_second / microseconds for microseconds in figures]
+    median, *spread = (round(figure, 1) for figure in figures)
+    return {"work": work, "unit": unit, "median": median, "p10 to p90": sorted(spread), "launches": launches}
+
+
+def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
+    """Times a model with a plan; CapacityError where the plan takes fewer rows than the batch has."""
+    session = model.session(plan, load.tokens, load.batch)
+    for _ in session.prepare():
+        pass
+    wait = _waiting(plan)
+    prefill = Timing.of([_time_prompt(session, _ids(model, load.prompt, 0), wait) for _ in range(PROMPTS + 1)][1:])
+    sequences = [session.open() for _ in range(load.batch)]
+    for index, sequence in enumerate(sequences):
+        session.feed(sequence, _ids(model, load.context, index))
+    lengths = [sequence.length for sequence in sequences]
+    decodes = []
+    for _ in range(DECODES + 1):
+        wait()
+        started = time.perf_counter()
+        decode_steps(session, sequences, load.decode)
+        wait()
+        decodes.append((time.perf_counter() - started) / load.decode * 1e6)
+        _rewind(sequences, lengths)
+    host = None
+    if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
+        host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait))
+    launches = plan.schedule(load.batch, load.batch).launches
+    return ModelTiming(load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load))
+
+
+def decode_steps(session: Session, sequences: Sequence[CachedSequence], steps: int) -> None:
+    """Decodes `steps` tokens of every sequence, each the likeliest after the one before, as a server would."""
+    for _ in session.decode(sequences, [0] * len(sequences), steps):
+        pass
+
+
+def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object]) -> float:
+    """Microseconds of reading a prompt into an empty sequence, which is closed again."""
+    sequence = session.open()
+    wait()
+    started = time.perf_counter()
+    session.feed(sequence, ids)
+    wait()
+    elapsed = time.perf_counter() - started
+    session.close(sequence)
+    return elapsed * 1e6
+
+
+def _time_enqueueing(
+    session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
+) -> list[float]:
+    """Microseconds that Python and the driver take to enqueue a captured step, from the state of the one before."""
+    samples: list[float] = []
+    # Reserves room for all steps, and makes the state of the next.
+    next(session.decode(sequences, [0] * len(sequences), steps))
+    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences])
+    assert walk is not None
+    ids = session.ids_copy(len(sequences))
+    for _ in range((steps - AHEAD) // IN_A_ROW):
+        wait()
+        started = time.perf_counter()
+        for _ in range(IN_A_ROW):
+            walk()
+            ids.start()
+        samples.append((time.perf_counter() - started) / IN_A_ROW * 1e6)
+    wait()
+    return samples
+
+
+def _rewind(sequences: Sequence[CachedSequence], lengths: Sequence[int]) -> None:
+    """Forgets the tokens beyond a length: what follows overwrites them."""
+    for sequence, length in zip(sequences, lengths, strict=True):
+        sequence.length = length
+
+
+def _waiting(plan: Plan) -> Callable[[], object]:
+    """A call that returns when the device has done all its work."""
+    if plan.device.kind == "cpu":
+        return lambda: None
+    import torch
+
+    return lambda: torch.cuda.synchronize(plan.device.index)
+
+
+def _ids(model: Model, count: int, seed: int) -> list[int]:
+    """Token ids at random."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(model.source.shape.vocab, (count,), generator=generator).tolist()
+    return ids
+
+
+def _memory(plan: Plan, load: Load) -> dict[str, int]:
+    """Bytes held, by what for; on CUDA also the most that torch ever held."""
+    held = {
+        "weights": plan.packed_bytes,
+        "second copies of weights": plan.extra_copy_bytes,
+        "cache": load.tokens * plan.kv_bytes_per_token,
+        "activations": max(schedule.layout.nbytes for schedule in plan.schedules.values()),
+    }
+    if plan.device.kind == "cuda":
+        import torch
+
+        held["most that torch held"] = torch.cuda.max_memory_allocated(plan.device.index)
+    return held

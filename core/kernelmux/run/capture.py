@@ -1,0 +1,94 @@
+"""Capture: a bound walk as one CUDA graph, which a single replay runs.
+
+Enters: a Walk of capturable kernels. Leaves: a CapturedWalk on the same memory, or a LaunchError that names the node
+whose launch a graph cannot hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.hookspecs import Planes
+from kernelmux.errors import LaunchError
+from kernelmux.run.walk import Walk, launch_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.plan.plan import Plan
+
+CAPTURED_ROWS = 64
+"""Rows of the largest step that is captured: beyond it the device is busy for longer than Python needs to launch."""
+
+
+def captured_rows(plan: Plan, rows: int) -> int | None:
+    """The rows of the captured step that a decode step of `rows` is padded to; None where it runs eagerly.
+
+    A power of two within the bucket of `rows`, so that padding changes no choice of kernels.
+    """
+    if plan.device.kind != "cuda" or not 1 <= rows <= min(CAPTURED_ROWS, plan.max_rows):
+        return None
+    size = min(1 << (rows - 1).bit_length(), plan.bucket(rows))
+    return None if plan.schedule(size, size).not_capturable else size
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedWalk:
+    """A walk as a CUDA graph: calling it replays it on torch's current stream; returns the number of launches."""
+
+    walk: Walk
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self) -> int:
+        self.graph.replay()
+        return self.walk.launches
+
+    @property
+    def outputs(self) -> Mapping[str, Planes]:
+        """The graph's outputs by name; the next walk overwrites them."""
+        return self.walk.outputs
+
+
+def capture(walk: Walk, stream: torch.cuda.Stream, tail: Callable[[Walk], object]) -> CapturedWalk:
+    """Records a walk, and after it what `tail` launches.
+
+    The walk runs once before: libraries make their handles and workspaces at the first call, which a capture forbids.
+    """
+    import torch
+
+    with torch.cuda.stream(stream):
+        walk()
+    torch.cuda.synchronize(walk.device)
+    graph = torch.cuda.CUDAGraph()
+    failure: LaunchError | None = None
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            failure = _record(walk)
+            if failure is None:
+                tail(walk)
+    except RuntimeError as error:
+        # A capture that a launch has broken also raises where it ends; the launch is to blame.
+        if failure is None:
+            names = dict.fromkeys(step.choice.name for step in walk.steps)
+            message = f"the walk of {len(walk.steps)} nodes ({', '.join(names)}) cannot be captured: {error}"
+            raise LaunchError(message, walk.steps[-1].node.name, walk.steps[-1].choice.name) from error
+    if failure is not None:
+        raise failure
+    return CapturedWalk(walk, graph)
+
+
+def _record(walk: Walk) -> LaunchError | None:
+    """Makes each launch while the stream is capturing; the error of the first one that breaks the capture."""
+    import torch
+
+    for index, call in enumerate(walk.calls):
+        try:
+            call()
+            if not torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("it ended the capture")
+        except Exception as error:
+            failure = launch_error(walk.steps, index, walk.device, error)
+            return LaunchError(f"while a CUDA graph was captured: {failure}", failure.node, failure.kernel)
+    return None

@@ -1,0 +1,190 @@
+"""The Python API: a model that plans, answers and gives logits."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kernelmux.contract import registry
+from kernelmux.contract.device import Device, find_device
+from kernelmux.contract.packed import PackedWeights
+from kernelmux.errors import ModelError
+from kernelmux.graph.graph import Graph
+from kernelmux.models import Source, open_model, open_random
+from kernelmux.models.chat import render_chat
+from kernelmux.plan.lock import read_lock
+from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
+from kernelmux.policy.policy import Policy, default_policy, read_policy
+from kernelmux.run.generate import generate
+from kernelmux.run.sampling import Sampling
+from kernelmux.run.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+
+
+def load(path: str | Path) -> Model:
+    """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
+    return Model(open_model(path))
+
+
+def load_random(asked: str, device: str = "cpu") -> Model:
+    """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
+    return Model(open_random(asked, device))
+
+
+@dataclass(eq=False)
+class Model:
+    """An open model: its graph, its tokenizer, and the weights that its plans have packed."""
+
+    source: Source
+    _packed: dict[Device, PackedWeights] = field(default_factory=dict, repr=False)
+
+    @property
+    def graph(self) -> Graph:
+        return self.source.graph
+
+    def locked_plan(self, path: str | Path, device: str = "cpu") -> Plan:
+        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
+        return read_lock(path, self.graph, registry.current(), find_device(device))
+
+    def plan(
+        self,
+        policy: Policy | str | Path | None = None,
+        *,
+        use: Iterable[str] = (),
+        device: str = "cpu",
+        max_rows: int = MAX_ROWS,
+    ) -> Plan:
+        """Chooses every node's kernel by a policy file, or the default one; `use` (`OP=KERNEL`) outranks both."""
+        if policy is None:
+            policy = default_policy()
+        elif not isinstance(policy, Policy):
+            policy = read_policy(policy)
+        return make_plan(self.graph, policy.with_use(use), registry.current(), find_device(device), max_rows)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's token ids; messages go through the file's chat template."""
+        tokenizer = self.source.tokenizer
+        if isinstance(prompt, str):
+            return tokenizer.encode(prompt)
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if not messages:
+            return self._checked_ids(prompt)
+        if len(messages) < len(prompt):
+            raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
+        template = self.source.file.metadata.get("tokenizer.chat_template")
+        if not isinstance(template, str):
+            raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
+        bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+        text = render_chat(template, messages, bos_token=bos, eos_token=eos)
+        # The template writes the special tokens itself.
+        return tokenizer.encode(text, add_special=False)
+
+    def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
+        """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`."""
+        packed = self._packed.setdefault(plan.device, PackedWeights(self.source.file.weights, plan.device))
+        return Session(plan, packed, tokens, sequences)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        plan: Plan | None = None,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Generation:
+        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
+        if max_tokens < 1:
+            raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
+        ids = self.encode(prompt)
+        self._check_length(ids, max_tokens)
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        session = self.session(plan or self.plan(), len(ids) + max_tokens)
+        return Generation(self.source, session, ids, sampling, max_tokens)
+
+    def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
+        """Logits [len(ids), vocabulary] of every position, in float32."""
+        ids = self._checked_ids(ids)
+        self._check_length(ids, 0)
+        session = self.session(plan or self.plan(), len(ids))
+        return session.feed(session.open(), ids, all_logits=True)
+
+    def _checked_ids(self, ids: Sequence[object]) -> list[int]:
+        vocab = self.source.shape.vocab
+        checked = []
+        for id in ids:
+            if not hasattr(id, "__index__"):
+                raise ModelError(f"a prompt is text, token ids or chat messages, not a list with {id!r:.40}")
+            checked.append(operator.index(id))
+            if not 0 <= checked[-1] < vocab:
+                raise ModelError(f"token id {id} is not in the vocabulary of {vocab}")
+        return checked
+
+    def _check_length(self, ids: Sequence[int], new_tokens: int) -> None:
+        context = self.source.shape.context
+        if not ids:
+            raise ModelError("the prompt has no tokens; give at least one")
+        if len(ids) + new_tokens > context:
+            raise ModelError(
+                f"the prompt has {len(ids)} tokens and {new_tokens} more may follow, the model holds {context}: "
+                "shorten the prompt, or lower --max-tokens"
+            )
+
+
+@dataclass(eq=False)
+class Generation:
+    """A streamed answer: iterating over it runs the model; the counts and times are those of what has run so far."""
+
+    source: Source
+    session: Session
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    max_tokens: int
+    ids: list[int] = field(default_factory=list)
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def prepare(self, progress: Callable[[str], object] = lambda node: None) -> None:
+        """Packs the weights now, calling `progress` with each node's name."""
+        for node in self.session.prepare():
+            progress(node)
+
+    def __iter__(self) -> Iterator[str]:
+        self.prepare()
+        self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0
+        tokenizer = self.source.tokenizer
+        stream = tokenizer.stream()
+        started = time.perf_counter()
+        for token in generate(self.session, self.prompt_ids, self.sampling, tokenizer.end_ids, self.max_tokens):
+            now = time.perf_counter()
+            if self.ids:
+                self.decode_seconds += now - started
+            else:
+                self.prompt_seconds = now - started
+            self.ids.append(token)
+            if token not in tokenizer.end_ids and (text := stream.push(token)):
+                yield text
+            started = time.perf_counter()
+        if rest := stream.flush():
+            yield rest
+
+    @property
+    def prompt_rate(self) -> float:
+        """Prompt tokens a second."""
+        return len(self.prompt_ids) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second after the first."""
+        return (len(self.ids) - 1) / self.decode_seconds if self.decode_seconds else 0.0

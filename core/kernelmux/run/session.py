@@ -1,0 +1,332 @@
+"""Sequences over a paged cache: step state filled in, the plan walked.
+
+Enters: a plan, a model's weights, token ids. Leaves: logits, or the likeliest ids step by step. On CUDA a step of one
+token a sequence is padded to a captured one; there the device feeds itself the likeliest tokens, and the host reads
+them while the next step runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.device import Device
+from kernelmux.contract.hookspecs import Planes
+from kernelmux.contract.packed import PackedWeights
+from kernelmux.errors import KernelmuxError, LaunchError
+from kernelmux.graph.formats import Value, as_planes, empty_planes, human_bytes
+from kernelmux.graph.graph import PAGE_SIZE
+from kernelmux.plan.plan import Plan
+from kernelmux.run.capture import CapturedWalk, captured_rows
+from kernelmux.run.state import HostCopy, StepState, StreamOrder
+from kernelmux.run.walk import Walk
+from kernelmux.run.walker import Walker
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CapacityError(KernelmuxError):
+    """The cache or the batch has no room for what was asked."""
+
+
+@dataclass(eq=False)
+class CachedSequence:
+    """One sequence's place in the cache: its pages in order, and how many tokens they hold."""
+
+    pages: list[int] = field(default_factory=list)
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a sequence is given in one step: its next token ids, and whether every row's logits are wanted."""
+
+    sequence: CachedSequence
+    ids: Sequence[int]
+    all_logits: bool = False
+
+
+class Session:
+    """A plan at work: one paged cache, any number of sequences in it, steps over batches of them.
+
+    `tokens` is the cache's capacity over all sequences, `sequences` the largest batch.
+    """
+
+    def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
+        # Each sequence may waste the rest of its last page.
+        pages = -(-tokens // PAGE_SIZE) + sequences - 1
+        self._free = list(range(pages))
+        self._batch = sequences
+        # A captured step may have more rows than it has sequences.
+        padded = sequences if plan.device.kind == "cpu" else 1 << (sequences - 1).bit_length()
+        extents = {
+            "m": plan.max_rows,
+            "outs": plan.max_rows,
+            "seqs": padded,
+            "seqs+1": padded + 1,
+            "width": pages,
+            "pages": pages,
+            "page_size": PAGE_SIZE,
+        }
+        leaves = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "cache"]
+        state = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "state"]
+        _check_memory(plan, packed, sum(value.nbytes for value in leaves))
+        self._state = StepState({value.name: value.extents for value in state}, plan.device)
+        caches = {value.name: _zeros(value, plan.device) for value in leaves}
+        self.walker = Walker(plan, packed, {**caches, **self._state.buffers}, self._state.host)
+        self._captured: dict[int, CapturedWalk] = {}
+        self._logits = plan.graph.outputs[0]
+
+    def prepare(self) -> Iterator[str]:
+        """Packs every weight that the plan needs, yielding each node's name; without it, the first steps do it."""
+        while True:
+            try:
+                yield from self.walker.prepare()
+                return
+            except LaunchError as error:
+                self.walker = self.walker.without(error)
+
+    def open(self) -> CachedSequence:
+        """A new, empty sequence."""
+        return CachedSequence()
+
+    def close(self, sequence: CachedSequence) -> None:
+        """Gives a sequence's pages back."""
+        self._free = sorted([*self._free, *sequence.pages])
+        sequence.pages, sequence.length = [], 0
+
+    def step(self, feeds: Sequence[Feed]) -> torch.Tensor:
+        """Runs one step over several sequences, and returns logits [rows wanted, vocabulary], in the order of `feeds`.
+
+        Of each feed the last row's logits, or all rows' where it says so. The next step overwrites what is returned.
+        CapacityError where rows, sequences or tokens are more than the session was made for; nothing has changed then.
+        """
+        m = self._check(feeds)
+        self._reserve(feeds, [len(feed.ids) for feed in feeds])
+        with self._on_stream():
+            logits = self._run(feeds, m)
+        for feed in feeds:
+            feed.sequence.length += len(feed.ids)
+        return logits
+
+    def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
+        """Runs tokens in as many steps as the plan needs; returns a copy of the logits, of the last row or of all."""
+        import torch
+
+        if not ids:
+            raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
+        chunk = self.walker.plan.max_rows
+        parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
+        logits = [self.step([Feed(sequence, part, all_logits)]).clone() for part in parts]
+        return torch.cat(logits) if all_logits else logits[-1]
+
+    def decode(self, sequences: Sequence[CachedSequence], tokens: Sequence[int], steps: int) -> Iterator[list[int]]:
+        """Feeds each sequence its token and then, again and again, the likeliest next one: yields `steps` lists of ids.
+
+        Room for all steps is reserved at once. What was yielded is in the cache, but for the last ids.
+        """
+        feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)]
+        self._check(feeds)
+        self._reserve(feeds, [steps] * len(feeds))
+        with self._on_stream():
+            walk = self.captured_step(feeds)
+        if walk is not None:
+            yield from self._decode_on_device(walk, sequences, steps)
+            return
+        for _ in range(steps):
+            ids = self.step(feeds).argmax(dim=-1).tolist()
+            yield ids
+            feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, ids, strict=True)]
+
+    def _decode_on_device(
+        self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int
+    ) -> Iterator[list[int]]:
+        """The ids of a step are read when the next one has been launched: the device never waits for the host."""
+        # A graph runs on any stream: the caller's costs no switching.
+        order = StreamOrder(self.walker.plan.device)
+        copies = [self.ids_copy(len(sequences)) for _ in range(2)]
+        for index in range(steps + 1):
+            if index < steps:
+                order.keep()
+                walk()
+                copies[index % 2].start()
+            if index:
+                ids = copies[(index - 1) % 2].wait()
+                for sequence in sequences:
+                    sequence.length += 1
+                yield ids
+
+    def captured_step(self, feeds: Sequence[Feed]) -> CapturedWalk | None:
+        """The captured step of one token a sequence, its state written; None where the plan captures none.
+
+        Each call of it decodes one token more of each sequence, as far as there is room.
+        """
+        while (rows := self._padded(feeds)) is not None:
+            self._write_state(feeds, rows)
+            try:
+                return self._capture(rows)
+            except LaunchError as error:
+                self._do_without(error)
+        return None
+
+    def ids_copy(self, count: int) -> HostCopy:
+        """A place in host memory for the next tokens of `count` sequences."""
+        return HostCopy(self._state.buffers["tokens"][:count], self.walker.plan.device)
+
+    def _check(self, feeds: Sequence[Feed]) -> int:
+        """The rows of a step; CapacityError where it is none that the session can run."""
+        m = sum(len(feed.ids) for feed in feeds)
+        if len(feeds) > self._batch:
+            raise CapacityError(f"a step of {len(feeds)} sequences, the session was made for {self._batch}")
+        if not feeds or not all(feed.ids for feed in feeds):
+            raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
+        if len({id(feed.sequence) for feed in feeds}) < len(feeds):
+            raise CapacityError("a step feeds one sequence twice: join its tokens, or take two steps")
+        vocab = self.walker.plan.graph.values[self._logits].shape[1]
+        assert isinstance(vocab, int)
+        if odd := [id for feed in feeds for id in feed.ids if not 0 <= id < vocab]:
+            raise CapacityError(f"token id {odd[0]} is not in the vocabulary of {vocab}")
+        if m > self.walker.plan.max_rows:
+            raise CapacityError(
+                f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time"
+            )
+        return m
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Work on the plan's stream, after what the caller's holds, and before what the caller adds to it."""
+        import torch
+
+        stream = self.walker.stream
+        if stream is None:
+            yield
+            return
+        callers = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(callers)
+        with torch.cuda.stream(stream):
+            yield
+        callers.wait_stream(stream)
+
+    def _run(self, feeds: Sequence[Feed], m: int) -> torch.Tensor:
+        """Walks once, and returns the logits.
+
+        Where a kernel raises and the policy says `next`, walks again without it: a step may be run again, for its state
+        is written again, and what it has written to the cache is written over.
+        """
+        while True:
+            rows = self._padded(feeds)
+            outs = self._write_state(feeds, m if rows is None else rows)
+            try:
+                exact = {"m": m, "outs": outs, "seqs": len(feeds)}
+                walk = self.walker.bind(**exact) if rows is None else self._capture(rows)
+                walk()
+            except LaunchError as error:
+                self._do_without(error)
+            else:
+                logits: torch.Tensor = walk.outputs[self._logits][:outs]
+                return logits
+
+    def _padded(self, feeds: Sequence[Feed]) -> int | None:
+        """The rows of the captured step for these feeds; None where it runs eagerly."""
+        alone = all(len(feed.ids) == 1 for feed in feeds)
+        return captured_rows(self.walker.plan, len(feeds)) if alone else None
+
+    def _do_without(self, error: LaunchError) -> None:
+        """Replaces the kernel that raised, or raises the error."""
+        self.walker = self.walker.without(error)
+        self._captured.clear()
+
+    def _capture(self, rows: int) -> CapturedWalk:
+        if rows not in self._captured:
+            self._captured[rows] = self.walker.capture(self._advance, m=rows, outs=rows, seqs=rows)
+        return self._captured[rows]
+
+    def _advance(self, walk: Walk) -> None:
+        """On the device, the state of the next step: each sequence with a length gets its likeliest token."""
+        import torch
+
+        logits = walk.outputs[self._logits]
+        state = {name: buffer[: len(logits)] for name, buffer in self._state.buffers.items()}
+        state["tokens"].copy_(logits.argmax(dim=-1))
+        live = (state["kv_len"] > 0).to(torch.int32)
+        state["kv_len"].add_(live)
+        state["positions"].add_(live)
+        # Past the last reserved page, after the last step, any page will do: nothing is written there.
+        page = (state["positions"] // PAGE_SIZE).clamp_(max=state["block_table"].shape[1] - 1)
+        first = state["block_table"].gather(1, page.long().unsqueeze(1)).squeeze(1) * PAGE_SIZE
+        slots = first + state["positions"] % PAGE_SIZE
+        state["slots"].copy_(torch.where(live.bool(), slots, -1))
+
+    def _reserve(self, feeds: Sequence[Feed], counts: Sequence[int]) -> None:
+        """Deals pages for `counts` new tokens of each sequence."""
+        needs = [
+            -(-(feed.sequence.length + count) // PAGE_SIZE) - len(feed.sequence.pages)
+            for feed, count in zip(feeds, counts, strict=True)
+        ]
+        if sum(needs) > len(self._free):
+            raise CapacityError(
+                f"the step needs {sum(needs)} more pages of {PAGE_SIZE} tokens, {len(self._free)} are free: "
+                "close sequences, or make the session larger"
+            )
+        for feed, need in zip(feeds, needs, strict=True):
+            feed.sequence.pages += self._free[: max(need, 0)]
+            del self._free[: max(need, 0)]
+
+    def _write_state(self, feeds: Sequence[Feed], padded: int) -> int:
+        """Fills the step's buffers, with padding up to `padded` rows; returns how many rows' logits are wanted.
+
+        A padding row is a sequence of its own, of length 0, and has slot -1.
+        """
+        ends = list(itertools.accumulate(len(feed.ids) for feed in feeds))
+        padding = range(ends[-1], padded)
+        positions = [range(f.sequence.length, f.sequence.length + len(f.ids)) for f in feeds]
+        wanted = [
+            row
+            for feed, end in zip(feeds, ends, strict=True)
+            for row in range(end - (len(feed.ids) if feed.all_logits else 1), end)
+        ]
+        slots = [
+            feed.sequence.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
+            for feed, span in zip(feeds, positions, strict=True)
+            for position in span
+        ]
+        rows = {
+            "tokens": [token for feed in feeds for token in feed.ids] + [0 for _ in padding],
+            "positions": [position for span in positions for position in span] + [0 for _ in padding],
+            "slots": slots + [-1 for _ in padding],
+            "logit_rows": [*wanted, *padding],
+            "query_start": [0, *ends, *(row + 1 for row in padding)],
+            "kv_len": [span.stop for span in positions] + [0 for _ in padding],
+        }
+        self._state.write(rows, {"block_table": [feed.sequence.pages for feed in feeds]})
+        return len(wanted)
+
+
+def _zeros(value: Value, device: Device) -> Planes:
+    parts = empty_planes(value, device.torch)
+    for part in parts:
+        part.zero_()
+    return as_planes(parts)
+
+
+def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:
+    """CapacityError where weights, activations and cache together are more than the device has free."""
+    import torch
+
+    if plan.device.kind != "cuda":
+        return
+    weights = max(plan.packed_bytes - packed.nbytes, 0)
+    activations = max(schedule.layout.nbytes for schedule in plan.schedules.values())
+    unused = torch.cuda.memory_reserved(plan.device.torch) - torch.cuda.memory_allocated(plan.device.torch)
+    free = torch.cuda.mem_get_info(plan.device.torch)[0] + unused
+    if weights + activations + cache > free:
+        copies = f" ({human_bytes(plan.extra_copy_bytes)} of it second copies)" if plan.extra_copy_bytes else ""
+        raise CapacityError(
+            f"{plan.device.torch} ({plan.device.name}) has {human_bytes(free)} free; weights need "
+            f"{human_bytes(weights)}{copies}, activations {human_bytes(activations)}, the cache {human_bytes(cache)}: "
+            "choose smaller kernels, `[weights] copies = 1`, or fewer tokens"
+        )

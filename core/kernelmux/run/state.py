@@ -1,0 +1,103 @@
+"""The step state: small integer buffers that tell a walk what to do, and their mirror in host memory.
+
+Enters: lists of numbers, by the buffers' names. Leaves: the same on the device, sent in one copy. On the CPU the
+mirror is the buffers themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.device import Device
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIGNMENT = 64
+"""Items: every buffer starts at a multiple of 256 bytes, as everything that kernels read."""
+
+
+class StepState:
+    """Buffers of int32 by name, of the given extents, at addresses that do not change."""
+
+    def __init__(self, extents: Mapping[str, tuple[int, ...]], device: Device) -> None:
+        import torch
+
+        starts, end = {}, 0
+        for name, shape in extents.items():
+            starts[name] = end
+            end += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+        on_cpu = device.kind == "cpu"
+        self._mirror = torch.zeros(end, dtype=torch.int32, pin_memory=not on_cpu)
+        self._memory = self._mirror if on_cpu else torch.zeros(end, dtype=torch.int32, device=device.torch)
+        self._sent = None if on_cpu else torch.Event(device.torch)
+        self.host, self.buffers = (
+            {name: memory[starts[name] :][: math.prod(shape)].view(shape) for name, shape in extents.items()}
+            for memory in (self._mirror, self._memory)
+        )
+
+    def write(self, rows: Mapping[str, Sequence[int]], tables: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Fills the first items of each buffer, and sends all of them on torch's current stream.
+
+        `rows` are of one axis, `tables` of two, whose rows may be shorter than the buffer's.
+        """
+        import torch
+
+        if self._sent is not None:
+            # The mirror may still be on its way from the step before.
+            self._sent.synchronize()
+        for name, values in rows.items():
+            self.host[name][: len(values)] = torch.tensor(values, dtype=torch.int32)
+        for name, lines in tables.items():
+            for index, values in enumerate(lines):
+                self.host[name][index, : len(values)] = torch.tensor(values, dtype=torch.int32)
+        if self._sent is not None:
+            self._memory.copy_(self._mirror, non_blocking=True)
+            self._sent.record()
+
+
+class HostCopy:
+    """A device buffer's numbers on their way to the host: `start` enqueues the copy, `wait` gives what it brought."""
+
+    def __init__(self, source: torch.Tensor, device: Device) -> None:
+        import torch
+
+        on_cpu = device.kind == "cpu"
+        self._source = source
+        self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=not on_cpu)
+        self._arrived = None if on_cpu else torch.Event(device.torch)
+
+    def start(self) -> None:
+        """On torch's current stream."""
+        self._copy.copy_(self._source, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def wait(self) -> list[int]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers: list[int] = self._copy.tolist()
+        return numbers
+
+
+class StreamOrder:
+    """Keeps launches in order where the caller changes torch's current stream between them."""
+
+    def __init__(self, device: Device) -> None:
+        import torch
+
+        self._device = device.torch
+        self._stream = None if device.kind == "cpu" else torch.cuda.current_stream(self._device)
+
+    def keep(self) -> None:
+        """What is launched next comes after what was launched before this was last called."""
+        if self._stream is None:
+            return
+        import torch
+
+        current = torch.cuda.current_stream(self._device)
+        if current != self._stream:
+            current.wait_stream(self._stream)
+            self._stream = current

@@ -1,0 +1,72 @@
+"""A walk: a schedule's launches bound to memory, called in order; and who is to blame where one raises."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kernelmux.contract.device import is_out_of_memory, out_of_memory
+from kernelmux.contract.hookspecs import Launch, Planes
+from kernelmux.errors import LaunchError
+from kernelmux.plan.schedule import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A schedule bound to memory at exact extents: calling it runs the step and returns the number of launches.
+
+    On CUDA the caller makes the plan's stream torch's current one, with `Walker.on_stream`.
+    """
+
+    steps: Sequence[Step]
+    calls: Sequence[Launch]
+    outputs: Mapping[str, Planes]
+    """The graph's outputs by name; the next walk overwrites them."""
+    launches: int
+    device: str
+
+    def __call__(self) -> int:
+        pending = iter(self.calls)
+        try:
+            for call in pending:
+                call()
+        except Exception as error:
+            # The iterator knows how far it got, so that a walk that works pays nothing for this.
+            index = len(self.calls) - operator.length_hint(pending) - 1
+            raise launch_error(self.steps, index, self.device, error) from error
+        return self.launches
+
+
+# What CUDA says of faults that end the context (the CUDA runtime's error strings): every later call fails too.
+_STICKY = (
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
+    "invalid program counter",
+    "device-side assert",
+    "unspecified launch failure",
+    "hardware stack error",
+    "uncorrectable ECC error",
+)
+_SUSPECTS = 4
+"""Nodes that the message about a sticky fault names: launches are asynchronous, so an earlier one may be to blame."""
+
+
+def launch_error(steps: Sequence[Step], index: int, device: str, error: Exception) -> LaunchError:
+    """What to say when the step at `index` has raised."""
+    node, choice = steps[index].node, steps[index].choice
+    shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
+    message = (
+        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, "
+        f"with {shapes}: {type(error).__name__}: {error}"
+    )
+    if is_out_of_memory(error):
+        message = f"{out_of_memory(device, error)}: {choice.name} wanted it for {node.name} ({node.op})"
+    sticky = any(fault in str(error) for fault in _STICKY)
+    if sticky:
+        suspects = ", ".join(
+            f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])
+        )
+        message += f". The device is lost to this process; suspects, latest first: {suspects}"
+    return LaunchError(message, node.name, choice.name, sticky)

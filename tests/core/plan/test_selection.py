@@ -1,0 +1,239 @@
+"""One node, many kernels: the policy's order decides, and everybody who lost is told why."""
+
+import pytest
+
+from fake_backend import CPU, FakeKernel, backend, chain, plan_for, silu_graph, whole_backend
+from kernelmux.contract import registry
+from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.errors import BackendError, KernelmuxError, PlanError, PolicyError
+from kernelmux.graph.graph import Builder
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import default_policy
+
+FAST, EXACT = FakeKernel("fast", precision=1e-4), FakeKernel("exact")
+
+
+def choose(policy="", *, use=(), graph=None, **backends):
+    """The choice for the only node, with backends `a` (fast, exact) and `b` (exact) unless told."""
+    backends = backends or {"a": backend(silu=[FAST, EXACT]), "b": backend(silu=EXACT)}
+    with registry.isolated(**backends) as found:
+        plan = plan_for(graph or silu_graph(), found, policy, use=use)
+    return plan.schedule(1, 1).steps[0].choice
+
+
+def losers(choice):
+    return {loser.kernel: (loser.kind, loser.reason) for loser in choice.rejected}
+
+
+def test_without_rules_the_first_backend_by_name_gets_the_node():
+    choice = choose()
+    assert (choice.name, choice.reason) == ("a:fast", "defaults (p.toml)")
+    assert losers(choice) == {
+        "a:exact": ("outranked", "a:fast comes first in defaults (p.toml)"),
+        "b:exact": ("outranked", "a:fast comes first in defaults (p.toml)"),
+    }
+
+
+def test_defaults_set_the_order():
+    assert choose('[defaults]\nuse = ["b", "a"]\n').name == "b:exact"
+
+
+def test_a_kernel_that_defaults_name_does_not_hide_its_backends_others():
+    choice = choose('[defaults]\nuse = ["a:exact"]\n')
+    assert choice.name == "a:exact"
+    assert losers(choice).keys() == {"a:fast", "b:exact"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "reason"),
+    [
+        ('[[rule]]\nop = "silu"\nuse = "b"\n', "b:exact", "rule 1 (p.toml:1)"),
+        ('\n[[rule]]\nop = "add"\nuse = "b"\n\n[[rule]]\nuse = "a:exact"\n', "a:exact", "rule 2 (p.toml:6)"),
+        ('[[rule]]\nuse = ["a:exact", "b"]\n', "a:exact", "rule 1 (p.toml:1)"),
+    ],
+)
+def test_a_rules_kernel_is_chosen_and_the_reason_names_rule_and_line(text, name, reason):
+    choice = choose(text)
+    assert (choice.name, choice.reason) == (name, reason)
+
+
+def test_everybody_else_is_rejected_with_kind_and_reason():
+    choice = choose(
+        'forbid = "d"\n[[rule]]\nuse = ["b:small", "triton", "a:fast", "c"]\nmax_error = 1e-6\n',
+        a=backend(silu=[FAST, EXACT]),
+        b=backend(silu=[Declined("it takes 4 columns, not 8", "shape", "small"), EXACT]),
+        c=backend(add=EXACT),
+        d=backend(silu=EXACT),
+    )
+    assert choice.name == "a:exact"
+    assert losers(choice) == {
+        "b:small": ("shape", "it takes 4 columns, not 8"),
+        "triton": ("missing dependency", "not installed: pip install kernelmux-triton"),
+        "a:fast": ("over budget", "its error bound 0.0001 is over the budget 1e-06"),
+        "c": ("not offered", "c has no silu"),
+        "b:exact": ("outranked", "a:exact comes first in defaults (p.toml)"),
+        "d:exact": ("forbidden", "the policy forbids it"),
+    }
+
+
+def test_a_whole_backend_that_declines_says_why():
+    choice = choose('[[rule]]\nuse = "a"\n', a=backend(silu=Declined("no such card", "device")), b=backend(silu=EXACT))
+    assert choice.name == "b:exact"
+    assert losers(choice)["a"] == ("device", "no such card")
+
+
+SMALL = {"a": backend(silu=Declined("too wide", "shape", "small")), "b": backend(silu=EXACT)}
+
+
+@pytest.mark.parametrize("line", ["", 'on_unsupported = "next"\n'])
+def test_where_a_rules_kernel_declines_the_defaults_follow(line):
+    assert choose(f'[[rule]]\nuse = "a:small"\n{line}', **SMALL).name == "b:exact"
+
+
+def test_on_unsupported_error_stops_with_the_reason():
+    with pytest.raises(PlanError, match=r"y \(silu of x \[1, 8\] f32\).*rule 1 \(p\.toml:1\).*a:small: too wide"):
+        choose('[[rule]]\nuse = "a:small"\non_unsupported = "error"\n', **SMALL)
+
+
+def test_nobody_takes_it_lists_every_refusal():
+    with pytest.raises(PlanError) as caught:
+        choose(
+            'forbid = "c"\n[defaults]\nmax_error = 1e-5\n',
+            a=backend(silu=[Declined("too wide", "shape", "small"), FAST]),
+            b=backend(add=EXACT),
+            c=backend(silu=EXACT),
+        )
+    message = str(caught.value)
+    assert "no kernel takes y (silu of x [1, 8] f32) on cpu" in message
+    for refusal in ("a:small: too wide", "a:fast: its error bound", "b: b has no silu", "c:exact: the policy forbids"):
+        assert refusal in message
+
+
+def test_no_backend_at_all_says_what_to_install():
+    with registry.isolated() as found, pytest.raises(BackendError, match="pip install kernelmux-torch"):
+        plan_for(silu_graph(), found)
+
+
+def test_only_a_broken_backend_says_what_broke_it():
+    with registry.isolated(a=object()) as found, pytest.raises(BackendError, match=r"pip install .*; a: .*CONTRACT"):
+        plan_for(silu_graph(), found)
+
+
+# Names that do not exist.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('\n[[rule]]\nuse = "aa"\n', r"rule 1 \(p\.toml:2\): unknown backend 'aa' \(did you mean 'a'\?\); known: a, b"),
+        ('[[rule]]\nuse = "aa:fast"\n', r"rule 1 \(p\.toml:1\): unknown backend 'aa'"),
+        ('[defaults]\nuse = "aa"\n', r"p\.toml.*unknown backend 'aa' \(did you mean 'a'\?\)"),
+        ('[[rule]]\nuse = "a:fats"\n', r"rule 1 \(p\.toml:1\): unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),
+        ('[[rule]]\nuse = "a:fats"\non_unsupported = "error"\n', r"rule 1 \(p\.toml:1\).*did you mean 'a:fast'"),
+        ('[defaults]\nuse = "a:fats"\n', r"p\.toml.*unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),
+        ('forbid = "aa"\n', r"p\.toml.*unknown backend 'aa' \(did you mean 'a'\?\)"),
+        ('forbid = "a:fats"\n', r"p\.toml.*unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),
+    ],
+)
+def test_an_unknown_name_is_an_error_with_the_nearest_spelling(text, message):
+    with pytest.raises(PolicyError, match=message):
+        choose(text)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        ("silu=aa", r"--use silu=aa: unknown backend 'aa'"),
+        ("silu=triton", r"--use silu=triton: unknown backend 'triton'"),
+        ("silu=a:fats", r"--use silu=a:fats: unknown kernel .*did you mean 'a:fast'"),
+    ],
+)
+def test_an_unknown_name_on_the_command_line_is_an_error_too(use, message):
+    with pytest.raises(PolicyError, match=message):
+        choose(use=[use])
+
+
+def test_an_official_backend_that_is_not_installed_is_passed_over():
+    choice = choose('[[rule]]\nuse = ["cupy", "b"]\n[defaults]\nuse = ["numba"]\n')
+    assert choice.name == "b:exact"
+    assert losers(choice)["cupy"][0] == losers(choice)["numba"][0] == "missing dependency"
+
+
+def test_a_rule_that_says_next_may_name_a_backend_that_is_not_installed():
+    assert choose('[[rule]]\nuse = ["mine"]\non_unsupported = "next"\n').name == "a:fast"
+
+
+def test_a_rule_for_an_op_that_the_graph_lacks_is_no_mistake():
+    """One policy file serves many models: what this graph does not use cannot be checked against it."""
+    text = '[[rule]]\nop = "mul_mat"\nuse = "a:int4"\n'
+    assert choose(text, a=backend(silu=FAST, mul_mat=FakeKernel("int4"))).name == "a:fast"
+
+
+def test_the_default_policy_plans_a_graph_without_mul_mat():
+    with registry.isolated(torch=whole_backend()) as found:
+        assert make_plan(chain("silu", "add"), default_policy(), found, CPU).schedules
+
+
+# What narrows the choice.
+
+
+def test_use_on_the_command_line_outranks_the_file():
+    choice = choose('[[rule]]\nop = "silu"\nuse = "b"\n', use=["silu=a:exact"])
+    assert (choice.name, choice.reason) == ("a:exact", "--use silu=a:exact")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('forbid = "a"\n', "b:exact"),
+        ('forbid = ["a:fast"]\n', "a:exact"),
+        ('forbid = "a"\n[[rule]]\nuse = "a"\n', "b:exact"),
+        ("[defaults]\nmax_error = 1e-3\n", "a:fast"),
+        ("[defaults]\nmax_error = 1e-6\n", "a:exact"),
+        ('[[rule]]\nuse = "a"\nmax_error = 1e-6\n[defaults]\nmax_error = 1.0\n', "a:exact"),
+        ('[[rule]]\nuse = "a"\nmax_error = 1.0\n[defaults]\nmax_error = 1e-6\n', "a:fast"),
+    ],
+)
+def test_forbidden_and_over_budget_kernels_are_not_chosen(text, name):
+    assert choose(text).name == name
+
+
+def test_nodes_that_are_alike_ask_a_backend_once():
+    asked = []
+
+    def answer(node, m):
+        asked.append((node.op, m))
+        return EXACT
+
+    b = Builder("g")
+    value = b.leaf("x", ("m", 8), role="state")
+    for layer in range(5):
+        value = b.value("silu", f"blk.{layer}", value, layer=layer)
+    choose(graph=b.build(value), a=backend(silu=answer))
+    assert len(asked) == len(set(asked))
+
+
+def test_a_kernel_is_asked_about_with_the_rows_of_its_bucket():
+    seen = []
+
+    def answer(node, m):
+        seen.append((m, node.inputs[0].extents, node.outputs[0].extents))
+        return EXACT
+
+    choose(a=backend(silu=answer))
+    assert seen
+    assert all(inputs == outputs == (m, 8) for m, inputs, outputs in seen)
+
+
+class _Undeclared(Kernel):
+    """A kernel whose author forgot to state its precision."""
+
+    name = "k"
+
+    def bind(self, node, tensors, stream):
+        return lambda: None
+
+
+def test_a_kernel_that_declares_no_precision_is_named():
+    with pytest.raises(KernelmuxError, match="precision"):
+        choose(a=backend(silu=_Undeclared()))

@@ -1,0 +1,217 @@
+"""The Python API: load, plan, generate, forward; prompts of every kind; what a Generation counts."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+import kernelmux
+from kernelmux.conformance.measure import compare
+from kernelmux.errors import ModelError
+from kernelmux.plan.plan import Plan
+from kernelmux.policy.policy import parse_policy
+from kernelmux.run.model import Model
+from tiny_model import write_tiny_llama
+
+F32 = "*=torch:f32,torch:sdpa,torch:rows"
+POLICY = '[[rule]]\nop = "mul_mat"\nuse = "reference:f64"\n\n[defaults]\nuse = ["torch"]\n'
+CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Model:
+    return kernelmux.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def plan(model: Model) -> Plan:
+    return model.plan(use=[F32])
+
+
+def kernels(plan: Plan, op: str) -> set[str]:
+    return {step.choice.name for step in plan.schedule(1, 1).steps if step.node.op == op}
+
+
+def test_the_short_program_of_the_readme_streams_text(tiny: Path, tmp_path: Path):
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY)
+    model = kernelmux.load(str(tiny))
+    plan = model.plan(policy=str(path))
+    pieces = list(model.generate("Hello", plan=plan, max_tokens=12))
+    assert len(pieces) > 1
+    assert all(isinstance(piece, str) and piece for piece in pieces)
+    assert kernels(plan, "mul_mat") == {"reference:f64"}
+    assert kernels(plan, "rms_norm") == {"torch:f32"}
+
+
+@pytest.mark.parametrize("kind", ["path", "text path", "policy"])
+def test_a_policy_may_be_a_path_or_a_policy_and_use_outranks_it(model: Model, tmp_path: Path, kind: str):
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY)
+    policy = {"path": path, "text path": str(path), "policy": parse_policy(POLICY, "here")}[kind]
+    assert kernels(model.plan(policy), "mul_mat") == {"reference:f64"}
+    assert kernels(model.plan(policy, use=["mul_mat=torch:f32"]), "mul_mat") == {"torch:f32"}
+
+
+def test_forward_gives_float32_logits_of_every_position(model: Model, plan: Plan):
+    ids = model.encode("hello and goodbye")
+    logits = model.forward(ids, plan=plan)
+    assert logits.shape == (len(ids), model.source.tokenizer.vocab_size)
+    assert logits.dtype == torch.float32
+    assert bool(logits.isfinite().all())
+
+
+def test_forward_is_causal(model: Model, plan: Plan):
+    """Tokens to come change nothing before them."""
+    ids = model.encode("hello and goodbye")
+    other = [*ids[:8], *reversed(ids[8:])]
+    torch.testing.assert_close(model.forward(ids, plan)[:8], model.forward(other, plan)[:8], atol=1e-5, rtol=0)
+    assert not torch.allclose(model.forward(ids, plan)[8:], model.forward(other, plan)[8:])
+
+
+@pytest.mark.parametrize("ids", [[104, 105, 106], (104, 105, 106), range(104, 107)], ids=["list", "tuple", "range"])
+def test_any_sequence_of_ids_will_do(model: Model, plan: Plan, ids):
+    assert torch.equal(model.forward(ids, plan), model.forward([104, 105, 106], plan))
+    assert model.encode(ids) == [104, 105, 106]
+
+
+def test_text_and_its_token_ids_get_the_same_answer(model: Model, plan: Plan):
+    ids = model.encode("hello")
+    by_text, by_ids = (model.generate(prompt, plan, max_tokens=8) for prompt in ("hello", ids))
+    assert "".join(by_text) == "".join(by_ids)
+    assert by_text.ids == by_ids.ids
+
+
+def test_messages_go_through_the_files_chat_template(model: Model, plan: Plan):
+    text = "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    ids = model.encode(CHAT)
+    assert model.source.tokenizer.decode(ids) == text
+    assert ids == model.encode(text)
+    assert model.generate(CHAT, plan, max_tokens=1).prompt_ids == ids
+
+
+def test_messages_without_a_chat_template_are_a_model_error(tmp_path: Path):
+    path = write_tiny_llama(tmp_path / "plain.gguf", extra={"tokenizer.chat_template": None})
+    model = kernelmux.load(path)
+    assert model.encode("hello")
+    with pytest.raises(ModelError, match="has no chat template; give the prompt as text"):
+        model.generate(CHAT)
+
+
+@pytest.mark.parametrize("prompt", ["", []], ids=["text", "ids"])
+def test_a_prompt_without_tokens_is_a_model_error(model: Model, prompt):
+    with pytest.raises(ModelError, match="no tokens"):
+        model.generate(prompt)
+    with pytest.raises(ModelError, match="no tokens"):
+        model.forward(model.encode(prompt))
+
+
+@pytest.mark.parametrize("id", [-1, 269, 10**12])
+def test_ids_out_of_the_vocabulary_are_a_model_error(model: Model, id: int):
+    for use in (model.generate, model.forward, model.encode):
+        with pytest.raises(ModelError, match=f"token id {id} is not in the vocabulary of 269"):
+            use([5, id])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[104, "hello"], ["hello"], [104, CHAT[0]], [104.5]],
+    ids=["id and text", "texts", "id and message", "float"],
+)
+def test_a_prompt_that_is_no_text_no_ids_and_no_messages_is_refused_not_cut(model: Model, prompt):
+    with pytest.raises((ModelError, TypeError)):
+        model.encode(prompt)
+
+
+def test_ids_from_an_array_library_are_ids(model: Model):
+    assert model.encode(list(np.array([104, 105]))) == [104, 105]
+
+
+def test_a_prompt_may_fill_the_context_and_not_exceed_it(model: Model, plan: Plan):
+    assert len(model.forward([104] * 256, plan)) == 256
+    with pytest.raises(ModelError, match=r"257 tokens .* holds 256"):
+        model.forward([104] * 257, plan)
+
+
+def test_prompt_and_answer_together_may_fill_the_context_and_not_exceed_it(model: Model, plan: Plan):
+    answer = model.generate([104] * 250, plan, max_tokens=6)
+    "".join(answer)
+    assert len(answer.ids) == 6
+    with pytest.raises(ModelError, match=r"250 tokens and 7 more may follow, the model holds 256"):
+        model.generate([104] * 250, plan, max_tokens=7)
+
+
+def test_the_pieces_joined_are_the_text_of_the_ids(model: Model, plan: Plan):
+    answer = model.generate("hello", plan, max_tokens=20, temperature=2.0, seed=1)
+    assert "".join(answer) == model.source.tokenizer.decode(answer.ids)
+
+
+def test_an_answer_ends_at_the_models_end_token_which_is_not_text(model: Model, plan: Plan, tmp_path: Path):
+    """The same weights, in a file that says that the second token of the greedy answer ends it."""
+    free = model.generate("hello", plan, max_tokens=20)
+    list(free)
+    end = free.ids[1]
+    assert end != free.ids[0]
+    ending = kernelmux.load(write_tiny_llama(tmp_path / "end.gguf", extra={"tokenizer.ggml.eos_token_id": end}))
+    answer = ending.generate("hello", ending.plan(use=[F32]), max_tokens=20)
+    assert "".join(answer) == model.source.tokenizer.decode(free.ids[:1])
+    assert answer.ids == free.ids[:2]
+
+
+def test_a_seed_makes_an_answer_reproducible(model: Model, plan: Plan):
+    first, again, other = (
+        "".join(model.generate("hello", plan, max_tokens=16, temperature=1.0, seed=seed)) for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_two_answers_at_once_do_not_disturb_each_other(model: Model, plan: Plan):
+    prompts = ("hello", "and then")
+    alone = ["".join(model.generate(prompt, plan, max_tokens=10)) for prompt in prompts]
+    both = zip_longest(*(model.generate(prompt, plan, max_tokens=10) for prompt in prompts), fillvalue="")
+    assert ["".join(pieces) for pieces in zip(*both, strict=True)] == alone
+
+
+def test_an_answer_counts_its_tokens_and_its_speed(model: Model, plan: Plan):
+    answer = model.generate("hello and", plan, max_tokens=8)
+    assert answer.ids == []
+    assert (answer.prompt_rate, answer.decode_rate) == (0, 0)
+    list(answer)
+    assert answer.prompt_ids == model.encode("hello and")
+    assert len(answer.ids) == 8
+    assert answer.prompt_rate == pytest.approx(len(answer.prompt_ids) / answer.prompt_seconds)
+    assert answer.decode_rate == pytest.approx(7 / answer.decode_seconds)
+
+
+def test_an_answer_that_is_left_early_has_counted_what_ran(model: Model, plan: Plan):
+    answer = model.generate([104], plan, max_tokens=50)
+    for pieces, _ in enumerate(answer, 1):
+        if pieces == 3:
+            break
+    assert 3 <= len(answer.ids) < 50
+
+
+def test_preparing_an_answer_names_every_node_and_changes_no_word(model: Model, plan: Plan):
+    expected = "".join(model.generate("hello", plan, max_tokens=8))
+    answer = model.generate("hello", plan, max_tokens=8)
+    seen: list[str] = []
+    answer.prepare(seen.append)
+    assert set(seen) == {step.node.name for schedule in plan.schedules.values() for step in schedule.steps}
+    assert "".join(answer) == expected
+
+
+def test_4_bit_weights_give_logits_close_to_those_of_the_reference(tmp_path: Path):
+    """The default plan at few rows, where it keeps the weights in 4 bits and rounds activations to bfloat16."""
+    path = write_tiny_llama(tmp_path / "q4.gguf", weight_type=GGMLQuantizationType.Q4_0)
+    model = kernelmux.load(path)
+    ids = model.encode("hello and")
+    plan = model.plan()
+    assert "torch:int4" in kernels(plan, "mul_mat")
+    assert len(ids) <= plan.buckets[0]
+    wanted = model.forward(ids, model.plan(use=["*=reference:f32"])).double()
+    assert compare(model.forward(ids, plan), wanted, 1e-3).failures == ()
