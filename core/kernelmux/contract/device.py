@@ -1,69 +1,242 @@
-"""The device that a plan is made for: enough to choose kernels by, and nothing that differs between two alike cards."""
+"""Devices: the value that a plan is made for, and the kind behind it, which finds such devices and orders their work.
+
+Enters: a name (`cpu`, `cuda:1`), or the words that describe a card that is not there. Leaves: a Device. What differs by
+kind is one class, a Platform, made known by `add_platform`: nothing else in core asks which kind a device is. Nothing
+here imports torch before a device is found.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
 
 from kernelmux.errors import PlanError
+
+ENTRY_POINTS = "kernelmux.platforms"
+"""The entry point group by which an installed package brings a kind of device: each names a Platform class."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device and its class: kind (`cpu`, `cuda`), name, and CUDA's compute capability."""
+    """What kernels are chosen by; 0 or nothing where it is not known. Its platform fills in what is usual for it."""
 
     kind: str
     index: int = 0
-    name: str = "cpu"
+    name: str = ""
     capability: tuple[int, int] | None = None
+    """CUDA's compute capability; None for every other kind."""
+    arch: str = ""
+    """As compilers call it: `sm_90`, `gfx942`, `avx512_bf16`."""
+    memory: int = 0
+    """Bytes."""
+    processors: int = 0
+    """Multiprocessors (compute units): how many blocks run at once."""
+    shared_memory: int = 0
+    """Bytes that one block may ask for."""
+    features: frozenset[str] = frozenset()
+    """What not all of a kind have, as `bf16` of a CPU: products of bfloat16 are native."""
+
+    def __post_init__(self) -> None:
+        usual = {"name": self.kind, **(PLATFORMS[self.kind].usual(self) if self.kind in PLATFORMS else {})}
+        for field, value in usual.items():
+            if not getattr(self, field):
+                object.__setattr__(self, field, value)
+
+    @property
+    def platform(self) -> Platform:
+        """The kind's platform; PlanError where there is none."""
+        return _platform(self.kind, self.kind)
 
     @property
     def torch(self) -> str:
         """What torch calls it."""
-        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+        return self.platform.torch_name(self.index)
 
     @property
     def device_class(self) -> str:
-        """What a locked plan is valid for."""
-        if self.capability is None:
-            return self.kind
-        major, minor = self.capability
-        return f"{self.kind} {self.name} sm_{major}{minor}"
+        """What a lock is valid for, as `described_device` reads it: `cuda sm_90 NVIDIA H200`."""
+        words = (self.kind, self.arch, self.name if self.name != self.kind else "")
+        odd = self.processors and self.processors != self.platform.usual(self).get("processors")
+        return " ".join(filter(None, words)) + (f", {self.processors} processors" if odd else "")
+
+
+class Platform:
+    """A kind of device. This one works in host memory and has done its work when a call returns: no streams, no graphs.
+
+    A stream, where a kind has them, is None for the methods here; so is a capture.
+    """
+
+    kind: ClassVar[str] = "cpu"
+    arch: ClassVar[str] = r"\S+"
+    """What its architectures look like, as a regular expression."""
+    example: ClassVar[str] = "cpu avx512_bf16"
+    """A device class of this kind."""
+    host_memory: ClassVar[bool] = True
+    """Whether buffers are host memory; else step state has a pinned mirror, and its copies are awaited."""
+    captures: ClassVar[bool] = False
+    """Whether a walk can be captured as a graph."""
+    activations: ClassVar[str] = "f32"
+    """The format that a bench stores activations in, unless told."""
+    method: ClassVar[str] = "operands rotated past the cache; microseconds a launch, medians of up to 40 rounds"
+    """How a bench measures."""
+    copied_bytes: ClassVar[int] = 2**27
+    """Bytes that are copied to find the memory's ceiling."""
+    matrix_size: ClassVar[int] = 1024
+    """Rows and columns of the matrices that are multiplied to find the arithmetic's ceiling."""
+    past_cache: ClassVar[int] = 64 * 2**20
+    """Bytes that operands in rotation cover at least."""
+
+    def torch_name(self, index: int) -> str:
+        """What torch calls the device."""
+        return "cpu"
+
+    def usual(self, device: Device) -> Mapping[str, Any]:
+        """Fields that a device has unless it is told others."""
+        return {}
+
+    def find(self, index: int) -> Device:
+        """The device on this machine; PlanError where it has none."""
+        return Device(self.kind, index)
+
+    def check_here(self, device: Device) -> None:
+        """PlanError where a plan for that device cannot run on this machine, as one for a described card."""
+
+    def gemm_formats(self, device: Device) -> tuple[str, ...]:
+        """The formats whose GEMM is measured as a ceiling."""
+        return "bf16", "f32"
+
+    # Streams and graphs.
+
+    def stream(self, device: Device) -> Any:
+        """A new stream."""
+        return None
+
+    def current(self, device: Device) -> Any:
+        """torch's current stream."""
+        return None
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        """Makes a stream torch's current one."""
+        return nullcontext()
+
+    def on_stream(self, launch: Callable[[], object], stream: Any) -> Callable[[], object]:
+        """The launch with `stream` as torch's current one while it runs."""
+        return launch
+
+    def synchronize(self, device: Device) -> None:
+        """Returns when the device has done all its work."""
+
+    def keep_busy(self, stream: Any) -> None:
+        """Enqueues some milliseconds of nothing."""
+
+    def graph(self, keep: bool = False) -> Any:
+        """An empty graph, to fill within `capturing` and to `replay`; `keep` keeps its nodes for `count_launches`."""
+        raise PlanError(f"{self.kind} has no graphs: nothing is captured there")
+
+    def capturing(self, graph: Any, stream: Any) -> AbstractContextManager[object]:
+        """What is launched on the stream meanwhile goes into the graph."""
+        raise PlanError(f"{self.kind} has no graphs: nothing is captured there")
+
+    def is_capturing(self) -> bool:
+        """Whether torch's current stream is being captured."""
+        return False
+
+    def count_launches(self, graph: Any) -> int | None:
+        """Device launches that a kept graph holds; None where nobody can tell."""
+        return None
+
+    # Memory.
+
+    def free_bytes(self, device: Device) -> int | None:
+        """Bytes that may still be allocated; None where nobody can tell."""
+        return None
+
+    def cache_bytes(self, device: Device) -> int:
+        """Bytes of the cache that operands must outrun to be measured; 0 where `past_cache` will do."""
+        return 0
+
+    def peak_bytes(self, device: Device) -> int | None:
+        """The most bytes that torch ever held; None where nobody can tell."""
+        return None
+
+
+class Cpu(Platform):
+    """The processor that torch runs on. Its architecture is named only where it makes a difference to a choice."""
+
+    arch = "avx512_bf16"
+
+    def usual(self, device: Device) -> Mapping[str, Any]:
+        return {"features": frozenset({"bf16"})} if device.arch == self.arch else {}
+
+    def find(self, index: int) -> Device:
+        import torch
+
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # Both variables make torch's kernels, or oneDNN's, those for an older processor.
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+        return Device(self.kind, arch=self.arch if native and wide and limit.upper() not in WITHOUT_BF16 else "")
+
+
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Limits of oneDNN (ONEDNN_MAX_CPU_ISA in its documentation) under which bfloat16 products are emulated."""
+
+PLATFORMS: dict[str, Platform] = {}
+"""Every kind that is known, by name."""
+
+
+def add_platform(platform: Platform) -> None:
+    """Makes a kind of device known, in place of an earlier one of its name."""
+    PLATFORMS[platform.kind] = platform
+
+
+add_platform(Cpu())
 
 
 def find_device(name: str = "cpu") -> Device:
-    """The device of that torch name (`cpu`, `cuda`, `cuda:1`); PlanError where this machine has no such device."""
+    """The device of that name (`cpu`, `cuda`, `cuda:1`); PlanError where this machine has no such device."""
     kind, _, index = name.partition(":")
-    if kind == "cpu":
-        return Device("cpu")
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise PlanError(f"unknown device {name!r}; known: cpu, cuda, cuda:N")
-    import torch
-
-    with warnings.catch_warnings():
-        # torch warns of an old driver here, and says the same in the error below.
-        warnings.simplefilter("ignore")
-        count = torch.cuda.device_count()
-    number = int(index or 0)
-    if number >= count:
-        raise PlanError(f"device {name!r} was asked for, torch sees {count} CUDA devices{_why_none(count)}; cpu works")
-    return Device("cuda", number, torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number))
+    if index and not index.isdigit():
+        raise _unknown(name)
+    return _platform(kind, name).find(int(index or 0))
 
 
-def _why_none(count: int) -> str:
-    """Why torch has no CUDA device: built without CUDA, no driver, a driver too old. Empty where it has some."""
-    import torch
+def described_device(words: str) -> Device:
+    """The device that `KIND [ARCH] [NAME][, N processors]` says, as its `device_class` does; it need not be here."""
+    kind, _, rest = words.strip().partition(" ")
+    platform = _platform(kind, words)
+    read = re.fullmatch(rf"(?P<arch>{platform.arch})?(?:(?:^| )(?P<name>.*?))?(?:, (?P<count>\d+) processors)?", rest)
+    if read is None or (not read["arch"] and (rest or not platform.host_memory)):
+        raise PlanError(f"{words!r} describes no device: the architecture follows {kind}, as in {platform.example!r}")
+    return Device(kind, name=read["name"] or "", arch=read["arch"] or "", processors=int(read["count"] or 0))
 
-    if count:
-        return ""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.cuda.init()  # type: ignore[no-untyped-call]
-    except (RuntimeError, AssertionError) as error:
-        return f" ({str(error).strip().splitlines()[0].rstrip('.')})"
-    return ""
+
+def _platform(kind: str, asked: str) -> Platform:
+    if kind not in PLATFORMS:
+        for entry in entry_points(group=ENTRY_POINTS):
+            add_platform(entry.load()())
+    if kind not in PLATFORMS:
+        raise _unknown(asked)
+    return PLATFORMS[kind]
+
+
+def _unknown(asked: str) -> PlanError:
+    known = [name for kind in PLATFORMS for name in ((kind,) if kind == "cpu" else (kind, f"{kind}:N"))]
+    return PlanError(f"unknown device {asked!r}; known: {', '.join(known)}")
+
+
+def on_stream(launch: Callable[[], object], stream: Any) -> Callable[[], object]:
+    """The launch with torch's current stream being the one that a kernel was bound to; itself where that is None."""
+    if stream is None:
+        return launch
+    return next(p for p in PLATFORMS.values() if p.torch_name(0).startswith(stream.device.type)).on_stream(
+        launch, stream
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,14 +1,121 @@
 """Devices by name: what is there, and one line for what is not."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from kernelmux.contract.device import Device, find_device, is_out_of_memory, out_of_memory
+from kernelmux.contract.device import Device, described_device, find_device, is_out_of_memory, out_of_memory
 from kernelmux.errors import PlanError
 
 
-def test_the_cpu_is_always_there():
-    assert find_device("cpu") == Device("cpu")
+def _variables(**set_to):
+    """The environment with those set, and no other that tells torch which processor to be."""
+    told = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    return {**{name: value for name, value in os.environ.items() if name not in told}, **set_to}
+
+
+def test_the_cpu_is_always_there_and_says_whether_its_bf16_is_native():
+    found = find_device("cpu")
+    assert replace(found, arch="", features=frozenset()) == Device("cpu")
+    assert found in (Device("cpu"), Device("cpu", arch="avx512_bf16", features=frozenset({"bf16"})))
+
+
+@pytest.mark.parametrize("limit", [{"ATEN_CPU_CAPABILITY": "avx2"}, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}])
+def test_a_processor_that_torch_is_told_to_be_has_no_more_than_that_one(limit):
+    code = "from kernelmux.contract.device import *; print(find_device() == Device('cpu'))"
+    ran = subprocess.run([sys.executable, "-c", code], env=_variables(**limit), capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("True\n", "")
+
+
+def test_a_device_is_described_without_torch():
+    code = (
+        "import sys; from kernelmux.contract.device import *; print(described_device('cuda sm_90 NVIDIA H200'));"
+        "print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [str(Device("cuda", 0, "NVIDIA H200", (9, 0))), "False"]
+
+
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [
+        ("cpu", Device("cpu")),
+        ("cpu avx512_bf16", Device("cpu", features=frozenset({"bf16"}), arch="avx512_bf16")),
+        ("cuda sm_90 NVIDIA H200", Device("cuda", 0, "NVIDIA H200", (9, 0), processors=132, shared_memory=232448)),
+        (
+            "cuda sm_80 NVIDIA A100-SXM4-80GB, 108 processors",
+            Device("cuda", 0, "NVIDIA A100-SXM4-80GB", (8, 0), processors=108),
+        ),
+        ("cuda sm_120 NVIDIA RTX, PRO", Device("cuda", 0, "NVIDIA RTX, PRO", (12, 0), shared_memory=101376)),
+        ("rocm gfx942 AMD Instinct MI300X", Device("rocm", 0, "AMD Instinct MI300X", arch="gfx942", processors=304)),
+        (
+            "rocm gfx90a AMD Instinct MI250X, 110 processors",
+            Device("rocm", 0, "AMD Instinct MI250X", arch="gfx90a", processors=110),
+        ),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_a_device_class_describes_the_device(words: str, device: Device):
+    assert described_device(words) == device
+    assert device.device_class == words
+
+
+def test_of_cuda_alone_there_is_a_compute_capability():
+    assert described_device("cuda sm_103 NVIDIA B300").capability == (10, 3)
+    assert described_device("rocm gfx942 AMD Instinct MI300X").capability is None
+
+
+@pytest.mark.parametrize(
+    "words", ["cuda", "cuda NVIDIA H200", "cuda sm_x NVIDIA H200", "cpu avx2", "rocm sm_90 MI300X"]
+)
+def test_a_description_without_a_known_architecture_is_refused_with_an_example(words: str):
+    kind = words.partition(" ")[0]
+    with pytest.raises(PlanError, match=rf"describes no device: the architecture follows {kind}, as in '{kind} \w+"):
+        described_device(words)
+
+
+def test_a_kind_that_nobody_has_is_refused_with_those_that_are_known():
+    with pytest.raises(PlanError, match=r"unknown device 'tpu v5 Trillium'; known: cpu, cuda, cuda:N, rocm, rocm:N"):
+        described_device("tpu v5 Trillium")
+
+
+@pytest.fixture
+def rocm_torch(monkeypatch: pytest.MonkeyPatch):
+    """torch as built for ROCm, with one card."""
+    card = SimpleNamespace(
+        name="AMD Instinct MI300X",
+        gcnArchName="gfx942:sramecc+:xnack-",
+        total_memory=192 * 2**30,
+        multi_processor_count=304,
+        major=9,
+        minor=4,
+    )
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+
+
+def test_a_rocm_build_of_torch_has_devices_of_kind_rocm_which_torch_calls_cuda(rocm_torch):
+    found = find_device("rocm")
+    assert (found.kind, found.torch, found.capability, found.arch) == ("rocm", "cuda:0", None, "gfx942")
+    assert found.device_class == "rocm gfx942 AMD Instinct MI300X"
+    assert (found.memory, found.processors) == (192 * 2**30, 304)
+
+
+def test_a_rocm_build_of_torch_has_no_cuda_device_and_says_so(rocm_torch):
+    with pytest.raises(PlanError, match="'cuda:0' was asked for, torch is built for rocm: ask for rocm"):
+        find_device("cuda")
+
+
+def test_a_cuda_build_of_torch_has_no_rocm_device_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(PlanError, match="'rocm:0' was asked for, torch is built for cuda: ask for cuda"):
+        find_device("rocm")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu0"])

@@ -1,0 +1,217 @@
+"""CUDA and ROCm as kinds of device: torch calls both `cuda`, and this is the one file of core that speaks to it."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from kernelmux.contract.device import Device, Platform, add_platform
+from kernelmux.errors import PlanError
+
+SHARED_MEMORY = {(7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227}
+SHARED_MEMORY |= {(10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99}
+"""KiB that a block may ask for, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+LAUNCHES = (0, 1, 2)
+"""The graph nodes that are device launches, by CUDA's number for the type (CUgraphNodeType): kernel, memcpy, memset."""
+
+
+class Cuda(Platform):
+    """NVIDIA's cards."""
+
+    kind = "cuda"
+    arch = r"sm_\d+"
+    example = "cuda sm_90 NVIDIA H200"
+    host_memory = False
+    captures = True
+    activations = "bf16"
+    method = "CUDA graphs replayed, operands rotated past the L2 cache; microseconds a launch, medians of 40 replays"
+    copied_bytes = 2**31
+    matrix_size = 8192
+    past_cache = 100 * 2**20
+
+    def torch_name(self, index: int) -> str:
+        return f"cuda:{index}"
+
+    def usual(self, device: Device) -> Mapping[str, Any]:
+        """Multiprocessors are an H100's, an H200's: a card that is not there is most often one of those."""
+        capability = device.capability
+        if capability is None and (digits := re.fullmatch(r"sm_(\d+)(\d)", device.arch)):
+            capability = int(digits[1]), int(digits[2])
+        arch = "sm_{}{}".format(*capability) if capability else ""
+        shared = SHARED_MEMORY.get(capability, 0) * 1024 if capability else 0
+        return {"capability": capability, "arch": arch, "processors": 132, "shared_memory": shared}
+
+    def find(self, index: int) -> Device:
+        import torch
+
+        with warnings.catch_warnings():
+            # torch warns of an old driver here, and says the same in the error below.
+            warnings.simplefilter("ignore")
+            count = torch.cuda.device_count()
+        built = "rocm" if torch.version.hip else "cuda"
+        if built != self.kind and (count or built == "rocm"):
+            raise PlanError(f"device '{self.kind}:{index}' was asked for, torch is built for {built}: ask for {built}")
+        if index >= count:
+            raise PlanError(
+                f"device '{self.kind}:{index}' was asked for, torch sees {count} {self.kind.upper()} "
+                f"devices{_why_none(count)}; cpu works"
+            )
+        return self._found(index, torch.cuda.get_device_properties(index))
+
+    def _found(self, index: int, properties: Any) -> Device:
+        return Device(
+            self.kind,
+            index,
+            properties.name,
+            (properties.major, properties.minor),
+            memory=properties.total_memory,
+            processors=properties.multi_processor_count,
+            shared_memory=properties.shared_memory_per_block_optin,
+        )
+
+    def check_here(self, device: Device) -> None:
+        found = self.find(device.index)
+        if found.device_class != device.device_class:
+            raise PlanError(f"the plan is for {device.device_class}, {device.torch} is {found.device_class}")
+
+    def gemm_formats(self, device: Device) -> tuple[str, ...]:
+        return ("bf16", "fp8") if (device.capability or (0, 0)) >= (8, 9) else ("bf16",)
+
+    def stream(self, device: Device) -> Any:
+        import torch
+
+        return torch.cuda.Stream(device.torch)  # type: ignore[no-untyped-call]
+
+    def current(self, device: Device) -> Any:
+        import torch
+
+        return torch.cuda.current_stream(device.torch)
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        import torch
+
+        return torch.cuda.stream(stream)
+
+    def on_stream(self, launch: Callable[[], object], stream: Any) -> Callable[[], object]:
+        import torch
+
+        # A tenth of a microsecond; torch's own `current_stream` makes an object, and its context switches twice.
+        current, index, wanted = torch._C._cuda_getCurrentRawStream, stream.device_index, stream.cuda_stream
+
+        def launch_there() -> None:
+            if current(index) == wanted:
+                launch()
+            else:
+                with torch.cuda.stream(stream):
+                    launch()
+
+        return launch_there
+
+    def synchronize(self, device: Device) -> None:
+        import torch
+
+        torch.cuda.synchronize(device.torch)
+
+    def keep_busy(self, stream: Any) -> None:
+        import torch
+
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(2**23)  # type: ignore[no-untyped-call]
+
+    def graph(self, keep: bool = False) -> Any:
+        import torch
+
+        return torch.cuda.CUDAGraph(keep_graph=keep)
+
+    def capturing(self, graph: Any, stream: Any) -> AbstractContextManager[object]:
+        import torch
+
+        return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+
+    def is_capturing(self) -> bool:
+        import torch
+
+        return torch.cuda.is_current_stream_capturing()
+
+    def count_launches(self, graph: Any) -> int | None:
+        return count_launches(graph.raw_cuda_graph(), ctypes.CDLL("libcuda.so.1"))
+
+    def free_bytes(self, device: Device) -> int | None:
+        import torch
+
+        unused = torch.cuda.memory_reserved(device.torch) - torch.cuda.memory_allocated(device.torch)
+        return torch.cuda.mem_get_info(device.torch)[0] + unused
+
+    def cache_bytes(self, device: Device) -> int:
+        import torch
+
+        return int(torch.cuda.get_device_properties(device.torch).L2_cache_size)
+
+    def peak_bytes(self, device: Device) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated(device.torch)
+
+
+class Rocm(Cuda):
+    """AMD's cards, under a ROCm build of torch: no compute capability, so that CUDA's kernels decline by kind."""
+
+    kind = "rocm"
+    arch = r"gfx\w+"
+    example = "rocm gfx942 AMD Instinct MI300X"
+
+    def usual(self, device: Device) -> Mapping[str, Any]:
+        """Compute units are an MI300X's; a block's memory is that of every CDNA and RDNA card."""
+        return {"processors": 304, "shared_memory": 64 * 1024}
+
+    def _found(self, index: int, properties: Any) -> Device:
+        arch = properties.gcnArchName.partition(":")[0]
+        memory, processors = properties.total_memory, properties.multi_processor_count
+        return Device(self.kind, index, properties.name, arch=arch, memory=memory, processors=processors)
+
+    def count_launches(self, graph: Any) -> int | None:
+        return None
+
+
+def count_launches(graph: int, driver: Any) -> int:
+    """How many kernels, copies and fills a CUDA graph holds, by its handle (cudaGraph_t, CUgraph for the driver)."""
+    handle, number = ctypes.c_void_p(graph), ctypes.c_size_t()
+    _succeed(driver.cuGraphGetNodes(handle, None, ctypes.byref(number)))
+    nodes = (ctypes.c_void_p * number.value)()
+    if number.value:
+        _succeed(driver.cuGraphGetNodes(handle, nodes, ctypes.byref(number)))
+    kinds = []
+    for node in nodes:
+        kind = ctypes.c_int()
+        _succeed(driver.cuGraphNodeGetType(ctypes.c_void_p(node), ctypes.byref(kind)))
+        kinds.append(kind.value)
+    return sum(kind in LAUNCHES for kind in kinds)
+
+
+def _succeed(status: int) -> None:
+    """RuntimeError unless a driver call returned CUDA_SUCCESS."""
+    if status:
+        raise RuntimeError(f"the CUDA driver could not read a captured graph: error {status}")
+
+
+def _why_none(count: int) -> str:
+    """Why torch has no device: built without CUDA, no driver, a driver too old. Empty where it has some."""
+    import torch
+
+    if count:
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return f" ({str(error).strip().splitlines()[0].rstrip('.')})"
+    return ""
+
+
+add_platform(Cuda())
+add_platform(Rocm())
