@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from kernelmux.contract import EVERY_OP, Kernel, Launch, Planes, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Planes, Tensors
 from kernelmux.graph.formats import FORMATS, Value, Weight, as_tuple, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Operands
@@ -17,6 +17,7 @@ ACTIVATIONS = tuple(name for name, fmt in FORMATS.items() if fmt.rounding)
 
 
 class _Reference(Kernel):
+    ops = (EVERY_OP,)
     dtype: ClassVar[torch.dtype]
     # A launch reads lengths on the host and allocates.
     capturable = False

@@ -64,6 +64,8 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight
     format = lookup(value.format)
     if value.name in case.draw:
         planes = case.draw[value.name](generator).to(format.dtype)
+    elif format.draw is not None:
+        return Weight(value.name, value.extents, value.format, format.draw(value.extents, generator))
     elif format.gguf is None:
         parts = empty_planes(value)
         quantize_planes(value.format, _uneven_blocks(value.extents, generator), parts)

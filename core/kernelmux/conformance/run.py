@@ -17,8 +17,9 @@ from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
 from kernelmux.contract.device import Device, find_device
-from kernelmux.contract.hookspecs import Declined, Kernel
-from kernelmux.contract.registry import Offer, Registry
+from kernelmux.contract.kernel import Declined, Kernel
+from kernelmux.contract.answers import Offer
+from kernelmux.contract.registry import Registry
 from kernelmux.errors import KernelmuxError
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node

@@ -7,8 +7,9 @@ loaded and asked by itself, so that one that fails leaves the others working.
 from __future__ import annotations
 
 import os
+import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -16,15 +17,19 @@ from typing import Any
 
 import pluggy
 
+from kernelmux.contract.answers import Offer, checked_answer, checked_classes, dispatch
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import CONTRACT, Declined, Hooks, Kernel
-from kernelmux.errors import BackendError, nearest
+from kernelmux.contract.hookspecs import CONTRACT, Hooks
+from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel
+from kernelmux.errors import BackendError, nearest, where_raised
+from kernelmux.graph.formats import FORMATS, Format, add_format
 from kernelmux.graph.graph import TensorNode, case_node
-from kernelmux.graph.ops import CORE_OPS, OPS, Fused
+from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
 
 GROUP = "kernelmux.backends"
 ALLOW = "KERNELMUX_BACKENDS"
 """Environment variable: a comma-separated list of the only backends to load."""
+OWN_HOOKS = ("device_refusal", "kernel_classes", "new_ops", "new_formats")
 
 
 @dataclass
@@ -34,17 +39,11 @@ class Backend:
     name: str
     version: str
     plugin: object | None = None
+    libraries: tuple[str, ...] = ()
+    """The distributions that it requires: their versions are part of a plan's fingerprint."""
     fault: str = ""
     """One line; empty while the backend works."""
     trace: str = ""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What all backends answered for one node: kernels by full name, best first in each backend, and refusals."""
-
-    kernels: Mapping[str, Kernel]
-    declined: Mapping[str, Declined]
 
 
 @dataclass
@@ -53,25 +52,34 @@ class Registry:
 
     backends: dict[str, Backend] = field(default_factory=dict)
     _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
-    _arguments: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    """What the hooks of ops are told that backends brought: pluggy knows only those of Hooks."""
+    _own_hooks: dict[str, Mapping[str, pluggy.HookImpl]] = field(default_factory=dict, repr=False)
+    _classes: dict[str, tuple[type[Kernel], ...]] = field(default_factory=dict, repr=False)
+    _refusals: dict[tuple[str, Device], Declined | None] = field(default_factory=dict, repr=False)
 
-    def register(self, plugin: object, name: str | None = None, version: str = "") -> Backend:
+    def register(
+        self, plugin: object, name: str | None = None, version: str = "", libraries: Iterable[str] = ()
+    ) -> Backend:
         """Adds a backend; a broken one is quarantined, its fault on record. BackendError on a repeated name."""
         name = name or str(getattr(plugin, "__name__", type(plugin).__name__)).removeprefix("kernelmux_")
         if name in self.backends:
             raise BackendError(f"backend {name!r} is registered already; each needs a name of its own")
-        backend = Backend(name, version or str(getattr(plugin, "__version__", "?")), plugin)
+        backend = Backend(name, version or str(getattr(plugin, "__version__", "?")), plugin, tuple(libraries))
         self.backends[name] = backend
-        before = set(OPS)
+        ops, formats = set(OPS), set(FORMATS)
         try:
             _check_contract(plugin)
-            self._add_ops(plugin)
             self._hooks.register(plugin, name=name)
+            self._own_hooks[name] = self._implementations(plugin)
+            for brought in self._own(name, "new_formats") or ():
+                add_format(_checked_format(brought))
+            for op in self._own(name, "new_ops") or ():
+                _add_op(op)
             self._check_hooks(name, plugin)
         except Exception as error:
-            for op in OPS.keys() - before:
-                del OPS[op], self._arguments[op]
+            for op_name in OPS.keys() - ops:
+                del OPS[op_name]
+            for format_name in FORMATS.keys() - formats:
+                del FORMATS[format_name]
             self._quarantine(backend, error)
         return backend
 
@@ -84,84 +92,101 @@ class Registry:
             backend = self.backends[entry.name] = Backend(entry.name, version)
             self._quarantine(backend, error)
             return backend
-        return self.register(plugin, entry.name, version)
+        return self.register(plugin, entry.name, version, _libraries(entry))
 
     @property
     def working(self) -> tuple[str, ...]:
         return tuple(name for name, backend in self.backends.items() if not backend.fault)
 
     def ops(self, backend: str) -> tuple[str, ...]:
-        """The ops that a backend has a hook for."""
-        plugin = self.backends[backend].plugin
-        return tuple(op for op in OPS if getattr(plugin, f"dispatch_{op}", None) is not None)
+        """The ops that a backend has kernels or a hook for."""
+        own, classes = self._own_hooks.get(backend, {}), self.classes(backend)
+        return tuple(
+            op
+            for op in OPS
+            if f"dispatch_{op}" in own or any(op in made.ops or EVERY_OP in made.ops for made in classes)
+        )
+
+    def classes(self, backend: str) -> tuple[type[Kernel], ...]:
+        """A backend's kernel classes; none, and a fault on record, where asking for them fails."""
+        if backend not in self._classes:
+            self._classes[backend] = ()
+            if (own := self._own_hooks.get(backend, {}).get("kernel_classes")) is not None:
+                try:
+                    self._classes[backend] = checked_classes(f"{backend}.kernel_classes()", own.function())
+                except Exception as error:
+                    self._quarantine(self.backends[backend], error)
+        return self._classes[backend]
 
     def offer(self, node: TensorNode, device: Device) -> Offer:
-        """Every backend's answer for a node on a device, told what the op's hook is told."""
-        return self.ask(node.op, {"node": node, "device": device, **node.contract.arguments(node)})
-
-    def ask(self, op: str, arguments: Mapping[str, Any]) -> Offer:
-        """Every backend's answer for a node. A hook that raises, or answers nonsense, quarantines its backend."""
+        """Every backend's answer for a node on a device; one that raises or answers nonsense is quarantined."""
         kernels: dict[str, Kernel] = {}
         declined: dict[str, Declined] = {}
-        implementations = self._implementations(op)
         for name in self.working:
-            if name not in implementations:
-                declined[name] = Declined(f"{name} has no {op}", "not offered")
-                continue
-            implementation = implementations[name]
             try:
-                answer = implementation.function(*(arguments[key] for key in implementation.argnames))
-                theirs, refusals = _sort_answer(name, answer)
+                theirs = self._answer(name, node, device)
             except Exception as error:
                 self._quarantine(self.backends[name], error)
-                refusals = {name: Declined(f"quarantined: {self.backends[name].fault}", "not offered")}
             else:
-                kernels.update(theirs)
-            declined.update(refusals)
+                kernels.update(theirs.kernels)
+                declined.update(theirs.declined)
+            if fault := self.backends[name].fault:
+                declined[name] = Declined(f"quarantined: {fault}", "not offered")
         return Offer(kernels, declined)
 
-    def _add_ops(self, plugin: object) -> None:
-        """Adds the fused ops that a backend brings: to OPS, and a hook for each."""
-        bring = getattr(plugin, "fused_ops", None)
-        for op in bring() if bring else ():
-            if not isinstance(op, Fused):
-                raise BackendError(f"fused_ops must give Fused ops, not {type(op).__name__}")
-            if op.name in OPS and type(OPS[op.name]) is not type(op):
-                raise BackendError(f"it brings an op named {op.name!r}, which exists already")
-            OPS[op.name] = op
-            self._arguments[op.name] = ()
-            try:
-                node = case_node(next(op.cases()))
-                arguments = ("node", *op.arguments(node), "device")
-            except Exception as error:
-                raise BackendError(
-                    f"its op {op.name!r} has no sound first case: {type(error).__name__}: {error}"
-                ) from error
-            self._arguments[op.name] = arguments
+    def _answer(self, backend: str, node: TensorNode, device: Device) -> Offer:
+        own = self._own_hooks[backend].get(f"dispatch_{node.op}")
+        if (refused := self.device_refusal(backend, device)) is not None:
+            return Offer({}, {backend: refused})
+        if own is not None:
+            told = {"node": node, "device": device, **node.contract.arguments(node)}
+            answer = own.function(*(told[key] for key in own.argnames))
+        else:
+            answer = dispatch(self.classes(backend), node, device)
+        if not answer and isinstance(answer, list):
+            return Offer({}, {backend: Declined(f"{backend} has no {node.op}", "not offered")})
+        return checked_answer(backend, f"{backend}.dispatch_{node.op}", answer)
+
+    def device_refusal(self, backend: str, device: Device) -> Declined | None:
+        """Why a backend has nothing for a device; None where its kernels are to be asked."""
+        key = backend, device
+        if key not in self._refusals:
+            answer = self._own(backend, "device_refusal", device)
+            if not (answer is None or isinstance(answer, Declined)):
+                raise BackendError(f"{backend}.device_refusal returned {answer!r:.40}: it must return Declined or None")
+            self._refusals[key] = answer
+        return self._refusals[key]
 
     def _check_hooks(self, name: str, plugin: object) -> None:
         """BackendError for a `dispatch_` attribute that is no hook, for want of the marker or of such an op."""
         if not self._hooks.get_hookcallers(plugin):
-            raise BackendError(f"{name} implements no hook: mark its dispatch functions with @hookimpl")
-        known = [*(f"dispatch_{op}" for op in OPS), "fused_ops"]
+            raise BackendError(f"{name} implements no hook: mark kernel_classes, or dispatch_<op>, with @hookimpl")
+        known = [*(f"dispatch_{op}" for op in OPS), *OWN_HOOKS]
         for attribute in dir(plugin):
             marked = self._hooks.parse_hookimpl_opts(plugin, attribute) is not None
             if (marked or attribute.startswith("dispatch_")) and attribute not in known:
                 raise BackendError(f"{name}.{attribute} is no hook{nearest(attribute, known)}")
             if attribute in known and not marked:
                 raise BackendError(f"{name}.{attribute} is not marked: put @hookimpl over it")
-        for op, arguments in self._arguments.items():
-            if name in (mine := self._implementations(op)) and (odd := set(mine[name].argnames) - set(arguments)):
-                unknown = sorted(odd)[0]
-                raise BackendError(f"{name}.dispatch_{op} asks for {unknown!r}{nearest(unknown, arguments)}")
+        for op, contract in OPS.items():
+            own = self._own_hooks[name].get(f"dispatch_{op}")
+            told = ("node", "device", *contract.told)
+            if own is not None and (odd := set(own.argnames) - set(told)):
+                raise BackendError(f"{name}.dispatch_{op} asks for {min(odd)!r}{nearest(min(odd), told)}")
 
-    def _implementations(self, op: str) -> Mapping[str, pluggy.HookImpl]:
-        """The implementations of an op's hook, by backend."""
-        caller = getattr(self._hooks.hook, f"dispatch_{op}", None)
-        return {} if caller is None else {impl.plugin_name: impl for impl in caller.get_hookimpls()}
+    def _own(self, backend: str, hook: str, *arguments: object) -> Any:
+        """What a backend's hook of that name returns; None where it has none."""
+        own = self._own_hooks[backend].get(hook)
+        return None if own is None else own.function(*arguments[: len(own.argnames)])
+
+    def _implementations(self, plugin: object) -> Mapping[str, pluggy.HookImpl]:
+        """A registered plugin's hook implementations, by the hook's name."""
+        callers = self._hooks.get_hookcallers(plugin) or ()
+        return {caller.name: impl for caller in callers for impl in caller.get_hookimpls() if impl.plugin is plugin}
 
     def _quarantine(self, backend: Backend, error: BaseException) -> None:
-        backend.fault = " ".join(f"{type(error).__name__}: {error}".split())
+        at = "" if isinstance(error, BackendError) else f" ({where_raised(error)})"
+        backend.fault = " ".join(f"{type(error).__name__}: {error}{at}".split())
         backend.trace = "".join(traceback.format_exception(error))
         if self._hooks.has_plugin(backend.name):
             self._hooks.unregister(name=backend.name)
@@ -180,33 +205,39 @@ def _check_contract(plugin: object) -> None:
         raise BackendError(f"the backend {asked}, this kernelmux speaks {CONTRACT}: set CONTRACT, or install its match")
 
 
-def _sort_answer(backend: str, answer: Any) -> tuple[Mapping[str, Kernel], Mapping[str, Declined]]:
-    """A hook's answer under full names; BackendError where it is not what a hook may answer."""
-    kernels: dict[str, Kernel] = {}
-    declined: dict[str, Declined] = {}
-    if answer is None:
-        answer = Declined(f"{backend} declined without a reason")
-    parts: Sequence[Any] = answer if isinstance(answer, Sequence) else [answer]
-    for part in parts:
-        if isinstance(part, Declined):
-            declined[f"{backend}:{part.kernel}" if part.kernel else backend] = part
-        elif isinstance(part, Kernel):
-            _check_kernel(part)
-            if (full := f"{backend}:{part.name}") in kernels:
-                raise BackendError(f"two kernels of this op are named {full}")
-            kernels[full] = part
-        else:
-            raise BackendError(f"a hook answers with Kernel or Declined, not {type(part).__name__}")
-    return kernels, declined
+def _checked_format(brought: Any) -> Format:
+    """A format that a backend brings; BackendError where it cannot be used."""
+    if not isinstance(brought, Format):
+        raise BackendError(f"new_formats must give Formats, not {brought!r:.40}")
+    if brought.name.lower() in {name.lower() for name in FORMATS if FORMATS[name] != brought}:
+        raise BackendError(f"it brings a format named {brought.name!r}, which exists already")
+    if brought.dequantize is None or brought.draw is None:
+        raise BackendError(f"its format {brought.name!r} needs `dequantize` and `draw`: references and cases use them")
+    return brought
 
 
-def _check_kernel(kernel: Kernel) -> None:
-    """BackendError where a kernel's declarations are missing or cannot be meant."""
-    name, precision = getattr(kernel, "name", None), getattr(kernel, "precision", None)
-    if not (isinstance(name, str) and name and ":" not in name):
-        raise BackendError(f"{type(kernel).__name__}.name must be a name without its backend, not {name!r}")
-    if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
-        raise BackendError(f"{name}.precision must be a bound on the NMSE, not {precision!r}")
+def _add_op(op: Any) -> None:
+    """Adds an op that a backend brings to OPS; BackendError where it is none, or is not whole."""
+    if not isinstance(op, Op):
+        raise BackendError(f"new_ops must give instances of Op or Fused, not {op!r:.40}")
+    if op.name in OPS and type(OPS[op.name]) is not type(op):
+        raise BackendError(f"it brings an op named {op.name!r}, which exists already")
+    for part in op.pattern if isinstance(op, Fused) else ():
+        if part.op not in OPS:
+            raise BackendError(f"the pattern of {op.name!r} names the op {part.op!r}{nearest(part.op, OPS)}")
+    OPS[op.name] = op
+    try:
+        op.arguments(case_node(next(op.cases())))
+    except Exception as error:
+        raise BackendError(f"its op {op.name!r} has no sound first case: {type(error).__name__}: {error}") from error
+
+
+def _libraries(entry: EntryPoint) -> tuple[str, ...]:
+    """The names of the distributions that a backend's own requires, extras' too, and its own."""
+    if entry.dist is None:
+        return ()
+    names = (re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in entry.dist.requires or ())
+    return tuple(dict.fromkeys(name for name in names if not name.startswith("kernelmux")))
 
 
 _current: Registry | None = None
@@ -250,9 +281,9 @@ def register(backend: object, name: str | None = None) -> Backend:
 
 @contextmanager
 def isolated(**backends: object) -> Iterator[Registry]:
-    """Within the block, only the backends given here exist, and the ops that they bring: for tests."""
+    """Within the block, only the backends given here exist, and what they bring: for tests."""
     global _current
-    before, ops = _current, dict(OPS)
+    before, ops, formats = _current, dict(OPS), dict(FORMATS)
     _current = Registry()
     try:
         for name in ops.keys() - CORE_OPS:
@@ -264,3 +295,5 @@ def isolated(**backends: object) -> Iterator[Registry]:
         _current = before
         OPS.clear()
         OPS.update(ops)
+        FORMATS.clear()
+        FORMATS.update(formats)

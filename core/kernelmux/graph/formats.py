@@ -8,7 +8,7 @@ types keep GGUF's spelling (`Q4_K`). Looking one up ignores case.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,12 @@ class Format:
     """NMSE that storing N(0, 1) numbers this way costs at most; of GGUF's types core writes none, so none is stated."""
     gguf: int | None = field(default=None, compare=False)
     """GGUF's number for the type, where it is one of GGUF's."""
+    dequantize: Callable[[tuple[torch.Tensor, ...]], torch.Tensor] | None = field(default=None, compare=False)
+    """Of a format that a backend brings: float32 of a weight's planes."""
+    draw: Callable[[tuple[int, ...], torch.Generator], tuple[torch.Tensor, ...]] | None = field(
+        default=None, compare=False
+    )
+    """Of a format that a backend brings: valid planes of a random weight of that shape, for cases and random models."""
 
     @property
     def plain(self) -> bool:
@@ -144,7 +150,7 @@ _GGUF_BLOCKS = (
     ("NVFP4", 40, 64, 36),
 )
 
-FORMATS: Mapping[str, Format] = {
+FORMATS: dict[str, Format] = {
     fmt.name: fmt
     for fmt in (
         _plain("f32", "float32", gguf=0, rounding=2**-48),
@@ -173,16 +179,25 @@ FORMATS: Mapping[str, Format] = {
 CACHE_FORMATS = ("bf16", "f16", "f32", "fp8_row")
 """What the cache of keys and values may be stored as: each head of a position by itself, its scale too."""
 
-_BY_FOLDED_NAME = {name.lower(): fmt for name, fmt in FORMATS.items()}
-BY_GGUF_NUMBER = {fmt.gguf: fmt for fmt in FORMATS.values() if fmt.gguf is not None}
+
+def add_format(format: Format) -> None:
+    """Adds a weight format that a backend brings."""
+    FORMATS[format.name] = format
 
 
 def lookup(name: str) -> Format:
     """The format of that name, in any case; GraphError names the nearest spelling."""
-    try:
-        return _BY_FOLDED_NAME[name.lower()]
-    except KeyError:
-        raise GraphError(f"unknown format {name!r}{nearest(name, FORMATS)}") from None
+    if name in FORMATS:
+        return FORMATS[name]
+    for format in FORMATS.values():
+        if format.name.lower() == name.lower():
+            return format
+    raise GraphError(f"unknown format {name!r}{nearest(name, FORMATS)}")
+
+
+def gguf_formats() -> dict[int, Format]:
+    """The formats that GGUF has, by its numbers."""
+    return {format.gguf: format for format in FORMATS.values() if format.gguf is not None}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -237,7 +252,9 @@ class Weight:
         import torch
 
         fmt = lookup(self.format)
-        if fmt.plain:
+        if fmt.dequantize is not None:
+            dense = fmt.dequantize(self.planes).view(self.shape)
+        elif fmt.plain:
             dense = self.planes[0].view(self.shape)
         elif fmt.gguf is not None:
             (blocks,) = self.planes

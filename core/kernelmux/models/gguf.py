@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import BY_GGUF_NUMBER, Format, Weight
+from kernelmux.graph.formats import Format, Weight, gguf_formats
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -210,10 +210,10 @@ def _row(header: _Header, name: str, where: str) -> _Tensor:
         header.fail(where, f"{dimensions} dimensions; from 1 to {MOST_DIMENSIONS} are read")
     shape = header.numbers("Q", where, dimensions)[::-1]  # GGUF states the fastest axis first, torch last
     number, offset = header.numbers("IQ", where)
-    if number not in BY_GGUF_NUMBER:
-        known = ", ".join(f"{known} {fmt.name}" for known, fmt in sorted(BY_GGUF_NUMBER.items()))
+    if number not in gguf_formats():
+        known = ", ".join(f"{known} {fmt.name}" for known, fmt in sorted(gguf_formats().items()))
         header.fail(where, f"type number {number} is not built in; known: {known}")
-    fmt = BY_GGUF_NUMBER[number]
+    fmt = gguf_formats()[number]
     if 0 in shape:
         header.fail(where, f"shape {shape} has no elements")
     if problem := fmt.check(shape):

@@ -109,6 +109,8 @@ def random_planes(
     import torch
 
     stored = lookup(format)
+    if stored.draw is not None:
+        return stored.draw(shape, generator)
     if stored.gguf is not None and not stored.plain:
         return (random_blocks(format, shape, generator, spread / _unit_spread(format), centred=True),)
     drawn_as = stored.dtype if stored.plain else torch.float32

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kernelmux.contract.answers import Offer
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.packed import Form, packed_form
-from kernelmux.contract.registry import Offer, Registry
+from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, PlanError, PolicyError, nearest
 from kernelmux.graph.graph import TensorNode, nameless
 from kernelmux.plan.choice import Choice, Rejection, stands_for, unreadable

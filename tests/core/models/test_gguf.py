@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kernelmux.graph.formats import BY_GGUF_NUMBER, FORMATS
+from kernelmux.graph.formats import FORMATS, gguf_formats
 from kernelmux.models.gguf import read
 from tiny_model import write_gguf, write_tiny_llama
 
 QUANTISABLE = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
-BLOCK_FORMATS = sorted(fmt.name for fmt in BY_GGUF_NUMBER.values() if not fmt.plain)
+BLOCK_FORMATS = sorted(fmt.name for fmt in gguf_formats().values() if not fmt.plain)
 
 
 @pytest.mark.parametrize("name", QUANTISABLE)
@@ -20,7 +20,7 @@ def test_values_survive_every_type_that_gguf_writes(tmp_path, name):
     number = gguf.GGMLQuantizationType[name]
     dense = np.random.default_rng(0).standard_normal((3, 5, 512), dtype=np.float32)
     weight = read(write_gguf(tmp_path / "w.gguf", "llama", {}, {"w": dense}, number)).weights["w"]
-    assert (weight.name, weight.shape, weight.format) == ("w", (3, 5, 512), BY_GGUF_NUMBER[number].name)
+    assert (weight.name, weight.shape, weight.format) == ("w", (3, 5, 512), gguf_formats()[number].name)
     expected = gguf.dequantize(gguf.quantize(dense, number), number)
     np.testing.assert_array_equal(weight.dequantize().numpy(), expected)
 

@@ -1,6 +1,7 @@
 """The ops: one file each, with contract, float64 reference, cost and conformance cases.
 
-To add one, copy a neighbour's file and name it in OPS; its hook in `hookspecs.py` is `dispatch_<name>`.
+To add one, copy a neighbour's file and name it here; a backend brings its own by `new_ops`. Its hook is
+`dispatch_<name>`, told what the op's `told` says.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from kernelmux.graph.ops.gate_up_swiglu import GateUpSwiglu
 from kernelmux.graph.ops.mul import Mul
 from kernelmux.graph.ops.mul_mat import MulMat
 from kernelmux.graph.ops.mul_mat_add import MulMatAdd
+from kernelmux.graph.ops.mul_mat_pair import MulMatPair
 from kernelmux.graph.ops.op import Case, Cost, Op, Operands
 from kernelmux.graph.ops.qkv import Qkv
 from kernelmux.graph.ops.qkv_rope_copy import QkvRopeCopy
 from kernelmux.graph.ops.rms_norm import RmsNorm
 from kernelmux.graph.ops.rope import Rope, Rotation
+from kernelmux.graph.ops.rope_copy import RopeCopy
 from kernelmux.graph.ops.silu import Silu
 from kernelmux.graph.ops.swiglu import Swiglu
 
@@ -36,7 +39,7 @@ _PLAIN: tuple[Op, ...] = (
     Embed(),
     Convert(),
 )
-_FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy())
+_FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy(), RopeCopy(), MulMatPair())
 
 OPS: dict[str, Op] = {op.name: op for op in (*_PLAIN, *_FUSED)}
 """Every op by name. A backend that brings a fused op of its own adds it here when it is registered."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
+from kernelmux.graph.ops.rms_norm import RmsNorm
 
 if TYPE_CHECKING:
-    from kernelmux.graph.graph import TensorNode
+    pass
 
 
 class AddRmsNorm(Fused):
@@ -28,10 +29,7 @@ class AddRmsNorm(Fused):
     fields = ("gamma", "epsilon")
     in_place = ((0, 0), (1, 0))
     pattern = (Part("add", ("a", "b"), ("sum",)), Part("rms_norm", ("sum",), ("y",)))
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, hidden_dim = node.inputs[0].shape
-        return {"m": m, "hidden_dim": hidden_dim, "epsilon": node.epsilon}
+    told = RmsNorm.told
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:

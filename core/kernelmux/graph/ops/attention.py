@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import Case, Op, Operands, extremes, marks
+from kernelmux.graph.ops.op import Case, Op, Operands, extremes, marks, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,14 @@ class Attention(Op):
     outputs = ("y",)
     fields = ("num_heads", "num_kv_heads", "head_dim", "scale")
     optional = ("window", "soft_cap")
+    told = {
+        "m": row_count,
+        "num_heads": attrgetter("num_heads"),
+        "num_kv_heads": attrgetter("num_kv_heads"),
+        "head_dim": attrgetter("head_dim"),
+        "layer": attrgetter("layer"),
+        "cache_format": lambda node: node.inputs[1].format,
+    }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         q, k_cache, v_cache, query_start, kv_len, block_table = node.inputs
@@ -53,16 +62,6 @@ class Attention(Op):
             fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
             self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
         return (self.output(node, 0, q.shape, format),)
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        return {
-            "m": node.inputs[0].shape[0],
-            "num_heads": node.num_heads,
-            "num_kv_heads": node.num_kv_heads,
-            "head_dim": node.head_dim,
-            "layer": node.layer,
-            "cache_format": node.inputs[1].format,
-        }
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         import torch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import FORMATS, Value, lookup
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, Draw, Op, Operands, extremes, marks
+from kernelmux.graph.ops.op import ROW_COUNTS, Case, Draw, Op, Operands, column_count, extremes, marks, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,12 @@ class Convert(Op):
     name = "convert"
     inputs = ("x",)
     outputs = ("y",)
+    told = {
+        "m": row_count,
+        "n": column_count,
+        "source": lambda node: node.inputs[0].format,
+        "target": lambda node: node.outputs[0].format,
+    }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         (x,) = node.inputs
@@ -37,10 +43,6 @@ class Convert(Op):
         fault = lookup(format).check((columns,)) if isinstance(columns, int) else None
         self.require(fault is None, node, str(fault))
         return (self.output(node, 0, x.shape, format),)
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, n = node.inputs[0].shape
-        return {"m": m, "n": n, "source": node.inputs[0].format, "target": node.outputs[0].format}
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         return operands.inputs

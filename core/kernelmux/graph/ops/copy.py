@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks
+from kernelmux.graph.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,12 @@ class Copy(Op):
     outputs = ("k_cache", "v_cache")
     fields = ("num_kv_heads", "head_dim")
     updates = ((3, 0), (4, 1))
+    told = {
+        "m": row_count,
+        "num_kv_heads": attrgetter("num_kv_heads"),
+        "head_dim": attrgetter("head_dim"),
+        "cache_format": lambda node: node.inputs[3].format,
+    }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         k, v, slots, k_cache, v_cache = node.inputs
@@ -44,14 +51,6 @@ class Copy(Op):
             fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
             self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
         return tuple(self.output(node, i, c.shape, c.format) for i, c in enumerate((k_cache, v_cache)))
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        return {
-            "m": node.inputs[0].shape[0],
-            "num_kv_heads": node.num_kv_heads,
-            "head_dim": node.head_dim,
-            "cache_format": node.outputs[0].format,
-        }
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         k, v, slots, k_cache, v_cache = operands.inputs
@@ -71,32 +70,32 @@ class Copy(Op):
         for m in ROW_COUNTS[:8]:
             for heads, dim in ((3, 64), (8, 128), (1, 80)):
                 for format in ("f32", "bf16", "f16"):
-                    yield self._case(f"{format}-m{m}-h{heads}-d{dim}", m, heads, dim, format=format)
+                    yield self.case(f"{format}-m{m}-h{heads}-d{dim}", m, heads, dim, format=format)
         for m, padding in ((8, 3), (17, 1), (2, 2), (1, 1)):
-            yield self._case(f"padding-{padding}-of-{m}", m, 3, 64, padding=padding)
-        yield self._case("scattered-padding", 16, 3, 64, padding=5, scattered=True)
-        yield self._case("full", 128, 3, 64, pages=8)
+            yield self.case(f"padding-{padding}-of-{m}", m, 3, 64, padding=padding)
+        yield self.case("scattered-padding", 16, 3, 64, padding=5, scattered=True)
+        yield self.case("full", 128, 3, 64, pages=8)
         for m in (200, 512):
-            yield self._case(f"f32-m{m}-h3-d64", m, 3, 64)
+            yield self.case(f"f32-m{m}-h3-d64", m, 3, 64)
         for heads, dim in ((9, 96), (1, 256), (2, 1)):
-            yield self._case(f"f32-m5-h{heads}-d{dim}", 5, heads, dim)
+            yield self.case(f"f32-m5-h{heads}-d{dim}", 5, heads, dim)
         for page_size in (1, 8, 32, 256):
-            yield self._case(f"pages-of-{page_size}", 5, 3, 64, padding=1, page_size=page_size)
-        yield self._case("f16-padding-3-of-8", 8, 3, 64, padding=3, format="f16")
+            yield self.case(f"pages-of-{page_size}", 5, 3, 64, padding=1, page_size=page_size)
+        yield self.case("f16-padding-3-of-8", 8, 3, 64, padding=3, format="f16")
         # With a scale for each row of a head.
         for m, heads, dim in ((1, 8, 128), (5, 3, 64), (17, 1, 80), (40, 2, 256)):
-            yield self._case(f"fp8_row-m{m}-h{heads}-d{dim}", m, heads, dim, format="fp8_row")
-        yield self._case("fp8_row-scattered-padding", 16, 3, 64, padding=5, scattered=True, format="fp8_row")
-        yield self._case("fp8_row-pages-of-1", 5, 3, 64, padding=1, page_size=1, format="fp8_row")
+            yield self.case(f"fp8_row-m{m}-h{heads}-d{dim}", m, heads, dim, format="fp8_row")
+        yield self.case("fp8_row-scattered-padding", 16, 3, 64, padding=5, scattered=True, format="fp8_row")
+        yield self.case("fp8_row-pages-of-1", 5, 3, 64, padding=1, page_size=1, format="fp8_row")
         # More slots than 16 bits count, the last one among them.
-        yield self._case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
+        yield self.case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
         for label, spread in extremes().items():
             for format in ("f32", "bf16", "fp8_row"):
-                case = self._case(f"{format}-{label}", 3, 3, 64, format=format)
+                case = self.case(f"{format}-{label}", 3, 3, 64, format=format)
                 rows = dict.fromkeys(("k", "v"), partial(spread, shape=(3, 3 * 64)))
                 yield replace(case, draw={**case.draw, **rows})
 
-    def _case(
+    def case(
         self,
         label: str,
         m: int,

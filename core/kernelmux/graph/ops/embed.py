@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.blocks import tiny_blocks
@@ -13,12 +13,13 @@ from kernelmux.graph.ops.op import (
     PLAIN_WEIGHTS,
     ROW_COUNTS,
     SUPERBLOCK_WEIGHTS,
-    WEIGHTS,
     Case,
     Draw,
     Op,
     Operands,
+    all_weights,
     marks,
+    row_count,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Embed(Op):
     outputs = ("y",)
     optional_inputs = 1
     optional = ("weight",)
+    told = {
+        "m": row_count,
+        "k": lambda node: (*node.inputs, *node.weight)[1].shape[1],
+        "table_format": lambda node: (*node.inputs, *node.weight)[1].format,
+    }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         ids, *tables = (*node.inputs, *node.weight)
@@ -52,10 +58,6 @@ class Embed(Op):
         self.require(len(table.shape) == 2, node, f"the table must be [rows, k], {table.name} is {table.shape}")
         return (self.output(node, 0, (ids.shape[0], table.shape[1]), format),)
 
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        table = (*node.inputs, *node.weight)[1]
-        return {"m": node.inputs[0].shape[0], "k": table.shape[1], "table_format": table.format}
-
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         ids, table = (*operands.inputs, *operands.weight)
         return (table[ids.long()],)
@@ -65,7 +67,7 @@ class Embed(Op):
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
-            for format in WEIGHTS if m in (1, 2, 17, 64, 200) else ("f32", "Q8_0", "Q4_K"):
+            for format in all_weights() if m in (1, 2, 17, 64, 200) else ("f32", "Q8_0", "Q4_K"):
                 yield self._case(f"{format}-m{m}-k512", m, 512, format)
             yield self._case(f"rows-m{m}", m, 64, as_input=True)
         for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):

@@ -1,7 +1,7 @@
 """What a fused op is: a pattern of plain ops that it equals. Shapes, numbers and flops follow from the pattern.
 
 Enters: a pattern. Leaves: an Op like any other, which `rewrite.py` puts where the pattern stands. A backend may bring
-its own (`fused_ops` in hookspecs.py).
+its own (`new_ops` in hookspecs.py).
 """
 
 from __future__ import annotations

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import ROW_COUNTS, WEIGHTS, Case, extreme_cases, loud, marks
+from kernelmux.graph.ops.op import (
+    ROW_COUNTS,
+    Case,
+    all_weights,
+    column_count,
+    extreme_cases,
+    loud,
+    marks,
+    row_count,
+    weight_formats,
+)
 
 if TYPE_CHECKING:
-    from kernelmux.graph.graph import TensorNode
+    pass
 
 
 class GateUpSwiglu(Fused):
@@ -34,15 +44,13 @@ class GateUpSwiglu(Fused):
         Part("silu", ("gate",), ("gated",)),
         Part("mul", ("gated", "up"), ("y",)),
     )
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        n, k = node.weight[0].extents
-        return {
-            "m": node.inputs[0].shape[0],
-            "n": n,
-            "k": k,
-            "weight_formats": tuple(weight.format for weight in node.weight),
-        }
+    told = {
+        "m": row_count,
+        "n": lambda node: node.weight[0].shape[0],
+        "k": column_count,
+        "weight_formats": weight_formats,
+        "bias": lambda node: bool(node.bias),
+    }
 
     def cases(self) -> Iterator[Case]:
         most = (("f32",) * 2, ("Q4_1",) * 2, ("Q8_0",) * 2, ("Q4_K", "Q5_K"))
@@ -51,7 +59,7 @@ class GateUpSwiglu(Fused):
                 yield self._case(formats, m)
             for m in (1, 5):
                 yield self._case(formats, m, bias=True)
-        for format in WEIGHTS:
+        for format in all_weights():
             if (format,) * 2 not in most:
                 yield self._case((format,) * 2, 3)
         for format in ("f32", "Q4_0", "Q8_0"):

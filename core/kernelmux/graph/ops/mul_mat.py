@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.ops.blocks import tiny_blocks
@@ -15,13 +15,15 @@ from kernelmux.graph.ops.op import (
     PLAIN_WEIGHTS,
     ROW_COUNTS,
     SUPERBLOCK_WEIGHTS,
-    WEIGHTS,
     Case,
     Op,
     Operands,
+    all_weights,
+    column_count,
     extreme_cases,
     loud,
     marks,
+    row_count,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +47,13 @@ class MulMat(Op):
     outputs = ("y",)
     fields = ("weight",)
     optional = ("bias",)
+    told = {
+        "m": row_count,
+        "n": lambda node: node.weight[0].shape[0],
+        "k": column_count,
+        "weight_format": lambda node: node.weight[0].format,
+        "bias": lambda node: bool(node.bias),
+    }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         (x,) = node.inputs
@@ -62,10 +71,6 @@ class MulMat(Op):
             self.require(bias.shape == weight.shape[:1], node, f"bias {bias.name} is {bias.shape}, not [n]")
         return (self.output(node, 0, (x.shape[0], weight.shape[0]), format),)
 
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        n, k = node.weight[0].extents
-        return {"m": node.inputs[0].shape[0], "n": n, "k": k, "weight_format": node.weight[0].format}
-
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         (x,), (weight,) = operands.inputs, operands.weight
         y = x @ weight.T
@@ -78,7 +83,7 @@ class MulMat(Op):
         return 2 * node.inputs[0].extents[0] * n * k
 
     def cases(self) -> Iterator[Case]:
-        for format in WEIGHTS:
+        for format in all_weights():
             for m in ROW_COUNTS:
                 yield self._case(format, m, 96, 256)
             # Sizes of real models, and awkward ones: one output, one off a tile, a prime, two blocks.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import ROW_COUNTS, WEIGHTS, Case, extremes, loud, marks
+from kernelmux.graph.ops.mul_mat import MulMat
+from kernelmux.graph.ops.op import ROW_COUNTS, Case, all_weights, extremes, loud, marks
 
 if TYPE_CHECKING:
-    from kernelmux.graph.graph import TensorNode
+    pass
 
 
 class MulMatAdd(Fused):
@@ -31,10 +32,7 @@ class MulMatAdd(Fused):
     optional = ("bias",)
     in_place = ((1, 0),)
     pattern = (Part("mul_mat", ("x",), ("product",), weight=0), Part("add", ("residual", "product"), ("y",)))
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        n, k = node.weight[0].extents
-        return {"m": node.inputs[0].shape[0], "n": n, "k": k, "weight_format": node.weight[0].format}
+    told = MulMat.told
 
     def cases(self) -> Iterator[Case]:
         for format in ("f32", "bf16", "Q4_0", "Q8_0"):
@@ -44,7 +42,7 @@ class MulMatAdd(Fused):
                 yield self._case(format, m, 576, 96, bias=True)
             for m in (1, 17):
                 yield self._case(format, m, 576, 1536)
-        for format in WEIGHTS:
+        for format in all_weights():
             yield self._case(format, 3, 96, 512, loudly=True)
         yield self._case("f32", 5, 257, 127)
         for label, spread in extremes().items():

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from kernelmux.errors import GraphError
-from kernelmux.graph.formats import Dim, Value
+from kernelmux.graph.formats import FORMATS, Dim, Value
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,24 @@ class Case:
     """`smoke`: in the subset that runs in seconds. `large`: left out on a CPU unless asked for."""
 
 
+Tell = Callable[["TensorNode"], Any]
+
+
+def row_count(node: TensorNode) -> Dim:
+    """Rows of the node's first input."""
+    return node.inputs[0].shape[0]
+
+
+def column_count(node: TensorNode) -> Dim:
+    """Columns of the node's first input."""
+    return node.inputs[0].shape[1]
+
+
+def weight_formats(node: TensorNode) -> tuple[str, ...]:
+    """How the node's weights are stored."""
+    return tuple(weight.format for weight in node.weight)
+
+
 class Op(ABC):
     """The contract that every kernel of this op keeps."""
 
@@ -73,6 +91,8 @@ class Op(ABC):
     """TensorNode fields that a node of this op must set."""
     optional: ClassVar[tuple[str, ...]] = ()
     """TensorNode fields that it may set."""
+    told: ClassVar[Mapping[str, Tell]] = {}
+    """What the op's hook is told of a node, by name; kernels (`takes`) and policies (`where`) select by the same."""
     in_place: ClassVar[tuple[tuple[int, int], ...]] = ()
     """(input, output) pairs that may share memory: a kernel must be right when they do."""
     updates: ClassVar[tuple[tuple[int, int], ...]] = ()
@@ -85,9 +105,9 @@ class Op(ABC):
         Raises GraphError, naming the node, where shapes, formats or fields do not go together.
         """
 
-    @abstractmethod
     def arguments(self, node: TensorNode) -> dict[str, Any]:
-        """What the op's hook is told besides `node` and `device`."""
+        """What the op's hook is told of a node, besides `node` and `device`."""
+        return {name: tell(node) for name, tell in self.told.items()}
 
     @abstractmethod
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
@@ -135,6 +155,8 @@ def elements(value: Value) -> int:
 class Elementwise(Op):
     """An op whose inputs and output all have one shape."""
 
+    told: ClassVar[Mapping[str, Tell]] = {"m": row_count, "n": column_count}
+
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         first = node.inputs[0]
         self.require_rows(node, first)
@@ -142,10 +164,6 @@ class Elementwise(Op):
             fits = other.shape == first.shape
             self.require(fits, node, f"{first.name} is {first.shape}, {other.name} is {other.shape}")
         return (self.output(node, 0, first.shape, format),)
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, n = node.inputs[0].shape
-        return {"m": m, "n": n}
 
 
 ROW_COUNTS = (1, 2, 3, 5, 8, 16, 17, 64, 128, 200, 512)
@@ -160,7 +178,14 @@ BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FP8_WEIGHTS = ("fp8_tensor", "fp8_row", "fp8_128x128")
 WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS)
-"""Every weight format of the contract."""
+"""Every weight format of core."""
+
+
+def all_weights() -> tuple[str, ...]:
+    """Those, and the formats that backends have brought."""
+    return (*WEIGHTS, *(name for name, format in FORMATS.items() if format.draw is not None))
+
+
 COMMON_WEIGHTS = ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8_128x128")
 """Those of most model files: each way to keep scales once. What is slow to draw is made for them alone."""
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import ROW_COUNTS, WEIGHTS, Case, extreme_cases, loud, marks
+from kernelmux.graph.ops.op import (
+    ROW_COUNTS,
+    Case,
+    all_weights,
+    column_count,
+    extreme_cases,
+    loud,
+    marks,
+    row_count,
+    weight_formats,
+)
 
-if TYPE_CHECKING:
-    from kernelmux.graph.graph import TensorNode
+
+def products(*ports: str) -> tuple[Part, ...]:
+    """The pattern of as many mul_mats of one input."""
+    return tuple(Part("mul_mat", ("x",), (port,), weight=index) for index, port in enumerate(ports))
 
 
 class Qkv(Fused):
@@ -25,53 +37,53 @@ class Qkv(Fused):
 
     name = "qkv"
     inputs = ("x",)
-    outputs = ("q", "k", "v")
+    outputs: ClassVar[tuple[str, ...]] = ("q", "k", "v")
     fields = ("weight",)
     optional = ("bias",)
-    pattern = tuple(Part("mul_mat", ("x",), (port,), weight=index) for index, port in enumerate(("q", "k", "v")))
+    pattern = products("q", "k", "v")
+    told = {
+        "m": row_count,
+        "n": lambda node: tuple(weight.shape[0] for weight in node.weight),
+        "k": column_count,
+        "weight_formats": weight_formats,
+        "bias": lambda node: bool(node.bias),
+    }
 
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, hidden_dim = node.inputs[0].shape
-        return {
-            "m": m,
-            "n": tuple(weight.extents[0] for weight in node.weight),
-            "k": hidden_dim,
-            "weight_formats": tuple(weight.format for weight in node.weight),
-        }
+    widths: ClassVar[tuple[int, ...]] = (96, 32, 32)
+    """Outputs of most cases; those of one small model are six times as many."""
+    mixed: ClassVar[tuple[str, ...]] = ("Q4_K", "Q4_K", "Q6_K")
 
     def cases(self) -> Iterator[Case]:
-        most = (("f32",) * 3, ("Q4_1",) * 3, ("Q8_0",) * 3, ("Q4_K", "Q4_K", "Q6_K"))
+        count = len(self.outputs)
+        most = (*((format,) * count for format in ("f32", "Q4_1", "Q8_0")), self.mixed)
         for formats in most:
             for m in ROW_COUNTS:
                 yield self._case(formats, m)
             for m in (1, 5):
                 yield self._case(formats, m, bias=True)
-        for format in WEIGHTS:
-            if (format,) * 3 not in most:
-                yield self._case((format,) * 3, 3)
+        for format in all_weights():
+            if (format,) * count not in most:
+                yield self._case((format,) * count, 3)
         for format in ("f32", "Q4_0", "Q8_0"):
             for m in (1, 17):
-                yield self._case((format,) * 3, m, (576, 192, 192), 576)
-        yield self._case(("f32",) * 3, 5, (512, 128, 128), 1000)
+                yield self._case((format,) * count, m, tuple(6 * n for n in self.widths), 576)
+        yield self._case(("f32",) * count, 5, (512, 128, 128)[:count], 1000)
         for format in ("f32", "Q8_0"):
-            for case in extreme_cases(self, (3, 512), self._fields((format,) * 3, (96, 32, 32), 512, bias=False)):
-                yield replace(case, name=case.name.replace("qkv-", f"qkv-{format}-"), marks=marks(3))
+            for case in extreme_cases(self, (3, 512), self._fields((format,) * count, self.widths, 512, bias=False)):
+                name = case.name.replace(f"{self.name}-", f"{self.name}-{format}-")
+                yield replace(case, name=name, marks=marks(3))
 
     def _case(
-        self,
-        formats: Sequence[str],
-        m: int,
-        widths: tuple[int, int, int] = (96, 32, 32),
-        k: int = 512,
-        bias: bool = False,
+        self, formats: Sequence[str], m: int, widths: Sequence[int] = (), k: int = 512, bias: bool = False
     ) -> Case:
-        sizes = "" if (widths, k) == ((96, 32, 32), 512) else f"-n{widths[0]}-k{k}"
-        name = f"qkv-{'-'.join(dict.fromkeys(formats))}-m{m}{sizes}{'-bias' if bias else ''}"
-        draw = {f"b{port}": loud(n) for port, n in zip("qkv", widths, strict=True)}
+        sizes = f"-n{widths[0]}-k{k}" if widths else ""
+        name = f"{self.name}-{'-'.join(dict.fromkeys(formats))}-m{m}{sizes}{'-bias' if bias else ''}"
+        widths = widths or self.widths
+        draw = {f"b{port}": loud(n) for port, n in zip(self.outputs, widths, strict=True)}
         fields = self._fields(formats, widths, k, bias)
         return Case(name, self.name, (Value("x", (m, k)),), fields, draw, marks=marks(m))
 
     def _fields(self, formats: Sequence[str], widths: Sequence[int], k: int, bias: bool) -> dict[str, Any]:
-        ports = tuple(zip("qkv", widths, formats, strict=True))
+        ports = tuple(zip(self.outputs, widths, formats, strict=True))
         weights = tuple(Value(f"w{port}", (n, k), format) for port, n, format in ports)
         return {"weight": weights, "bias": tuple(Value(f"b{port}", (n,)) for port, n, _ in ports) if bias else ()}

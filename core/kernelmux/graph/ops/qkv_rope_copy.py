@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import ROW_COUNTS, WEIGHTS, Case, Draw, loud, marks
+from kernelmux.graph.ops.op import (
+    ROW_COUNTS,
+    Case,
+    Draw,
+    all_weights,
+    column_count,
+    loud,
+    marks,
+    row_count,
+    weight_formats,
+)
 from kernelmux.graph.ops.rope import Rotation
 
 if TYPE_CHECKING:
-    from kernelmux.graph.graph import TensorNode
+    pass
 
 
 class QkvRopeCopy(Fused):
@@ -35,24 +46,22 @@ class QkvRopeCopy(Fused):
         Part("rope", ("q_flat", "k_flat", "positions"), ("q", "k"), weight=3),
         Part("copy", ("k", "v_flat", "slots", "k_cache", "v_cache"), ("k_cache_out", "v_cache_out")),
     )
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, hidden_dim = node.inputs[0].shape
-        return {
-            "m": m,
-            "k": hidden_dim,
-            "num_heads": node.num_heads,
-            "num_kv_heads": node.num_kv_heads,
-            "head_dim": node.head_dim,
-            "rotation": node.rotation,
-            "weight_formats": tuple(weight.format for weight in node.weight[:3]),
-            "cache_format": node.outputs[1].format,
-        }
+    told = {
+        "m": row_count,
+        "k": column_count,
+        "num_heads": attrgetter("num_heads"),
+        "num_kv_heads": attrgetter("num_kv_heads"),
+        "head_dim": attrgetter("head_dim"),
+        "rotation": attrgetter("rotation"),
+        "weight_formats": lambda node: weight_formats(node)[:3],
+        "bias": lambda node: bool(node.bias),
+        "cache_format": lambda node: node.inputs[3].format,
+    }
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
             yield self._case(f"f32-m{m}", m, "f32")
-        for format in WEIGHTS[1:]:
+        for format in all_weights()[1:]:
             for m in (1, 5, 17) if format in ("Q4_1", "Q8_0") else (5,):
                 yield self._case(f"{format}-m{m}", m, format)
         for format in ("bf16", "f16", "fp8_row"):

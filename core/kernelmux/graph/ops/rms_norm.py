@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import LONG_ROWS, MANY_ROWS, ROW_COUNTS, Case, Op, Operands, extreme_cases, marks
+from kernelmux.graph.ops.op import (
+    LONG_ROWS,
+    MANY_ROWS,
+    ROW_COUNTS,
+    Case,
+    Op,
+    Operands,
+    column_count,
+    extreme_cases,
+    marks,
+    row_count,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +40,7 @@ class RmsNorm(Op):
     outputs = ("y",)
     fields = ("gamma", "epsilon")
     in_place = ((0, 0),)
+    told = {"m": row_count, "hidden_dim": column_count, "epsilon": attrgetter("epsilon")}
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         (x,) = node.inputs
@@ -37,10 +50,6 @@ class RmsNorm(Op):
         self.require(gamma.shape == x.shape[-1:], node, f"gamma is {gamma.shape}, x is {x.shape}")
         self.require(node.epsilon > 0, node, f"epsilon must be above 0, not {node.epsilon}")
         return (self.output(node, 0, x.shape, format),)
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, hidden_dim = node.inputs[0].shape
-        return {"m": m, "hidden_dim": hidden_dim, "epsilon": node.epsilon}
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         (x,) = operands.inputs

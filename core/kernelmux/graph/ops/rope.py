@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks
+from kernelmux.graph.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,13 @@ class Rope(Op):
     fields = ("rotation", "num_heads", "num_kv_heads", "head_dim")
     optional = ("weight",)
     in_place = ((0, 0), (1, 1))
+    told = {
+        "m": row_count,
+        "num_heads": attrgetter("num_heads"),
+        "num_kv_heads": attrgetter("num_kv_heads"),
+        "head_dim": attrgetter("head_dim"),
+        "rotation": attrgetter("rotation"),
+    }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         q, k, positions = node.inputs
@@ -99,15 +107,6 @@ class Rope(Op):
         for divisors in node.weight:
             self.require(divisors.shape == (dims // 2,), node, f"{divisors.name} is {divisors.shape}, not {dims // 2}")
         return tuple(self.output(node, i, rows.shape, format) for i, rows in enumerate((q, k)))
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        return {
-            "m": node.inputs[0].shape[0],
-            "num_heads": node.num_heads,
-            "num_kv_heads": node.num_kv_heads,
-            "head_dim": node.head_dim,
-            "rotation": node.rotation,
-        }
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         q, k, positions = operands.inputs
@@ -132,30 +131,30 @@ class Rope(Op):
 
     def cases(self) -> Iterator[Case]:
         for pairing in ("adjacent", "halves"):
-            for label, scaling in _SCALINGS.items():
+            for label, scaling in SCALINGS.items():
                 rotation = Rotation(theta=1e5, dims=64, pairing=pairing, **scaling)
                 for m in ROW_COUNTS[:8]:
-                    yield self._case(f"{pairing}-{label}-m{m}", m, rotation, first=m * 97)
+                    yield self.case(f"{pairing}-{label}-m{m}", m, rotation, first=m * 97)
                 for first in (0, 4095, 8191, 131_071 - 4):
-                    yield self._case(f"{pairing}-{label}-at{first}", 5, rotation, first=first)
+                    yield self.case(f"{pairing}-{label}-at{first}", 5, rotation, first=first)
             plain = Rotation(theta=5e5, dims=64, pairing=pairing)
             for heads, kv_heads in ((9, 3), (32, 8), (28, 4), (8, 1), (1, 1)):
-                yield self._case(f"{pairing}-h{heads}-kv{kv_heads}", 3, plain, heads=heads, kv_heads=kv_heads)
+                yield self.case(f"{pairing}-h{heads}-kv{kv_heads}", 3, plain, heads=heads, kv_heads=kv_heads)
             for label, scaling in _OTHER_SCALINGS.items():
-                yield self._case(f"{pairing}-{label}", 5, Rotation(1e5, 64, pairing, **scaling), first=3000)
+                yield self.case(f"{pairing}-{label}", 5, Rotation(1e5, 64, pairing, **scaling), first=3000)
             for dim, dims in ((80, 80), (128, 128), (256, 256), (96, 32), (128, 64), (64, 2)):
                 rotation = Rotation(theta=1e4, dims=dims, pairing=pairing)
-                yield self._case(f"{pairing}-d{dim}-of{dims}", 7, rotation, dim=dim)
-            yield self._case(f"{pairing}-divisors", 9, plain, first=77, divisors=True)
-            yield self._case(f"{pairing}-shuffled", 17, plain, shuffled=True)
+                yield self.case(f"{pairing}-d{dim}-of{dims}", 7, rotation, dim=dim)
+            yield self.case(f"{pairing}-divisors", 9, plain, first=77, divisors=True)
+            yield self.case(f"{pairing}-shuffled", 17, plain, shuffled=True)
             for m in (128, 200, 512):
-                yield self._case(f"{pairing}-m{m}", m, plain, first=m, shuffled=m == 200)
+                yield self.case(f"{pairing}-m{m}", m, plain, first=m, shuffled=m == 200)
             for label, spread in extremes().items():
-                case = self._case(f"{pairing}-{label}", 3, plain, first=500)
+                case = self.case(f"{pairing}-{label}", 3, plain, first=500)
                 wide = {value.name: partial(spread, shape=value.extents) for value in case.inputs[:2]}
                 yield replace(case, draw={**case.draw, **wide})
 
-    def _case(
+    def case(
         self,
         label: str,
         m: int,
@@ -193,7 +192,7 @@ class Rope(Op):
         return Case(f"rope-{label}", self.name, inputs, fields, draw, marks=marks(m))
 
 
-_SCALINGS: Mapping[str, Mapping[str, Any]] = {
+SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "linear": {"scaling": "linear", "factor": 4.0},
     "llama3": {"scaling": "llama3", "factor": 8.0, "original_context": 8192},

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
+from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, column_count, extreme_cases, marks, row_count
 
 if TYPE_CHECKING:
-    from kernelmux.graph.graph import TensorNode
+    pass
 
 
 class Swiglu(Fused):
@@ -27,10 +27,7 @@ class Swiglu(Fused):
     outputs = ("y",)
     in_place = ((0, 0), (1, 0))
     pattern = (Part("silu", ("gate",), ("gated",)), Part("mul", ("gated", "up"), ("y",)))
-
-    def arguments(self, node: TensorNode) -> dict[str, Any]:
-        m, n = node.inputs[0].shape
-        return {"m": m, "n": n}
+    told = {"m": row_count, "n": column_count}
 
     def cases(self) -> Iterator[Case]:
         import torch

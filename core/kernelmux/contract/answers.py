@@ -1,0 +1,119 @@
+"""What a backend answered, checked: kernels and refusals under their full names, or a line that says what was wrong.
+
+Enters: a hook's answer, or a backend's kernel classes and a node. Leaves: an Offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kernelmux.contract.device import Device
+from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel, ReasonKind
+from kernelmux.errors import BackendError, nearest
+from kernelmux.graph.domain import admits, in_words
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import OPS
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What backends answered for one node: kernels by full name, best first in each backend, and refusals."""
+
+    kernels: Mapping[str, Kernel]
+    declined: Mapping[str, Declined]
+
+
+def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
+    """What `kernel_classes` returned; BackendError where it is no list of sound classes."""
+    if not isinstance(answer, Sequence):
+        raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of Kernel classes")
+    seen: set[tuple[str, str]] = set()
+    for kernel in answer:
+        if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
+            raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, such as MyKernel")
+        _check_declarations(kernel)
+        if not kernel.ops:
+            raise BackendError(f"{kernel.__name__}.ops names no op: say which it implements, as ops = ('add',)")
+        for op in kernel.ops:
+            if op not in OPS and op != EVERY_OP:
+                raise BackendError(f"{kernel.__name__}.ops: unknown op {op!r}{nearest(op, OPS)}")
+            if (op, kernel.name) in seen:
+                raise BackendError(f"two kernels of {op} are named {kernel.name}")
+            seen.add((op, kernel.name))
+        told = {name for op in kernel.ops if op != EVERY_OP for name in OPS[op].told}
+        if odd := kernel.takes.keys() - told:
+            raise BackendError(f"{kernel.__name__}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
+    return tuple(answer)
+
+
+def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) -> list[Kernel | Declined]:
+    """What the hook of the node's op answers for a backend of these classes: each kernel, or why not."""
+    answers: list[Kernel | Declined] = []
+    late: list[Kernel | Declined] = []
+    told = node.contract.arguments(node)
+    for made in classes:
+        if node.op not in made.ops and EVERY_OP not in made.ops:
+            continue
+        kernel = made()
+        kernel.device = device
+        refusal = excluded(kernel, told) or kernel.refuses(node)
+        if refusal is not None:
+            answers.append(replace(refusal, kernel=kernel.name))
+        else:
+            (late if kernel.comes_late(node) else answers).append(kernel)
+    return [*answers, *late]
+
+
+def excluded(kernel: Kernel, told: Mapping[str, Any]) -> Declined | None:
+    """Why a kernel's declarations exclude a node of which its hook would be told this."""
+    device = kernel.device
+    if kernel.devices and device.kind not in kernel.devices:
+        return Declined(f"it runs on {in_words(kernel.devices)}, the plan is for {device.kind}", "device")
+    if device.capability is not None and device.capability < kernel.capability:
+        least, has = (".".join(map(str, version)) for version in (kernel.capability, device.capability))
+        return Declined(f"it needs compute capability {least}, {device.name} has {has}", "capability")
+    for name, allowed in kernel.takes.items():
+        if name in told and not admits(allowed, told[name]):
+            kind: ReasonKind = "format" if name.removesuffix("s").endswith("format") else "shape"
+            return Declined(f"it takes {name} {in_words(allowed)}, not {in_words(told[name])}", kind)
+    return None
+
+
+def checked_answer(backend: str, function: str, answer: Any) -> Offer:
+    """A hook's answer under full names; BackendError where it is not what a hook may answer."""
+    kernels: dict[str, Kernel] = {}
+    declined: dict[str, Declined] = {}
+    for part in answer if isinstance(answer, Sequence) else [answer]:
+        if isinstance(part, Declined):
+            declined[f"{backend}:{part.kernel}" if part.kernel else backend] = part
+        elif isinstance(part, Kernel):
+            _check_declarations(part)
+            if (full := f"{backend}:{part.name}") in kernels:
+                raise BackendError(f"two kernels of this op are named {full}")
+            kernels[full] = part
+        else:
+            raise BackendError(f"{function} answered with {_shown(part)}: a hook answers with Kernel or Declined")
+    return Offer(kernels, declined)
+
+
+def _shown(answer: Any) -> str:
+    """What was returned, and the likeliest mistake behind it."""
+    if answer is None:
+        return "None (is a `return` missing?)"
+    if isinstance(answer, type):
+        return f"the class {answer.__name__} (an instance is wanted: {answer.__name__}())"
+    if isinstance(answer, Kernel):
+        return f"an instance of {type(answer).__name__} (its class is wanted)"
+    return f"{answer!r:.40}, a {type(answer).__name__}"
+
+
+def _check_declarations(kernel: Kernel | type[Kernel]) -> None:
+    """BackendError where a kernel's declarations are missing or cannot be meant."""
+    owner = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
+    name, precision = getattr(kernel, "name", None), getattr(kernel, "precision", None)
+    if not (isinstance(name, str) and name and ":" not in name):
+        raise BackendError(f"{owner}.name must be a name without its backend, not {name!r}")
+    if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
+        raise BackendError(f"{name}.precision must be a bound on the NMSE, not {precision!r}")

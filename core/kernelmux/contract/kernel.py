@@ -1,0 +1,174 @@
+"""What a kernel is: what it declares of itself, and the five methods that a plan and a walk call.
+
+A kernel is a class. Core makes an instance for each node and device that it is offered for, refuses what its
+declarations exclude, and asks it for the rest. Asking is pure: nothing is compiled, allocated, measured or written
+before `prepare` and `bind`. Nothing here imports torch.
+
+Nodes that are alike but for name and layer are asked once: an answer must not depend on those two. Row counts may still
+be symbols in the nodes that `inputs`, `outputs` and `packed_bytes` are given; all other methods get numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from kernelmux.contract.device import Device
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernelmux.graph.formats import Weight
+    from kernelmux.graph.graph import TensorNode
+
+ReasonKind = Literal[
+    "format",
+    "shape",
+    "alignment",
+    "dtype",
+    "device",
+    "capability",
+    "missing dependency",
+    "unsupported",
+    "not offered",
+    "forbidden",
+    "over budget",
+    "outranked",
+    "raised",
+]
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Why a backend, or one kernel of it, does not take a node: one clause for a person, a kind for a program."""
+
+    reason: str
+    kind: ReasonKind = "unsupported"
+    kernel: str = ""
+    """The kernel's name without its backend; empty where the whole backend declines."""
+
+
+Launch = Callable[[], object]
+"""What `bind` returns: a call without arguments that enqueues the node's work. What it returns is ignored."""
+
+
+def in_turn(first: Launch, second: Launch) -> Launch:
+    """The launch that makes these two, one after the other."""
+
+    def launch() -> None:
+        first()
+        second()
+
+    return launch
+
+
+Planes = Any
+"""How a bound kernel sees a tensor: a torch tensor where its format has one plane, else a tuple of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """The memory of one bound node, at addresses that do not change while it is bound."""
+
+    inputs: tuple[Planes, ...]
+    outputs: tuple[Planes, ...]
+    packed: tuple[torch.Tensor, ...] = ()
+    """What `prepare` returned."""
+    workspace: torch.Tensor | None = None
+    """`workspace(node)` bytes of scratch, as uint8; what it holds is undefined before each launch."""
+    host: tuple[torch.Tensor | None, ...] = ()
+    """Of each input that is step state its mirror in host memory, which a launch may read without waiting for the
+    device; None for the others. A kernel that reads it is not capturable."""
+
+
+EVERY_OP = "*"
+"""In `Kernel.ops`: whatever op there is, those of other backends too."""
+
+
+class Kernel(ABC):
+    """One implementation of an op. Class attributes declare; methods work. It keeps no state but what it is given."""
+
+    ops: ClassVar[tuple[str, ...]] = ()
+    """The ops that it implements: it is offered for their nodes."""
+    name: ClassVar[str]
+    """Without the backend, as `int4`; plans and policies say `torch:int4`."""
+    version: ClassVar[str] = ""
+    """Of its numbers and packed form; where it is empty, a hash of its package's source."""
+    precision: ClassVar[float]
+    """Bound on the error against the op's float64 reference: NMSE, the squared error over the squared reference."""
+    launches: ClassVar[int] = 1
+    """Device launches of a call, at most: a library may split its work."""
+    capturable: ClassVar[bool] = True
+    """False where a launch reads host state or allocates, so that a CUDA graph cannot hold it."""
+    packed: ClassVar[str] = ""
+    """The name of the packed weights' form; kernels with the same name, on the same weights, share one copy."""
+    devices: ClassVar[tuple[str, ...]] = ()
+    """Kinds of device that it runs on; empty: all that its backend does."""
+    capability: ClassVar[tuple[int, int]] = (0, 0)
+    """Least compute capability of a CUDA device."""
+    takes: ClassVar[Mapping[str, object]] = {}
+    """What it takes of what its hook is told: values or a range each, `{"weight_format": ("Q4_0",), "m": "..64"}`."""
+    side_by_side: ClassVar[bool] = False
+    """Whether it writes its outputs as the columns of one matrix: `bind` finds them beside each other in memory."""
+    strided: ClassVar[bool] = False
+    """Whether it reads inputs [rows, columns] that are columns of a wider matrix, and so have gaps between rows."""
+
+    device: Device = Device("cpu")
+    """The device that the instance was made for."""
+    variant: Any = None
+    """Of a kernel with variants the one that the plan has taken for the node's rows; None before."""
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        """Why it does not take a node of up to as many rows as the node has, beside what it declares; None: it does."""
+        return None
+
+    def comes_late(self, node: TensorNode) -> bool:
+        """Whether its backend's other kernels come before it for a node, against the order in which they are listed."""
+        return False
+
+    def variants(self, node: TensorNode) -> Sequence[Any]:
+        """The ways in which it may do a node, told apart by `str`: tilings. The first is the one to try untold."""
+        return ()
+
+    def work(self, node: TensorNode) -> str:
+        """What decides between variants: nodes of the same work take the same one."""
+        return ""
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        """The formats that each input may have, best first. As the graph states them, unless overridden."""
+        return [[value.format] for value in node.inputs]
+
+    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        """The formats that each output can be written in, best first. As the graph states them, unless overridden."""
+        return [[value.format] for value in node.outputs]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        """Bytes that `prepare` will hold for this node, known before anything is packed."""
+        return 0
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        """The packed form of the node's weights (weight, bias, gamma, in this order), made once and shared."""
+        return ()
+
+    def workspace(self, node: TensorNode) -> int:
+        """Bytes of scratch that a launch needs, at the node's row count."""
+        return 0
+
+    @abstractmethod
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        """A call that does the node's work on `stream` (a torch stream, None on the CPU).
+
+        Everything slow happens here: compiling, loading, choosing. The node's extents and formats are final.
+        """
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+Answer = Kernel | Declined | Sequence[Kernel | Declined]
+"""What a hook for an op may return: one, or several, best first."""
