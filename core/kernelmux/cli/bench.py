@@ -30,11 +30,6 @@ bench = typer.Typer(
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
 
-METHOD = {
-    "cuda": "CUDA graphs replayed, operands rotated past the L2 cache; microseconds a launch, medians of 40 replays",
-    "cpu": "operands rotated past the cache; microseconds a launch, medians of up to 40 rounds",
-}
-
 
 @bench.command()
 def ops(
@@ -60,13 +55,13 @@ def ops(
     from kernelmux.measure.ceilings import measure_ceilings
 
     target = find_device(device)
-    stored = lookup(activations or ("bf16" if target.kind == "cuda" else "f32")).name
+    stored = lookup(activations or target.platform.activations).name
     works = _works(shape, op, _counts(m), context, stored)
     ceilings = measure_ceilings(target)
     rows, notes = _timed(works, kernel or [], target, stored, ceilings)
     gemm = ", ".join(f"{format} {rate / 1e12:.1f} TFLOP/s" for format, rate in ceilings.gemm.items())
     notes.insert(0, f"Ceilings: copy {ceilings.copy / 1e9:.0f} GB/s, read {ceilings.read / 1e9:.0f} GB/s, GEMM {gemm}.")
-    _show(f"Kernels, {shape}", target, METHOD[target.kind], rows, notes, json)
+    _show(f"Kernels, {shape}", target, target.platform.method, rows, notes, json)
 
 
 @bench.command()

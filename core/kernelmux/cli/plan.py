@@ -118,7 +118,7 @@ def capturing(plan: Plan) -> list[str]:
     """On CUDA, which decode steps run as CUDA graphs, and which kernels keep the others from it."""
     from kernelmux.run.capture import CAPTURED_ROWS, captured_rows
 
-    if plan.device.kind != "cuda":
+    if not plan.device.platform.captures:
         return []
     counts = range(1, min(CAPTURED_ROWS, plan.max_rows) + 1)
     sizes = sorted({size for rows in counts if (size := captured_rows(plan, rows)) is not None})

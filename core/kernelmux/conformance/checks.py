@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmux.conformance.guarded import POISONS, same
-from kernelmux.contract.hookspecs import Launch
+from kernelmux.contract.kernel import Launch
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ def follows(trial: Trial, call: Launch) -> None:
     wanted = trial.launch(trial.bind(room), POISONS[0], trial.other, room)
     if not same(trial.launch(call, POISONS[0], trial.other), wanted):
         trial.failures.append("repeatable: other inputs at the same addresses give what a new binding does not")
+
+
+def own_stream(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:
+    """The launch goes to the stream that the kernel was bound to, though another one is current, and busy."""
+    if trial.stream is not None and not same(first, trial.launch(call, POISONS[0], busy=True)):
+        trial.failures.append("stream: it is launched on torch's current stream, not on the one that it was bound to")
 
 
 def guards(trial: Trial) -> None:

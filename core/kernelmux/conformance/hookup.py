@@ -18,7 +18,7 @@ from kernelmux.conformance.case_file import CaseFile, read_cases
 from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import ALL, Variant, choices, run_case
 from kernelmux.contract.device import find_device
-from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode, case_node
@@ -194,7 +194,7 @@ def suite(
 
     known = read_known(Path(known_failures)) if known_failures else []
     current = registry.current()
-    wanted = Filter(large=find_device(device).kind == "cuda")
+    wanted = Filter(large=not find_device(device).platform.host_memory)
     every = list(jobs(backend, current, device, wanted, read_cases(cases) if cases else None))
 
     def parameter(job: Job) -> Any:

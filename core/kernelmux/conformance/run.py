@@ -16,9 +16,9 @@ from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
+from kernelmux.contract.answers import Offer
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
-from kernelmux.contract.answers import Offer
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import KernelmuxError
 from kernelmux.graph.formats import Value
@@ -133,7 +133,8 @@ def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome
     checks.sums(trial)
     checks.in_place(trial, first)
     checks.follows(trial, call)
-    if trial.device.kind == "cuda" and trial.kernel.capturable:
+    checks.own_stream(trial, call, first)
+    if trial.device.platform.captures and trial.kernel.capturable:
         captured(trial, call, first)
     if not (outcome.failures or trial.failures):
         outcome = replace(outcome, batch_invariant=checks.one_row(trial, first, peer))

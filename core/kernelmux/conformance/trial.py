@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +16,7 @@ from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Guarded, same
 from kernelmux.conformance.measure import Measured, compare
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract.kernel import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Value, Weight, dequantize_planes, lookup, planes_of_rows, quantize_planes
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Operands
@@ -75,7 +74,8 @@ class Trial:
         """`packed` is given where the weights are prepared already, and the truth is known."""
         self.node, self.kernel, self.device, self.weights = node, kernel, device, weights
         self.failures: list[str] = []
-        self.stream = torch.cuda.Stream(device.torch) if device.kind == "cuda" else None  # type: ignore[no-untyped-call]
+        # What the kernel is bound to, and what is torch's current stream while it is launched.
+        self.stream, self.elsewhere = (device.platform.stream(device) for _ in range(2))
         self.room = self.new_room()
         for memory, value, planes in zip(self.inputs, node.inputs, drawn, strict=True):
             self._fill(memory, value, planes)
@@ -214,9 +214,17 @@ class Trial:
         room.mirror()
 
     def launch(
-        self, call: Launch, poison: int, contents: Sequence[torch.Tensor] | None = None, room: Room | None = None
+        self,
+        call: Launch,
+        poison: int,
+        contents: Sequence[torch.Tensor] | None = None,
+        room: Room | None = None,
+        busy: bool = False,
     ) -> list[torch.Tensor]:
-        """Inputs as given, or `contents`, the rest poisoned; the call; then the outputs' bytes."""
+        """Inputs as given, or `contents`, the rest poisoned; the call; then the outputs' bytes.
+
+        Another stream than the kernel's is current; where that is `busy`, nothing launched on it has run yet.
+        """
         room = room or self.room
         self.restore(contents or self.given, room)
         for memory in room.outputs:
@@ -224,10 +232,17 @@ class Trial:
                 memory.poison(poison)
         room.scratch.poison(poison)
         self.synchronize()
-        with self.on_stream():
+        platform = self.device.platform
+        if busy:
+            platform.keep_busy(self.elsewhere)
+        with platform.on(self.elsewhere):
             call()
+        if not busy:
+            self.synchronize()
+        with platform.on(self.stream if busy else None):
+            found = [memory.snapshot() for memory in room.outputs]
         self.synchronize()
-        return [memory.snapshot() for memory in room.outputs]
+        return found
 
     def launch_once(self) -> list[torch.Tensor]:
         """Bound and launched, for the outputs' bytes."""
@@ -248,13 +263,8 @@ class Trial:
         found = dequantize_planes(format.name, memory.parts, torch.double)
         return compare(found, truth, bound, format.block, peer, batch)
 
-    def on_stream(self) -> AbstractContextManager[object]:
-        """The trial's stream is torch's current one meanwhile."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
     def synchronize(self) -> None:
-        if self.device.kind == "cuda":
-            torch.cuda.synchronize(self.device.torch)
+        self.device.platform.synchronize(self.device)
 
 
 def one_row_node(node: TensorNode) -> TensorNode:

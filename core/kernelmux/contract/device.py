@@ -226,7 +226,7 @@ def _platform(kind: str, asked: str) -> Platform:
 
 
 def _unknown(asked: str) -> PlanError:
-    known = [name for kind in PLATFORMS for name in ((kind,) if kind == "cpu" else (kind, f"{kind}:N"))]
+    known = [f"{kind}{n}" for kind in PLATFORMS for n in ("", ":N") if not n or PLATFORMS[kind].torch_name(0) != "cpu"]
     return PlanError(f"unknown device {asked!r}; known: {', '.join(known)}")
 
 

@@ -5,12 +5,14 @@ Enters: nodes with their kernels, a model's weights. Leaves: the form's key, its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 
@@ -34,20 +36,48 @@ def packed_key(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form:
 
 @dataclass
 class PackedWeights:
-    """The weights' packed forms on one device, shared by every node and plan that wants them."""
+    """One holder of the weights' packed forms on a device: every node and plan of its that wants a form shares it.
+
+    A model's sessions are a holder each: a form that another one has is not made again, and a form that no holder has
+    any more is let go.
+    """
 
     weights: Mapping[str, Weight]
     device: Device
-    _forms: dict[Form, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    _held: dict[Form, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    _everybodys: dict[Form, tuple[ref[torch.Tensor], ...]] = field(default_factory=dict)
+    _lock: RLock = field(default_factory=RLock)
+
+    def holder(self) -> PackedWeights:
+        """Another holder of the same forms."""
+        return PackedWeights(self.weights, self.device, _everybodys=self._everybodys, _lock=self._lock)
 
     def get(self, node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[torch.Tensor, ...]:
-        """The packed weights of a node for a kernel, made now if nobody asked before."""
+        """The packed weights of a node for a kernel, made now if no holder has them."""
         key = packed_key(node, kernel_name, kernel)
-        if key not in self._forms:
-            self._forms[key] = kernel.prepare([self.weights[value.name] for value in node.weights], self.device)
-        return self._forms[key]
+        with self._lock:
+            form = self._find(key)
+            if form is None:
+                form = kernel.prepare([self.weights[value.name] for value in node.weights], self.device)
+                self._everybodys[key] = tuple(map(ref, form))
+            return self._held.setdefault(key, form)
+
+    def _find(self, key: Form) -> tuple[torch.Tensor, ...] | None:
+        if key in self._held:
+            return self._held[key]
+        parts = [part() for part in self._everybodys[key]] if key in self._everybodys else [None]
+        alive = tuple(part for part in parts if part is not None)
+        return alive if len(alive) == len(parts) else None
+
+    def missing_bytes(self, forms: Mapping[Form, int]) -> int:
+        """Of forms with their bytes, how many bytes would have to be made now."""
+        return sum(nbytes for form, nbytes in forms.items() if self._find(form) is None)
+
+    def keep(self, forms: Container[Form]) -> None:
+        """Lets go of all other forms."""
+        self._held = {form: parts for form, parts in self._held.items() if form in forms}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all packed forms made so far."""
-        return sum(part.nbytes for form in self._forms.values() for part in form)
+        """Bytes of all packed forms held."""
+        return sum(part.nbytes for form in self._held.values() for part in form)

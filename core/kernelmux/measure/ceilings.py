@@ -24,8 +24,8 @@ def measure_ceilings(device: Device, nbytes: int = 0, size: int = 0) -> Ceilings
     """Measures them; `nbytes` of memory and matrices of `size` x `size`, by default enough to outrun any cache."""
     import torch
 
-    cuda = device.kind == "cuda"
-    nbytes, size = nbytes or (2**31 if cuda else 2**27), size or (8192 if cuda else 1024)
+    platform = device.platform
+    nbytes, size = nbytes or platform.copied_bytes, size or platform.matrix_size
     source = torch.zeros(nbytes // 4, device=device.torch)
     target, total = torch.empty_like(source), torch.empty((), device=device.torch)
     # A driver's copy and an elementwise kernel: either may be the faster.
@@ -33,11 +33,9 @@ def measure_ceilings(device: Device, nbytes: int = 0, size: int = 0) -> Ceilings
     copied = min(time_launches([way], device).median for way in ways)
     read = time_launches([partial(torch.sum, source, 0, out=total)], device)
     del source, target
-    formats = ["bf16"] + ([] if cuda else ["f32"])
-    if (device.capability or (0, 0)) >= (8, 9):
-        formats.append("fp8")
     gemm = {
-        format: 2 * size**3 / time_launches([_gemm(format, size, device)], device).median * 1e6 for format in formats
+        format: 2 * size**3 / time_launches([_gemm(format, size, device)], device).median * 1e6
+        for format in platform.gemm_formats(device)
     }
     return Ceilings(2 * nbytes / copied * 1e6, nbytes / read.median * 1e6, gemm)
 

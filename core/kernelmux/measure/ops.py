@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Planes, Tensors
+from kernelmux.contract.kernel import Declined, Kernel, Planes, Tensors
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry
 from kernelmux.graph.formats import Value, Weight, as_planes, empty_planes
@@ -24,8 +24,6 @@ from kernelmux.models.random import RandomWeights, random_planes
 if TYPE_CHECKING:
     import torch
 
-PAST_CACHE = {"cuda": 100 * 2**20, "cpu": 64 * 2**20}
-"""Bytes that a rotation covers at least; on CUDA twice the L2 cache where that is more."""
 MOST_COPIES = 64
 """Operands so small that more copies would be needed lie in the cache in a real step as well."""
 
@@ -81,7 +79,7 @@ def random_weights(works: Iterable[Work], device: Device) -> PackedWeights:
 def time_kernel(work: Work, name: str, kernel: Kernel, weights: PackedWeights, activations: str) -> OpTiming:
     """Times a kernel, its activations stored as `activations` wherever it can read and write that."""
     node, device = stored_as(work.node, kernel, activations), weights.device
-    packed, stream = weights.get(node, name, kernel), _stream(device)
+    packed, stream = weights.get(node, name, kernel), device.platform.stream(device)
     tensors = list(_rotation(work, node, kernel, packed, device))
     calls = [kernel.bind(node, operands, stream) for operands in tensors]
     timing = time_launches(calls, device, kernel.capturable, stream)
@@ -106,24 +104,14 @@ def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:
     )
 
 
-def _stream(device: Device) -> torch.cuda.Stream | None:
-    import torch
-
-    if device.kind == "cpu":
-        return None
-    return torch.cuda.Stream(device.index)  # type: ignore[no-untyped-call]
-
-
 def _operand_bytes(node: TensorNode, packed: Sequence[torch.Tensor]) -> int:
     return sum(value.nbytes for value in (*node.inputs, *node.outputs)) + sum(part.nbytes for part in packed)
 
 
 def copies(nbytes: int, device: Device) -> int:
     """How many copies of operands of `nbytes` outrun the cache."""
-    import torch
-
-    cache = 0 if device.kind == "cpu" else torch.cuda.get_device_properties(device.index).L2_cache_size
-    return max(1, min(MOST_COPIES, -(-max(PAST_CACHE[device.kind], 2 * cache) // nbytes)))
+    platform = device.platform
+    return max(1, min(MOST_COPIES, -(-max(platform.past_cache, 2 * platform.cache_bytes(device)) // nbytes)))
 
 
 def _rotation(

@@ -45,7 +45,7 @@ def save_report(report: Mapping[str, Any], path: Path) -> None:
 
 def machine(device: Device) -> str:
     """The card, or the processor with its threads."""
-    if device.kind != "cpu":
+    if not device.platform.host_memory:
         return device.name
     import torch
 

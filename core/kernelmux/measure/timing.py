@@ -1,4 +1,4 @@
-"""How long a launch takes: CUDA graphs replayed between events, or a clock around calls on the CPU."""
+"""How long a launch takes: graphs replayed between events, or a clock around calls where there are no streams."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Launch
-
-if TYPE_CHECKING:
-    import torch
+from kernelmux.contract.kernel import Launch
 
 REPLAYS = 40
 """Samples of which a median is taken; on the CPU fewer where they would take longer than LONGEST."""
@@ -43,25 +40,21 @@ class Timing:
         return Timing(statistics.median(ordered), p10, p90, captured)
 
 
-def time_launches(
-    calls: Sequence[Launch], device: Device, capturable: bool = True, stream: torch.cuda.Stream | None = None
-) -> Timing:
+def time_launches(calls: Sequence[Launch], device: Device, capturable: bool = True, stream: Any = None) -> Timing:
     """Times launches that do the same work on different memory, in turns: give enough of them to outrun the caches.
 
     `stream` is the one that they were bound to, None for one of its own.
     """
-    if device.kind == "cpu":
-        return _timed_on_cpu(calls)
-    import torch
-
-    with torch.cuda.device(device.index):
-        stream = stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # The operands were made on another stream.
-        torch.cuda.synchronize()
-        return _captured(calls, stream) if capturable else _enqueued(calls, stream)
+    stream = stream or device.platform.stream(device)
+    if stream is None:
+        return _timed_on_host(calls)
+    # The operands were made on another stream.
+    device.platform.synchronize(device)
+    with device.platform.on(stream):
+        return _captured(calls, device, stream) if capturable else _enqueued(calls, device, stream)
 
 
-def _timed_on_cpu(calls: Sequence[Launch]) -> Timing:
+def _timed_on_host(calls: Sequence[Launch]) -> Timing:
     for call in calls:
         call()
     samples: list[float] = []
@@ -74,56 +67,47 @@ def _timed_on_cpu(calls: Sequence[Launch]) -> Timing:
     return Timing.of(samples)
 
 
-def _captured(calls: Sequence[Launch], stream: torch.cuda.Stream) -> Timing:
+def _captured(calls: Sequence[Launch], device: Device, stream: Any) -> Timing:
     """Rounds of all calls in one graph, as many as make a replay long against its own start."""
-    import torch
-
-    once = _round_seconds(calls, stream)
-    rounds = max(1, min(round(REPLAY_SECONDS / once), MOST_CAPTURED // len(calls)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    platform = device.platform
+    rounds = max(1, min(round(REPLAY_SECONDS / _round_seconds(calls, device)), MOST_CAPTURED // len(calls)))
+    graph = platform.graph()
+    with platform.capturing(graph, stream):
         for _ in range(rounds):
             for call in calls:
                 call()
-    samples = _between_events(graph.replay, stream)
+    samples = _between_events(graph.replay, device, stream)
     return Timing.of([sample / (rounds * len(calls)) for sample in samples], captured=True)
 
 
-def _round_seconds(calls: Sequence[Launch], stream: torch.cuda.Stream) -> float:
+def _round_seconds(calls: Sequence[Launch], device: Device) -> float:
     """Seconds that all calls take without a graph, the second time: an upper bound, as Python enqueues them."""
-    import torch
-
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            started = time.perf_counter()
-            for call in calls:
-                call()
-            torch.cuda.synchronize()
+    for _ in range(2):
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        device.platform.synchronize(device)
     return time.perf_counter() - started
 
 
-def _enqueued(calls: Sequence[Launch], stream: torch.cuda.Stream) -> Timing:
+def _enqueued(calls: Sequence[Launch], device: Device, stream: Any) -> Timing:
     def once() -> None:
         for call in calls:
             call()
 
-    return Timing.of([sample / len(calls) for sample in _between_events(once, stream)])
+    return Timing.of([sample / len(calls) for sample in _between_events(once, device, stream)])
 
 
-def _between_events(run: Callable[[], object], stream: torch.cuda.Stream) -> list[float]:
+def _between_events(run: Callable[[], object], device: Device, stream: Any) -> list[float]:
     """Microseconds of each of REPLAYS runs, on the device's own clock; three more come first."""
     import torch
 
-    def event() -> torch.cuda.Event:
-        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-    events = [(event(), event()) for _ in range(REPLAYS)]
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-        for start, end in events:
-            start.record(stream)
-            run()
-            end.record(stream)
+    events = [[torch.Event(device.torch, enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
+    for _ in range(3):
+        run()
+    for start, end in events:
+        start.record(stream)
+        run()
+        end.record(stream)
     stream.synchronize()
     return [start.elapsed_time(end) * 1e3 for start, end in events]

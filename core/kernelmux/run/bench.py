@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kernelmux.measure.timing import Timing
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import captured_rows
+from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
-from kernelmux.run.session import CachedSequence, Feed, Session
+from kernelmux.run.pages import CachedSequence
+from kernelmux.run.session import Session
 
 PROMPTS = 5
 """Times that the prompt is read, after once to warm up."""
@@ -87,7 +91,7 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
     session = model.session(plan, load.tokens, load.batch)
     for _ in session.prepare():
         pass
-    wait = _waiting(plan)
+    wait = partial(plan.device.platform.synchronize, plan.device)
     prefill = Timing.of([_time_prompt(session, _ids(model, load.prompt, 0), wait) for _ in range(PROMPTS + 1)][1:])
     sequences = [session.open() for _ in range(load.batch)]
     for index, sequence in enumerate(sequences):
@@ -132,7 +136,8 @@ def _time_enqueueing(
     """Microseconds that Python and the driver take to enqueue a captured step, from the state of the one before."""
     samples: list[float] = []
     # Reserves room for all steps, and makes the state of the next.
-    next(session.decode(sequences, [0] * len(sequences), steps))
+    with closing(session.decode(sequences, [0] * len(sequences), steps)) as first:
+        next(first)
     walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences])
     assert walk is not None
     ids = session.ids_copy(len(sequences))
@@ -153,15 +158,6 @@ def _rewind(sequences: Sequence[CachedSequence], lengths: Sequence[int]) -> None
         sequence.length = length
 
 
-def _waiting(plan: Plan) -> Callable[[], object]:
-    """A call that returns when the device has done all its work."""
-    if plan.device.kind == "cpu":
-        return lambda: None
-    import torch
-
-    return lambda: torch.cuda.synchronize(plan.device.index)
-
-
 def _ids(model: Model, count: int, seed: int) -> list[int]:
     """Token ids at random."""
     import torch
@@ -172,15 +168,13 @@ def _ids(model: Model, count: int, seed: int) -> list[int]:
 
 
 def _memory(plan: Plan, load: Load) -> dict[str, int]:
-    """Bytes held, by what for; on CUDA also the most that torch ever held."""
+    """Bytes held, by what for; also the most that torch ever held, where it counts."""
     held = {
         "weights": plan.packed_bytes,
         "second copies of weights": plan.extra_copy_bytes,
         "cache": load.tokens * plan.kv_bytes_per_token,
         "activations": max(schedule.layout.nbytes for schedule in plan.schedules.values()),
     }
-    if plan.device.kind == "cuda":
-        import torch
-
-        held["most that torch held"] = torch.cuda.max_memory_allocated(plan.device.index)
+    if (most := plan.device.platform.peak_bytes(plan.device)) is not None:
+        held["most that torch held"] = most
     return held

@@ -1,4 +1,4 @@
-"""Capture: a bound walk as one CUDA graph, which a single replay runs.
+"""Capture: a bound walk as one graph of the device (a CUDA graph), which a single replay runs.
 
 Enters: a Walk of capturable kernels. Leaves: a CapturedWalk on the same memory, or a LaunchError that names the node
 whose launch a graph cannot hold.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kernelmux.contract.hookspecs import Planes
+from kernelmux.contract.device import Device, Platform
+from kernelmux.contract.kernel import Planes
 from kernelmux.errors import LaunchError
 from kernelmux.run.walk import Walk, launch_error
 
 if TYPE_CHECKING:
-    import torch
-
     from kernelmux.plan.plan import Plan
 
 CAPTURED_ROWS = 64
@@ -28,7 +27,7 @@ def captured_rows(plan: Plan, rows: int) -> int | None:
 
     A power of two within the bucket of `rows`, so that padding changes no choice of kernels.
     """
-    if plan.device.kind != "cuda" or not 1 <= rows <= min(CAPTURED_ROWS, plan.max_rows):
+    if not plan.device.platform.captures or not 1 <= rows <= min(CAPTURED_ROWS, plan.max_rows):
         return None
     size = min(1 << (rows - 1).bit_length(), plan.bucket(rows))
     return None if plan.schedule(size, size).not_capturable else size
@@ -36,10 +35,10 @@ def captured_rows(plan: Plan, rows: int) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class CapturedWalk:
-    """A walk as a CUDA graph: calling it replays it on torch's current stream; returns the number of launches."""
+    """A walk as a graph of the device: a call replays it on torch's current stream, and returns the launches."""
 
     walk: Walk
-    graph: torch.cuda.CUDAGraph
+    graph: Any
 
     def __call__(self) -> int:
         self.graph.replay()
@@ -51,21 +50,20 @@ class CapturedWalk:
         return self.walk.outputs
 
 
-def capture(walk: Walk, stream: torch.cuda.Stream, tail: Callable[[Walk], object]) -> CapturedWalk:
+def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], object]) -> CapturedWalk:
     """Records a walk, and after it what `tail` launches.
 
     The walk runs once before: libraries make their handles and workspaces at the first call, which a capture forbids.
     """
-    import torch
-
-    with torch.cuda.stream(stream):
+    platform = device.platform
+    with platform.on(stream):
         walk()
-    torch.cuda.synchronize(walk.device)
-    graph = torch.cuda.CUDAGraph()
+    platform.synchronize(device)
+    graph = platform.graph()
     failure: LaunchError | None = None
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            failure = _record(walk)
+        with platform.capturing(graph, stream):
+            failure = _record(walk, platform)
             if failure is None:
                 tail(walk)
     except RuntimeError as error:
@@ -79,16 +77,15 @@ def capture(walk: Walk, stream: torch.cuda.Stream, tail: Callable[[Walk], object
     return CapturedWalk(walk, graph)
 
 
-def _record(walk: Walk) -> LaunchError | None:
+def _record(walk: Walk, platform: Platform) -> LaunchError | None:
     """Makes each launch while the stream is capturing; the error of the first one that breaks the capture."""
-    import torch
-
     for index, call in enumerate(walk.calls):
         try:
             call()
-            if not torch.cuda.is_current_stream_capturing():
+            if not platform.is_capturing():
                 raise RuntimeError("it ended the capture")
         except Exception as error:
             failure = launch_error(walk.steps, index, walk.device, error)
-            return LaunchError(f"while a CUDA graph was captured: {failure}", failure.node, failure.kernel)
+            failure.args = (f"while a graph was captured: {failure}",)
+            return failure
     return None

@@ -60,15 +60,19 @@ class Model:
         policy: Policy | str | Path | None = None,
         *,
         use: Iterable[str] = (),
-        device: str = "cpu",
+        device: str | Device = "cpu",
         max_rows: int = MAX_ROWS,
     ) -> Plan:
-        """Chooses every node's kernel by a policy file, or the default one; `use` (`OP=KERNEL`) outranks both."""
+        """Chooses every node's kernel by a policy file, or the default one; `use` (`OP=KERNEL`) outranks both.
+
+        A Device that is only described (`described_device`) can be planned for, and not run on.
+        """
         if policy is None:
             policy = default_policy()
         elif not isinstance(policy, Policy):
             policy = read_policy(policy)
-        return make_plan(self.graph, policy.with_use(use), registry.current(), find_device(device), max_rows)
+        target = find_device(device) if isinstance(device, str) else device
+        return make_plan(self.graph, policy.with_use(use), registry.current(), target, max_rows)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids; messages go through the file's chat template."""
@@ -89,9 +93,12 @@ class Model:
         return tokenizer.encode(text, add_special=False)
 
     def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
-        """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`."""
+        """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
+
+        Sessions share the weights that they pack alike, and let go of them when the last one is dropped.
+        """
         packed = self._packed.setdefault(plan.device, PackedWeights(self.source.file.weights, plan.device))
-        return Session(plan, packed, tokens, sequences)
+        return Session(plan, packed.holder(), tokens, sequences)
 
     def generate(
         self,

@@ -1,26 +1,27 @@
 """Sequences over a paged cache: step state filled in, the plan walked.
 
-Enters: a plan, a model's weights, token ids. Leaves: logits, or the likeliest ids step by step. On CUDA a step of one
-token a sequence is padded to a captured one; there the device feeds itself the likeliest tokens, and the host reads
-them while the next step runs.
+Enters: a plan, a model's weights, token ids. Leaves: logits, or the likeliest ids step by step. All of a session's work
+is on one stream, whatever becomes of its plan. Where the device has graphs, a step of one token a sequence is padded to
+a captured one: the device feeds itself the likeliest tokens, and the host reads them while the next step runs.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Planes
+from kernelmux.contract.kernel import Planes
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError, LaunchError
 from kernelmux.graph.formats import Value, as_planes, empty_planes, human_bytes
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, captured_rows
+from kernelmux.run.feeds import Feed, check_feeds, state_rows
+from kernelmux.run.pages import CachedSequence, CapacityError, Pages
 from kernelmux.run.state import HostCopy, StepState, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
@@ -29,40 +30,29 @@ if TYPE_CHECKING:
     import torch
 
 
-class CapacityError(KernelmuxError):
-    """The cache or the batch has no room for what was asked."""
+Ids = Generator[list[int], None, None]
+"""The next ids of each sequence, step by step."""
 
 
-@dataclass(eq=False)
-class CachedSequence:
-    """One sequence's place in the cache: its pages in order, and how many tokens they hold."""
-
-    pages: list[int] = field(default_factory=list)
-    length: int = 0
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What a sequence is given in one step: its next token ids, and whether every row's logits are wanted."""
-
-    sequence: CachedSequence
-    ids: Sequence[int]
-    all_logits: bool = False
+class BusyError(KernelmuxError):
+    """A session was asked for something while it was at work: it is for one caller at a time."""
 
 
 class Session:
     """A plan at work: one paged cache, any number of sequences in it, steps over batches of them.
 
-    `tokens` is the cache's capacity over all sequences, `sequences` the largest batch.
+    `tokens` is the cache's capacity over all sequences, `sequences` the largest batch. It is for one caller at a time:
+    while a call runs, or a decode has not ended, any other raises BusyError, from whatever thread.
     """
 
     def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
+        platform = plan.device.platform
         # Each sequence may waste the rest of its last page.
         pages = -(-tokens // PAGE_SIZE) + sequences - 1
-        self._free = list(range(pages))
+        self._pages = Pages(pages)
         self._batch = sequences
         # A captured step may have more rows than it has sequences.
-        padded = sequences if plan.device.kind == "cpu" else 1 << (sequences - 1).bit_length()
+        padded = 1 << (sequences - 1).bit_length() if platform.captures else sequences
         extents = {
             "m": plan.max_rows,
             "outs": plan.max_rows,
@@ -74,21 +64,25 @@ class Session:
         }
         leaves = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "cache"]
         state = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "state"]
+        platform.check_here(plan.device)
         _check_memory(plan, packed, sum(value.nbytes for value in leaves))
         self._state = StepState({value.name: value.extents for value in state}, plan.device)
         caches = {value.name: _zeros(value, plan.device) for value in leaves}
-        self.walker = Walker(plan, packed, {**caches, **self._state.buffers}, self._state.host)
+        leaf_buffers = {**caches, **self._state.buffers}
+        self.walker = Walker(plan, packed, leaf_buffers, self._state.host, platform.stream(plan.device))
         self._captured: dict[int, CapturedWalk] = {}
         self._logits = plan.graph.outputs[0]
+        self._at_work = Lock()
 
     def prepare(self) -> Iterator[str]:
         """Packs every weight that the plan needs, yielding each node's name; without it, the first steps do it."""
-        while True:
-            try:
-                yield from self.walker.prepare()
-                return
-            except LaunchError as error:
-                self.walker = self.walker.without(error)
+        with self._alone():
+            while True:
+                try:
+                    yield from self.walker.prepare()
+                    return
+                except LaunchError as error:
+                    self.walker = self.walker.without(error)
 
     def open(self) -> CachedSequence:
         """A new, empty sequence."""
@@ -96,8 +90,8 @@ class Session:
 
     def close(self, sequence: CachedSequence) -> None:
         """Gives a sequence's pages back."""
-        self._free = sorted([*self._free, *sequence.pages])
-        sequence.pages, sequence.length = [], 0
+        with self._alone():
+            self._pages.give_back(sequence)
 
     def step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         """Runs one step over several sequences, and returns logits [rows wanted, vocabulary], in the order of `feeds`.
@@ -105,13 +99,8 @@ class Session:
         Of each feed the last row's logits, or all rows' where it says so. The next step overwrites what is returned.
         CapacityError where rows, sequences or tokens are more than the session was made for; nothing has changed then.
         """
-        m = self._check(feeds)
-        self._reserve(feeds, [len(feed.ids) for feed in feeds])
-        with self._on_stream():
-            logits = self._run(feeds, m)
-        for feed in feeds:
-            feed.sequence.length += len(feed.ids)
-        return logits
+        with self._alone():
+            return self._step(feeds)
 
     def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
         """Runs tokens in as many steps as the plan needs; returns a copy of the logits, of the last row or of all."""
@@ -121,30 +110,31 @@ class Session:
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
         chunk = self.walker.plan.max_rows
         parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
-        logits = [self.step([Feed(sequence, part, all_logits)]).clone() for part in parts]
+        with self._alone():
+            logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
         return torch.cat(logits) if all_logits else logits[-1]
 
-    def decode(self, sequences: Sequence[CachedSequence], tokens: Sequence[int], steps: int) -> Iterator[list[int]]:
+    def decode(self, sequences: Sequence[CachedSequence], tokens: Sequence[int], steps: int) -> Ids:
         """Feeds each sequence its token and then, again and again, the likeliest next one: yields `steps` lists of ids.
 
-        Room for all steps is reserved at once. What was yielded is in the cache, but for the last ids.
+        Room for all steps is reserved at once. What was yielded is in the cache, but for the last ids. From its first
+        ids to its end, or until it is closed, it has the session to itself: the next step's state is on the device.
         """
         feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)]
-        self._check(feeds)
-        self._reserve(feeds, [steps] * len(feeds))
-        with self._on_stream():
-            walk = self.captured_step(feeds)
-        if walk is not None:
-            yield from self._decode_on_device(walk, sequences, steps)
-            return
-        for _ in range(steps):
-            ids = self.step(feeds).argmax(dim=-1).tolist()
-            yield ids
-            feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, ids, strict=True)]
+        with self._alone():
+            self._check(feeds)
+            self._pages.reserve(sequences, [steps] * len(feeds))
+            with self._on_stream():
+                walk = self.captured_step(feeds)
+            if walk is not None:
+                yield from self._decode_on_device(walk, sequences, steps)
+                return
+            for _ in range(steps):
+                ids = self._step(feeds).argmax(dim=-1).tolist()
+                yield ids
+                feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, ids, strict=True)]
 
-    def _decode_on_device(
-        self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int
-    ) -> Iterator[list[int]]:
+    def _decode_on_device(self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int) -> Ids:
         """The ids of a step are read when the next one has been launched: the device never waits for the host."""
         # A graph runs on any stream: the caller's costs no switching.
         order = StreamOrder(self.walker.plan.device)
@@ -177,39 +167,46 @@ class Session:
         """A place in host memory for the next tokens of `count` sequences."""
         return HostCopy(self._state.buffers["tokens"][:count], self.walker.plan.device)
 
-    def _check(self, feeds: Sequence[Feed]) -> int:
-        """The rows of a step; CapacityError where it is none that the session can run."""
-        m = sum(len(feed.ids) for feed in feeds)
-        if len(feeds) > self._batch:
-            raise CapacityError(f"a step of {len(feeds)} sequences, the session was made for {self._batch}")
-        if not feeds or not all(feed.ids for feed in feeds):
-            raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
-        if len({id(feed.sequence) for feed in feeds}) < len(feeds):
-            raise CapacityError("a step feeds one sequence twice: join its tokens, or take two steps")
-        vocab = self.walker.plan.graph.values[self._logits].shape[1]
-        assert isinstance(vocab, int)
-        if odd := [id for feed in feeds for id in feed.ids if not 0 <= id < vocab]:
-            raise CapacityError(f"token id {odd[0]} is not in the vocabulary of {vocab}")
-        if m > self.walker.plan.max_rows:
-            raise CapacityError(
-                f"a step of {m} tokens, the plan takes {self.walker.plan.max_rows}: feed fewer at a time"
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """BusyError where the session is at work already, in another thread or in a decode that has not ended."""
+        if not self._at_work.acquire(blocking=False):
+            raise BusyError(
+                "the session is at work, in another thread or in a decode that has neither ended nor been closed: "
+                "take one session a thread (they share the packed weights), and close a decode that is left early"
             )
-        return m
+        try:
+            yield
+        finally:
+            self._at_work.release()
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Work on the plan's stream, after what the caller's holds, and before what the caller adds to it."""
-        import torch
-
-        stream = self.walker.stream
+        """Work on the session's stream, after what the caller's holds, and before what the caller adds to it."""
+        platform, stream = self.walker.plan.device.platform, self.walker.stream
         if stream is None:
             yield
             return
-        callers = torch.cuda.current_stream(stream.device)
+        callers = platform.current(self.walker.plan.device)
         stream.wait_stream(callers)
-        with torch.cuda.stream(stream):
+        with platform.on(stream):
             yield
         callers.wait_stream(stream)
+
+    def _check(self, feeds: Sequence[Feed]) -> int:
+        """The rows of a step; CapacityError where it is none that the session can run."""
+        vocab = self.walker.plan.graph.values[self._logits].shape[1]
+        assert isinstance(vocab, int)
+        return check_feeds(feeds, self._batch, vocab, self.walker.plan.max_rows)
+
+    def _step(self, feeds: Sequence[Feed]) -> torch.Tensor:
+        m = self._check(feeds)
+        self._pages.reserve([feed.sequence for feed in feeds], [len(feed.ids) for feed in feeds])
+        with self._on_stream():
+            logits = self._run(feeds, m)
+        for feed in feeds:
+            feed.sequence.length += len(feed.ids)
+        return logits
 
     def _run(self, feeds: Sequence[Feed], m: int) -> torch.Tensor:
         """Walks once, and returns the logits.
@@ -261,49 +258,10 @@ class Session:
         slots = first + state["positions"] % PAGE_SIZE
         state["slots"].copy_(torch.where(live.bool(), slots, -1))
 
-    def _reserve(self, feeds: Sequence[Feed], counts: Sequence[int]) -> None:
-        """Deals pages for `counts` new tokens of each sequence."""
-        needs = [
-            -(-(feed.sequence.length + count) // PAGE_SIZE) - len(feed.sequence.pages)
-            for feed, count in zip(feeds, counts, strict=True)
-        ]
-        if sum(needs) > len(self._free):
-            raise CapacityError(
-                f"the step needs {sum(needs)} more pages of {PAGE_SIZE} tokens, {len(self._free)} are free: "
-                "close sequences, or make the session larger"
-            )
-        for feed, need in zip(feeds, needs, strict=True):
-            feed.sequence.pages += self._free[: max(need, 0)]
-            del self._free[: max(need, 0)]
-
     def _write_state(self, feeds: Sequence[Feed], padded: int) -> int:
-        """Fills the step's buffers, with padding up to `padded` rows; returns how many rows' logits are wanted.
-
-        A padding row is a sequence of its own, of length 0, and has slot -1.
-        """
-        ends = list(itertools.accumulate(len(feed.ids) for feed in feeds))
-        padding = range(ends[-1], padded)
-        positions = [range(f.sequence.length, f.sequence.length + len(f.ids)) for f in feeds]
-        wanted = [
-            row
-            for feed, end in zip(feeds, ends, strict=True)
-            for row in range(end - (len(feed.ids) if feed.all_logits else 1), end)
-        ]
-        slots = [
-            feed.sequence.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
-            for feed, span in zip(feeds, positions, strict=True)
-            for position in span
-        ]
-        rows = {
-            "tokens": [token for feed in feeds for token in feed.ids] + [0 for _ in padding],
-            "positions": [position for span in positions for position in span] + [0 for _ in padding],
-            "slots": slots + [-1 for _ in padding],
-            "logit_rows": [*wanted, *padding],
-            "query_start": [0, *ends, *(row + 1 for row in padding)],
-            "kv_len": [span.stop for span in positions] + [0 for _ in padding],
-        }
-        self._state.write(rows, {"block_table": [feed.sequence.pages for feed in feeds]})
-        return len(wanted)
+        """Fills the step's buffers, with padding up to `padded` rows; returns how many rows' logits are wanted."""
+        self._state.write(state_rows(feeds, padded), {"block_table": [feed.sequence.pages for feed in feeds]})
+        return sum(len(feed.ids) if feed.all_logits else 1 for feed in feeds)
 
 
 def _zeros(value: Value, device: Device) -> Planes:
@@ -314,15 +272,12 @@ def _zeros(value: Value, device: Device) -> Planes:
 
 
 def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:
-    """CapacityError where weights, activations and cache together are more than the device has free."""
-    import torch
-
-    if plan.device.kind != "cuda":
+    """CapacityError where activations, cache and the weights still to pack are more than the device has free."""
+    free = plan.device.platform.free_bytes(plan.device)
+    if free is None:
         return
-    weights = max(plan.packed_bytes - packed.nbytes, 0)
+    weights = packed.missing_bytes(plan.packed_forms)
     activations = max(schedule.layout.nbytes for schedule in plan.schedules.values())
-    unused = torch.cuda.memory_reserved(plan.device.torch) - torch.cuda.memory_allocated(plan.device.torch)
-    free = torch.cuda.mem_get_info(plan.device.torch)[0] + unused
     if weights + activations + cache > free:
         copies = f" ({human_bytes(plan.extra_copy_bytes)} of it second copies)" if plan.extra_copy_bytes else ""
         raise CapacityError(

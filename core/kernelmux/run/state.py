@@ -1,7 +1,7 @@
 """The step state: small integer buffers that tell a walk what to do, and their mirror in host memory.
 
-Enters: lists of numbers, by the buffers' names. Leaves: the same on the device, sent in one copy. On the CPU the
-mirror is the buffers themselves.
+Enters: lists of numbers, by the buffers' names. Leaves: the same on the device, sent in one copy. Where the
+device's memory is the host's, the mirror is the buffers themselves.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class StepState:
         for name, shape in extents.items():
             starts[name] = end
             end += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
-        on_cpu = device.kind == "cpu"
-        self._mirror = torch.zeros(end, dtype=torch.int32, pin_memory=not on_cpu)
-        self._memory = self._mirror if on_cpu else torch.zeros(end, dtype=torch.int32, device=device.torch)
-        self._sent = None if on_cpu else torch.Event(device.torch)
+        on_host = device.platform.host_memory
+        self._mirror = torch.zeros(end, dtype=torch.int32, pin_memory=not on_host)
+        self._memory = self._mirror if on_host else torch.zeros(end, dtype=torch.int32, device=device.torch)
+        self._sent = None if on_host else torch.Event(device.torch)
         self.host, self.buffers = (
             {name: memory[starts[name] :][: math.prod(shape)].view(shape) for name, shape in extents.items()}
             for memory in (self._mirror, self._memory)
@@ -64,10 +64,10 @@ class HostCopy:
     def __init__(self, source: torch.Tensor, device: Device) -> None:
         import torch
 
-        on_cpu = device.kind == "cpu"
+        on_host = device.platform.host_memory
         self._source = source
-        self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=not on_cpu)
-        self._arrived = None if on_cpu else torch.Event(device.torch)
+        self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=not on_host)
+        self._arrived = None if on_host else torch.Event(device.torch)
 
     def start(self) -> None:
         """On torch's current stream."""
@@ -86,18 +86,12 @@ class StreamOrder:
     """Keeps launches in order where the caller changes torch's current stream between them."""
 
     def __init__(self, device: Device) -> None:
-        import torch
-
-        self._device = device.torch
-        self._stream = None if device.kind == "cpu" else torch.cuda.current_stream(self._device)
+        self._device = device
+        self._stream = device.platform.current(device)
 
     def keep(self) -> None:
         """What is launched next comes after what was launched before this was last called."""
-        if self._stream is None:
-            return
-        import torch
-
-        current = torch.cuda.current_stream(self._device)
+        current = self._device.platform.current(self._device)
         if current != self._stream:
             current.wait_stream(self._stream)
             self._stream = current

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
-from kernelmux.contract.hookspecs import Launch, Planes
+from kernelmux.contract.kernel import Launch, Planes
 from kernelmux.errors import LaunchError
 from kernelmux.plan.schedule import Step
 
@@ -16,7 +16,7 @@ from kernelmux.plan.schedule import Step
 class Walk:
     """A schedule bound to memory at exact extents: calling it runs the step and returns the number of launches.
 
-    On CUDA the caller makes the plan's stream torch's current one, with `Walker.on_stream`.
+    Its launches go to the walker's stream, whichever is torch's current one.
     """
 
     steps: Sequence[Step]
@@ -69,4 +69,4 @@ def launch_error(steps: Sequence[Step], index: int, device: str, error: Exceptio
             f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])
         )
         message += f". The device is lost to this process; suspects, latest first: {suspects}"
-    return LaunchError(message, node.name, choice.name, sticky)
+    return LaunchError(message, node.name, choice.name, sticky, device, index + 1)

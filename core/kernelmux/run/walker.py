@@ -2,17 +2,16 @@
 
 Enters: a Plan, the model's weights, and buffers for the graph's other leaves (step state, caches), which their owner
 updates in place between walks. Leaves: the graph's outputs, in the arena. Chooses nothing; allocates only when a walk
-of new extents is bound. On CUDA all of it happens on one stream of the plan's own.
+of new extents is bound. All of it happens on the stream that it is given.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kernelmux.contract.hookspecs import Launch, Planes, Tensors
+from kernelmux.contract.kernel import Launch, Planes, Tensors
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import LaunchError, PlanError
 from kernelmux.graph.formats import Value, aligned, as_planes, as_tuple, lookup, torch_dtype
@@ -34,7 +33,7 @@ class Walker:
 
     `leaves` holds the buffers of state and caches by name, at least as large as any walk needs: a walk sees the first
     rows of those whose extents are symbols. `host` holds mirrors of the step state in host memory, for kernels that
-    read it there; on the CPU the buffers are their own mirrors.
+    read it there; on the CPU the buffers are their own mirrors. `stream` is the one that kernels launch on.
     """
 
     def __init__(
@@ -43,6 +42,7 @@ class Walker:
         packed: PackedWeights,
         leaves: Mapping[str, Planes],
         host: Mapping[str, torch.Tensor] | None = None,
+        stream: Any = None,
     ) -> None:
         import torch
 
@@ -54,16 +54,8 @@ class Walker:
         self._host = host or {}
         nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
         self._arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
-        self.stream: torch.cuda.Stream | None = None
-        if plan.device.kind == "cuda":
-            self.stream = torch.cuda.Stream(plan.device.torch)  # type: ignore[no-untyped-call]
+        self.stream = stream
         self._walks: OrderedDict[tuple[tuple[str, int], ...], Walk] = OrderedDict()
-
-    def on_stream(self) -> AbstractContextManager[object]:
-        """Makes the plan's stream torch's current one; nothing on the CPU."""
-        import torch
-
-        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
 
     def prepare(self) -> Iterator[str]:
         """Packs every weight that some schedule needs, yielding each node's name: binding would do it, but silently."""
@@ -76,7 +68,7 @@ class Walker:
                 yield step.node.name
 
     def without(self, error: LaunchError) -> Walker:
-        """A walker over the same memory whose plan does without the kernel that raised.
+        """A walker over the same memory, on the same stream, whose plan does without the kernel that raised.
 
         Raises the error itself where the policy says so (`on_error`), where the fault is sticky, or where no other
         kernel takes the node.
@@ -90,7 +82,8 @@ class Walker:
             plan = self.plan.without(error.node, error.kernel)
         except PlanError as nobody:
             raise error from nobody
-        return Walker(plan, self._packed, self._leaves, self._host)
+        self._packed.keep(plan.packed_forms)
+        return Walker(plan, self._packed, self._leaves, self._host, self.stream)
 
     def bind(self, **dims: int) -> Walk:
         """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; recent ones are kept."""
@@ -103,12 +96,11 @@ class Walker:
         return self._walks[key]
 
     def capture(self, tail: Callable[[Walk], object], **dims: int) -> CapturedWalk:
-        """The walk at exact extents as a CUDA graph, with the launches of `tail` after its own.
+        """The walk at exact extents as a graph of the device, with the launches of `tail` after its own.
 
         LaunchError names the node that cannot be captured.
         """
-        assert self.stream is not None, "only a CUDA device captures"
-        return capture(self._bind(dims), self.stream, tail)
+        return capture(self._bind(dims), self.plan.device, self.stream, tail)
 
     def _bind(self, asked: Mapping[str, int]) -> Walk:
         schedule = self.plan.schedule(asked["m"], asked.get("outs", asked["m"]))
@@ -124,7 +116,7 @@ class Walker:
                     host[value.name] = views[value.name] if mirror is None else _narrow(mirror, value.resolve(dims))
         steps = [Step(step.node.resolve(dims), step.choice) for step in schedule.steps]
         calls = []
-        with self.on_stream():
+        with self.plan.device.platform.on(self.stream):
             for index, step in enumerate(steps):
                 try:
                     calls.append(self._bind_step(step, schedule.layout, views, host))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import assert_one_line_error, call_command
-from kernelmux.measure import ops
+from kernelmux.contract.device import Cpu
 from kernelmux.measure.ceilings import Ceilings
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 def fast(monkeypatch: pytest.MonkeyPatch):
     ceilings = Ceilings(1e10, 1e10, {"bf16": 1e11, "f32": 1e11})
     monkeypatch.setattr("kernelmux.measure.ceilings.measure_ceilings", lambda device: ceilings)
-    monkeypatch.setattr(ops, "PAST_CACHE", {"cpu": 2**16})
+    monkeypatch.setattr(Cpu, "past_cache", 2**16)
 
 
 def test_ops_lists_every_kernel_beside_its_peers(tmp_path: Path):

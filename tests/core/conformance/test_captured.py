@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 
-from kernelmux.conformance.captured import count_launches
+from kernelmux.contract.cuda import count_launches
 
 KERNEL, MEMCPY, MEMSET, HOST, EMPTY = 0, 1, 2, 3, 5
 

@@ -8,8 +8,8 @@ import torch
 import kernelmux_reference
 from fake_backend import CPU, FakeKernel, backend
 from kernelmux.contract import registry
+from kernelmux.contract.device import Cpu
 from kernelmux.graph.ops import CORE_OPS
-from kernelmux.measure import ops
 from kernelmux.measure.ceilings import Ceilings
 from kernelmux.measure.ops import find_kernels, random_weights, stored_as, time_kernel
 from kernelmux.measure.works import matrix_work, model_works
@@ -20,7 +20,7 @@ CEILINGS = Ceilings(1e9, 1e9, {"bf16": 1e12, "f32": 1e12})
 
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ops, "PAST_CACHE", {"cpu": 2**16})
+    monkeypatch.setattr(Cpu, "past_cache", 2**16)
 
 
 @pytest.mark.parametrize("m", [3, 130])
