@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from kernelmux.contract.device import Device
     from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Model
 
@@ -25,11 +26,22 @@ Use = Annotated[
     typer.Option("--use", metavar="OP=KERNEL", help="Outranks the policy, as mul_mat=torch:f32; may be repeated."),
 ]
 DeviceName = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
+DeviceAs = Annotated[
+    str | None,
+    typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 
 
-def open_asked(path: Path | None, random: str | None, device: str) -> Model:
-    """The model of a file, or a random one whose weights are drawn on the device."""
+def asked_device(name: str, described: str | None) -> Device:
+    """The device of a name on this machine, or the one that is described instead: to plan for, not to run on."""
+    from kernelmux.contract.device import described_device, find_device
+
+    return find_device(name) if described is None else described_device(described)
+
+
+def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Model:
+    """The model of a file, or a random one whose weights are drawn on the device when they are packed."""
     from kernelmux.contract.device import find_device
     from kernelmux.run.model import load, load_random
 
@@ -40,7 +52,7 @@ def open_asked(path: Path | None, random: str | None, device: str) -> Model:
     raise typer.BadParameter("name a GGUF file, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")
 
 
-def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str) -> Plan:
+def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str | Device) -> Plan:
     return model.plan(policy, use=use or (), device=device)
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kernelmux.cli.common import (
+    DeviceAs,
     DeviceName,
     Json,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
     Use,
+    asked_device,
     make_plan,
     open_asked,
     print_json,
@@ -21,6 +23,7 @@ from kernelmux.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from kernelmux.contract.device import Device
     from kernelmux.plan.choice import Rejection
     from kernelmux.plan.plan import Plan
     from kernelmux.plan.schedule import Schedule
@@ -33,6 +36,7 @@ def plan(
     policy: PolicyPath = None,
     use: Use = None,
     device: DeviceName = "cpu",
+    device_as: DeviceAs = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Show the choices for so many rows: 1 is decode.")] = 1,
     why: Annotated[str | None, typer.Option("--why", metavar="NODE", help="All about one node.")] = None,
     diff: Annotated[
@@ -43,12 +47,12 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show the kernel of every node, the reason, and who was passed over."""
-    opened = open_asked(model, random, device)
+    opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
-        before, after = (_plan_of(opened, path, use, device) for path in diff)
+        before, after = (_plan_of(opened, path, use, target) for path in diff)
         _show_diff(before, after, json)
         return
-    made = make_plan(opened, policy, use, device)
+    made = make_plan(opened, policy, use, target)
     if lock is not None:
         from kernelmux.plan.lock import write_lock
 
@@ -181,7 +185,7 @@ def _show_node(plan: Plan, name: str, json: bool) -> None:
             typer.echo(f"  not {loser.kernel}: {loser.reason} [{loser.kind}]")
 
 
-def _plan_of(model: Model, path: Path, use: list[str] | None, device: str) -> Plan:
+def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device) -> Plan:
     from kernelmux.plan.lock import is_lock
 
     return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device)

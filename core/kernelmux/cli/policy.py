@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Json, print_json
+from kernelmux.cli.common import DeviceAs, DeviceName, Json, asked_device, print_json
 
 policy = typer.Typer(help="Check a policy file, or print the JSON Schema that editors use.", no_args_is_help=True)
 
@@ -19,11 +19,11 @@ def check(
         Path | None, typer.Option("--model", metavar="MODEL", help="Also check it against this GGUF file.")
     ] = None,
     device: DeviceName = "cpu",
+    device_as: DeviceAs = None,
     json: Json = False,
 ) -> None:
     """Find names of nothing, rules never reached, rules that match nothing, and requirements that fail: exit code 1."""
     from kernelmux.contract import registry
-    from kernelmux.contract.device import find_device
     from kernelmux.errors import PolicyError
     from kernelmux.plan.check import Finding, check_policy, line_in
     from kernelmux.policy.policy import read_policy
@@ -35,7 +35,7 @@ def check(
             from kernelmux.models import open_model
 
             graph = open_model(model).graph
-        found = check_policy(parsed, registry.current(), find_device(device), graph)
+        found = check_policy(parsed, registry.current(), asked_device(device, device_as), graph)
     except PolicyError as error:
         if not file.is_file():
             raise

@@ -51,9 +51,9 @@ class Model:
     def graph(self) -> Graph:
         return self.source.graph
 
-    def locked_plan(self, path: str | Path, device: str = "cpu") -> Plan:
+    def locked_plan(self, path: str | Path, device: str | Device = "cpu") -> Plan:
         """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
-        return read_lock(path, self.graph, registry.current(), find_device(device))
+        return read_lock(path, self.graph, registry.current(), _device(device))
 
     def plan(
         self,
@@ -71,8 +71,7 @@ class Model:
             policy = default_policy()
         elif not isinstance(policy, Policy):
             policy = read_policy(policy)
-        target = find_device(device) if isinstance(device, str) else device
-        return make_plan(self.graph, policy.with_use(use), registry.current(), target, max_rows)
+        return make_plan(self.graph, policy.with_use(use), registry.current(), _device(device), max_rows)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids; messages go through the file's chat template."""
@@ -147,6 +146,10 @@ class Model:
                 f"the prompt has {len(ids)} tokens and {new_tokens} more may follow, the model holds {context}: "
                 "shorten the prompt, or lower --max-tokens"
             )
+
+
+def _device(asked: str | Device) -> Device:
+    return find_device(asked) if isinstance(asked, str) else asked
 
 
 @dataclass(eq=False)
