@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import kernelmux
-from fake_backend import FakeKernel, compute
+from fake_backend import FakeKernel, backend, compute
 from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import hookimpl
 from kernelmux.errors import LaunchError
 from kernelmux.graph.formats import as_tuple
+from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import Model
 from kernelmux.run.session import Feed, Session
 
@@ -102,15 +102,8 @@ class _Eager(FakeKernel):
 
 
 def _model_with(kernel, tiny: Path, name: str):
-    class Backend:
-        CONTRACT = 1
-
-        @hookimpl
-        def dispatch_silu(self):
-            return kernel
-
-    installed = {backend: __import__(f"kernelmux_{backend}") for backend in ("torch", "triton")}
-    return registry.isolated(**installed, **{name: Backend()})
+    installed = {name: __import__(f"kernelmux_{name}") for name in ("torch", "triton")}
+    return registry.isolated(**installed, **{name: backend(silu=kernel)})
 
 
 def test_the_node_that_breaks_a_capture_is_named(tiny: Path):
@@ -134,3 +127,57 @@ def test_a_kernel_that_cannot_be_captured_makes_its_bucket_eager_and_the_plan_sa
         assert len(list(session.decode(sequences, ids, 3))) == 3
         assert not session._captured
         assert any("slow:eager of blk.0.ffn_silu" in line for line in capturing(plan))
+
+
+class _RaisesAt(FakeKernel):
+    """Spoils what it writes and raises, at its n-th launch from Python: in a walk, before a capture, or within one."""
+
+    def __init__(self, nth):
+        super().__init__("flaky", work=self._work)
+        self.nth, self.count = nth, 0
+
+    def _work(self, node, tensors):
+        self.count += 1
+        compute(node, tensors)
+        if self.count == self.nth:
+            tensors.outputs[0].fill_(float("nan"))
+            raise RuntimeError("out of tiles")
+
+
+FALLS_BACK = """fuse = false
+[[rule]]
+op = "silu"
+use = "slow"
+on_error = "next"
+
+[defaults]
+use = ["triton:f32", "torch:f32", "triton", "torch"]
+"""
+
+
+def _decoded_as_more_join(kernel, tiny: Path):
+    """The ids of sequences that join one after another, each time decoded in a captured step of other rows."""
+    with _model_with(kernel, tiny, "slow"):
+        model = kernelmux.load(tiny)
+        session = model.session(model.plan(parse_policy(FALLS_BACK, "p.toml"), device="cuda"), 800, sequences=4)
+        stream, sequences, last, found = session.walker.stream, [], [], []
+        for prompt in PROMPTS[:3]:
+            (sequence,), (first,) = _opened(session, [prompt])
+            sequences, last = [*sequences, sequence], [*last, first]
+            for ids in session.decode(sequences, last, 8):
+                found.append(ids)
+                last = ids
+    assert session.walker.stream is stream
+    return found, session
+
+
+# Two layers: two launches in each prompt's walk, and four for each captured size, of which two are recorded.
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5, 6, 8, 9, 11, 12])
+def test_a_kernel_that_raises_between_captured_steps_costs_no_token(tiny: Path, nth: int):
+    wanted, _ = _decoded_as_more_join(_RaisesAt(0), tiny)
+    kernel = _RaisesAt(nth)
+    found, session = _decoded_as_more_join(kernel, tiny)
+    assert kernel.count >= nth
+    assert len(session.walker.plan.banned) == 1
+    assert session._captured
+    assert found == wanted

@@ -1,10 +1,11 @@
-"""A full device, and one that is not there: one clear line."""
+"""The card as a value, and its streams; a full one, and one that is not there: one clear line."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ import torch
 
 import kernelmux
 from command import run_command
-from kernelmux.contract.device import find_device, is_out_of_memory
+from fake_backend import FakeKernel, backend, compute
+from kernelmux.conformance.run import run_case
+from kernelmux.contract import registry
+from kernelmux.contract.device import described_device, find_device, is_out_of_memory, on_stream
 from kernelmux.errors import PlanError
-from kernelmux.run.session import CapacityError
+from kernelmux.graph.ops import OPS
+from kernelmux.run.pages import CapacityError
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_there_is(tiny: Path):
@@ -61,3 +66,36 @@ def test_an_error_of_the_allocator_is_known_as_such():
 def test_a_card_that_is_not_there_is_one_line():
     with pytest.raises(PlanError, match=r"'cuda:99' was asked for, torch sees \d+ CUDA devices"):
         find_device("cuda:99")
+
+
+def test_the_card_is_what_its_device_class_describes():
+    found = find_device("cuda")
+    assert described_device(found.device_class) == replace(found, memory=0)
+    assert found.memory > 2**30
+
+
+class _Wrapped(FakeKernel):
+    """torch launches on its current stream: the wrapper makes that the one that the kernel was bound to."""
+
+    def bind(self, node, tensors, stream):
+        return on_stream(super().bind(node, tensors, stream), stream)
+
+
+@pytest.mark.parametrize(("kernel", "passes"), [(FakeKernel, False), (_Wrapped, True)])
+def test_a_kernel_that_launches_on_another_stream_than_its_own_is_caught(kernel: type[FakeKernel], passes: bool):
+    case = next(case for case in OPS["silu"].cases() if "smoke" in case.marks)
+    with registry.isolated(mine=backend(silu=kernel(work=compute, launches=100))) as found:
+        outcome = run_case(case, "mine:f32", found, "cuda")
+    assert outcome.passed == passes, outcome.failures
+    assert passes or any(failure.startswith("stream: ") for failure in outcome.failures)
+
+
+def test_a_launch_on_the_stream_that_is_current_already_switches_nothing():
+    stream, seen = torch.cuda.Stream(), []
+    launch = on_stream(lambda: seen.append(torch.cuda.current_stream()), stream)
+    launch()
+    with torch.cuda.stream(stream):
+        launch()
+    assert seen == [stream, stream]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert on_stream(launch, None) is launch
