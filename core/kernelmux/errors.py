@@ -6,11 +6,34 @@ Every message is a small lesson: what was asked, what exists, and what would wor
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class KernelmuxError(Exception):
-    """Any error that kernelmux raises on purpose; the command line prints it as one line and exits with 2."""
+    """Any error that kernelmux raises on purpose; the command line prints it as one line and exits with 2.
+
+    What a program needs of the message are attributes, None where the error is about no such thing.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        node: str | None = None,
+        kernel: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.file = file
+        self.line = line
+        self.node = node
+        self.kernel = kernel
+        self.backend = kernel.partition(":")[0] if kernel and backend is None else backend
 
 
 class ModelError(KernelmuxError):
@@ -39,13 +62,14 @@ class LaunchError(KernelmuxError):
     After a `sticky` one (a fault on the device itself) nothing more can run in this process.
     """
 
+    node: str
+    kernel: str
+
     def __init__(
-        self, message: str, node: str, kernel: str, sticky: bool = False, device: str = "", step: int = 0
+        self, message: str, node: str = "", kernel: str = "", sticky: bool = False, device: str = "", step: int = 0
     ) -> None:
         """`step` is the node's place in the walk, from 1."""
-        super().__init__(message)
-        self.node = node
-        self.kernel = kernel
+        super().__init__(message, node=node, kernel=kernel)
         self.sticky = sticky
         self.device = device
         self.step = step
@@ -61,5 +85,22 @@ def nearest(asked: str, known: Iterable[str]) -> str:
 
 
 def where_raised(error: BaseException) -> str:
-    """`file.py:123`: the innermost frame of an error that is neither core's nor torch's, else the innermost."""
-    return "unknown"
+    """`file.py:123`: the innermost line of the backend that core called, or the innermost of all where it called none.
+
+    The package that core entered is the backend's; what that goes on to call, a library or core itself, is not.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}"
+    frames = [
+        (str(frame.f_globals.get("__name__")).partition(".")[0], f"{Path(frame.f_code.co_filename).name}:{line}")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    if not frames:
+        return "an unknown line"
+    entered = next((index for index, (package, _) in enumerate(frames) if package == "kernelmux"), 0)
+    theirs = [frame for frame in frames[entered:] if frame[0] not in _BETWEEN] or frames[-1:]
+    return [place for package, place in theirs if package == theirs[0][0]][-1]
+
+
+_BETWEEN = {"kernelmux", "torch", *sys.stdlib_module_names}
+"""Packages through which core calls a backend."""

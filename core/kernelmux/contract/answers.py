@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel, ReasonKind
+from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel, Launch, ReasonKind, Tensors
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.domain import admits, in_words
 from kernelmux.graph.graph import TensorNode
@@ -96,6 +96,18 @@ def checked_answer(backend: str, function: str, answer: Any) -> Offer:
         else:
             raise BackendError(f"{function} answered with {_shown(part)}: a hook answers with Kernel or Declined")
     return Offer(kernels, declined)
+
+
+def bound(name: str, kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    """What a kernel's `bind` returned; BackendError where that cannot be called."""
+    launch = kernel.bind(node, tensors, stream)
+    if not callable(launch):
+        raise BackendError(
+            f"{name}.bind returned {_shown(launch)}: it must return a call without arguments that enqueues the work",
+            node=node.name,
+            kernel=name,
+        )
+    return launch
 
 
 def _shown(answer: Any) -> str:

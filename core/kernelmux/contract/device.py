@@ -217,12 +217,17 @@ def described_device(words: str) -> Device:
 
 
 def _platform(kind: str, asked: str) -> Platform:
-    if kind not in PLATFORMS:
-        for entry in entry_points(group=ENTRY_POINTS):
-            add_platform(entry.load()())
-    if kind not in PLATFORMS:
+    if kind not in PLATFORMS and kind not in known_kinds():
         raise _unknown(asked)
     return PLATFORMS[kind]
+
+
+def known_kinds() -> tuple[str, ...]:
+    """Every kind of device that this environment has a platform for, whether or not there is such a device."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in PLATFORMS:
+            add_platform(entry.load()())
+    return tuple(PLATFORMS)
 
 
 def _unknown(asked: str) -> PlanError:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from kernelmux.contract.cache import source_hash
 from kernelmux.contract.device import Device
 
 if TYPE_CHECKING:
@@ -162,6 +163,11 @@ class Kernel(ABC):
 
         Everything slow happens here: compiling, loading, choosing. The node's extents and formats are final.
         """
+
+    @property
+    def own_version(self) -> str:
+        """What a plan's fingerprint holds: the version that it states, else that of its package's source."""
+        return self.version or source_hash(type(self))
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)

@@ -6,6 +6,7 @@ never by which kernel. Extents may be symbols (`m`, `outs`, `seqs`, `seqs+1`, `p
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -58,6 +59,22 @@ class TensorNode:
     @property
     def contract(self) -> Op:
         return OPS[self.op]
+
+    @property
+    def rows(self) -> int:
+        """The first extent of its first input, which is known."""
+        rows = self.inputs[0].shape[0]
+        assert isinstance(rows, int), f"{self.name} has {rows} rows, a symbol"
+        return rows
+
+    def rows_in(self, dims: Mapping[str, int]) -> int:
+        """Its rows where symbols have these extents."""
+        rows = self.inputs[0].shape[0]
+        return dims.get(rows, 1) if isinstance(rows, str) else rows
+
+    def at(self, rows: int) -> TensorNode:
+        """The node at a row count, of tokens or of logits."""
+        return self.resolve({"m": rows, "outs": rows})
 
     def resolve(self, dims: Mapping[str, int]) -> TensorNode:
         """The node with its symbols replaced by extents."""
@@ -112,6 +129,11 @@ class Graph:
                 caches |= {node.outputs[t].name for s, t in node.contract.updates if node.inputs[s].name in caches}
             nodes.append(replace(node, inputs=restored(node.inputs), outputs=restored(node.outputs)))
         return Graph(self.name, tuple(nodes), self.outputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that tell graphs apart."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """The graph as JSON: values are declared where they are produced and named where they are read."""

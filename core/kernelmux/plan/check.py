@@ -13,8 +13,8 @@ from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError, PolicyError, nearest
 from kernelmux.graph.graph import Graph, case_node
 from kernelmux.graph.ops import OPS
+from kernelmux.plan.names import OFFICIAL
 from kernelmux.plan.plan import make_plan
-from kernelmux.plan.selection import OFFICIAL
 from kernelmux.policy.policy import Policy
 
 

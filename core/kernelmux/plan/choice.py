@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
-from kernelmux.contract.hookspecs import Declined, Kernel, ReasonKind
+from kernelmux.contract.kernel import Declined, Kernel, Launch, ReasonKind, Tensors
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.formats import FORMATS
 from kernelmux.graph.graph import TensorNode
@@ -17,6 +19,15 @@ class Rejection:
     kernel: str
     reason: str
     kind: ReasonKind
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The variant of a kernel that is taken for up to so many rows, by its `str`, and where that is known from."""
+
+    rows: int
+    variant: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,30 @@ class Choice:
     """The policy's words for it: `torch`, or `torch:int4`."""
     on_error: str = "error"
     """What happens where it raises in a walk."""
+    variants: tuple[Taken, ...] = ()
+    """Of a kernel that has variants which one is taken, by row counts, ascending."""
+
+    @property
+    def backend(self) -> str:
+        return self.name.partition(":")[0]
+
+    def kernel_at(self, node: TensorNode) -> Kernel:
+        """The kernel with the variant that is taken for the rows of a node whose extents are known."""
+        taken = next((taken for taken in self.variants if node.rows <= taken.rows), None)
+        if taken is None:
+            return self.kernel
+        kernel = copy(self.kernel)
+        named = {str(variant): variant for variant in kernel.variants(node)}
+        if not named:
+            return kernel
+        if taken.variant not in named:
+            raise BackendError(
+                f"{self.name} has no variant {taken.variant!r} for {node.name}{nearest(taken.variant, named)}",
+                node=node.name,
+                kernel=self.name,
+            )
+        kernel.variant = named[taken.variant]
+        return kernel
 
 
 def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
@@ -43,6 +78,8 @@ def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
     """
     inputs, outputs = kernel.inputs(node), kernel.outputs(node)
     for what, values, formats in (("inputs", node.inputs, inputs), ("outputs", node.outputs, outputs)):
+        if isinstance(formats, str) or any(isinstance(each, str) for each in formats):
+            raise BackendError(f"{name}.{what} must give a list of formats for each, as [['f32']], not {formats!r}")
         if len(formats) != len(values) or not all(formats):
             raise BackendError(f"{name}.{what} must give formats for each of {len(values)} {what} of a {node.op}")
         if unknown := [format for each in formats for format in each if format not in FORMATS]:
@@ -54,8 +91,8 @@ def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
     return None
 
 
-def stands_for(name: str, kernel: Kernel, part: TensorNode, choice: Choice) -> bool:
-    """Whether a fused kernel may run a part that `choice` was made for."""
-    if part.weight or ":" in choice.asked:
-        return name == choice.name
-    return choice.name.partition(":")[0] in (name.partition(":")[0], *kernel.stands_for)
+class Unbound(Kernel):
+    """Stands for the kernel of a choice that was read from a lock file, until it is looked up by its name."""
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        raise AssertionError("a kernel that was not looked up is not bound")

@@ -1,36 +1,103 @@
 """A plan on file: made once, checked in, and refused where anything that it rests on has changed.
 
-Enters: a Plan, or a lock file. Leaves: a lock file, or the very same Plan. The file is JSON: a fingerprint, what it was
-made from, and the kernel of every node by bucket.
+Enters: a Plan, or a lock file. Leaves: a lock file, or the very same Plan. The file is JSON: what the plan was made
+from, and the choice, formats and variants of every step; alike steps are written once.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph
+from kernelmux.plan.choice import Choice, Rejection, Taken, Unbound
 from kernelmux.plan.plan import Plan, make_plan
+from kernelmux.plan.selection import Locked
 from kernelmux.policy.grammar import Document
 from kernelmux.policy.policy import Policy
 
-VERSION = 1
+VERSION = 2
+SHOWN = 3
+"""Differences that a message names."""
+
+
+class LockedStep(BaseModel):
+    """A step without its node: a Choice without its kernel, and how the node's values are stored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    reason: str
+    rejected: tuple[Rejection, ...] = ()
+    rule: int | None = None
+    asked: str = ""
+    on_error: str = "error"
+    variants: tuple[Taken, ...] = ()
+    formats: tuple[str, ...]
+
+    def choice(self) -> Choice:
+        """The choice, its kernel still to be looked up."""
+        return Choice(kernel=Unbound(), **{f.name: getattr(self, f.name) for f in fields(Choice) if f.name != "kernel"})
+
+
+class Lock(BaseModel):
+    """The file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lock: int
+    fingerprint: str
+    graph: str
+    device_class: str
+    versions: dict[str, str]
+    libraries: dict[str, str]
+    policy: dict[str, Any]
+    banned: tuple[tuple[str, str], ...]
+    considered: dict[str, tuple[Rejection, ...]]
+    notes: tuple[str, ...]
+    steps: dict[str, LockedStep]
+    """By a label, which begins with the kernel's name."""
+    schedules: dict[str, dict[str, str]]
+    """By `m/outs`, of each node the label of its step."""
+
+    def by_bucket(self) -> Locked:
+        """The choices of every node by its bucket's rows."""
+        choices = {label: step.choice() for label, step in self.steps.items()}
+        rows = {written: tuple(map(int, written.split("/"))) for written in self.schedules}
+        # All nodes of a bucket stand in the schedule where token rows and rows with logits are both its.
+        return {
+            rows[written][0]: {name: choices[label] for name, label in nodes.items()}
+            for written, nodes in self.schedules.items()
+            if len(set(rows[written])) == 1
+        }
+
+    def to_json(self) -> str:
+        """A line for each entry of a table, so that two versions of a file can be compared."""
+        lines = []
+        for name, value in self.model_dump(mode="json", exclude_defaults=True).items():
+            if isinstance(value, dict) and value:
+                entries = ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in value.items())
+                lines.append(f" {json.dumps(name)}: {{\n{entries}\n }}")
+            else:
+                lines.append(f" {json.dumps(name)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def write_lock(plan: Plan, path: str | Path) -> None:
     """Writes a plan to a lock file; PlanError where it cannot be written."""
     try:
-        Path(path).write_text(json.dumps(_describe(plan), indent=1) + "\n", "utf-8")
+        Path(path).write_text(_to_lock(plan).to_json(), "utf-8")
     except OSError as error:
-        raise PlanError(f"{path}: the lock file cannot be written: {error.strerror}") from error
+        raise PlanError(f"{path}: the lock file cannot be written: {error.strerror}", file=str(path)) from error
 
 
 def is_lock(path: str | Path) -> bool:
@@ -41,74 +108,117 @@ def is_lock(path: str | Path) -> bool:
         return False
 
 
-def _describe(plan: Plan) -> dict[str, Any]:
-    choices: dict[str, dict[str, str]] = {}
-    versions: dict[str, str] = {}
-    for schedule in plan.schedules.values():
+def _to_lock(plan: Plan) -> Lock:
+    steps: dict[str, LockedStep] = {}
+    labels: dict[str, str] = {}
+    schedules: dict[str, dict[str, str]] = {}
+    for (m, outs), schedule in sorted(plan.schedules.items()):
+        of_nodes = schedules[f"{m}/{outs}"] = {}
         for step in schedule.steps:
-            bucket = plan.bucket(schedule.rows(step.node))
-            choices.setdefault(str(bucket), {})[step.node.name] = step.choice.name
-            versions[f"{step.node.op} {step.choice.name}"] = step.choice.kernel.version
-    return {
-        "lock": VERSION,
-        "fingerprint": plan.fingerprint,
-        "graph": {"name": plan.graph.name, "digest": _digest(plan.graph)},
-        "device_class": plan.device.device_class,
-        "kernels": dict(sorted(versions.items())),
-        "policy": {
-            "fuse": plan.policy.document.fuse,
-            "kv": {"format": plan.policy.document.kv.format},
-            "defaults": {"on_error": plan.policy.document.defaults.on_error},
-        },
-        "choices": choices,
+            chosen = {f.name: getattr(step.choice, f.name) for f in fields(Choice) if f.name != "kernel"}
+            formats = tuple(value.format for value in (*step.node.inputs, *step.node.outputs))
+            locked = LockedStep(**chosen, formats=formats)
+            label = labels.setdefault(locked.model_dump_json(), _label(locked.name, steps))
+            steps.setdefault(label, locked)
+            of_nodes[step.node.name] = label
+    return Lock(
+        lock=VERSION,
+        fingerprint=plan.fingerprint,
+        graph=f"{plan.graph.name} {plan.graph.digest}",
+        device_class=plan.device.device_class,
+        versions=dict(plan.versions),
+        libraries=dict(plan.libraries),
+        policy=_policy_to_dict(plan.policy),
+        banned=tuple(sorted(plan.banned)),
+        considered=dict(plan.considered),
+        notes=plan.notes,
+        steps=steps,
+        schedules=schedules,
+    )
+
+
+def _label(name: str, taken: Mapping[str, object]) -> str:
+    """`torch:int4`, `torch:int4 2`: a kernel's name, numbered where steps with it differ otherwise."""
+    numbered = (f"{name} {number}" for number in itertools.count(2))
+    return next(label for label in itertools.chain([name], numbered) if label not in taken)
+
+
+def _policy_to_dict(policy: Policy) -> dict[str, Any]:
+    places = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name != "document"}
+    return {"document": policy.document.model_dump(mode="json", exclude_defaults=True), **places}
+
+
+def _policy_from_dict(written: Mapping[str, Any]) -> Policy:
+    places: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in written.items()
     }
+    places["document"] = Document.model_validate(written["document"])
+    return Policy(**places)
 
 
 def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device) -> Plan:
-    """The plan of a lock file. PlanError says what has changed: graph, device class, a kernel's version, a choice."""
-    lock = _parse(path)
+    """The plan of a lock file, equal in every field. PlanError names each thing that has changed since."""
+    lock, policy, locked = _parse(path)
+    graph = graph.with_cache_format(policy.document.kv.format)
+    found = lock.model_copy(update={"graph": f"{graph.name} {graph.digest}", "device_class": device.device_class})
+    _compare(path, lock, found)
     try:
-        document = Document.model_validate(lock["policy"])
-        graph = graph.with_cache_format(document.kv.format)
-        _compare(path, "graph", f"{graph.name} {_digest(graph)}", f"{lock['graph']['name']} {lock['graph']['digest']}")
-        _compare(path, "device class", device.device_class, lock["device_class"])
-        locked = {int(bucket): _names(choices) for bucket, choices in lock["choices"].items()}
-        fingerprint, versions = str(lock["fingerprint"]), _names(lock["kernels"])
-        if min(locked) < 1:
-            raise ValueError(f"a bucket of {min(locked)} rows")
-    except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
-        raise PlanError(f"{path}: not a plan's lock file: {type(error).__name__}; write it with plan --lock") from error
-    policy = Policy(document, str(path), ())
-    plan = make_plan(graph, policy, registry, device, max(locked, default=1), locked=locked)
-    for kernel, version in _describe(plan)["kernels"].items():
-        _compare(path, f"version of {kernel}", version, versions.get(kernel, "absent"))
-    _compare(path, "fingerprint", plan.fingerprint, fingerprint)
+        plan = make_plan(graph, policy, registry, device, max(locked), frozenset(lock.banned), locked)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}; lock it anew", file=str(path), node=error.node) from error
+    plan = replace(plan, considered=lock.considered, notes=lock.notes)
+    _compare(path, lock, _to_lock(plan))
     return plan
 
 
-def _parse(path: str | Path) -> Mapping[str, Any]:
+def _parse(path: str | Path) -> tuple[Lock, Policy, Locked]:
     try:
-        lock = json.loads(Path(path).read_text("utf-8"))
+        text = Path(path).read_text("utf-8")
+        version = json.loads(text)["lock"]
     except OSError as error:
-        raise PlanError(f"{path}: the lock file cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: not JSON: {error}") from error
-    if not isinstance(lock, dict) or lock.get("lock") != VERSION:
-        raise PlanError(f"{path}: not a lock file of version {VERSION}; write one with plan --lock")
-    return lock
+        raise PlanError(f"{path}: the lock file cannot be read: {error.strerror}", file=str(path)) from error
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        said = f"{type(error).__name__}: {error}"[:80]
+        raise PlanError(f"{path}: not a lock file ({said}); write one with plan --lock", file=str(path)) from error
+    if version != VERSION:
+        raise PlanError(f"{path}: not a lock file of version {VERSION}; write one with plan --lock", file=str(path))
+    try:
+        lock = Lock.model_validate_json(text)
+        if min(locked := lock.by_bucket()) < 1:
+            raise ValueError(f"a bucket of {min(locked)} rows")
+        if odd := {label for nodes in lock.schedules.values() for label in nodes.values()} - lock.steps.keys():
+            raise ValueError(f"{min(odd)!r} is none of its steps")
+        return lock, _policy_from_dict(lock.policy), locked
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise PlanError(f"{path}: not a plan's lock file: {said}; write it with plan --lock", file=str(path)) from error
 
 
-def _names(table: Any) -> dict[str, str]:
-    """A table of strings; ValueError where it is none."""
-    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-        raise ValueError(f"a table of names is needed, not {table!r:.40}")
-    return table
+def _compare(path: str | Path, lock: Lock, found: Lock) -> None:
+    """PlanError that names the first differences, where there are any."""
+    differing = list(_differences(lock, found))
+    if differing:
+        more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise PlanError(f"{path}: {'; '.join(differing[:SHOWN])}{more}; lock it anew", file=str(path))
 
 
-def _compare(path: str | Path, what: str, found: str, locked: str) -> None:
-    if found != locked:
-        raise PlanError(f"{path}: the {what} is {found}, the plan was locked with {locked}; lock it anew")
+def _differences(lock: Lock, found: Lock) -> Iterator[str]:
+    """Each thing that is not as it was: `the version of add torch:f32 is 2, the plan was locked with 1`."""
+    was, now = _named(lock), _named(found)
+    for name in dict.fromkeys((*was, *now)):
+        if was.get(name) != now.get(name):
+            yield f"the {name} is {now.get(name, 'absent')}, the plan was locked with {was.get(name, 'none')}"
 
 
-def _digest(graph: Graph) -> str:
-    return hashlib.sha256(graph.to_json().encode()).hexdigest()[:16]
+def _named(lock: Lock) -> dict[str, str]:
+    """All that two locks can differ in, by what a person would call it."""
+    named = {"graph": lock.graph, "device class": lock.device_class}
+    named |= {f"version of {name}": version for name, version in (lock.versions | lock.libraries).items()}
+    for rows, nodes in lock.schedules.items():
+        for node, label in nodes.items():
+            step, at = lock.steps[label], f"{node} at up to {rows} rows"
+            named[f"kernel of {at}"] = step.name
+            named[f"formats of {at}"] = ", ".join(step.formats)
+            named[f"variant of {at}"] = ", ".join(f"{taken.variant} up to {taken.rows}" for taken in step.variants)
+            named[f"on_error of {at}"] = step.on_error
+    return {**named, "fingerprint": lock.fingerprint}

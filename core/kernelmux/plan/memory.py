@@ -7,11 +7,12 @@ each form made once. Leaves of the graph (state, caches, weights) have memory of
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.formats import aligned, value_bytes
+from kernelmux.graph.formats import Value, aligned, lookup, value_bytes
 from kernelmux.graph.graph import TensorNode
 
 if TYPE_CHECKING:
@@ -29,44 +30,85 @@ class Layout:
     """The largest number of bytes alive at once: what a perfect layout would need."""
     largest_workspace: int = 0
     """The most scratch bytes that one node needs; part of `nbytes`."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Of values side by side the columns of their matrix, by value name: so many elements from one row to the next."""
 
 
-def lay_out(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Layout:
+def lay_out(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str], side_by_side: Collection[str] = ()) -> Layout:
     """Places every value that `nodes` write; each node comes with its scratch bytes. Extents must be resolved.
 
-    `kept` names values that outlive the walk. Best fit in walking order, in place where the op allows it and the input
-    dies there.
+    `kept` names values that outlive the walk, `side_by_side` nodes whose outputs are columns of one matrix. Best fit in
+    walking order, in place where the op allows it and the input dies there.
     """
     last_read = _last_reads(nodes, kept)
     free = _FreeList()
     offsets: dict[str, int] = {}
     sizes: dict[str, int] = {}
     workspaces: dict[str, tuple[int, int]] = {}
+    matrices = [_Matrix(node) for node, _ in nodes if node.name in side_by_side]
+    matrix_of = {value.name: matrix for matrix in matrices for value in matrix.columns}
     live = largest_live = 0
     for index, (node, scratch) in enumerate(nodes):
         inherited = _in_place(node, index, last_read, offsets, sizes)
         updated = {target for _, target in node.contract.updates}
         for position, value in enumerate(node.outputs):
-            if position in updated:
+            if position in updated or (value.name in matrix_of and position):
                 continue
             if position in inherited:
                 source = inherited[position]
                 offsets[value.name], sizes[value.name] = offsets[source], sizes.pop(source)
                 continue
-            sizes[value.name] = value_bytes(value)
-            offsets[value.name] = free.take(sizes[value.name])
-            live += sizes[value.name]
+            matrix = matrix_of.get(value.name)
+            size = value_bytes(value) if matrix is None else matrix.nbytes
+            offset = free.take(size)
+            live += size
+            if matrix is None:
+                offsets[value.name], sizes[value.name] = offset, size
+            else:
+                offsets |= matrix.placed(offset)
         if scratch:
             workspaces[node.name] = free.take(aligned(scratch)), scratch
         largest_live = max(largest_live, live + aligned(scratch))
         if scratch:
             free.give(workspaces[node.name][0], aligned(scratch))
         for value in dict.fromkeys((*node.inputs, *node.outputs)):
-            if last_read.get(value.name, index) == index and value.name in sizes:
+            if last_read.get(value.name, index) != index:
+                continue
+            if value.name in sizes:
                 live -= sizes[value.name]
                 free.give(offsets[value.name], sizes.pop(value.name))
+            elif (matrix := matrix_of.get(value.name)) is not None and matrix.dies(value):
+                live -= matrix.nbytes
+                free.give(matrix.offset, matrix.nbytes)
     largest_workspace = max((aligned(scratch) for _, scratch in nodes), default=0)
-    return Layout(offsets, workspaces, free.end, largest_live, largest_workspace)
+    widths = {name: matrix.width for name, matrix in matrix_of.items()}
+    return Layout(offsets, workspaces, free.end, largest_live, largest_workspace, widths)
+
+
+class _Matrix:
+    """The outputs of one node as columns of one matrix, which lives as long as any of them."""
+
+    def __init__(self, node: TensorNode) -> None:
+        self.columns = node.outputs
+        self.width = sum(value.extents[1] for value in node.outputs)
+        self._item = lookup(node.outputs[0].format).nbytes((1, 1))
+        self.nbytes = aligned(node.outputs[0].extents[0] * self.width * self._item)
+        self.offset = 0
+        self._alive = {value.name for value in node.outputs}
+
+    def placed(self, offset: int) -> Mapping[str, int]:
+        """Where each column begins."""
+        self.offset = offset
+        ends = itertools.accumulate(value.extents[1] for value in self.columns)
+        return {
+            value.name: offset + (end - value.extents[1]) * self._item
+            for value, end in zip(self.columns, ends, strict=True)
+        }
+
+    def dies(self, value: Value) -> bool:
+        """Whether with this value the last of them dies; one that nobody reads does so with its node."""
+        self._alive.discard(value.name)
+        return not self._alive
 
 
 def _last_reads(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Mapping[str, int]:

@@ -2,7 +2,7 @@
 
 Enters: Graph, Policy, Registry, Device. Leaves: a frozen Plan with a fingerprint. Row counts fall into buckets within
 which the choices are the same; a Schedule is what is walked at one pair of buckets (token rows, rows with logits).
-Nothing is launched, packed or allocated here.
+Nothing is launched, packed, compiled or allocated here.
 """
 
 from __future__ import annotations
@@ -11,39 +11,30 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+from kernelmux.contract.cache import library_versions
 from kernelmux.contract.device import Device
+from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import Form, packed_form
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
-from kernelmux.graph.graph import Graph, TensorNode
-from kernelmux.graph.ops import fused_ops
-from kernelmux.graph.rewrite import Fusion, find_fusions, fuse
-from kernelmux.plan.choice import Choice
+from kernelmux.graph.graph import Graph, TensorNode, nameless
+from kernelmux.graph.rewrite import fuse
+from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, row_counts
+from kernelmux.plan.choice import Choice, Rejection, Taken
+from kernelmux.plan.formats import Step
+from kernelmux.plan.offers import Offers
 from kernelmux.plan.requirements import check_requirements
-from kernelmux.plan.schedule import Schedule, Step, make_schedule
-from kernelmux.plan.selection import Held, Selector
+from kernelmux.plan.schedule import Schedule, make_schedule
+from kernelmux.plan.selection import Locked, Selector
+from kernelmux.plan.variants import Variants
 from kernelmux.policy.policy import Policy
 
 MAX_ROWS = 512
 """Token rows of the largest step, unless told: longer prompts run in chunks of it."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """The choices that hold up to a row count: the fusions kept, and a choice for every node that remains."""
-
-    rows: int
-    fusions: tuple[Fusion, ...]
-    choices: Mapping[str, Choice]
-    """By node name."""
-
-    @cached_property
-    def signature(self) -> tuple[tuple[str, str, str], ...]:
-        """What two buckets with the same choices have in common."""
-        return tuple((node, choice.name, choice.reason) for node, choice in sorted(self.choices.items()))
 
 
 @dataclass(frozen=True)
@@ -58,11 +49,15 @@ class Plan:
     schedules: Mapping[tuple[int, int], Schedule]
     fused: Mapping[str, tuple[str, ...]]
     """The plain nodes that each fused node stands for."""
+    considered: Considered
+    """Of plain nodes the fused candidates that did not take their place at some row count, and why."""
+    notes: tuple[str, ...]
+    """What whoever asked for this plan must be told: a backend that the policy names is broken."""
     registry: Registry = field(compare=False, repr=False)
     banned: frozenset[tuple[str, str]] = frozenset()
     """(node, kernel) pairs that raised in a walk."""
-    locked: Mapping[int, Mapping[str, str]] | None = field(default=None, repr=False)
-    """Of a plan from a lock file: its kernels, by bucket and node."""
+    locked: Locked | None = field(default=None, compare=False, repr=False)
+    """Of a plan from a lock file: its choices, by bucket and node."""
 
     def without(self, node: str, kernel: str) -> Plan:
         """The plan that would have been made had the kernel declined the node."""
@@ -96,13 +91,30 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of graph, choices with their kernels' versions, buckets and device class; equal in any process."""
-        chosen = {
-            f"{m}/{outs}": [[step.node.name, step.choice.name, step.choice.kernel.version] for step in schedule.steps]
-            for (m, outs), schedule in sorted(self.schedules.items())
-        }
-        parts = [self.graph.to_json(), self.device.device_class, self.buckets, chosen]
+        """Identity of all that decides what a walk computes, and does where a kernel raises; equal in any process.
+
+        Graph, device class, versions of kernels and libraries; of every step kernel, variants, formats and `on_error`.
+        """
+        steps = {f"{m}/{outs}": _identity(schedule) for (m, outs), schedule in sorted(self.schedules.items())}
+        parts = [self.graph.digest, self.device.device_class, self.versions, self.libraries, self.buckets, steps]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def versions(self) -> Mapping[str, str]:
+        """The version of each kernel that was chosen, by its op and full name."""
+        choices = {
+            f"{step.node.op} {step.choice.name}": step.choice.kernel
+            for schedule in self.schedules.values()
+            for step in schedule.steps
+        }
+        return {name: kernel.own_version for name, kernel in sorted(choices.items())}
+
+    @cached_property
+    def libraries(self) -> Mapping[str, str]:
+        """The versions of the libraries that the chosen backends are built on."""
+        backends = {step.choice.backend for schedule in self.schedules.values() for step in schedule.steps}
+        names = {name for backend in backends for name in self.registry.backends[backend].libraries}
+        return library_versions(sorted(names))
 
     @cached_property
     def packed_forms(self) -> Mapping[Form, int]:
@@ -144,11 +156,11 @@ def make_plan(
     device: Device,
     max_rows: int = MAX_ROWS,
     banned: frozenset[tuple[str, str]] = frozenset(),
-    locked: Mapping[int, Mapping[str, str]] | None = None,
+    locked: Locked | None = None,
 ) -> Plan:
     """Chooses a kernel for every node and lays out its memory.
 
-    `banned` kernels are passed over; with `locked` (kernels by bucket and node) nothing is chosen, only looked up.
+    `banned` kernels are passed over; with `locked` (choices by bucket and node) nothing is chosen, only looked up.
     Raises PlanError where no kernel takes a node (it lists every refusal) or a requirement does not hold, PolicyError
     where the policy names what does not exist, BackendError where no backend is installed.
     """
@@ -168,101 +180,88 @@ def _make_plan(
     device: Device,
     max_rows: int,
     banned: frozenset[tuple[str, str]],
-    locked: Mapping[int, Mapping[str, str]] | None,
+    locked: Locked | None,
 ) -> Plan:
-    selector = Selector(policy, registry, device, banned, locked)
-    buckets = _choose_buckets(graph, selector, sorted(locked) if locked else _row_counts(policy, max_rows))
+    selector = Selector(policy, Offers(registry, device), banned, locked)
+    buckets = choose_buckets(graph, selector, sorted(locked) if locked else row_counts(policy, max_rows))
     tops = tuple(bucket.rows for bucket in buckets)
+    scheduling = _Scheduling(graph, selector, tops, Variants(device))
     schedules = {
-        (m.rows, outs.rows): _schedule(graph, selector, m, outs)
+        (m.rows, outs.rows): scheduling.schedule(m, outs)
         for m, outs in itertools.product(buckets, buckets)
         if outs.rows <= m.rows
     }
-    if locked is None:
-        selector.check_names()
+    selector.check_names()
     fused = {fusion.node.name: fusion.parts for bucket in buckets for fusion in bucket.fusions}
-    plan = Plan(graph, policy, device, tops, schedules, fused, registry, banned, locked)
+    considered = _merged([bucket.considered for bucket in buckets])
+    plan = Plan(graph, policy, device, tops, schedules, fused, considered, selector.notes(), registry, banned, locked)
     check_requirements(plan)
     return plan
 
 
-def _row_counts(policy: Policy, max_rows: int) -> list[int]:
-    """Row counts to choose at: powers of two, and each bound of the policy, so that a rule holds for a whole bucket."""
-    powers = (2**power for power in range(max_rows.bit_length()))
-    return sorted({rows for rows in (*powers, *policy.row_bounds) if rows < max_rows} | {max_rows})
+@dataclass
+class _Scheduling:
+    """Makes the schedules of one plan; the variants of alike nodes are looked up once."""
+
+    graph: Graph
+    selector: Selector
+    tops: Sequence[int]
+    variants: Variants
+    _taken: dict[tuple[Choice, TensorNode, int, int], tuple[Taken, ...]] = field(default_factory=dict)
+
+    def schedule(self, m: Bucket, outs: Bucket) -> Schedule:
+        """The steps at one pair of buckets: a node's own rows (of tokens, or of logits) pick its bucket."""
+
+        def bucket(node: TensorNode) -> Bucket:
+            return outs if node.inputs[0].shape[0] == "outs" else m
+
+        fusions = [fusion for fusion in m.fusions if bucket(fusion.node) is m]
+        fusions += [fusion for fusion in outs.fusions if bucket(fusion.node) is outs and outs is not m]
+        chosen = [Step(node, bucket(node).choices[node.name]) for node in fuse(self.graph.ops, fusions)]
+        dims = {"m": m.rows, "outs": outs.rows}
+
+        def convert(node: TensorNode) -> Choice:
+            return self.selector.choose(node, node.rows_in(dims))
+
+        def vary(node: TensorNode, choice: Choice) -> Choice:
+            return self._vary(node, choice, node.rows_in(dims))
+
+        return make_schedule(self.graph, chosen, convert, vary, dims)
+
+    def _vary(self, node: TensorNode, choice: Choice, top: int) -> Choice:
+        """The choice with the variants that it takes at the rows of its bucket."""
+        if self.selector.locked is not None or type(choice.kernel).variants is Kernel.variants:
+            return choice
+        low = top
+        if isinstance(node.inputs[0].shape[0], str):
+            low = max((other for other in self.tops if other < top), default=0) + 1
+        key = choice, nameless(node), low, top
+        if key not in self._taken:
+            self._taken[key] = self.variants.taken(choice, node, low, top)
+        return replace(choice, variants=self._taken[key])
 
 
-def _choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> list[Bucket]:
-    """Choices by row count; neighbours with equal choices are one bucket."""
-    fusions = find_fusions(graph, fused_ops()) if selector.policy.document.fuse else []
-    nodes = {node.name: node for node in graph.ops}
-    fused = {fusion.node.name: fusion.node for fusion in fusions}
-    held: dict[str, frozenset[Form]] = {}
-    buckets: list[Bucket] = []
-    for rows in counts:
-        if selector.locked is not None:
-            buckets.append(_look_up(nodes, selector, fusions, rows, selector.locked[rows]))
-            continue
-        bucket = _choose_at(nodes, selector, fusions, rows, held)
-        if buckets and buckets[-1].signature == bucket.signature:
-            buckets.pop()
-        buckets.append(bucket)
-        for name, choice in bucket.choices.items():
-            if (form := packed_form(nodes.get(name) or fused[name], choice.name, choice.kernel)) is not None:
-                held.update({value: held.get(value, frozenset()) | {form} for value in form[0]})
-    return buckets
+def _merged(considered: Sequence[Considered]) -> Considered:
+    """Everything that was considered for a node at some row count."""
+    names = dict.fromkeys(name for each in considered for name in each)
+    merged: dict[str, tuple[Rejection, ...]] = {}
+    for name in names:
+        merged[name] = tuple(dict.fromkeys(why for each in considered for why in each.get(name, ())))
+    return merged
 
 
-def _choose_at(
-    nodes: Mapping[str, TensorNode], selector: Selector, fusions: Sequence[Fusion], rows: int, held: Held
-) -> Bucket:
-    """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first."""
-    choices = {name: selector.choose(node, _own_rows(node, rows), held, exact=False) for name, node in nodes.items()}
-    kept: list[Fusion] = []
-    for fusion in fusions:
-        if all(part in choices for part in fusion.parts):
-            parts = [(nodes[part], choices[part]) for part in fusion.parts]
-            if (fused := selector.fuse(fusion.node, _own_rows(fusion.node, rows), parts, held)) is not None:
-                kept.append(fusion)
-                for part in fusion.parts:
-                    del choices[part]
-                choices[fusion.node.name] = fused
-    if selector.policy.document.weights.copies is not None:
-        plain = {name: node for name, node in nodes.items() if name in choices}
-        choices.update({name: selector.choose(node, _own_rows(node, rows), held) for name, node in plain.items()})
-    return Bucket(rows, tuple(kept), choices)
-
-
-def _own_rows(node: TensorNode, rows: int) -> int:
-    """A node's row count in a bucket: the bucket's, unless the graph fixes it."""
-    own = node.inputs[0].shape[0]
-    return rows if isinstance(own, str) else own
-
-
-def _look_up(
-    nodes: Mapping[str, TensorNode], selector: Selector, fusions: Sequence[Fusion], rows: int, locked: Mapping[str, str]
-) -> Bucket:
-    """The choices of a locked plan at one row count."""
-    kept = tuple(
-        fusion
-        for fusion in fusions
-        if fusion.node.name in locked and (fusion.node.name, locked[fusion.node.name]) not in selector.banned
-    )
-    gone = {part for fusion in kept for part in fusion.parts}
-    remaining = [node for name, node in nodes.items() if name not in gone] + [fusion.node for fusion in kept]
-    return Bucket(rows, kept, {node.name: selector.choose(node, _own_rows(node, rows)) for node in remaining})
-
-
-def _schedule(graph: Graph, selector: Selector, m: Bucket, outs: Bucket) -> Schedule:
-    """The steps at one pair of buckets: a node's own rows (of tokens, or of logits) pick its bucket."""
-
-    def bucket(node: TensorNode) -> Bucket:
-        return outs if node.inputs[0].shape[0] == "outs" else m
-
-    fusions = [fusion for fusion in m.fusions if bucket(fusion.node) is m]
-    fusions += [fusion for fusion in outs.fusions if bucket(fusion.node) is outs and outs is not m]
-    chosen = [Step(node, bucket(node).choices[node.name]) for node in fuse(graph.ops, fusions)]
-    return make_schedule(graph, chosen, selector, {"m": m.rows, "outs": outs.rows})
+def _identity(schedule: Schedule) -> list[Any]:
+    """What a schedule's steps do: kernels and their variants, formats, and what follows where one raises."""
+    return [
+        [
+            step.node.name,
+            step.choice.name,
+            [value.format for value in (*step.node.inputs, *step.node.outputs)],
+            [[taken.rows, taken.variant] for taken in step.choice.variants],
+            step.choice.on_error,
+        ]
+        for step in schedule.steps
+    ]
 
 
 def _top(tops: Sequence[int], rows: int) -> int:

@@ -6,49 +6,20 @@ One source for three things: checking a file, the JSON Schema that editors use, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from kernelmux.contract.device import Device
+from kernelmux.contract.device import Device, known_kinds
 from kernelmux.errors import GraphError, nearest
+from kernelmux.graph.domain import Range, admits, parse_range
 from kernelmux.graph.formats import CACHE_FORMATS, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import OPS
 
 _KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Whole numbers from `low` to `high`, both included; an open end has None."""
-
-    low: int = 0
-    high: int | None = None
-
-    def __contains__(self, number: int) -> bool:
-        return self.low <= number and (self.high is None or number <= self.high)
-
-    def covers(self, other: Range) -> bool:
-        """Whether every number of `other` is in this range."""
-        return self.low <= other.low and (self.high is None or (other.high is not None and other.high <= self.high))
-
-
-def _parse_range(value: Any) -> Range:
-    """`5`, `"5"`, `"1..16"`, `"17.."` or `"..16"`."""
-    if isinstance(value, Range):
-        return value
-    match = re.fullmatch(r"(\d*)(\.\.)?(\d*)", str(value)) if isinstance(value, int | str) else None
-    if match is None or isinstance(value, bool) or not (match[1] or match[3]) or len(str(value)) > 40:
-        raise ValueError(f"{value!r:.40} is no range: write 5, '1..16', '17..' or '..16'")
-    low = int(match[1] or 0)
-    high = low if not match[2] else int(match[3]) if match[3] else None
-    if high is not None and high < low:
-        raise ValueError(f"{value!r} is empty: its end is below its start")
-    return Range(low, high)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -94,6 +65,35 @@ def _cache_format(name: Any) -> str:
     return str(name)
 
 
+def _device_kind(kind: Any) -> str:
+    if kind not in known_kinds():
+        raise ValueError(f"unknown kind of device {kind!r:.40}{nearest(str(kind), known_kinds())}")
+    return str(kind)
+
+
+def _arguments(value: Any) -> Any:
+    """Names of what hooks are told, and what each may be: a range, a value, or a list of values."""
+    known = sorted({name for op in OPS.values() for name in op.told})
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"a table of arguments is needed, as {{ head_dim = 128 }}; known: {', '.join(known)}")
+    if odd := sorted(set(value) - set(known)):
+        raise ValueError(f"no op is told {odd[0]!r}{nearest(odd[0], known)}")
+    return {name: _allowed(allowed) for name, allowed in value.items()}
+
+
+def _allowed(value: Any) -> Any:
+    if isinstance(value, Range) or (isinstance(value, str) and ".." in value):
+        return parse_range(value)
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not values or not all(isinstance(each, str | int | float) for each in values):
+        raise ValueError(f"{value!r:.40} is neither a range nor a value nor a list of values")
+    return values
+
+
+def _written(where: Mapping[str, object]) -> dict[str, Any]:
+    return {name: str(allowed) if isinstance(allowed, Range) else allowed for name, allowed in where.items()}
+
+
 def _capability(value: Any) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", str(value))
     if match is None:
@@ -108,8 +108,22 @@ _Ops = Annotated[tuple[str, ...], BeforeValidator(_each(_op_name)), WithJsonSche
 _Formats = Annotated[tuple[str, ...], BeforeValidator(_each(_format_name)), WithJsonSchema(_STRINGS)]
 _Kernels = Annotated[tuple[str, ...], BeforeValidator(_each(_kernel_name)), WithJsonSchema(_STRINGS)]
 _Patterns = Annotated[tuple[str, ...], BeforeValidator(_each(str)), WithJsonSchema(_STRINGS)]
-_Range = Annotated[Range, BeforeValidator(_parse_range), WithJsonSchema({"type": ["integer", "string"]})]
-_Capability = Annotated[tuple[int, int], BeforeValidator(_capability), WithJsonSchema({"type": "string"})]
+_Range = Annotated[
+    Range, BeforeValidator(parse_range), PlainSerializer(str), WithJsonSchema({"type": ["integer", "string"]})
+]
+_Capability = Annotated[
+    tuple[int, int],
+    BeforeValidator(_capability),
+    PlainSerializer(lambda capability: ".".join(map(str, capability))),
+    WithJsonSchema({"type": "string"}),
+]
+_DeviceKind = Annotated[str, BeforeValidator(_device_kind), WithJsonSchema({"type": "string"})]
+_Where = Annotated[
+    Mapping[str, Range | tuple[str | float | bool | int, ...]],
+    BeforeValidator(_arguments),
+    PlainSerializer(_written),
+    WithJsonSchema({"type": "object"}),
+]
 _CacheFormat = Annotated[str, BeforeValidator(_cache_format), WithJsonSchema({"type": "string"})]
 
 
@@ -130,8 +144,14 @@ class Selectors(Table):
     )
     weight: _Formats | None = Field(None, description="Storage formats of all of the node's weights, as `Q4_K`.")
     dtype: _Formats | None = Field(None, description="Format of the node's first output in the graph, as `f32`.")
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Kind of device.")
+    device: _DeviceKind | None = Field(None, description="Kind of device: `cpu`, `cuda`, `rocm` or another.")
     capability: _Capability | None = Field(None, description="Least compute capability of a CUDA device, as `9.0`.")
+    where: _Where | None = Field(
+        None,
+        description="What the hook of the node's op is told, by name (docs/ops.md has them), and what it must be: "
+        'a range, a value or a list, as `{ n = "4096..", head_dim = [64, 128] }`. An op that is told no such thing '
+        "does not match.",
+    )
 
     def matches(self, node: TensorNode, rows: int, device: Device) -> bool:
         """Whether every selector holds for a node at `rows` rows on `device`."""
@@ -144,7 +164,13 @@ class Selectors(Table):
             and (self.weight is None or (bool(node.weight) and all(w.format in self.weight for w in node.weight)))
             and (self.dtype is None or node.outputs[0].format in self.dtype)
             and (self.node is None or any(fnmatchcase(node.name, pattern) for pattern in self.node))
+            and (self.where is None or self._fits(node))
         )
+
+    def _fits(self, node: TensorNode) -> bool:
+        """Whether the node's op is told all that `where` names, and each is as it asks."""
+        told = node.contract.arguments(node)
+        return all(name in told and admits(allowed, told[name]) for name, allowed in (self.where or {}).items())
 
     def covers(self, other: Selectors) -> bool:
         """Whether every node that `other` matches is sure to be matched by this too."""
@@ -157,6 +183,7 @@ class Selectors(Table):
             and (self.device is None or self.device == other.device)
             and (self.capability is None or (other.capability is not None and self.capability <= other.capability))
             and (self.node is None or (other.node is not None and all(self._names(name) for name in other.node)))
+            and (self.where is None or self.where == other.where)
         )
 
     def _names(self, pattern: str) -> bool:

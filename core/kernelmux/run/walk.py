@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes
 from kernelmux.errors import LaunchError
-from kernelmux.plan.schedule import Step
+from kernelmux.plan.formats import Step
 
 
 @dataclass(frozen=True, eq=False)

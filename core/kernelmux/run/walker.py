@@ -11,13 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.contract.answers import bound
 from kernelmux.contract.kernel import Launch, Planes, Tensors
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import LaunchError, PlanError
 from kernelmux.graph.formats import Value, aligned, as_planes, as_tuple, lookup, torch_dtype
+from kernelmux.plan.formats import Step
 from kernelmux.plan.memory import Layout
 from kernelmux.plan.plan import Plan
-from kernelmux.plan.schedule import Step
 from kernelmux.run.capture import CapturedWalk, capture
 from kernelmux.run.walk import Walk, launch_error
 
@@ -141,12 +142,13 @@ class Walker:
     def _bind_step(
         self, step: Step, layout: Layout, views: dict[str, Planes], host: Mapping[str, torch.Tensor]
     ) -> Launch:
-        node, kernel = step.node, step.choice.kernel
+        node = step.node
+        kernel = step.choice.kernel_at(node)
         for source, target in node.contract.updates:
             views[node.outputs[target].name] = views[node.inputs[source].name]
         for value in node.outputs:
             if value.name in layout.offsets:
-                views[value.name] = self._view(value, layout.offsets[value.name])
+                views[value.name] = self._view(value, layout)
         tensors = Tensors(
             inputs=tuple(views[value.name] for value in node.inputs),
             outputs=tuple(views[value.name] for value in node.outputs),
@@ -154,7 +156,7 @@ class Walker:
             workspace=self._scratch(node.name, kernel.workspace(node), layout),
             host=tuple(host.get(value.name) for value in node.inputs),
         )
-        return kernel.bind(node, tensors, self.stream)
+        return bound(step.choice.name, kernel, node, tensors, self.stream)
 
     def _scratch(self, node: str, nbytes: int, layout: Layout) -> torch.Tensor | None:
         """A node's scratch: its place in the arena, or memory of its own where fewer rows need more."""
@@ -163,8 +165,14 @@ class Walker:
         offset, reserved = layout.workspaces.get(node, (0, 0))
         return self._arena[offset : offset + nbytes] if nbytes <= reserved else self._arena.new_empty(nbytes)
 
-    def _view(self, value: Value, offset: int) -> Planes:
-        """The planes of a value at its place in the arena."""
+    def _view(self, value: Value, layout: Layout) -> Planes:
+        """The planes of a value at its place in the arena; of one side by side with others its columns."""
+        offset, width = layout.offsets[value.name], layout.widths.get(value.name)
+        if width is not None:
+            rows, columns = value.extents
+            item = lookup(value.format).dtype
+            flat = self._arena[offset : offset + ((rows - 1) * width + columns) * item.itemsize].view(item)
+            return flat.as_strided((rows, columns), (width, 1))
         planes = []
         for plane in lookup(value.format).planes:
             nbytes = plane.nbytes(value.extents)

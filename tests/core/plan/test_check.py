@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_backend import CPU, FakeKernel, backend, chain, llama_graph, whole_backend
-from kernelmux.contract import registry
+from kernelmux.contract import Declined, registry
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode
 from kernelmux.plan.check import check_policy

@@ -1,8 +1,8 @@
 """A plan's fingerprint: the same in any process, another with any choice, and nothing to do with how rules are written.
 
 What changes one: a kernel at whatever row count, its version, a fusion, a conversion, a bucket's end, the cache's
-format, the graph, the device's class. What does not: where a rule stands, its reason, a budget or `on_error` that
-decided nothing. A rule that chooses for some rows what was chosen anyway ends a bucket there, as reasons differ.
+format, the graph, the device's class, what follows where a kernel raises. What does not: where a rule stands, its
+reason, a budget that decided nothing. A rule that chooses for some rows what was chosen anyway ends a bucket there, as reasons differ.
 """
 
 import os
@@ -99,9 +99,9 @@ def written(rules, head=("true", "a", "f32")):
 
 
 def choices(plan):
-    """What every row count runs: nodes with their kernels, and the formats of their values."""
+    """What every row count runs: nodes with their kernels, the formats of their values, and what a fault does."""
     return {
-        (m, outs): [(step.node, step.choice.name) for step in plan.schedule(m, outs).steps]
+        (m, outs): [(step.node, step.choice.name, step.choice.on_error) for step in plan.schedule(m, outs).steps]
         for m in ROWS
         for outs in {1, m}
     }
@@ -138,7 +138,6 @@ SAME = {
     "a rule for no node": (POLICY, f'[[rule]]\nlayer = "7.."\nuse = "b"\n\n{POLICY}'),
     "a rule for what was chosen anyway": (POLICY, f'{POLICY}\n[[rule]]\nop = "add"\nuse = "a"\n'),
     "a budget that all keep": (POLICY, f"{POLICY}max_error = 1e-2\n"),
-    "what to do where a kernel raises": (POLICY, f'{POLICY}on_error = "next"\n'),
     "a requirement that holds": (POLICY, f'{POLICY}\n[[require]]\nop = "attention"\nkernel = "b"\n'),
     "a limit that is kept": (POLICY, f"{POLICY}\n[weights]\ncopies = 9\n"),
     "a kernel that is forbidden and was not chosen": (POLICY, f'forbid = "c"\n\n{POLICY}'),
@@ -168,6 +167,7 @@ OTHER = {
     "a layer more": {"graph": llama_graph(3)},
     "the weights' format": {"graph": llama_graph(2, weight="bf16")},
     "a version": {"b": whole_backend(attention=FakeKernel(version="2"))},
+    "what to do where a kernel raises": {"policy": f'{POLICY}on_error = "next"\n'},
     "a conversion": {"b": whole_backend(attention=FakeKernel(emits=["bf16"]))},
 }
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_backend import FakeKernel, backend, chain, plan_for, silu_graph, whole_backend
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import Declined
+from kernelmux.contract import Declined, registry
 from kernelmux.errors import KernelmuxError, PlanError
 from kernelmux.graph.graph import Builder
 from kernelmux.plan.plan import kernel_counts

@@ -3,8 +3,7 @@
 import pytest
 
 from fake_backend import CPU, FakeKernel, backend, chain, plan_for, silu_graph, whole_backend
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import Declined, Kernel
+from kernelmux.contract import Declined, Kernel, registry
 from kernelmux.errors import BackendError, KernelmuxError, PlanError, PolicyError
 from kernelmux.graph.graph import Builder
 from kernelmux.plan.plan import make_plan

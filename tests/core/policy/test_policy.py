@@ -127,7 +127,7 @@ MISTAKES = [
     ('[[rule]]\nuse = "a"\nmax_error = 0', 3, "max_error: "),
     ('[[rule]]\nuse = "a"\nmax_error = true', 3, "max_error: "),
     ('[[rule]]\nuse = "a"\nmax_error = nan', 3, "max_error: "),
-    ('[[rule]]\nuse = "a"\ndevice = "gpu"', 3, "device: .*'cpu'.*'cuda'"),
+    ('[[rule]]\nuse = "a"\ndevice = "gpu"', 3, "device: unknown kind of device 'gpu' .*known: cpu, cuda, rocm"),
     ('[[rule]]\nuse = "a"\ncapability = "90"', 3, r"capability: '90' is no compute capability: write it as '9\.0'"),
     ('[[rule]]\nuse = "a"\non_unsupported = "stop"', 3, "on_unsupported: .*'next'.*'error'"),
     ('[[rule]]\nuse = "torch int4"', 2, "use: 'torch int4' is no kernel: write 'backend' or 'backend:kernel'"),

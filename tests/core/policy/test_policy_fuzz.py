@@ -25,6 +25,7 @@ weight = ["Q4_0", "q4_k"]
 dtype = "f32"
 device = "cuda"
 capability = "9.0"
+where = { n = "4096..", weight_format = ["Q4_0", "Q8_0"] }
 use = ["triton:int4", "reference"]
 max_error = 1e-4
 on_unsupported = "next"
@@ -43,6 +44,7 @@ weight = "F16"
 dtype = ["bf16", "f16"]
 device = "cpu"
 capability = "8.6"
+where = { head_dim = 128 }
 kernel = ["torch:sdpa", "reference"]
 
 [defaults]

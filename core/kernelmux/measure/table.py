@@ -1,0 +1,68 @@
+"""Tables of what was measured: the best variant of a kernel for each work, shipped with a backend or made here.
+
+Enters: a backend's package, a device. Leaves: tables, the one that says most of this very device first. A table is
+JSON: `{"cards": ["NVIDIA H200"], "choices": {work: variant}}`; shipped ones lie in the package's folder `tunings`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from kernelmux.contract.cache import Cache, library_versions, read_table, source_hash, update_table
+from kernelmux.contract.device import Device
+
+KIND = "measurements"
+"""The folder of core's cache."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Variants by work, and what a plan says of where they are from."""
+
+    source: str
+    choices: Mapping[str, str]
+
+
+def read_tables(package: str, device: Device) -> tuple[Table, ...]:
+    """This machine's measurements, then the shipped table for the card, then those for cards of its architecture."""
+    measured = {work: str(variant) for work, variant in read_table(KIND, _key(package, device)).items()}
+    shipped = [(card, arch, choices) for card, arch, choices in _shipped(package) if arch == device.arch]
+    shipped.sort(key=lambda entry: entry[0] != device.name)
+    return (
+        *([Table("measured here", measured)] if measured else []),
+        *(Table(f"shipped for {card}", choices) for card, _, choices in shipped),
+    )
+
+
+def remember(package: str, device: Device, choices: Mapping[str, str]) -> None:
+    """Adds measured variants, by work, to this machine's table for a package and a class of device."""
+    update_table(KIND, _key(package, device), choices)
+
+
+def _key(package: str, device: Device) -> str:
+    """Of what a measurement depends on: changed kernels, another compiler or another card have a table of their own."""
+    versions = library_versions(("torch", "triton"))
+    return Cache.key(package, source_hash(sys.modules[package]), versions, device.device_class)
+
+
+@cache
+def _shipped(package: str) -> tuple[tuple[str, str, Mapping[str, str]], ...]:
+    return tuple(_read_shipped(package))
+
+
+def _read_shipped(package: str) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """Card, architecture and choices of each shipped table."""
+    try:
+        folder = files(package) / "tunings"
+    except (ModuleNotFoundError, TypeError):
+        return
+    for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ():
+        table: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        for card in table["cards"]:
+            yield card, table["arch"], table["choices"]

@@ -1,0 +1,149 @@
+"""Buckets: ranges of row counts within which all choices are the same.
+
+Enters: a graph, a selector. Leaves: the choices that hold up to each row count, with the fusions kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from kernelmux.contract.packed import Form, packed_form
+from kernelmux.errors import PlanError
+from kernelmux.graph.graph import Graph, TensorNode
+from kernelmux.graph.ops import fused_ops
+from kernelmux.graph.rewrite import Fusion, find_fusions, fuse
+from kernelmux.plan.choice import Choice, Rejection
+from kernelmux.plan.fusion import Fusing, apart
+from kernelmux.plan.selection import Held, Selector
+from kernelmux.policy.policy import Policy
+
+Considered = Mapping[str, tuple[Rejection, ...]]
+"""By plain node: the fused candidates that did not take its place, as `triton:bf16 of qkv`, and why."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The choices that hold up to a row count: the fusions kept, and a choice for every node that remains."""
+
+    rows: int
+    fusions: tuple[Fusion, ...]
+    choices: Mapping[str, Choice]
+    """By node name."""
+    considered: Considered
+
+    @cached_property
+    def signature(self) -> tuple[tuple[str, str, str], ...]:
+        """What two buckets with the same choices have in common."""
+        return tuple((node, choice.name, choice.reason) for node, choice in sorted(self.choices.items()))
+
+
+def row_counts(policy: Policy, max_rows: int) -> list[int]:
+    """Row counts to choose at: powers of two, and each bound of the policy, so that a rule holds for a whole bucket."""
+    powers = (2**power for power in range(max_rows.bit_length()))
+    return sorted({rows for rows in (*powers, *policy.row_bounds) if rows < max_rows} | {max_rows})
+
+
+def choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> list[Bucket]:
+    """Choices by row count; neighbours with equal choices are one bucket."""
+    fusions = find_fusions(graph, fused_ops()) if selector.policy.document.fuse else []
+    choosing = _Choosing(graph, selector, fusions)
+    fused = {fusion.node.name: fusion.node for fusion in fusions}
+    held: dict[str, frozenset[Form]] = {}
+    buckets: list[Bucket] = []
+    for rows in counts:
+        if selector.locked is not None:
+            buckets.append(choosing.look_up(rows, selector.locked[rows]))
+            continue
+        bucket = choosing.at(rows, held)
+        if buckets and buckets[-1].signature == bucket.signature:
+            buckets.pop()
+        buckets.append(bucket)
+        for name, choice in bucket.choices.items():
+            node = choosing.nodes.get(name) or fused[name]
+            if (form := packed_form(node, choice.name, choice.kernel)) is not None:
+                held.update({value: held.get(value, frozenset()) | {form} for value in form[0]})
+    return buckets
+
+
+class _Choosing:
+    """The choices of one graph, row count by row count."""
+
+    def __init__(self, graph: Graph, selector: Selector, fusions: Sequence[Fusion]) -> None:
+        self._graph, self._selector, self._fusions = graph, selector, fusions
+        self._fusing = Fusing(selector)
+        self.nodes = {node.name: node for node in graph.ops}
+
+    def at(self, rows: int, held: Held) -> Bucket:
+        """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first."""
+        plain = {name: self._choose(node, rows, held, exact=False) for name, node in self.nodes.items()}
+        choices, kept = dict(plain), list[Fusion]()
+        considered: dict[str, list[Rejection]] = {}
+        for fusion in self._fusions:
+            if all(part in choices for part in fusion.parts):
+                parts = [(self.nodes[part], choices[part]) for part in fusion.parts]
+                made, refused = self._fusing.decide(fusion.node, _own_rows(fusion.node, rows), parts, held)
+                if made is None:
+                    _note(considered, fusion, refused)
+                    continue
+                kept.append(fusion)
+                for part in fusion.parts:
+                    del choices[part]
+                choices[fusion.node.name] = made
+        kept = self._taken_apart(kept, choices, plain, considered)
+        if self._selector.policy.document.weights.copies is not None:
+            remaining = {name: node for name, node in self.nodes.items() if name in choices}
+            choices.update({name: self._choose(node, rows, held) for name, node in remaining.items()})
+        return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
+
+    def look_up(self, rows: int, locked: Mapping[str, Choice]) -> Bucket:
+        """The choices of a locked plan at one row count."""
+        banned = self._selector.banned
+        kept = tuple(
+            fusion
+            for fusion in self._fusions
+            if (name := fusion.node.name) in locked and (name, locked[name].name) not in banned
+        )
+        gone = {part for fusion in kept for part in fusion.parts}
+        remaining = [node for name, node in self.nodes.items() if name not in gone] + [fusion.node for fusion in kept]
+        return Bucket(rows, kept, {node.name: self._choose(node, rows) for node in remaining}, {})
+
+    def _choose(self, node: TensorNode, rows: int, held: Held | None = None, exact: bool = True) -> Choice:
+        return self._selector.choose(node, _own_rows(node, rows), held, exact)
+
+    def _taken_apart(
+        self,
+        kept: Sequence[Fusion],
+        choices: dict[str, Choice],
+        plain: Mapping[str, Choice],
+        considered: dict[str, list[Rejection]],
+    ) -> list[Fusion]:
+        """The fusions that stay: without those whose kernel writes side by side what somebody reads otherwise."""
+        if not any(choice.kernel.side_by_side for choice in choices.values()):
+            return list(kept)
+        faults = dict(apart(self._graph, fuse(self._graph.ops, kept), choices))
+        for fusion in kept:
+            if (fault := faults.get(fusion.node.name)) is None:
+                continue
+            gone = choices.pop(fusion.node.name)
+            rules = self._selector.policy.document.rule
+            if gone.rule is not None and rules[gone.rule].on_unsupported == "error":
+                raise PlanError(f"{fusion.node.name} cannot have {gone.name}: {fault}", node=fusion.node.name)
+            _note(considered, fusion, [Rejection(gone.name, fault, "format")])
+            choices.update({part: plain[part] for part in fusion.parts})
+        return [fusion for fusion in kept if fusion.node.name not in faults]
+
+
+def _note(considered: dict[str, list[Rejection]], fusion: Fusion, refused: Sequence[Rejection]) -> None:
+    """Puts it on record with each plain node why nobody took the fused one."""
+    nobody = [Rejection("nobody", "no backend offers it", "not offered")]
+    for part in fusion.parts:
+        considered.setdefault(part, []).extend(
+            Rejection(f"{why.kernel} of {fusion.node.op}", why.reason, why.kind) for why in refused or nobody
+        )
+
+
+def _own_rows(node: TensorNode, rows: int) -> int:
+    """A node's row count in a bucket: the bucket's, unless the graph fixes it."""
+    return node.rows_in({"m": rows, "outs": rows})

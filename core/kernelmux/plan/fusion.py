@@ -1,0 +1,120 @@
+"""Which fused nodes take the place of plain ones, and why each other candidate does not.
+
+Enters: the choices for a graph's plain nodes at one row count, the places where fused ops would stand. Leaves: the
+fusions kept, with their kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kernelmux.contract.kernel import Declined, Kernel
+from kernelmux.errors import PlanError
+from kernelmux.graph.graph import Graph, TensorNode
+from kernelmux.plan.choice import Choice, Rejection
+from kernelmux.plan.formats import joint_format, wanted_formats
+from kernelmux.plan.selection import Held, Refuse, Selector
+
+Agreed = tuple[tuple[str, str, int | None], ...]
+"""Of each part of a fusion: its kernel, the policy's words for it, and the rule."""
+
+Verdict = tuple[Choice | None, tuple[Rejection, ...]]
+
+
+@dataclass
+class Fusing:
+    """Decides for one selector; alike fusions are decided once."""
+
+    selector: Selector
+    _verdicts: dict[tuple[int, int, int | None, Agreed], Verdict] = field(default_factory=dict)
+
+    def decide(
+        self, node: TensorNode, rows: int, parts: Sequence[tuple[TensorNode, Choice]], held: Held | None
+    ) -> Verdict:
+        """The kernel for a fused node, None where its parts had better stay; and why candidates were not taken.
+
+        A rule that names the fused op decides. Without one a kernel takes the place of others only if they would have
+        agreed: it has the name of those that read weights, and the backend of the others.
+        """
+        rule = self.selector.match(node, rows)
+        document = self.selector.policy.document
+        if rule is not None and node.op in (document.rule[rule].op or ()):
+            asked = document.rule[rule]
+            try:
+                named = self.selector.choose(node, rows, held)
+            except PlanError as error:
+                if asked.on_unsupported == "error":
+                    raise
+                return None, (Rejection(node.op, str(error), "unsupported"),)
+            if named.asked in asked.use:
+                return named, named.rejected
+        own = self.selector.own_refusal(node, held, exact=True)
+        if own is not None:
+            return self._agree(node, rows, rule, parts, own)
+        agreed = tuple((choice.name, choice.asked, choice.rule) for _, choice in parts)
+        key = self.selector.offers.kind(node), rows, rule, agreed
+        if key not in self._verdicts:
+            self._verdicts[key] = self._agree(node, rows, rule, parts, None)
+        return self._verdicts[key]
+
+    def _agree(
+        self,
+        node: TensorNode,
+        rows: int,
+        rule: int | None,
+        parts: Sequence[tuple[TensorNode, Choice]],
+        own: Refuse | None,
+    ) -> Verdict:
+        """The first kernel for a fused node that may run all of its parts."""
+        offer = self.selector.offers.of(node, rows)
+        refused = [Rejection(name, why.reason, why.kind) for name, why in offer.declined.items() if ":" in name]
+        for name, kernel in offer.kernels.items():
+            why = self._disagreement(name, kernel, parts) or self.selector.refusal(name, node, rule, offer)
+            why = why or (own(name, kernel) if own else None)
+            if why is None:
+                goes_on = any(choice.on_error == "next" for _, choice in parts)
+                on_error = "next" if goes_on else self.selector.policy.on_error(rule)
+                reason = f"stands for {len(parts)} nodes with its name or backend"
+                return Choice(name, kernel, reason, (), rule, name, on_error), tuple(refused)
+            refused.append(Rejection(name, why.reason, why.kind))
+        return None, tuple(refused)
+
+    def _disagreement(self, name: str, kernel: Kernel, parts: Sequence[tuple[TensorNode, Choice]]) -> Declined | None:
+        """Why a fused kernel may not run all parts, which choices were made for."""
+        for part, choice in parts:
+            if not _stands_for(name, part, choice):
+                return Declined(f"{part.op} was given to {choice.name}, by {choice.reason}", "outranked")
+            if not self.selector.within_budget(kernel, choice.rule):
+                return Declined(f"its error bound {kernel.precision:g} is over the budget of {part.op}", "over budget")
+        return None
+
+
+def _stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
+    """Whether a fused kernel may run a part that `choice` was made for."""
+    if part.weight or ":" in choice.asked:
+        return name == choice.name
+    return choice.backend == name.partition(":")[0]
+
+
+def apart(graph: Graph, nodes: Sequence[TensorNode], choices: Mapping[str, Choice]) -> Iterator[tuple[str, str]]:
+    """Nodes whose kernel writes its outputs side by side where somebody cannot read them so: name, and why."""
+    wanted = wanted_formats(graph, [(node, choices[node.name]) for node in nodes])
+    for node in nodes:
+        kernel = choices[node.name].kernel
+        if not kernel.side_by_side:
+            continue
+        names = {value.name for value in node.outputs}
+        if kept := names.intersection(graph.outputs):
+            yield node.name, f"it writes side by side, and {min(kept)} is what the graph hands back"
+            continue
+        blind = [
+            reader.name
+            for reader in nodes
+            if not choices[reader.name].kernel.strided and any(value.name in names for value in reader.inputs)
+        ]
+        if blind:
+            kernel_name = choices[blind[0]].name
+            yield node.name, f"it writes side by side, and {kernel_name} of {blind[0]} reads whole rows only"
+        elif joint_format(kernel, node, wanted) is None:
+            yield node.name, "it writes side by side, in no format that all of its readers take"
