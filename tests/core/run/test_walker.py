@@ -100,6 +100,12 @@ def test_a_kernel_that_raises_is_named_with_node_shapes_and_device(error):
     for part in ("a:tiled", "n1", "silu", "step 2 of 3", "cpu", "n0 [3, 8] f32", type(error).__name__, "tile"):
         assert part in str(caught.value)
     assert caught.value.__cause__ is error
+    assert (caught.value.node, caught.value.kernel, caught.value.device, caught.value.step) == (
+        "n1",
+        "a:tiled",
+        "cpu",
+        2,
+    )
 
 
 @pytest.mark.parametrize("fails", ["n0", "n2"])
