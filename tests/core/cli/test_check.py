@@ -9,8 +9,8 @@ import pytest
 
 from command import assert_one_line_error, call_command
 from fake_backend import FakeKernel, backend, compute
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import Declined
+from kernelmux.contract import Declined, registry
+from kernelmux.contract.device import find_device
 from kernelmux.graph.ops import OPS
 
 CASES = {case.name: case for case in OPS["silu"].cases()}
@@ -54,7 +54,7 @@ def test_a_right_backend_passes_with_exit_code_0():
     result = check(fake=backend(silu=right()))
     assert (result.code, result.err) == (0, "")
     last = result.out.splitlines()[-1]
-    assert " 0 refused, 0 fail, 0 known; on cpu, kernelmux " in last
+    assert f" 0 refused, 0 fail, 0 known; on {find_device().device_class}, kernelmux " in last
     assert "backend fake" in last
 
 

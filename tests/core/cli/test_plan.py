@@ -10,6 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from command import assert_one_line_error, call_command
+from kernelmux.contract.device import find_device
 from tiny_model import write_tiny_llama
 
 REFERENCE_FIRST = '[[rule]]\nop = "mul_mat"\nuse = ["reference:f64"]\n\n[defaults]\nuse = ["torch"]\n'
@@ -42,7 +43,7 @@ def test_json_gives_every_node_its_kernel_reason_and_refusals(q4: Path):
     document = planned(q4)
     assert document["fingerprint"]
     assert document["policy"] == "default.toml"
-    assert document["device"] == "cpu"
+    assert document["device"] == find_device("cpu").device_class
     for node in document["nodes"]:
         assert set(node) == {"name", "op", "kernel", "reason", "rejected"}
         assert ":" in node["kernel"]
