@@ -114,6 +114,19 @@ def in_place(trial: Trial, first: list[torch.Tensor]) -> None:
         inputs_unchanged(trial, shared.values(), where)
 
 
+def apart(trial: Trial, first: list[torch.Tensor]) -> None:
+    """Of a kernel that says so: right as well where inputs are columns of a wider matrix, and the gaps left alone."""
+    if not trial.kernel.strided:
+        return
+    room = trial.new_room(apart=True)
+    found = trial.launch(trial.bind(room), POISONS[0], room=room)
+    for index, (value, memory) in enumerate(zip(trial.node.outputs, room.outputs, strict=True)):
+        if not found[index].equal(first[index]) and trial.measure(index, memory).failures:
+            trial.failures.append(f"strided: {value.name} is wrong where inputs are columns of a wider matrix")
+    if not all(memory.intact() for memory in (*room.inputs, *room.outputs)):
+        trial.failures.append("guards: bytes between the rows of an input were overwritten")
+
+
 def _sharings(node: TensorNode) -> Iterator[Mapping[int, int]]:
     """Which outputs may be which inputs' memory, {output: input}: each pair that fits, then as many as go together."""
     fitting = [

@@ -5,17 +5,21 @@ Enters: values with known extents. Leaves: their planes, and whether anything wa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from kernelmux.contract.hookspecs import Planes
+from kernelmux.contract.kernel import Planes
 from kernelmux.graph.formats import ALIGNMENT, Value, aligned, as_planes, lookup, torch_dtype
 
 BAND = 256
 """Bytes of a guard band at least; it holds two rows and two columns, so that one too many ends in it."""
 MOST = 2**20
 """Bytes of the band beside bare bytes at most: there it is as long as they are."""
+GAP = 16
+"""Elements before and after each row of a value whose rows lie apart."""
 GUARD = 0xFF
 """As floats a NaN: what is read from a band shows in the result, even times zero."""
 POISONS = (0xFF, 0x7B)
@@ -79,6 +83,44 @@ class Guarded:
         ends = [0, *(span.stop for span in self._spans)]
         starts = [*(span.start for span in self._spans), len(self._memory)]
         return all(bool((self._memory[a:b] == GUARD).all()) for a, b in zip(ends, starts, strict=True))
+
+
+class Columns(Guarded):
+    """A value that is columns of a wider guarded matrix, whose other columns are other values' or stay as they are."""
+
+    def __init__(self, matrix: Guarded, first: int, count: int, shared: bool) -> None:
+        self._matrix, self._shared = matrix, shared
+        self._columns = slice(first, first + count)
+        self.parts = (matrix.parts[0][:, self._columns],)
+
+    @staticmethod
+    def side_by_side(values: Sequence[Value], device: str) -> list[Guarded]:
+        """Values of one plain format as all columns of one matrix."""
+        ends = list(itertools.accumulate(value.extents[1] for value in values))
+        matrix = Guarded.of(replace(values[0], shape=(values[0].extents[0], ends[-1])), device)
+        starts = [0, *ends]
+        return [Columns(matrix, start, v.extents[1], True) for start, v in zip(starts, values, strict=False)]
+
+    @staticmethod
+    def apart(value: Value, device: str) -> Guarded:
+        """A value with a gap before and after each of its rows."""
+        rows, columns = value.extents
+        return Columns(Guarded.of(replace(value, shape=(rows, columns + 2 * GAP)), device), GAP, columns, False)
+
+    def poison(self, pattern: int) -> None:
+        self.parts[0].view(torch.uint8).fill_(pattern)
+
+    def snapshot(self) -> torch.Tensor:
+        return self.parts[0].contiguous().view(torch.uint8).flatten()
+
+    def restore(self, snapshot: torch.Tensor) -> None:
+        self.parts[0].copy_(snapshot.view(self.parts[0].dtype).view(self.parts[0].shape))
+
+    def intact(self) -> bool:
+        whole = self._matrix.parts[0].view(torch.uint8)
+        item = self.parts[0].itemsize
+        gaps = (whole[:, : self._columns.start * item], whole[:, self._columns.stop * item :])
+        return self._matrix.intact() and (self._shared or all(bool((gap == GUARD).all()) for gap in gaps))
 
 
 def same(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:

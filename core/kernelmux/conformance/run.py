@@ -118,7 +118,12 @@ def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorN
         return tuple(chosen)
 
     inputs = stored("inputs", node.inputs, kernel.inputs(node))
-    return replace(node, inputs=inputs, outputs=stored("outputs", node.outputs, kernel.outputs(node)))
+    outputs = stored("outputs", node.outputs, kernel.outputs(node))
+    if kernel.side_by_side:
+        # One matrix has one format: that of the output which is stored otherwise, if one is.
+        format = variant.format if variant and variant.place.startswith("outputs") else outputs[0].format
+        outputs = tuple(replace(value, format=format) for value in outputs)
+    return replace(node, inputs=inputs, outputs=outputs)
 
 
 def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:
@@ -132,6 +137,7 @@ def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome
     checks.untouched_cache(trial)
     checks.sums(trial)
     checks.in_place(trial, first)
+    checks.apart(trial, first)
     checks.follows(trial, call)
     checks.own_stream(trial, call, first)
     if trial.device.platform.captures and trial.kernel.capturable:

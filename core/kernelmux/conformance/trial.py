@@ -13,8 +13,9 @@ from functools import cached_property
 import torch
 
 from kernelmux.conformance.draw import DrawnInput
-from kernelmux.conformance.guarded import POISONS, Guarded, same
+from kernelmux.conformance.guarded import POISONS, Columns, Guarded, same
 from kernelmux.conformance.measure import Measured, compare
+from kernelmux.contract.answers import bound
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Value, Weight, dequantize_planes, lookup, planes_of_rows, quantize_planes
@@ -40,17 +41,23 @@ class Room:
     """Of the inputs that are step state, mirrors in host memory; on the CPU the inputs themselves."""
 
     @staticmethod
-    def of(node: TensorNode, nbytes: int, device: str) -> Room:
-        """Memory for a node and `nbytes` of scratch."""
-        inputs = [Guarded.of(value, device) for value in node.inputs]
+    def of(node: TensorNode, kernel: Kernel, device: str, apart: bool = False) -> Room:
+        """Memory for a node and its scratch; where `apart`, inputs of rows and columns have gaps between rows."""
+        inputs = [
+            Columns.apart(value, device) if apart and _may_lie_apart(value) else Guarded.of(value, device)
+            for value in node.inputs
+        ]
         host = [
             memory.parts[0].cpu() if value.format == "i32" else None
             for value, memory in zip(node.inputs, inputs, strict=True)
         ]
-        outputs = [Guarded.of(value, device) for value in node.outputs]
+        if kernel.side_by_side:
+            outputs = Columns.side_by_side(node.outputs, device)
+        else:
+            outputs = [Guarded.of(value, device) for value in node.outputs]
         for source, target in node.contract.updates:
             outputs[target] = inputs[source]
-        return Room(inputs, outputs, Guarded.scratch(nbytes, device), host)
+        return Room(inputs, outputs, Guarded.scratch(kernel.workspace(node), device), host)
 
     def mirror(self) -> None:
         """The mirrors hold what the inputs do."""
@@ -92,9 +99,9 @@ class Trial:
     def outputs(self) -> Sequence[Guarded]:
         return self.room.outputs
 
-    def new_room(self) -> Room:
+    def new_room(self, apart: bool = False) -> Room:
         """Memory for another binding of the same node."""
-        return Room.of(self.node, self.kernel.workspace(self.node), self.device.torch)
+        return Room.of(self.node, self.kernel, self.device.torch, apart)
 
     def one_row(self, row: int) -> Trial | None:
         """The same kernel on one row alone; None where the op's values are not all rows of one batch."""
@@ -190,7 +197,7 @@ class Trial:
             host=tuple(room.host),
         )
         self.synchronize()
-        call = self.kernel.bind(self.node, tensors, self.stream)
+        call = bound(self.kernel.name, self.kernel, self.node, tensors, self.stream)
         self.synchronize()
         for index, (value, memory, old) in enumerate(zip(self.node.inputs, room.inputs, before, strict=True)):
             if (index in updated or memory not in room.outputs) and not same([memory.snapshot()], [old]):
@@ -265,6 +272,11 @@ class Trial:
 
     def synchronize(self) -> None:
         self.device.platform.synchronize(self.device)
+
+
+def _may_lie_apart(value: Value) -> bool:
+    """Whether a value may be columns of a wider matrix: numbers of rows and columns, one plane."""
+    return len(value.shape) == 2 and value.format != "i32" and lookup(value.format).plain
 
 
 def one_row_node(node: TensorNode) -> TensorNode:

@@ -8,7 +8,7 @@ types keep GGUF's spelling (`Q4_K`). Looking one up ignores case.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -300,6 +300,15 @@ def empty_planes(value: Value, device: str = "cpu") -> tuple[torch.Tensor, ...]:
 
     planes = lookup(value.format).planes
     return tuple(torch.empty(p.shape(value.extents), dtype=torch_dtype(p.dtype), device=device) for p in planes)
+
+
+def side_by_side(values: Sequence[Value], device: str) -> list[torch.Tensor]:
+    """Memory for values of one plain format as the columns of one matrix: views whose rows lie apart."""
+    import torch
+
+    widths = [value.extents[1] for value in values]
+    matrix = torch.empty(values[0].extents[0], sum(widths), dtype=lookup(values[0].format).dtype, device=device)
+    return list(torch.split(matrix, widths, dim=1))
 
 
 def as_tuple(planes: Any) -> tuple[torch.Tensor, ...]:

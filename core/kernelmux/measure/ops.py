@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.contract.answers import bound
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Declined, Kernel, Planes, Tensors
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry
-from kernelmux.graph.formats import Value, Weight, as_planes, empty_planes
+from kernelmux.graph.formats import Value, Weight, as_planes, empty_planes, side_by_side
 from kernelmux.graph.graph import TensorNode
 from kernelmux.measure.ceilings import Ceilings, gemm_ceiling
+from kernelmux.measure.table import Tables
 from kernelmux.measure.timing import Timing, time_launches
 from kernelmux.measure.works import Work
 from kernelmux.models.random import RandomWeights, random_planes
@@ -64,8 +66,11 @@ class OpTiming:
 
 
 def find_kernels(work: Work, registry: Registry, device: Device) -> tuple[Mapping[str, Kernel], Mapping[str, Declined]]:
-    """Every kernel that takes the node, and why the others do not."""
-    offer = registry.offer(work.node, device)
+    """Every kernel that takes the node, with the variant that a plan would take, and why the others do not."""
+    offer, tables = registry.offer(work.node, device), Tables(device)
+    for kernel in offer.kernels.values():
+        if (picked := tables.pick(kernel, work.node)) is not None:
+            kernel.variant = picked[0]
     return offer.kernels, offer.declined
 
 
@@ -81,10 +86,18 @@ def time_kernel(work: Work, name: str, kernel: Kernel, weights: PackedWeights, a
     node, device = stored_as(work.node, kernel, activations), weights.device
     packed, stream = weights.get(node, name, kernel), device.platform.stream(device)
     tensors = list(_rotation(work, node, kernel, packed, device))
-    calls = [kernel.bind(node, operands, stream) for operands in tensors]
+    calls = [bound(name, kernel, node, operands, stream) for operands in tensors]
     timing = time_launches(calls, device, kernel.capturable, stream)
     packed_bytes = sum(part.nbytes for part in packed)
     return OpTiming(work, name, node, timing, packed_bytes, len(tensors) * _operand_bytes(node, packed))
+
+
+def bind_once(work: Work, name: str, kernel: Kernel, weights: PackedWeights) -> None:
+    """Binds a kernel as `time_kernel` does, in the formats that it likes best: what it compiles is compiled then."""
+    node, device = stored_as(work.node, kernel, ""), weights.device
+    packed = weights.get(node, name, kernel)
+    operands = next(_rotation(work, node, kernel, packed, device))
+    bound(name, kernel, node, operands, device.platform.stream(device))
 
 
 def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:
@@ -129,6 +142,8 @@ def _rotation(
     for copy in range(copies(_operand_bytes(node, packed), device)):
         mine = [tuple(part.clone() for part in parts) if copy else parts for parts in inputs]
         outputs = [empty_planes(value, device.torch) for value in node.outputs]
+        if kernel.side_by_side:
+            outputs = [(part,) for part in side_by_side(node.outputs, device.torch)]
         for source, target in node.contract.updates:
             outputs[target] = mine[source]
         yield Tensors(

@@ -1,7 +1,8 @@
 """Tables of what was measured: the best variant of a kernel for each work, shipped with a backend or made here.
 
-Enters: a backend's package, a device. Leaves: tables, the one that says most of this very device first. A table is
-JSON: `{"cards": ["NVIDIA H200"], "choices": {work: variant}}`; shipped ones lie in the package's folder `tunings`.
+Enters: kernels with their nodes. Leaves: a variant, and where it is known from. A table is JSON: `{"cards": ["NVIDIA
+H200"], "arch": "sm_90", "choices": {work: variant}}`; shipped ones lie in the package's folder `tunings`. Looking one
+up measures nothing.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from kernelmux.contract.cache import Cache, library_versions, read_table, source_hash, update_table
 from kernelmux.contract.device import Device
+from kernelmux.contract.kernel import Kernel
+from kernelmux.graph.graph import TensorNode
 
 KIND = "measurements"
 """The folder of core's cache."""
+DEFAULT = "default"
+"""Where a variant is known from that is the kernel's own first."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,27 @@ class Table:
 
     source: str
     choices: Mapping[str, str]
+
+
+@dataclass
+class Tables:
+    """All tables for one device, each read when it is first asked for."""
+
+    device: Device
+    _of_package: dict[str, tuple[Table, ...]] = field(default_factory=dict)
+
+    def pick(self, kernel: Kernel, node: TensorNode) -> tuple[Any, str] | None:
+        """The variant that a kernel had better run a node with, its extents known, and why; None where it has none."""
+        named = {str(variant): variant for variant in kernel.variants(node)}
+        if not named:
+            return None
+        package, work = type(kernel).__module__.partition(".")[0], kernel.work(node)
+        if package not in self._of_package:
+            self._of_package[package] = read_tables(package, self.device)
+        for table in self._of_package[package]:
+            if (variant := table.choices.get(work, "")) in named:
+                return named[variant], table.source
+        return next(iter(named.values())), DEFAULT
 
 
 def read_tables(package: str, device: Device) -> tuple[Table, ...]:

@@ -23,6 +23,7 @@ from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode, nameless
 from kernelmux.graph.rewrite import fuse
+from kernelmux.measure.table import Tables
 from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, row_counts
 from kernelmux.plan.choice import Choice, Rejection, Taken
 from kernelmux.plan.formats import Step
@@ -30,7 +31,7 @@ from kernelmux.plan.offers import Offers
 from kernelmux.plan.requirements import check_requirements
 from kernelmux.plan.schedule import Schedule, make_schedule
 from kernelmux.plan.selection import Locked, Selector
-from kernelmux.plan.variants import Variants
+from kernelmux.plan.variants import taken_variants
 from kernelmux.policy.policy import Policy
 
 MAX_ROWS = 512
@@ -185,7 +186,7 @@ def _make_plan(
     selector = Selector(policy, Offers(registry, device), banned, locked)
     buckets = choose_buckets(graph, selector, sorted(locked) if locked else row_counts(policy, max_rows))
     tops = tuple(bucket.rows for bucket in buckets)
-    scheduling = _Scheduling(graph, selector, tops, Variants(device))
+    scheduling = _Scheduling(graph, selector, tops, Tables(device))
     schedules = {
         (m.rows, outs.rows): scheduling.schedule(m, outs)
         for m, outs in itertools.product(buckets, buckets)
@@ -206,7 +207,7 @@ class _Scheduling:
     graph: Graph
     selector: Selector
     tops: Sequence[int]
-    variants: Variants
+    tables: Tables
     _taken: dict[tuple[Choice, TensorNode, int, int], tuple[Taken, ...]] = field(default_factory=dict)
 
     def schedule(self, m: Bucket, outs: Bucket) -> Schedule:
@@ -237,7 +238,7 @@ class _Scheduling:
             low = max((other for other in self.tops if other < top), default=0) + 1
         key = choice, nameless(node), low, top
         if key not in self._taken:
-            self._taken[key] = self.variants.taken(choice, node, low, top)
+            self._taken[key] = taken_variants(self.tables, choice, node, low, top)
         return replace(choice, variants=self._taken[key])
 
 

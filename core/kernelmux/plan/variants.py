@@ -1,52 +1,28 @@
-"""Which variant of a kernel a plan takes: measured on this machine, shipped with the backend, or stated by the kernel.
+"""Which variants of its kernel a choice takes, by row counts.
 
-Enters: kernels with their nodes, row counts. Leaves: what is taken, and where that is known from. Nothing is measured
-here: `measure/` does that, and keeps what it found where this looks.
+Enters: a choice with its node, a range of rows. Leaves: what is taken, and where that is known from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.graph import TensorNode
-from kernelmux.measure.table import Table, read_tables
+from kernelmux.measure.table import Tables
 from kernelmux.plan.choice import Choice, Taken
 
-DEFAULT = "default"
-"""The source of a variant that is the kernel's first."""
 
-
-@dataclass
-class Variants:
-    """Looks variants up for one device; alike work is looked up once."""
-
-    device: Device
-    _tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
-
-    def taken(self, choice: Choice, node: TensorNode, low: int, high: int) -> tuple[Taken, ...]:
-        """What a choice takes for a node of `low` to `high` rows; nothing where its kernel has no variants."""
-        found: list[Taken] = []
-        for rows in _row_classes(low, high):
-            at = node.at(rows)
-            if not (named := {str(variant): variant for variant in choice.kernel.variants(at)}):
-                continue
-            variant, source = self._pick(choice.kernel, choice.kernel.work(at), named)
-            if found and (found[-1].variant, found[-1].source) == (variant, source):
-                found.pop()
-            found.append(Taken(rows, variant, source))
-        return tuple(found)
-
-    def _pick(self, kernel: Kernel, work: str, named: Mapping[str, object]) -> tuple[str, str]:
-        package = type(kernel).__module__.partition(".")[0]
-        if package not in self._tables:
-            self._tables[package] = read_tables(package, self.device)
-        for table in self._tables[package]:
-            if (variant := table.choices.get(work, "")) in named:
-                return variant, table.source
-        return next(iter(named)), DEFAULT
+def taken_variants(tables: Tables, choice: Choice, node: TensorNode, low: int, high: int) -> tuple[Taken, ...]:
+    """What a choice takes for a node of `low` to `high` rows; nothing where its kernel has no variants."""
+    found: list[Taken] = []
+    for rows in _row_classes(low, high):
+        if (picked := tables.pick(choice.kernel, node.at(rows))) is None:
+            continue
+        variant, source = str(picked[0]), picked[1]
+        if found and (found[-1].variant, found[-1].source) == (variant, source):
+            found.pop()
+        found.append(Taken(rows, variant, source))
+    return tuple(found)
 
 
 def _row_classes(low: int, high: int) -> Iterator[int]:

@@ -2,7 +2,8 @@
 
 What changes one: a kernel at whatever row count, its version, a fusion, a conversion, a bucket's end, the cache's
 format, the graph, the device's class, what follows where a kernel raises. What does not: where a rule stands, its
-reason, a budget that decided nothing. A rule that chooses for some rows what was chosen anyway ends a bucket there, as reasons differ.
+reason, a budget that decided nothing. A rule that chooses for some rows what was chosen anyway ends a bucket there, as
+reasons differ.
 """
 
 import os
