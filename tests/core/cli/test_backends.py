@@ -65,3 +65,17 @@ def test_the_environment_may_narrow_the_backends_down():
 def test_a_typo_in_the_environment_names_the_nearest_backend():
     result = run_command("backends", env={"KERNELMUX_BACKENDS": "troch"})
     assert_one_line_error(result, "KERNELMUX_BACKENDS", "'troch'", "did you mean 'torch'?")
+
+
+def test_verbose_lists_every_kernel_with_what_it_takes():
+    plain, verbose = (call_command("backends", *more, "--json") for more in ([], ["--verbose"]))
+    assert "kernels" not in json.loads(plain.out)["backends"][0]
+    kernels = {
+        f"{row['name']}:{kernel['name']}": kernel
+        for row in json.loads(verbose.out)["backends"]
+        for kernel in row["kernels"]
+    }
+    assert kernels["reference:f64"]["ops"] == ["*"]
+    assert kernels["reference:f64"]["precision"] == 1e-20
+    assert kernels["torch:int4"]["takes"]["weight_format"] == "Q4_0 or Q4_1"
+    assert "torch:int4 of mul_mat: NMSE up to 5e-05; " in call_command("backends", "--verbose").out

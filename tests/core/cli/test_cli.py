@@ -57,7 +57,7 @@ def test_an_import_loads_no_framework(statement: str):
     assert _frameworks_after(statement) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["backends"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["policy", "schema"]], ids=" ".join)
 def test_a_command_that_computes_nothing_loads_no_framework(arguments: list[str]):
     code = f"import sys; sys.argv = ['kernelmux', *{arguments}]\nfrom kernelmux.cli import main\n"
     assert _frameworks_after(code + "try: main()\nexcept SystemExit: pass") == []
