@@ -53,7 +53,11 @@ def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Mo
 
 
 def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str | Device) -> Plan:
-    return model.plan(policy, use=use or (), device=device)
+    """A plan as asked for; what must be told of it is said in red on stderr."""
+    made = model.plan(policy, use=use or (), device=device)
+    for note in made.notes:
+        typer.secho(f"kernelmux: {note}", err=True, fg="red", bold=True)
+    return made
 
 
 def print_json(document: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from kernelmux.contract import registry
 from kernelmux.contract.device import Device, known_kinds
 from kernelmux.errors import GraphError, nearest
 from kernelmux.graph.domain import Range, admits, parse_range
@@ -42,11 +43,18 @@ def _each(check: Any) -> Any:
 
 def _op_name(name: str) -> str:
     if name not in OPS:
+        # It may be a backend's own.
+        registry.current()
+    if name not in OPS:
         raise ValueError(f"unknown op {name!r}{nearest(name, OPS)}")
     return name
 
 
 def _format_name(name: str) -> str:
+    try:
+        return lookup(name).name
+    except GraphError:
+        registry.current()
     try:
         return lookup(name).name
     except GraphError as error:
@@ -73,6 +81,7 @@ def _device_kind(kind: Any) -> str:
 
 def _arguments(value: Any) -> Any:
     """Names of what hooks are told, and what each may be: a range, a value, or a list of values."""
+    registry.current()
     known = sorted({name for op in OPS.values() for name in op.told})
     if not isinstance(value, dict) or not value:
         raise ValueError(f"a table of arguments is needed, as {{ head_dim = 128 }}; known: {', '.join(known)}")
