@@ -25,7 +25,7 @@ def check(
     """Find names of nothing, rules never reached, rules that match nothing, and requirements that fail: exit code 1."""
     from kernelmux.contract import registry
     from kernelmux.errors import PolicyError
-    from kernelmux.plan.check import Finding, check_policy, line_in
+    from kernelmux.plan.check import Finding, check_policy
     from kernelmux.policy.policy import read_policy
 
     try:
@@ -39,7 +39,7 @@ def check(
     except PolicyError as error:
         if not file.is_file():
             raise
-        found = [Finding(line_in(str(error), str(file)), str(error).partition(": ")[2])]
+        found = [Finding.of(error)]
     if json:
         print_json({"file": str(file), "findings": [{"line": f.line, "message": f.message} for f in found]})
     else:

@@ -42,7 +42,9 @@ def render_chat(
             add_generation_prompt=add_generation_prompt,
         )
     except Exception as error:  # a template may raise what any expression may
-        raise ModelError(f"chat template{_line(error)}: {_reason(error)}") from error
+        line = _line(error)
+        where = "" if line is None else f", line {line}"
+        raise ModelError(f"chat template{where}: {_reason(error)}", line=line) from error
 
 
 class _RefusedError(TemplateError):
@@ -57,11 +59,12 @@ def _now(layout: str) -> str:
     return datetime.now().strftime(layout)
 
 
-def _line(error: Exception) -> str:
+def _line(error: Exception) -> int | None:
+    """The line of the template."""
     if isinstance(error, TemplateSyntaxError):
-        return f", line {error.lineno}"
+        return error.lineno
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    return f", line {lines[-1]}" if lines else ""
+    return lines[-1] if lines else None
 
 
 def _reason(error: Exception) -> str:

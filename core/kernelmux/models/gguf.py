@@ -45,6 +45,10 @@ class ModelFile:
     metadata: Mapping[str, Any]
     weights: Mapping[str, Weight]
 
+    def fault(self, message: str) -> ModelError:
+        """What is wrong with the file."""
+        return ModelError(f"{self.path}: {message}", file=str(self.path))
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -71,17 +75,17 @@ def read(path: str | os.PathLike[str]) -> ModelFile:
 
 def _mapped(path: Path) -> mmap.mmap:
     if path.is_dir():
-        raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it")
+        raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file", file=str(path))
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
-                raise ModelError(f"{path}: is empty, 0 bytes; fetch it again")
+                raise ModelError(f"{path}: is empty, 0 bytes; fetch it again", file=str(path))
             # Copy-on-write, for torch warns of a tensor over memory that it may not write to.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}", file=str(path)) from error
 
 
 class _Header:
@@ -94,7 +98,7 @@ class _Header:
         self.end = min(len(data), LONGEST_HEADER)
 
     def fail(self, where: str, found: str) -> NoReturn:
-        raise ModelError(f"{self.source}: {where}: {found}")
+        raise ModelError(f"{self.source}: {where}: {found}", file=self.source)
 
     def numbers(self, letters: str, where: str, count: int = 1) -> tuple[Any, ...]:
         """`count` times the numbers of struct's `letters`."""

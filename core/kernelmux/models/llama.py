@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kernelmux.errors import ModelError
 from kernelmux.graph.formats import Dim, Value
 from kernelmux.graph.graph import Builder, Graph
 from kernelmux.graph.ops import Rotation
@@ -46,7 +45,7 @@ def _read_shape(file: ModelFile) -> Shape:
     head_dim = metadata.count("attention.key_length", hidden // heads)
     kv_heads = metadata.count("attention.head_count_kv", heads)
     if heads % kv_heads:
-        raise ModelError(f"{file.path}: {heads} query heads do not divide over {kv_heads} kv heads")
+        raise file.fault(f"{heads} query heads do not divide over {kv_heads} kv heads")
     vocab = len(file.metadata.get("tokenizer.ggml.tokens", ())) or metadata.count("vocab_size")
     return Shape(
         layers=metadata.count("block_count"),
@@ -65,10 +64,10 @@ def _read_shape(file: ModelFile) -> Shape:
 def _read_rotation(metadata: _Metadata, head_dim: int) -> Rotation:
     scaling = metadata.text("rope.scaling.type", "none")
     if scaling not in ("none", "linear", "yarn"):
-        raise ModelError(f"{metadata.path}: rope scaling {scaling!r} is not known; known: linear, none, yarn")
+        raise metadata.file.fault(f"rope scaling {scaling!r} is not known; known: linear, none, yarn")
     dims = metadata.count("rope.dimension_count", head_dim)
     if dims > head_dim or dims % 2:
-        raise ModelError(f"{metadata.path}: llama.rope.dimension_count is {dims}, of heads of {head_dim}")
+        raise metadata.file.fault(f"llama.rope.dimension_count is {dims}, of heads of {head_dim}")
     # GGUF stores llama's q and k permuted, so that neighbours turn together.
     return Rotation(
         theta=metadata.number("rope.freq_base", 10_000.0),
@@ -87,20 +86,16 @@ class _Metadata:
     file: ModelFile
     prefix: str = "llama"
 
-    @property
-    def path(self) -> str:
-        return str(self.file.path)
-
     def count(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise ModelError(f"{self.path}: {self.prefix}.{key} is {str(value)[:40]}, a positive count is needed")
+            raise self.file.fault(f"{self.prefix}.{key} is {str(value)[:40]}, a positive count is needed")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ModelError(f"{self.path}: {self.prefix}.{key} is {str(value)[:40]}, a positive number is needed")
+            raise self.file.fault(f"{self.prefix}.{key} is {str(value)[:40]}, a positive number is needed")
         return float(value)
 
     def text(self, key: str, default: str) -> str:
@@ -109,7 +104,7 @@ class _Metadata:
     def _get(self, key: str, default: Any) -> Any:
         value = self.file.metadata.get(f"{self.prefix}.{key}", default)
         if value is None:
-            raise ModelError(f"{self.path}: the metadata lacks {self.prefix}.{key}, which a llama model must state")
+            raise self.file.fault(f"the metadata lacks {self.prefix}.{key}, which a llama model must state")
         return value
 
 
@@ -201,9 +196,9 @@ class _Layers:
         """The leaf of a stored tensor, which must exist with this shape."""
         weight = self._file.weights.get(name)
         if weight is None:
-            raise ModelError(f"{self._file.path}: tensor {name!r} is missing; a llama model needs it")
+            raise self._file.fault(f"tensor {name!r} is missing; a llama model needs it")
         if weight.shape != shape:
-            raise ModelError(f"{self._file.path}: tensor {name!r} is {weight.shape}, the metadata asks for {shape}")
+            raise self._file.fault(f"tensor {name!r} is {weight.shape}, the metadata asks for {shape}")
         return self._builder.leaf(name, shape, weight.format)
 
 

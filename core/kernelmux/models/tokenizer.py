@@ -108,7 +108,8 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The token as the file spells it: bytes in GPT-2's alphabet, special tokens as they are."""
         if not 0 <= token_id < len(self._tokens):
-            raise ModelError(f"{self._source}: no token {token_id}; ids run from 0 to {len(self._tokens) - 1}")
+            known = f"ids run from 0 to {len(self._tokens) - 1}"
+            raise ModelError(f"{self._source}: no token {token_id}; {known}", file=self._source)
         return self._tokens[token_id]
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -123,7 +124,8 @@ class Tokenizer:
             raise ModelError(f"text: character {error.start} is half a surrogate pair, not text") from error
         if missing:
             shown = ", ".join(f"0x{byte:02x}" for byte in sorted(missing))
-            raise ModelError(f"{self._source}: the vocabulary has no token for byte {shown} of the text; take it out")
+            found = f"the vocabulary has no token for byte {shown} of the text; take it out"
+            raise ModelError(f"{self._source}: {found}", file=self._source)
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return [self.bos_id, *ids] if add_special and self.add_bos and self.bos_id is not None else ids
 
@@ -173,7 +175,7 @@ class _Metadata:
     source: str
 
     def fail(self, key: str, found: str) -> NoReturn:
-        raise ModelError(f"{self.source}: metadata 'tokenizer.ggml.{key}': {found}")
+        raise ModelError(f"{self.source}: metadata 'tokenizer.ggml.{key}': {found}", file=self.source)
 
     def get(self, key: str, kind: type[T], default: T) -> T:
         value = self.values.get(f"tokenizer.ggml.{key}", default)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import PlanError, PolicyError, nearest
+from kernelmux.errors import KernelmuxError, PlanError, PolicyError, nearest
 from kernelmux.graph.graph import Graph, case_node
 from kernelmux.graph.ops import OPS
 from kernelmux.plan.names import OFFICIAL
@@ -24,6 +24,11 @@ class Finding:
 
     line: int
     message: str
+
+    @classmethod
+    def of(cls, error: KernelmuxError) -> Finding:
+        """What an error says of a policy."""
+        return cls(error.line or 1, str(error).removeprefix(f"{error.file}:{error.line}: "))
 
 
 def check_policy(policy: Policy, registry: Registry, device: Device, graph: Graph | None = None) -> list[Finding]:
@@ -78,9 +83,7 @@ def _against(policy: Policy, registry: Registry, device: Device, graph: Graph) -
     try:
         plan = make_plan(graph, policy, registry, device)
     except (PlanError, PolicyError) as error:
-        message = str(error)
-        line = line_in(message, policy.source)
-        yield Finding(line, message.removeprefix(f"{policy.source}:{line}: "))
+        yield Finding.of(error)
         return
     nodes = [
         meant
@@ -94,10 +97,3 @@ def _against(policy: Policy, registry: Registry, device: Device, graph: Graph) -
     for index, required in enumerate(policy.document.require):
         if not any(required.matches(node, rows, device) for node, rows in nodes):
             yield Finding(policy.require_lines[index], f"requirement {index + 1} matches no node of {graph.name}")
-
-
-def line_in(message: str, source: str) -> int:
-    """The line of a policy file that an error's message names."""
-    where = message.partition(f"{source}:")[2]
-    digits = where[: len(where) - len(where.lstrip("0123456789"))]
-    return int(digits) if digits else 1

@@ -19,10 +19,9 @@ def check_requirements(plan: Plan) -> None:
         if broken:
             required = plan.policy.document.require[index]
             shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-            raise PlanError(
-                f"{plan.policy.source}:{plan.policy.require_lines[index]}: the policy requires "
-                f"{' or '.join(required.kernel)}, but {shown}"
-            )
+            file, line = plan.policy.source, plan.policy.require_lines[index]
+            wanted = " or ".join(required.kernel)
+            raise PlanError(f"{file}:{line}: the policy requires {wanted}, but {shown}", file=file, line=line)
 
 
 def broken_requirements(plan: Plan) -> list[list[str]]:

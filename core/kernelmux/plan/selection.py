@@ -113,7 +113,8 @@ class Selector:
                 rejected[name] = Rejection(name, f"{picked[0]} comes first in {picked[1]}", "outranked")
         if picked is None:
             self.check_names()
-            raise PlanError(self._nobody(node.at(rows), rule, list(rejected.values())), node=node.name)
+            said = self._nobody(node.at(rows), rule, list(rejected.values()))
+            raise PlanError(said, file=self.policy.source, line=self.policy.line(rule), node=node.name)
         name, reason, asked = picked
         on_error = self.policy.on_error(rule)
         return Choice(name, offer.kernels[name], reason, tuple(rejected.values()), rule, asked, on_error)

@@ -66,6 +66,10 @@ class Policy:
         own = None if rule is None else self.document.rule[rule].on_error
         return self.document.defaults.on_error if own is None else own
 
+    def line(self, index: int | None) -> int | None:
+        """The line of a rule, or of the defaults; None where the file has none."""
+        return (self.defaults_line if index is None else self.lines[index]) or None
+
     def where(self, index: int | None) -> str:
         """How messages name a rule: `rule 2 (policy.toml:14)`, `--use mul_mat=torch:f32`, or the defaults."""
         if index is None:
@@ -109,7 +113,7 @@ def read_policy(path: str | Path) -> Policy:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise PolicyError(f"{path}: the policy file cannot be read: {reason}") from error
+        raise PolicyError(f"{path}: the policy file cannot be read: {reason}", file=str(path)) from error
     return parse_policy(text, str(path))
 
 
@@ -119,14 +123,16 @@ def parse_policy(text: str, source: str) -> Policy:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         at = re.search(r"at line (\d+)", str(error))
-        raise PolicyError(f"{source}:{at[1] if at else _line_of_fault(text, error)}: not TOML: {error}") from error
+        line = int(at[1]) if at else _line_of_fault(text, error)
+        raise PolicyError(f"{source}:{line}: not TOML: {error}", file=source, line=line) from error
     lines = _line_numbers(text)
     try:
         document = Document.model_validate(data)
     except ValidationError as error:
         # A misspelt key comes before the key that is then missing.
         first = min(error.errors(), key=lambda fault: fault["type"] == "missing")
-        raise PolicyError(f"{source}:{_line_of(lines, first['loc'])}: {_message(first, Document)}") from None
+        line = _line_of(lines, first["loc"])
+        raise PolicyError(f"{source}:{line}: {_message(first, Document)}", file=source, line=line) from None
     rules = tuple(_line_of(lines, ("rule", index)) for index in range(len(document.rule)))
     requires = tuple(_line_of(lines, ("require", index)) for index in range(len(document.require)))
     defaults, forbid = lines.get(("defaults",), 0), lines.get(("forbid",), 0)

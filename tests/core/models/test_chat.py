@@ -1,5 +1,6 @@
 """Chat templates: what they may rely on, and how one that fails says so."""
 
+import re
 from datetime import datetime
 
 import pytest
@@ -61,6 +62,8 @@ def test_a_template_that_fails_says_why_in_one_line(template, message):
     with pytest.raises(ModelError, match=f"^chat template.*{message}") as caught:
         render(template)
     assert "\n" not in str(caught.value)
+    said = re.search(r", line (\d+): ", str(caught.value))
+    assert caught.value.line == (int(said[1]) if said else None)
 
 
 def test_messages_stay_as_they_are():

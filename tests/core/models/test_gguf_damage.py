@@ -93,6 +93,7 @@ def test_a_bad_file_is_explained_in_one_line(tmp_path, raw, message):
         read(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    assert caught.value.file == str(path)
 
 
 def test_the_file_of_those_parts_is_otherwise_good(tmp_path):
@@ -122,10 +123,11 @@ def test_a_text_as_long_as_the_weights_is_not_read(tmp_path):
 
 
 def test_a_path_that_is_no_file(tmp_path):
-    with pytest.raises(ModelError, match="no such file"):
+    with pytest.raises(ModelError, match="no such file") as absent:
         read(tmp_path / "none.gguf")
-    with pytest.raises(ModelError, match="is a directory"):
+    with pytest.raises(ModelError, match="is a directory") as folder:
         read(str(tmp_path))
+    assert [caught.value.file for caught in (absent, folder)] == [str(tmp_path / "none.gguf"), str(tmp_path)]
 
 
 def test_every_truncation_is_noticed(tmp_path):

@@ -214,6 +214,7 @@ def test_metadata_that_is_no_tokenizer(changes, message):
     with pytest.raises(ModelError, match=message) as caught:
         tokenizer(**changes)
     assert str(caught.value).startswith("tiny.gguf: ")
+    assert caught.value.file == "tiny.gguf"
     assert "\n" not in str(caught.value)
 
 

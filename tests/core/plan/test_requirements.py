@@ -59,6 +59,7 @@ def test_a_broken_requirement_names_file_line_kernel_and_nodes():
     with pytest.raises(PlanError) as caught:
         planned(policy, llama_graph(5))
     message = str(caught.value)
+    assert (caught.value.file, caught.value.line) == ("p.toml", 5)
     assert message.startswith("p.toml:5: the policy requires a, but blk.0.attention has b:f32 at up to 8 rows, ")
     assert message.endswith(" and 2 more")
     assert "\n" not in message

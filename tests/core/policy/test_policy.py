@@ -144,13 +144,16 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("text", "line", "message"), MISTAKES, ids=[repr(text)[:50] for text, *_ in MISTAKES])
 def test_a_mistake_names_file_line_and_what_would_work(text, line, message):
-    with pytest.raises(PolicyError, match=rf"^p\.toml:{line}: .*{message}"):
+    with pytest.raises(PolicyError, match=rf"^p\.toml:{line}: .*{message}") as caught:
         parse_policy(text, "p.toml")
+    error = caught.value
+    assert str(error).startswith(f"{error.file}:{error.line}: ")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(PolicyError, match=r"none\.toml.*No such file"):
+    with pytest.raises(PolicyError, match=r"none\.toml.*No such file") as caught:
         read_policy(tmp_path / "none.toml")
+    assert (caught.value.file, caught.value.line) == (str(tmp_path / "none.toml"), None)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PolicyError, match=r"binary\.toml.*UTF-8"):
         read_policy(tmp_path / "binary.toml")
