@@ -23,6 +23,7 @@ PAGE_SIZE = 64
 """Tokens a page of a session's cache: a tile of keys, which copy engines take whole."""
 
 Role = Literal["weight", "state", "cache"]
+Scalar = int | float | str | bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,14 @@ class TensorNode:
     soft_cap: float = 0.0
     role: Role | None = None
     """Of a leaf: a weight of the model file, a buffer of step state, or a layer's cache."""
+    attributes: tuple[tuple[str, Scalar], ...] = ()
+    """Fields of an op that a backend brings, by name: `node.alpha` reads them too."""
+
+    def __getattr__(self, name: str) -> Any:
+        for key, value in self.__dict__.get("attributes", ()):
+            if key == name:
+                return value
+        raise AttributeError(f"a {self.__dict__.get('op', 'node')} has no field {name!r}")
 
     @property
     def weights(self) -> tuple[Value, ...]:
@@ -86,7 +95,9 @@ class TensorNode:
 
 
 _VALUE_FIELDS = ("inputs", "outputs", "weight", "bias", "gamma")
-_SCALAR_FIELDS = tuple(f.name for f in fields(TensorNode) if f.name not in (*_VALUE_FIELDS, "name", "op", "role"))
+_NO_SCALARS = (*_VALUE_FIELDS, "name", "op", "role", "attributes")
+_SCALAR_FIELDS = tuple(f.name for f in fields(TensorNode) if f.name not in _NO_SCALARS)
+_FIELDS = frozenset(f.name for f in fields(TensorNode))
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ def _node_to_dict(node: TensorNode) -> dict[str, Any]:
         value = getattr(node, key)
         if value is not None and (value or key == "layer"):
             entry[key] = asdict(value) if isinstance(value, Rotation) else value
-    return entry
+    return {**entry, **dict(node.attributes)}
 
 
 def _node_from_dict(entry: Mapping[str, Any], known: dict[str, Value]) -> TensorNode:
@@ -173,7 +184,15 @@ def _node_from_dict(entry: Mapping[str, Any], known: dict[str, Value]) -> Tensor
     if rest.get("rotation"):
         rest["rotation"] = Rotation(**rest["rotation"])
     known.update((value.name, value) for value in outputs)
-    return TensorNode(outputs=outputs, **rest)
+    return bare_node(outputs=outputs, **rest)
+
+
+def bare_node(**given: Any) -> TensorNode:
+    """A node of these fields, unchecked; those that TensorNode has not are its `attributes`."""
+    own: dict[str, Any] = {key: value for key, value in given.items() if key in _FIELDS}
+    if others := tuple((key, value) for key, value in given.items() if key not in _FIELDS):
+        own["attributes"] = others
+    return TensorNode(**own)
 
 
 def _known(known: Mapping[str, Value], name: str, reader: str) -> Value:
@@ -251,9 +270,9 @@ def _check_fields(node: TensorNode) -> None:
     if not len(op.inputs) - op.optional_inputs <= len(node.inputs) <= len(op.inputs):
         raise GraphError(f"{node.name} ({op.name}) takes {', '.join(op.inputs)}; {len(node.inputs)} inputs were given")
     for key in op.fields:
-        if not getattr(node, key):
+        if not getattr(node, key, None):
             raise GraphError(f"{node.name} ({op.name}) needs the field {key!r}")
-    for key in (*_SCALAR_FIELDS, "weight", "bias", "gamma"):
+    for key in (*_SCALAR_FIELDS, "weight", "bias", "gamma", *dict(node.attributes)):
         if getattr(node, key) and key not in (*op.fields, *op.optional, "layer"):
             raise GraphError(f"{node.name} ({op.name}) takes no field {key!r}; it takes {(*op.fields, *op.optional)}")
 
@@ -288,7 +307,7 @@ class Builder:
 
 def make_node(op: str, name: str, *inputs: Value, format: str = "f32", **fields: Any) -> TensorNode:
     """A node with inferred outputs; `fields` are TensorNode's. GraphError where the contract is broken."""
-    node = TensorNode(name=name, op=op, inputs=inputs, **fields)
+    node = bare_node(name=name, op=op, inputs=inputs, **fields)
     _check_fields(node)
     return replace(node, outputs=node.contract.infer(node, format))
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.graph import Graph, TensorNode
+from kernelmux.graph.graph import Graph, TensorNode, bare_node
 from kernelmux.graph.ops.fused import Fused
 
 _SCALARS = tuple(
     f.name
     for f in fields(TensorNode)
-    if f.name not in ("name", "op", "inputs", "outputs", "weight", "bias", "gamma", "layer", "role")
+    if f.name not in ("name", "op", "inputs", "outputs", "weight", "bias", "gamma", "layer", "role", "attributes")
 )
 
 
@@ -126,7 +126,7 @@ class _Search:
         set_fields = {*scalars, *(["bias"] if biases else []), *(["gamma"] if gamma else [])}
         if len(biases) not in (0, linear) or not set_fields <= set(takes) or list(weights) != sorted(weights):
             return None
-        node = TensorNode(
+        node = bare_node(
             name=_joined(names),
             op=op.name,
             inputs=tuple(ports[port] for port in op.inputs),
@@ -135,7 +135,7 @@ class _Search:
             bias=tuple(biases[index] for index in sorted(biases)),
             gamma=gamma,
             layer=matched[-1].layer,
-            **scalars,  # type: ignore[arg-type]
+            **scalars,
         )
         return Fusion(node, tuple(names))
 
@@ -174,7 +174,7 @@ def _scalars(matched: Sequence[TensorNode]) -> Mapping[str, object] | None:
     """The scalar fields that the nodes set, or None where two of them disagree."""
     merged: dict[str, object] = {}
     for node in matched:
-        for key in _SCALARS:
+        for key in (*_SCALARS, *dict(node.attributes)):
             value = getattr(node, key)
             if value and merged.setdefault(key, value) != value:
                 return None

@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_backend import graphs, silu_graph
+from kernelmux.contract import hookimpl, registry
 from kernelmux.errors import GraphError
 from kernelmux.graph.formats import Value
-from kernelmux.graph.graph import Builder, Graph, TensorNode
+from kernelmux.graph.graph import Builder, Graph, TensorNode, make_node
+from kernelmux.graph.ops import Case, Op
 from kernelmux.models import open_model
 
 ATTENTION = ["rms_norm", "mul_mat", "mul_mat", "mul_mat", "rope", "copy", "attention", "mul_mat", "add"]
@@ -200,3 +203,39 @@ def test_json_with_a_value_that_cannot_be_is_a_graph_error(key, value):
         node["outputs"][0][key] = value
     with pytest.raises(GraphError):
         Graph.from_json(json.dumps(document))
+
+
+class Leaky(Op):
+    """y = x, or alpha x below 0."""
+
+    name = "leaky"
+    inputs = ("x",)
+    outputs = ("y",)
+    fields = ("alpha",)
+
+    def infer(self, node, format):
+        return (self.output(node, 0, node.inputs[0].shape, format),)
+
+    def reference(self, node, operands):
+        (x,) = operands.inputs
+        return (x.where(x > 0, x * node.alpha),)
+
+    def cases(self):
+        yield Case("leaky", "leaky", (Value("x", (3, 8)),), {"alpha": 0.25})
+
+
+def test_an_op_may_have_fields_of_its_own():
+    plugin = types.SimpleNamespace(CONTRACT=2, new_ops=hookimpl(lambda: [Leaky()]))
+    with registry.isolated(mine=plugin) as found:
+        assert found.backends["mine"].fault == ""
+        b = Builder("g")
+        graph = b.build(b.value("leaky", "y", b.leaf("x", ("m", 8), role="state"), alpha=0.5))
+        assert graph.ops[0].alpha == 0.5
+        assert Graph.from_json(graph.to_json()) == graph
+        assert graph.ops[0].resolve({"m": 3}).alpha == 0.5
+        with pytest.raises(GraphError, match=r"y \(leaky\) needs the field 'alpha'"):
+            make_node("leaky", "y", Value("x", (3, 8)))
+        with pytest.raises(GraphError, match=r"y \(leaky\) takes no field 'beta'"):
+            make_node("leaky", "y", Value("x", (3, 8)), alpha=0.5, beta=1.0)
+        with pytest.raises(AttributeError, match="a leaky has no field 'beta'"):
+            _ = graph.ops[0].beta

@@ -14,7 +14,7 @@ from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import Builder, Graph
-from kernelmux.graph.ops import Fused, Part, Rotation, fused_ops
+from kernelmux.graph.ops import OPS, Fused, Part, Rotation, fused_ops
 from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux.graph.rewrite import find_fusions, fuse
 from kernelmux.run.walker import Walker
@@ -185,6 +185,8 @@ def test_a_llamas_fusions_are_named_after_their_parts_and_keep_the_values_names(
         "qkv": "blk.0.attn_q+attn_k+attn_v",
         "add_rms_norm": "blk.0.attn_add+ffn_norm",
         "swiglu": "blk.0.ffn_silu+ffn_mul",
+        "rope_copy": "blk.0.rope+copy",
+        "mul_mat_pair": "blk.0.ffn_gate+ffn_up",
     }
     assert [len(fusion.parts) for fusion in found] == sorted((len(f.parts) for f in found), reverse=True)
     outputs = {fusion.node.op: [value.name for value in fusion.node.outputs] for fusion in found}
@@ -268,5 +270,6 @@ def test_parts_of_different_row_counts_are_not_fused(rows, found):
 
 
 def test_places_of_one_op_share_no_node():
-    assert names(_three(parts=("q", "k", "v", "w"))) == ["q+k+v"]
-    assert names(_three(parts="abcdef")) == ["a+b+c", "d+e+f"]
+    assert names(_three(parts=("q", "k", "v", "w")), OPS["qkv"]) == ["q+k+v"]
+    assert names(_three(parts="abcdef"), OPS["qkv"]) == ["a+b+c", "d+e+f"]
+    assert names(_three(parts="abcde")) == ["a+b+c", "a+b", "c+d"]

@@ -1,10 +1,11 @@
 """Which fusions a plan keeps: those whose kernel the policy would have chosen for the parts, or names itself."""
 
+import re
+
 import pytest
 
 from fake_backend import FakeKernel, backend, llama_graph, plan_for, whole_backend
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import Declined
+from kernelmux.contract import Declined, registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Builder
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused
@@ -107,13 +108,13 @@ def test_a_kernel_stands_for_the_rest_where_the_backend_was_chosen(policy, has, 
     assert (found["gated+y"].choice.name if "gated+y" in found else None) == kernel
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("", True), (rule("b:f32", op="silu"), False)])
-def test_a_kernel_stands_for_those_of_a_backend_that_it_is_made_of(policy, kept):
-    fused = FakeKernel("other")
-    fused.stands_for = ("b",)
-    one, other = backend(swiglu=fused, add=F32), plain_backend()
-    found = steps(planned(policy, gate_graph(), a=one, b=other))
-    assert ("gated+y" in found) == kept
+@pytest.mark.parametrize("policy", ["", rule("b:f32", op="silu")])
+def test_a_kernel_stands_for_no_other_backends_kernels_and_the_plan_says_so(policy):
+    one, other = backend(swiglu=FakeKernel("other"), add=F32), plain_backend()
+    plan = planned(policy, gate_graph(), a=one, b=other)
+    assert "gated+y" not in steps(plan)
+    (why,) = (why for why in plan.considered["gated"] if why.kernel == "a:other of swiglu")
+    assert re.match("silu was given to b:f32, by (defaults|rule 1)", why.reason)
 
 
 def test_a_fusion_is_kept_at_the_row_counts_where_the_parts_agree():

@@ -96,6 +96,7 @@ def _part_node(part: Part, node: TensorNode, inputs: tuple[Value, ...]) -> Tenso
     )
     takes = (*plain.contract.fields, *plain.contract.optional, "name", "op", "inputs", "outputs", "layer")
     cleared: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(plain) if f.name not in takes}
+    cleared["attributes"] = tuple(pair for pair in node.attributes if pair[0] in takes)
     return dataclasses.replace(plain, **cleared)
 
 

@@ -48,12 +48,14 @@ def _turned(node, rows, positions, divisors):
     """Each pair, of neighbours or of one element from each half, as a complex number, times e^(i angle)."""
     exponents = torch.arange(0, node.rotation.dims, 2, dtype=torch.float64) / node.rotation.dims
     speeds = node.rotation.theta**-exponents / (divisors[0] if divisors else 1)
+    if node.rotation.scaling != "none":
+        speeds = torch.tensor(node.rotation.frequencies(), dtype=torch.float64)
     angles = positions.double()[:, None] * speeds
     heads = rows.reshape(len(rows), -1, node.rotation.dims)
     halves = node.rotation.pairing == "halves"
     pairs = heads.unflatten(-1, (2, -1)).mT if halves else heads.unflatten(-1, (-1, 2))
     turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    parts = torch.view_as_real(turned)
+    parts = torch.view_as_real(turned) * node.rotation.magnitude
     return (parts.mT if halves else parts).reshape(rows.shape)
 
 
@@ -74,8 +76,14 @@ def _mul_mat_add(node, operands):
 
 def _qkv_rope_copy(node, operands):
     x, positions, slots, *caches = operands.inputs
-    q, k, v = (_linear(x, operands, index) for index in range(3))
-    q, k = (_turned(node, rows, positions, operands.weight[3:]) for rows in (q, k))
+    rows = tuple(_linear(x, operands, index) for index in range(3))
+    return _placed(node, rows, positions, slots, caches, operands.weight[3:])
+
+
+def _placed(node, rows, positions, slots, caches, divisors):
+    """Queries turned, and the caches with keys turned and values at their slots."""
+    q, k, v = rows
+    q, k = (_turned(node, part, positions, divisors) for part in (q, k))
     caches = [cache.clone() for cache in caches]
     for row, slot in enumerate(slots.tolist()):
         if slot < 0:
@@ -86,7 +94,14 @@ def _qkv_rope_copy(node, operands):
     return (q, *caches)
 
 
+def _rope_copy(node, operands):
+    q, k, v, positions, slots, *caches = operands.inputs
+    return _placed(node, (q, k, v), positions, slots, caches, operands.weight)
+
+
 BY_HAND = {
+    "rope_copy": _rope_copy,
+    "mul_mat_pair": lambda node, operands: tuple(_linear(operands.inputs[0], operands, index) for index in range(2)),
     "add_rms_norm": _add_rms_norm,
     "swiglu": lambda node, operands: (torch.nn.functional.silu(operands.inputs[0]) * operands.inputs[1],),
     "qkv": lambda node, operands: tuple(_linear(operands.inputs[0], operands, index) for index in range(3)),
@@ -180,6 +195,12 @@ GOOD = {
     "swiglu": ((X, Value("b", (M, K))), {}, [(M, K)]),
     "qkv": ((X,), {"weight": HEAD_WEIGHTS}, [(M, 32), (M, 16), (M, 16)]),
     "gate_up_swiglu": ((X,), {"weight": _values(2)}, [(M, 32)]),
+    "mul_mat_pair": ((X,), {"weight": _values(2)}, [(M, 32), (M, 32)]),
+    "rope_copy": (
+        (Value("q_flat", (M, 32)), Value("k_flat", (M, 16)), Value("v", (M, 16)), *ROWS, *CACHES),
+        HEADS,
+        [(M, 32), *(value.shape for value in CACHES)],
+    ),
     "mul_mat_add": ((X, Value("residual", (M, 32))), {"weight": _values(1)}, [(M, 32)]),
     "qkv_rope_copy": (
         (X, *ROWS, *CACHES),

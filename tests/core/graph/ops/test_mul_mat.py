@@ -30,7 +30,7 @@ def test_cost_counts_the_weight_as_it_is_stored():
 
 def test_the_hook_is_told_m_n_k_and_format():
     node = one_node("mul_mat", Value("x", (2, 64)), weight=(Value("w", (10, 64), "Q4_0"),))
-    assert node.contract.arguments(node) == {"m": 2, "n": 10, "k": 64, "weight_format": "Q4_0"}
+    assert node.contract.arguments(node) == {"m": 2, "n": 10, "k": 64, "weight_format": "Q4_0", "bias": False}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """What holds for every op: its cases, its hook, and that its fields exist."""
 
 import inspect
+import types
 
 import pytest
 
 from kernelmux.conformance.draw import draw_case
-from kernelmux.contract.hookspecs import Hooks
+from kernelmux.contract import hookimpl, registry
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import CORE_OPS, OPS
 from kernelmux.graph.ops.op import ROW_COUNTS, WEIGHTS
@@ -27,9 +28,16 @@ def test_case_names_are_unique():
 
 @ops
 def test_its_hook_takes_node_device_and_its_arguments(op):
+    told = ("node", "device", *op.told)
     (node,) = draw_case(next(iter(op.cases()))).graph.ops
-    parameters = set(inspect.signature(getattr(Hooks, f"dispatch_{op.name}")).parameters)
-    assert parameters == {"self", "node", "device", *op.arguments(node)}
+    assert op.arguments(node).keys() == op.told.keys()
+    for arguments, fault in ((told, ""), ((*told, "mood"), f"odd.dispatch_{op.name} asks for 'mood'")):
+        hook = eval(f"lambda {', '.join(arguments)}: []")
+        with registry.isolated(
+            odd=types.SimpleNamespace(CONTRACT=2, **{f"dispatch_{op.name}": hookimpl(hook)})
+        ) as found:
+            assert fault in found.backends["odd"].fault
+            assert bool(found.backends["odd"].fault) == bool(fault)
 
 
 @ops
@@ -38,9 +46,10 @@ def test_a_backend_learns_the_row_count(op):
     assert op.arguments(node)["m"] == node.inputs[0].shape[0]
 
 
-def test_every_hook_has_its_op():
-    hooks = {name.removeprefix("dispatch_") for name in vars(Hooks) if name.startswith("dispatch_")}
-    assert hooks == set(OPS)
+def test_a_hook_of_no_op_is_named():
+    odd = types.SimpleNamespace(CONTRACT=2, dispatch_mulmat=hookimpl(lambda node: []))
+    with registry.isolated(odd=odd) as found:
+        assert "odd.dispatch_mulmat is no hook (did you mean 'dispatch_mul_mat'?)" in found.backends["odd"].fault
 
 
 @ops
