@@ -3,13 +3,14 @@
 Each is a right kernel with one mistake, its class named after it, and says which check must catch it.
 """
 
-from wrong import attention, cache, captured, elementwise, keeps, launches, linear, memory, norm, rope, weights
+from wrong import asking, attention, cache, captured, elementwise, keeps, launches, linear, memory, norm, rope, weights
 from wrong.kernel import PLANTED, Planted, Right
 
 __all__ = [
     "PLANTED",
     "Planted",
     "Right",
+    "asking",
     "attention",
     "cache",
     "captured",

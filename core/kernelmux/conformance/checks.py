@@ -162,5 +162,5 @@ def one_row(trial: Trial, first: list[torch.Tensor], peer: tuple[float, float]) 
             alike = False
             batch_wanted = trial.expected[index]
             if wrong := single.measure(index, one, batch_wanted[last:], peer, batch_wanted).failures:
-                trial.failures.append(f"{wrong[0]} in {value.name}, for the last row alone")
+                trial.failures.append(f"{wrong[0]}, for the last row alone")
     return alike

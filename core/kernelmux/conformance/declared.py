@@ -6,16 +6,33 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kernelmux.conformance.asking import watched
 from kernelmux.conformance.guarded import same
-from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import packed_key
 from kernelmux.graph.formats import Value
 
 if TYPE_CHECKING:
     from kernelmux.conformance.trial import Trial
+    from kernelmux.contract.registry import Registry
+    from kernelmux.graph.graph import TensorNode
+
 
 LOOSEST = 1e-2
 """The largest bound that says anything: zeros have an NMSE of 1."""
+
+
+def pure(trial: Trial, backend: str, registry: Registry, node: TensorNode) -> None:
+    """Asking changes nothing: no file, process or memory comes of it, and the answer is the same again."""
+    kernel, device = trial.kernel, trial.device
+    with watched(device) as seen:
+        again = registry.offer(node, device, only=backend).kernels.get(f"{backend}:{kernel.name}")
+        for asked in (kernel.inputs, kernel.outputs, kernel.packed_bytes, kernel.workspace, kernel.variants):
+            asked(trial.node)
+        kernel.work(trial.node)
+    trial.failures += [f"asking: while it is asked, {backend} {what}" for what in dict.fromkeys(seen)]
+    if type(again) is not type(kernel):
+        trial.failures.append(f"asking: asked again for the same node, {backend} answers otherwise")
 
 
 def precision(trial: Trial) -> None:

@@ -1,4 +1,7 @@
-"""How far a result is from the truth: NMSE over the whole, over each row and column, and the worst element."""
+"""How far a result is from the truth: NMSE over the whole, over each row and column, and the worst element.
+
+What is wrong is said with the worst element, and where the wrong ones sit.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-WORST = 24.0
-"""How many standard deviations, by the NMSE bound, one element may be off: rounding stays within six or so."""
+from kernelmux.conformance.located import Layout
+
+ROUNDING = 6.0
+"""How many standard deviations, by the NMSE bound, rounding puts an element off."""
+
+WORST = 4 * ROUNDING
+"""How many of them one element may be off."""
 
 LINE = 24.0
 """How many times the bound one row's or one column's NMSE may be."""
@@ -40,19 +48,20 @@ def compare(
     block: int = 1,
     peer: tuple[float, float] = (0.0, 0.0),
     batch: torch.Tensor | None = None,
+    layout: Layout = Layout(),
 ) -> Measured:
     """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), nothing in it far off.
 
     `block` columns with a scale of their own count as a row. `peer` is the NMSE of a kernel that `found` need not be
     closer than, and that kernel's worst element. `batch` holds the rows that `wanted` is one of: a narrow row's sums
-    may cancel, so that it has their scale.
+    may cancel, so that it has their scale. `layout` is how failures call the output and its places.
     """
     found = found.double()
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
     alike = torch.where(wanted.isfinite(), found.isfinite(), (found == wanted) | (found.isnan() & wanted.isnan()))
     if not bool(alike.all()):
-        where = _index(~alike)
-        return Measured(math.inf, math.inf, bound, (f"finite: element {where} is {float(found[where])}",))
+        failure = f"finite: {layout.element(_index(~alike), found, wanted)}; {layout.located(~alike)}"
+        return Measured(math.inf, math.inf, bound, (failure,))
     truth = torch.where(wanted.isfinite(), wanted, 0.0)
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
     # Below the smallest normal float32 precision runs out, and hardware may flush to zero.
@@ -66,18 +75,17 @@ def compare(
     allowed = max(bound, peer[0])
     most = max(WORST * math.sqrt(allowed), peer[1])
     of_a_line = max(LINE * allowed, peer[1] ** 2 / SMALLEST)
-    failures = []
     if error > allowed:
-        failures.append(f"error: NMSE {error:.3g} is over the bound {allowed:.3g}")
+        failure = f"NMSE {error:.3g} is over the bound {allowed:.3g}"
     elif worst > most:
-        where = _index(relative == relative.max())
-        failures.append(
-            f"error: element {where} is {float(found[where]):.6g}, not {float(wanted[where]):.6g}: "
-            f"{worst:.3g} of its row's root mean square, where {most:.3g} is allowed"
-        )
+        failure = f"an element is {worst:.3g} of its row's root mean square off, where {most:.3g} is allowed"
     elif lost := _lost_line(truth / rows, relative, of_a_line):
-        failures.append(f"error: {lost}, where {of_a_line:.3g} is allowed")
-    return Measured(error, worst, bound, tuple(failures))
+        failure = f"{lost}, where {of_a_line:.3g} is allowed"
+    else:
+        return Measured(error, worst, bound, ())
+    wrong = relative > min(ROUNDING * math.sqrt(allowed), worst / 2)
+    element = layout.element(_index(relative == worst), found, wanted)
+    return Measured(error, worst, bound, (f"error: {failure}; the worst is {element}; {layout.located(wrong)}",))
 
 
 def _mean_square(truth: torch.Tensor) -> float:

@@ -61,6 +61,7 @@ def run_case(
     try:
         weights = [drawn.weights[value.name] for value in node.weights]
         trial = Trial(drawn.planes, weights, _store(node, found, variant), found, target)
+        declared.pure(trial, kernel.partition(":")[0], registry, node)
         declared.precision(trial)
         declared.symbols(trial)
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
@@ -152,10 +153,6 @@ def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome
 def _measure(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:
     """The outcome with the error of the output that takes most of its bound."""
     measured = [trial.measure(index, memory, peer=peer) for index, memory in enumerate(trial.outputs)]
-    failures = tuple(
-        f"{failure} in {value.name}"
-        for value, found in zip(trial.node.outputs, measured, strict=True)
-        for failure in found.failures
-    )
+    failures = tuple(failure for found in measured for failure in found.failures)
     outcomes = [replace(outcome, error=found.error, worst=found.worst, bound=found.bound) for found in measured]
     return replace(max(outcomes, key=share), failures=failures)

@@ -14,6 +14,7 @@ import torch
 
 from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Columns, Guarded, same
+from kernelmux.conformance.located import Layout
 from kernelmux.conformance.measure import Measured, compare
 from kernelmux.contract.answers import bound
 from kernelmux.contract.device import Device
@@ -268,7 +269,9 @@ class Trial:
         truth = self.expected[index] if wanted is None else wanted
         bound = self.kernel.precision + format.rounding
         found = dequantize_planes(format.name, memory.parts, torch.double)
-        return compare(found, truth, bound, format.block, peer, batch)
+        blocks = (lookup(value.format).block for value in self.node.weight)
+        layout = Layout(self.node.outputs[index].name, self.node.head_dim, max(format.block, *blocks, 1))
+        return compare(found, truth, bound, format.block, peer, batch, layout)
 
     def synchronize(self) -> None:
         self.device.platform.synchronize(self.device)

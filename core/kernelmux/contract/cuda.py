@@ -151,6 +151,11 @@ class Cuda(Platform):
 
         return int(torch.cuda.get_device_properties(device.torch).L2_cache_size)
 
+    def allocations(self, device: Device) -> int:
+        import torch
+
+        return int(torch.cuda.memory_stats(device.torch).get("allocation.all.allocated", 0))
+
     def peak_bytes(self, device: Device) -> int | None:
         import torch
 

@@ -160,6 +160,10 @@ class Platform:
         """Bytes of the cache that operands must outrun to be measured; 0 where `past_cache` will do."""
         return 0
 
+    def allocations(self, device: Device) -> int:
+        """How many blocks of its memory torch has handed out so far; 0 where nobody counts."""
+        return 0
+
     def peak_bytes(self, device: Device) -> int | None:
         """The most bytes that torch ever held; None where nobody can tell."""
         return None

@@ -118,11 +118,11 @@ class Registry:
                     self._quarantine(self.backends[backend], error)
         return self._classes[backend]
 
-    def offer(self, node: TensorNode, device: Device) -> Offer:
-        """Every backend's answer for a node on a device; one that raises or answers nonsense is quarantined."""
+    def offer(self, node: TensorNode, device: Device, only: str = "") -> Offer:
+        """Every backend's answer for a node on a device, or one's; one that raises or answers nonsense is set aside."""
         kernels: dict[str, Kernel] = {}
         declined: dict[str, Declined] = {}
-        for name in self.working:
+        for name in [only] if only else self.working:
             try:
                 theirs = self._answer(name, node, device)
             except Exception as error:
