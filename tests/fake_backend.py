@@ -42,7 +42,7 @@ class FakeKernel(Kernel):
         work=lambda node, tensors: None,
     ):
         self.name, self.precision, self.version, self.launches = name, precision, version, launches
-        self.packed, self.bytes, self.scratch, self.work = packed, packed_bytes, scratch, work
+        self.packed, self.bytes, self.scratch, self._work = packed, packed_bytes, scratch, work
         self.takes, self.emits = takes, emits
         self.bound = []
         self.prepared = []
@@ -67,7 +67,7 @@ class FakeKernel(Kernel):
 
     def bind(self, node, tensors, stream):
         self.bound.append((node, tensors))
-        return lambda: self.work(node, tensors)
+        return lambda: self._work(node, tensors)
 
 
 def compute(node, tensors):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.conformance.located import Layout
+from kernelmux.conformance.located import PLAIN, Layout
 
 ROUNDING = 6.0
 """How many standard deviations, by the NMSE bound, rounding puts an element off."""
@@ -48,7 +48,7 @@ def compare(
     block: int = 1,
     peer: tuple[float, float] = (0.0, 0.0),
     batch: torch.Tensor | None = None,
-    layout: Layout = Layout(),
+    layout: Layout = PLAIN,
 ) -> Measured:
     """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), nothing in it far off.
 
