@@ -1,7 +1,11 @@
 """A plan on file: read back it is the very same plan, or one line says what has changed since."""
 
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -267,3 +271,60 @@ def test_a_lock_holds_no_weights_and_no_paths(tmp_path):
     assert str(tmp_path) not in text
     assert len(text) < 20_000
     assert '"blk.0.attn_q+attn_k+attn_v": "a:fast"' in text
+
+
+# In another process.
+
+CHOOSE = {
+    "op": ["mul_mat", "qkv", "add", "silu", "swiglu", "attention", "rms_norm"],
+    "layer": ["0", "1", "0..1"],
+    "m": ["1", "2..3", "4..", "8"],
+    "node": ["blk.0.*", "*.ffn_up", "logits"],
+    "where": ["{ n = 32 }", '{ n = "33..", k = 32 }'],
+}
+EFFECTS = {"use": ["a", "b", "a:fast", "a:f32"], "max_error": [1e-2], "on_error": ["next", "error"]}
+READ_AGAIN = """
+import json, sys
+from pathlib import Path
+import test_lock
+from kernelmux.plan.lock import write_lock
+
+for path in map(Path, sys.argv[1:]):
+    found, policy = test_lock.read(path), path.with_suffix(".toml").read_text()
+    made = test_lock.locked(path.with_suffix(".made"), policy=policy)
+    again = path.with_suffix(".again")
+    write_lock(found, again)
+    print(found == made, again.read_text() == path.read_text() == path.with_suffix(".made").read_text())
+"""
+
+
+def random_policy(chance):
+    """Up to four rules of any selectors and effects, and what holds besides."""
+    lines = [f"fuse = {chance.choice(['true', 'true', 'false'])}"]
+    for _ in range(chance.randrange(5)):
+        lines.append("[[rule]]")
+        for key, values in CHOOSE.items():
+            if chance.random() < 0.3:
+                value = chance.choice(values)
+                lines.append(f"{key} = {value}" if key == "where" else f'{key} = "{value}"')
+        lines.append(f'use = "{chance.choice(EFFECTS["use"])}"')
+        lines += [f"max_error = {EFFECTS['max_error'][0]}"] if chance.random() < 0.3 else []
+        lines += [f'on_error = "{chance.choice(EFFECTS["on_error"])}"'] if chance.random() < 0.3 else []
+    lines += ["[defaults]", f'use = ["{chance.choice("ab")}"]', f'on_error = "{chance.choice(EFFECTS["on_error"])}"']
+    lines += ["[kv]", f'format = "{chance.choice(["f32", "bf16"])}"']
+    return "\n".join([*lines, ""])
+
+
+def test_what_one_process_locked_another_reads_equal_in_every_field(tmp_path):
+    chance, paths = random.Random(15), []
+    for number in range(40):
+        policy = random_policy(chance)
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].with_suffix(".toml").write_text(policy)
+        locked(paths[-1], policy=policy)
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", READ_AGAIN, *paths], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["True True"] * len(paths) + [""]
