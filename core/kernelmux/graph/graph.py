@@ -197,7 +197,7 @@ def bare_node(**given: Any) -> TensorNode:
 
 def _known(known: Mapping[str, Value], name: str, reader: str) -> Value:
     if name not in known:
-        raise GraphError(f"{reader} reads {name!r}, which no node before it produces")
+        raise GraphError(f"{reader} reads {name!r}, which no node before it produces", node=reader)
     return known[name]
 
 
@@ -210,22 +210,20 @@ def _validate(graph: Graph) -> None:
     weights = {leaf.name for leaf in graph.leaves if leaf.role == "weight"}
     for node in graph.nodes:
         if node.name in names:
-            raise GraphError(f"two nodes are named {node.name!r}; each needs a name of its own")
+            raise GraphError(f"two nodes are named {node.name!r}; each needs a name of its own", node=node.name)
         names.add(node.name)
         if fed := [value.name for value in node.inputs if value.name in weights]:
-            raise GraphError(f"{node.name} reads the weight {fed[0]!r} as an input; weights go into `weight`")
+            raise _fault(node, f" reads the weight {fed[0]!r} as an input; weights go into `weight`")
         for value in (*node.inputs, *node.weights):
             if value.name not in known:
                 fault = "is produced only later: nodes must stand in topological order"
-                raise GraphError(
-                    f"{node.name} reads {value.name!r}, which {fault if value.name in later else 'no node produces'}"
+                raise _fault(
+                    node, f" reads {value.name!r}, which {fault if value.name in later else 'no node produces'}"
                 )
             if known[value.name] != value:
-                raise GraphError(f"{node.name} reads {value}, but it is produced as {known[value.name]}")
+                raise _fault(node, f" reads {value}, but it is produced as {known[value.name]}")
             if value.name in superseded:
-                raise GraphError(
-                    f"{node.name} reads {value.name!r} after {superseded[value.name]} has updated its memory"
-                )
+                raise _fault(node, f" reads {value.name!r} after {superseded[value.name]} has updated its memory")
         if node.op == LEAF:
             _validate_leaf(node)
         else:
@@ -234,7 +232,7 @@ def _validate(graph: Graph) -> None:
                 superseded[node.inputs[source].name] = node.name
         for value in node.outputs:
             if value.name in known:
-                raise GraphError(f"{node.name} produces {value.name!r}, which another node has produced")
+                raise _fault(node, f" produces {value.name!r}, which another node has produced")
             lookup(value.format)
             known[value.name] = value
     for name in graph.outputs:
@@ -242,12 +240,17 @@ def _validate(graph: Graph) -> None:
             raise GraphError(f"the graph's output {name!r} is produced by no node{nearest(name, known)}")
 
 
+def _fault(node: TensorNode, says: str) -> GraphError:
+    """What is wrong with a node, which is named first."""
+    return GraphError(f"{node.name}{says}", node=node.name)
+
+
 def _validate_leaf(node: TensorNode) -> None:
     if node.inputs or node.weights or len(node.outputs) != 1 or node.role is None:
-        raise GraphError(f"{node.name}: a leaf reads nothing, holds one value and has a role")
+        raise _fault(node, ": a leaf reads nothing, holds one value and has a role")
     for extent in node.outputs[0].shape:
         if isinstance(extent, bool) or not isinstance(extent, int | str) or (isinstance(extent, int) and extent < 0):
-            raise GraphError(f"{node.name}: {extent!r} is no extent; extents are counts or symbols")
+            raise _fault(node, f": {extent!r} is no extent; extents are counts or symbols")
 
 
 def _validate_op(node: TensorNode) -> None:
@@ -255,26 +258,26 @@ def _validate_op(node: TensorNode) -> None:
     _check_fields(node)
     for expected, found in zip(node.contract.infer(node, "f32"), node.outputs, strict=False):
         if expected.shape != found.shape:
-            raise GraphError(f"{node.name} ({node.op}): output {found.name} is {found.shape}, not {expected.shape}")
+            raise _fault(node, f" ({node.op}): output {found.name} is {found.shape}, not {expected.shape}")
     if len(node.outputs) != len(node.contract.outputs):
-        raise GraphError(f"{node.name} ({node.op}) needs outputs {', '.join(node.contract.outputs)}")
+        raise _fault(node, f" ({node.op}) needs outputs {', '.join(node.contract.outputs)}")
     for source, target in node.contract.updates:
         if node.inputs[source].format != node.outputs[target].format:
-            raise GraphError(f"{node.name} ({node.op}): {node.outputs[target].name} must keep its input's format")
+            raise _fault(node, f" ({node.op}): {node.outputs[target].name} must keep its input's format")
 
 
 def _check_fields(node: TensorNode) -> None:
     if node.op not in OPS:
-        raise GraphError(f"{node.name}: unknown op {node.op!r}{nearest(node.op, OPS)}")
+        raise _fault(node, f": unknown op {node.op!r}{nearest(node.op, OPS)}")
     op = node.contract
     if not len(op.inputs) - op.optional_inputs <= len(node.inputs) <= len(op.inputs):
-        raise GraphError(f"{node.name} ({op.name}) takes {', '.join(op.inputs)}; {len(node.inputs)} inputs were given")
+        raise _fault(node, f" ({node.op}) takes {', '.join(op.inputs)}; {len(node.inputs)} inputs were given")
     for key in op.fields:
         if not getattr(node, key, None):
-            raise GraphError(f"{node.name} ({op.name}) needs the field {key!r}")
+            raise _fault(node, f" ({node.op}) needs the field {key!r}")
     for key in (*_SCALAR_FIELDS, "weight", "bias", "gamma", *dict(node.attributes)):
         if getattr(node, key) and key not in (*op.fields, *op.optional, "layer"):
-            raise GraphError(f"{node.name} ({op.name}) takes no field {key!r}; it takes {(*op.fields, *op.optional)}")
+            raise _fault(node, f" ({node.op}) takes no field {key!r}; it takes {(*op.fields, *op.optional)}")
 
 
 class Builder:

@@ -99,8 +99,14 @@ FAULTS = {
 
 @pytest.mark.parametrize(("nodes", "outputs", "message"), FAULTS.values(), ids=list(FAULTS))
 def test_a_fault_is_named(nodes, outputs, message):
-    with pytest.raises(GraphError, match=message):
+    with pytest.raises(GraphError, match=message) as caught:
         Graph("g", nodes, outputs)
+    said, node = str(caught.value), caught.value.node
+    if said.startswith(("unknown format", "the graph's output")):
+        assert node is None
+    else:
+        assert node in {node.name for node in nodes}
+        assert said.startswith((node, f"two nodes are named {node!r}"))
 
 
 def test_the_graph_that_the_faults_were_made_in_is_good():

@@ -141,7 +141,7 @@ class Op(ABC):
     def require(self, holds: bool, node: TensorNode, message: str) -> None:
         """GraphError `node: message` unless `holds`."""
         if not holds:
-            raise GraphError(f"{node.name} ({self.name}): {message}")
+            raise GraphError(f"{node.name} ({self.name}): {message}", node=node.name)
 
 
 def elements(value: Value) -> int:
