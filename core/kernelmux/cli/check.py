@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceName, print_json
+from kernelmux.cli.common import DeviceName, Verbose, print_json, traced
 from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STDOUT = Path("-")
 
 
+@traced
 def check(
     backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="Only this one; else all.")] = "",
     op: Annotated[str, typer.Option("--op", metavar="OP", help="Only this op's cases.")] = "",
@@ -44,6 +45,7 @@ def check(
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails."""
     from kernelmux.conformance import Filter
@@ -71,9 +73,13 @@ def check(
     narrowed = bool(op or kernel or case or smoke or cases)
     outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
-    broken = [_fault(name, current) for name in taking_part if current.backends[name].fault]
+    broken = {
+        _fault(name, current): current.backends[name].trace for name in taking_part if current.backends[name].fault
+    }
     report = make_report(outcomes, current.backends, device_class, dict.fromkeys((*notes, *broken)))
-    _write(report, json, html)
+    for trace in broken.values() if verbose else ():
+        typer.echo(trace, err=True)
+    _write(report, json, html, verbose)
     if report.totals["fail"] or broken:
         raise typer.Exit(1)
 
@@ -111,7 +117,7 @@ def _jobs_of(backend: str, registry: Registry, device: str, file: CaseFile | Non
     finally:
         # A hook that raises shows itself only when it is asked for cases, and all of them look refused then.
         if backend in registry.backends and registry.backends[backend].fault:
-            raise BackendError(_fault(backend, registry))
+            raise BackendError(_fault(backend, registry), backend=backend)
 
 
 def _fault(backend: str, registry: Registry) -> str:
@@ -180,7 +186,7 @@ def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job]
     return apply_known(judged, partly)[: len(judged)]
 
 
-def _write(report: Report, json: Path | None, html: Path | None) -> None:
+def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -> None:
     from kernelmux.conformance.html import to_html
     from kernelmux.conformance.report import print_report, to_json
 
@@ -193,4 +199,4 @@ def _write(report: Report, json: Path | None, html: Path | None) -> None:
         json.write_text(json_format.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n", "utf-8")
     for note in report.notes:
         typer.echo(f"not checked: {note}", err=True)
-    print_report(report)
+    print_report(report, traces)

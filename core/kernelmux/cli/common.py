@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
+
+from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
@@ -30,6 +34,7 @@ DeviceAs = Annotated[
     str | None,
     typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of whatever goes wrong.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 
 
@@ -58,6 +63,27 @@ def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: 
     for note in made.notes:
         typer.secho(f"kernelmux: {note}", err=True, fg="red", bold=True)
     return made
+
+
+P = ParamSpec("P")
+
+
+def traced(command: Callable[P, None]) -> Callable[P, None]:
+    """A command that with `--verbose` prints the traceback of an error to stderr, before `main` says it in one line."""
+
+    @wraps(command)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        try:
+            command(*args, **options)
+        except KernelmuxError as error:
+            if options["verbose"]:
+                from kernelmux.contract import registry
+
+                broken = registry.current().backends.get(error.backend or "")
+                typer.echo((broken and broken.trace) or "".join(traceback.format_exception(error)), err=True)
+            raise
+
+    return run
 
 
 def print_json(document: Any) -> None:

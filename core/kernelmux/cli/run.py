@@ -16,9 +16,11 @@ from kernelmux.cli.common import (
     PolicyPath,
     RandomModel,
     Use,
+    Verbose,
     make_plan,
     open_asked,
     print_json,
+    traced,
 )
 from kernelmux.cli.plan import summary
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from kernelmux.run.model import Generation
 
 
+@traced
 def run(
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)],
     model: OptionalModelPath = None,
@@ -47,6 +50,7 @@ def run(
         Path | None,
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
     ] = None,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""

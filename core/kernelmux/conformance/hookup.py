@@ -87,14 +87,14 @@ def jobs(
     BackendError where the backend is not installed, is quarantined, or has no kernel at all.
     """
     if backend not in registry.backends:
-        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}")
+        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}", backend=backend)
     if fault := registry.backends[backend].fault:
-        raise BackendError(f"backend {backend!r} is quarantined: {fault}")
+        raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
     every_case = file.cases if file else all_cases()
     source = file.path if file else ""
     kernels, offered = _kernels(backend, registry, device, every_case)
     if fault := registry.backends[backend].fault:
-        raise BackendError(f"backend {backend!r} broke while it was asked: {fault}")
+        raise BackendError(f"backend {backend!r} broke while it was asked: {fault}", backend=backend)
     if not offered:
         raise BackendError(f"backend {backend!r} takes none of the {'file' if file else 'suite'}'s cases on {device}")
     for op, variants_of in kernels.items():
@@ -218,7 +218,8 @@ def suite(
                 pytest.skip(outcome.reason)
             if outcome.status == "known":
                 pytest.xfail(outcome.reason)
-            assert outcome.passed, "\n".join([*outcome.failures, f"again: {outcome.command}"])
+            trace = [outcome.trace] if outcome.trace and request.config.get_verbosity() > 0 else []
+            assert outcome.passed, "\n".join([*outcome.failures, f"again: {outcome.command}", *trace])
 
         def test_known_failures_name_cases(self) -> None:
             """An entry that is about no case is stale."""

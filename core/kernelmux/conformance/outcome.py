@@ -38,6 +38,8 @@ class Outcome:
     device: str = "cpu"
     peer: str = ""
     """The kernel that it need not be closer than, if one was named."""
+    trace: str = ""
+    """The traceback, where the kernel raised."""
 
     @property
     def passed(self) -> bool:

@@ -220,8 +220,11 @@ def _matrices(report: Report) -> Iterator[tuple[str, list[str], Rows]]:
         yield backend, list(dict.fromkeys(kernel for cells in rows.values() for kernel in cells)), rows
 
 
-def print_report(report: Report) -> None:
-    """The matrix, the refusals, each failure with what runs it again, and the totals; plain lines to a pipe or file."""
+def print_report(report: Report, traces: bool = False) -> None:
+    """The matrix, the refusals, each failure with what runs it again, and the totals; plain lines to a pipe or file.
+
+    With `traces` also the traceback of each kernel that raised.
+    """
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -237,6 +240,8 @@ def print_report(report: Report) -> None:
         for failure in outcome.failures:
             console.print(f"  {failure}", soft_wrap=True)
         console.print(f"  again: {outcome.command}", soft_wrap=True)
+        if traces and outcome.trace:
+            console.print(outcome.trace, soft_wrap=True)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     console.print(f"\n{summary(report.totals)}; on {report.device}, {versions}", soft_wrap=True)
 

@@ -7,6 +7,7 @@ would bind it, so that what passes here runs in a plan.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from kernelmux.contract.answers import Offer
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import KernelmuxError
+from kernelmux.errors import KernelmuxError, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
@@ -67,10 +68,10 @@ def run_case(
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed)
-    except KernelmuxError as error:
-        return replace(blank, status="fail", failures=(f"raises: {error}",))
     except Exception as error:
-        return replace(blank, status="fail", failures=(f"raises: {type(error).__name__}: {error}",))
+        said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
+        failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
+        return replace(blank, status="fail", failures=(failure,), trace=trace)
     return replace(outcome, status="fail") if outcome.failures else outcome
 
 

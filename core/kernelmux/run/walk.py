@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes
-from kernelmux.errors import LaunchError
+from kernelmux.errors import LaunchError, where_raised
 from kernelmux.plan.formats import Step
 
 
@@ -59,7 +59,7 @@ def launch_error(steps: Sequence[Step], index: int, device: str, error: Exceptio
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
     message = (
         f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, "
-        f"with {shapes}: {type(error).__name__}: {error}"
+        f"with {shapes}: {type(error).__name__}: {error} ({where_raised(error)})"
     )
     if is_out_of_memory(error):
         message = f"{out_of_memory(device, error)}: {choice.name} wanted it for {node.name} ({node.op})"
