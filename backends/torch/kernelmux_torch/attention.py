@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.contract.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops.attention import visible
+from kernelmux_torch.kernel import FLOATS, TorchKernel
 
 
-def offer(node: TensorNode) -> Answer:
-    if node.soft_cap:
-        return Declined("torch's attention has no soft cap", "unsupported", "sdpa")
-    return Sdpa()
-
-
-class Sdpa(Kernel):
+class Sdpa(TorchKernel):
     """The query heads that share a kv head are one head's rows to torch, so that keys are never repeated in memory."""
 
+    ops = ("attention",)
     name = "sdpa"
     precision = 1e-9
     # A launch reads lengths and pages on the host, and allocates.
     capturable = False
+    devices: tuple[str, ...] = ("cpu",)
+    takes: Mapping[str, object] = {"cache_format": FLOATS}
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return Declined("torch's attention has no soft cap", "unsupported") if node.soft_cap else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # torch wants queries in the type of keys and values.
@@ -34,7 +34,7 @@ class Sdpa(Kernel):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[node.inputs[1].format]]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
         group, page_size = node.num_heads // node.num_kv_heads, k_cache.shape[1]

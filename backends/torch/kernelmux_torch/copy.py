@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract import Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux_torch.kernel import FLOATS, TorchKernel
 
 
-class Copy(Kernel):
+class Copy(TorchKernel):
+    ops = ("copy",)
     name = "f32"
     precision = 1e-11
     # A launch reads the slots on the host.
     capturable = False
+    # The host waits for the slots: what torch makes of `nonzero` and of the indexing.
+    on_card = 20
+    takes = {"cache_format": FLOATS}
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         k, v, slots, *caches = tensors.inputs
         k_rows, v_rows = (cache.view(-1, rows.shape[1]) for cache, rows in zip(caches, (k, v), strict=True))
 

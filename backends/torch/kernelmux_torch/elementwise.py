@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract import Launch, Tensors
 from kernelmux.graph.graph import TensorNode
+from kernelmux_torch.kernel import FLOATS, TorchKernel
 
-FLOATS = ("f32", "bf16", "f16")
 
-
-class _Elementwise(Kernel):
+class _Elementwise(TorchKernel):
     name = "f32"
     precision = 1e-11
 
@@ -27,7 +25,9 @@ class _Elementwise(Kernel):
 
 
 class Add(_Elementwise):
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    ops = ("add",)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (a, b), (y,) = tensors.inputs, tensors.outputs
         if _rounded_once(a, b, y):
             return partial(torch.add, a, b, out=y)
@@ -35,7 +35,9 @@ class Add(_Elementwise):
 
 
 class Mul(_Elementwise):
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    ops = ("mul",)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (a, b), (y,) = tensors.inputs, tensors.outputs
         if _rounded_once(a, b, y):
             return partial(torch.mul, a, b, out=y)
@@ -48,11 +50,15 @@ def _rounded_once(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 class Silu(_Elementwise):
+    ops = ("silu",)
+    # Where it writes another format than it reads, through float32 scratch.
+    on_card = 3
+
     def workspace(self, node: TensorNode) -> int:
         (x,), (y,) = node.inputs, node.outputs
         return 0 if x.format == y.format else 4 * math.prod(x.extents)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
         if x.dtype == y.dtype:
             return partial(torch.ops.aten.silu.out, x, out=y)

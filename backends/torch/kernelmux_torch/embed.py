@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
+from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Answer, Declined, Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
-from kernelmux_torch.elementwise import FLOATS
+from kernelmux_torch.kernel import FLOATS, TorchKernel
 
 
-def offer(table_format: str) -> Answer:
-    if len(lookup(table_format).planes) > 1:
-        return Declined(f"it looks rows up in tables of one plane, not {table_format}", "format", Rows.name)
-    return Rows()
-
-
-class Rows(Kernel):
+class Rows(TorchKernel):
+    ops = ("embed",)
     name = "rows"
     precision = 1e-11
     packed = "file"
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        if node.weight and self.device.kind != "cpu":
+            return Declined("it decodes rows of a table on the CPU only", "device")
+        if node.weight and len(lookup(node.weight[0].format).planes) > 1:
+            return Declined(f"it looks rows up in tables of one plane, not {node.weight[0].format}", "format")
+        return None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"], ["f32"]][: len(node.inputs)]
@@ -35,7 +36,7 @@ class Rows(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(weight.planes[0] for weight in weights)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         ids, *tables = (*tensors.inputs, *tensors.packed)
         (table,), (y,) = tables, tensors.outputs
         if not node.weight:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn.functional import ScalingType
 
+from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Planes, Tensors
 from kernelmux.contract.weights import converted
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
-from kernelmux_torch.weights import dense
+from kernelmux_torch.cuda.mul_mat import STACKED
+from kernelmux_torch.kernel import TorchKernel
+from kernelmux_torch.weights import dense, joined
 
 BLOCK = 128
 """Columns, and of weights also rows, that share a scale in `fp8_block`."""
@@ -25,98 +26,77 @@ PADDED = 4
 """cuBLASLt wants block scales 16 bytes apart: rows of x, and blocks along k, in fours."""
 
 
-def offer(n: int, k: int, bias: bool, device: Device) -> list[Kernel | Declined]:
-    """Every fp8 kernel, or why not."""
-    answers: list[Kernel | Declined] = []
-    for kernel in (Fp8Tensor(), Fp8Row(), Fp8TensorFast(), Fp8RowFast(), Fp8Block()):
-        answers.append(kernel.refusal(n, k, bias, device) or kernel)
-    return answers
-
-
-class Fp8Tensor(Kernel):
+class Fp8Tensor(TorchKernel):
     """One scale for all activations and one for the weight, summed in float32."""
 
+    ops: tuple[str, ...] = ("mul_mat",)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    capability = (8, 9)
     name = "fp8_tensor"
     precision = 6e-3
     packed = "fp8_tensor"
     # At few rows and long k a second launch adds the parts of a split sum.
-    launches = 2
+    on_card = 2
+    side_by_side = True
     fast = False
-    on_cpu = True
 
-    def refusal(self, n: int, k: int, bias: bool, device: Device) -> Declined | None:
-        """Why the kernel does not take a weight [n, k] on that device."""
-        if device.kind == "cpu":
-            return None if self.on_cpu else Declined("torch has it for CUDA only", "device", self.name)
-        if device.capability is None or not self.runs_on(device.capability):
-            return Declined(f"it needs {self.needs}, this device has {device.capability}", "capability", self.name)
-        if n % 16 or k % 16:
-            reason = f"cuBLASLt takes n and k in sixteens, they are {n} and {k}"
-            return Declined(reason, "alignment", self.name)
+    def refuses(self, node: TensorNode) -> Declined | None:
+        n, k = _sizes(node)
+        if self.device.kind != "cpu" and (n % 16 or k % 16):
+            return Declined(f"cuBLASLt takes n and k in sixteens, they are {n} and {k}", "alignment")
         return None
-
-    needs = "compute capability 8.9"
-
-    def runs_on(self, capability: tuple[int, int]) -> bool:
-        """Whether a card of that capability has it."""
-        return capability >= (8, 9)
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.packed]]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # cuBLASLt adds a bias to bf16 only.
-        return [["bf16"] if node.bias else ["bf16", "f32"]]
+        alone = len(node.outputs) == 1 and not node.bias
+        return [["bf16", "f32"] if alone else ["bf16"] for _ in node.outputs]
 
     def packed_bytes(self, node: TensorNode) -> int:
-        extents = node.weight[0].extents
-        return lookup(self.packed).nbytes(extents) + 2 * extents[0] * len(node.bias)
+        matrices = sum(lookup(self.packed).nbytes(weight.extents) for weight in node.weight)
+        return matrices + sum(2 * bias.extents[0] for bias in node.bias)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        weight, *bias = weights
-        return (*converted(weight, self.packed, device), *(dense(value, torch.bfloat16, device) for value in bias))
+        matrices = [weight for weight in weights if len(weight.shape) == 2]
+        planes = zip(*(converted(matrix, self.packed, device) for matrix in matrices), strict=True)
+        biases = [dense(value, torch.bfloat16, device) for value in weights[len(matrices) :]]
+        return tuple(_below(parts) for parts in (*planes, *([biases] if biases else [])))
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (x,), (y,) = tensors.inputs, tensors.outputs
-        return self.multiply(x, y, *tensors.packed)
-
-    def multiply(
-        self, x: Planes, y: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> Launch:
-        """The call that computes y = x Wᵀ + b."""
-        if y.device.type == "cpu":
-            return partial(_multiply_on_cpu, *x, weight, scales, bias, y)
-        return scaled_mm(*x, weight, scales, bias, y, self.fast)
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        (x,), y, (weight, scales, *bias) = tensors.inputs, joined(tensors.outputs), tensors.packed
+        operands = (*x, weight, scales, bias[0] if bias else None, y)
+        return partial(_multiply_on_cpu, *operands) if y.device.type == "cpu" else scaled_mm(*operands, self.fast)
 
 
 class Fp8Row(Fp8Tensor):
     """A scale for each row of the activations, and one for each output."""
 
+    ops = ("mul_mat", *STACKED)
     name = "fp8_row"
     packed = "fp8_row"
-    # Elsewhere torch takes a kernel of CUTLASS instead, which ignores the current stream before torch 2.12.
-    needs = "compute capability 9.x"
 
-    def runs_on(self, capability: tuple[int, int]) -> bool:
-        return capability[0] == 9
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return _not_hopper(self.device) or super().refuses(node)
 
 
 class Fp8TensorFast(Fp8Tensor):
     """The same with the tensor cores' own sums, of fewer bits than float32 has."""
 
+    devices = ("cuda",)
     name = "fp8_tensor_fast"
     precision = 7e-3
     fast = True
-    on_cpu = False
 
 
 class Fp8RowFast(Fp8Row):
     """The same with the tensor cores' own sums, of fewer bits than float32 has."""
 
+    devices = ("cuda",)
     name = "fp8_row_fast"
     precision = 7e-3
     fast = True
-    on_cpu = False
 
 
 class Fp8Block(Fp8Tensor):
@@ -125,22 +105,19 @@ class Fp8Block(Fp8Tensor):
     Where m is no multiple of four, the rows and their scales go through padded scratch: three launches more.
     """
 
+    devices = ("cuda",)
     name = "fp8_block"
     packed = "fp8_128x128"
-    launches = 5
-    on_cpu = False
-    needs = "compute capability 9.x"
+    on_card = 5
 
-    def runs_on(self, capability: tuple[int, int]) -> bool:
-        return capability[0] == 9
-
-    def refusal(self, n: int, k: int, bias: bool, device: Device) -> Declined | None:
-        if (refused := super().refusal(n, k, bias, device)) is not None:
+    def refuses(self, node: TensorNode) -> Declined | None:
+        n, k = _sizes(node)
+        if (refused := _not_hopper(self.device)) is not None:
             return refused
         if n % BLOCK or k % BLOCK:
             reason = f"its scales are those of {BLOCK} by {BLOCK} weights, n and k are {n} and {k}"
-            return Declined(reason, "alignment", self.name)
-        return Declined("torch's block-scaled GEMM adds no bias", "unsupported", self.name) if bias else None
+            return Declined(reason, "alignment")
+        return Declined("torch's block-scaled GEMM adds no bias", "unsupported") if node.bias else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["fp8_block"]]
@@ -163,7 +140,7 @@ class Fp8Block(Fp8Tensor):
         rows = _padded(m)
         return rows * (4 * (k // BLOCK) + 2 * n + k) if rows > m else 0
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         ((x, x_scales),), (y,), (weight, scales) = tensors.inputs, tensors.outputs, tensors.packed
         (m, k), n, rows = x.shape, y.shape[1], _padded(x.shape[0])
         if rows == m:
@@ -218,6 +195,23 @@ def _multiply_on_cpu(
     """The same in float32: torch's own fp8 GEMM is a plain loop there, a thousand times slower."""
     product = (x.float() @ weight.float().T).mul_(x_scales).mul_(scales.T)
     y.copy_(product if bias is None else product.add_(bias))
+
+
+def _sizes(node: TensorNode) -> tuple[int, int]:
+    """n of all weights, and k."""
+    return sum(weight.extents[0] for weight in node.weight), node.weight[0].extents[1]
+
+
+def _not_hopper(device: Device) -> Declined | None:
+    """Elsewhere torch takes a kernel of CUTLASS instead, which ignores the current stream before torch 2.12."""
+    if device.capability is None or device.capability[0] == 9:
+        return None
+    return Declined(f"it needs compute capability 9.x, this device has {device.capability}", "capability")
+
+
+def _below(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors below one another; one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _padded(count: int) -> int:

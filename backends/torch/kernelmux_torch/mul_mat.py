@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
+from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
+from kernelmux_torch.kernel import TorchKernel
 from kernelmux_torch.weights import dense
 
 GROUP = 32
@@ -20,31 +20,11 @@ GROUP = 32
 int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
-def offer(n: int, weight_format: str, bias: bool) -> list[Kernel | Declined]:
-    """All four kernels, or why not; the dense ones in the order of their speed on this processor."""
-    plain: list[Kernel] = [Bf16(), F32()] if has_bf16() else [F32(), Bf16()]
-    return [*plain, *(_packed(kernel, n, weight_format, bias) for kernel in (Int4(), Int8()))]
-
-
-def _packed(kernel: Int4, n: int, weight_format: str, bias: bool) -> Kernel | Declined:
-    if weight_format not in kernel.formats:
-        takes = " and ".join(kernel.formats)
-        return Declined(f"it takes weights in {takes}, not {weight_format}", "format", kernel.name)
-    if n % 16:
-        return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment", kernel.name)
-    if bias:
-        return Declined("torch's int4 kernel adds no bias", "unsupported", kernel.name)
-    return kernel
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bf16 natively; elsewhere it is emulated, far slower than f32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-class F32(Kernel):
+class F32(TorchKernel):
     """Weights dequantised to float32, float32 in and out."""
 
+    ops: tuple[str, ...] = ("mul_mat",)
+    devices: tuple[str, ...] = ("cpu",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
@@ -62,7 +42,7 @@ class F32(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(dense(weight, self.dtype, device) for weight in weights)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
         weight, *bias = tensors.packed
         if bias:
@@ -71,12 +51,15 @@ class F32(Kernel):
 
 
 class Bf16(F32):
-    """Weights and activations in bfloat16, summed in float32."""
+    """Weights and activations in bfloat16, summed in float32: emulated, far slower than f32, where no unit has it."""
 
     name = "bf16"
     precision = 5e-5
     packed = "bf16"
     dtype = torch.bfloat16
+
+    def comes_late(self, node: TensorNode) -> bool:
+        return self.device.kind == "cpu" and "bf16" not in self.device.features
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16"]]
@@ -85,17 +68,24 @@ class Bf16(F32):
         return [["bf16"]]
 
 
-class Int4(Kernel):
+class Int4(TorchKernel):
     """Q4_0 and Q4_1 as stored: 4-bit integers with a scale and an offset per 32 columns, bfloat16 activations.
 
     torch's kernel computes w = (q - 8) * scale + offset with both in bfloat16, so Q4_1's minimum is stated from the
     middle of the range: d q + m = (q - 8) d + (m + 8 d), whose offset is small and loses little.
     """
 
+    ops = ("mul_mat",)
+    devices = ("cpu",)
     name = "int4"
     precision = 5e-5
     packed = "int4"
-    formats: Sequence[str] = ("Q4_0", "Q4_1")
+    takes: Mapping[str, object] = {"weight_format": ("Q4_0", "Q4_1")}
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        if (n := node.weight[0].extents[0]) % 16:
+            return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment")
+        return Declined("torch's int4 kernel adds no bias", "unsupported") if node.bias else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16"]]
@@ -129,7 +119,7 @@ class Int4(Kernel):
         offsets = params[..., 1] + 8 * scales if header == 4 else torch.zeros_like(scales)
         return integers, scales, offsets
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
         integers, scales = tensors.packed
         return lambda: y.copy_(int4_mul_mat(x, integers, GROUP, scales))
@@ -143,7 +133,7 @@ class Int8(Int4):
 
     name = "int8"
     packed = "int8"
-    formats = ("Q8_0",)
+    takes = {"weight_format": ("Q8_0",)}
 
     def packed_bytes(self, node: TensorNode) -> int:
         return 2 * super().packed_bytes(node)
@@ -163,7 +153,7 @@ class Int8(Int4):
         m, k = node.inputs[0].extents
         return 2 * k * m * 2
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,), (integers, scales) = tensors.inputs, tensors.outputs, tensors.packed
         assert tensors.workspace is not None
         twice = tensors.workspace.view(torch.bfloat16).view(x.shape[0], 2, x.shape[1])

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
+from kernelmux.contract import Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Rotation
+from kernelmux_torch.kernel import TorchKernel
 
 
-class Rope(Kernel):
+class Rope(TorchKernel):
     """Angles in float64, the multiplication in float32; both pairings, and heads of which only a part turns."""
 
+    ops = ("rope",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
+    # Three for the turns; of q and of k the halves gathered, turned and written, and the part that passes.
+    on_card = 15
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["f32"], ["f32"], ["i32"]]
@@ -41,7 +44,7 @@ class Rope(Kernel):
         # Angles (float64), turns (complex128, complex64), and of halves one gathered operand (complex64).
         return m * half * (8 + 16 + 8) + (m * half * node.num_heads * 8 if node.rotation.pairing == "halves" else 0)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         q, k, positions = tensors.inputs
         rotation, scratch = node.rotation, tensors.workspace
         assert rotation is not None

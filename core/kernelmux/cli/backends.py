@@ -62,7 +62,7 @@ def _kernel(kernel: type[Kernel]) -> dict[str, Any]:
         "capability": ".".join(map(str, kernel.capability)) if any(kernel.capability) else "",
         "takes": {name: in_words(allowed) for name, allowed in kernel.takes.items()},
         "precision": kernel.precision,
-        "launches": kernel.launches,
+        "launches": kernel().launches,
         "capturable": kernel.capturable,
         "about": (kernel.__doc__ or "").strip().partition("\n")[0],
     }

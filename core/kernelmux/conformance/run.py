@@ -121,7 +121,7 @@ def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorN
 
     inputs = stored("inputs", node.inputs, kernel.inputs(node))
     outputs = stored("outputs", node.outputs, kernel.outputs(node))
-    if kernel.side_by_side:
+    if kernel.joins(node):
         # One matrix has one format: that of the output which is stored otherwise, if one is.
         format = variant.format if variant and variant.place.startswith("outputs") else outputs[0].format
         outputs = tuple(replace(value, format=format) for value in outputs)

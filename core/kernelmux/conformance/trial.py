@@ -52,7 +52,7 @@ class Room:
             memory.parts[0].cpu() if value.format == "i32" else None
             for value, memory in zip(node.inputs, inputs, strict=True)
         ]
-        if kernel.side_by_side:
+        if kernel.joins(node):
             outputs = Columns.side_by_side(node.outputs, device)
         else:
             outputs = [Guarded.of(value, device) for value in node.outputs]

@@ -29,7 +29,7 @@ def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
     """What `kernel_classes` returned; BackendError where it is no list of sound classes."""
     if not isinstance(answer, Sequence):
         raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of Kernel classes")
-    seen: set[tuple[str, str]] = set()
+    seen: list[tuple[object, ...]] = []
     for kernel in answer:
         if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
             raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, such as MyKernel")
@@ -39,9 +39,10 @@ def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
         for op in kernel.ops:
             if op not in OPS and op != EVERY_OP:
                 raise BackendError(f"{kernel.__name__}.ops: unknown op {op!r}{nearest(op, OPS)}")
-            if (op, kernel.name) in seen:
+            # One name may stand for several classes, on different devices or for different arguments.
+            if (same := (op, kernel.name, kernel.devices, kernel.takes)) in seen:
                 raise BackendError(f"two kernels of {op} are named {kernel.name}")
-            seen.add((op, kernel.name))
+            seen.append(same)
         told = {name for op in kernel.ops if op != EVERY_OP for name in OPS[op].told}
         if odd := kernel.takes.keys() - told:
             raise BackendError(f"{kernel.__name__}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
@@ -50,8 +51,9 @@ def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
 
 def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) -> list[Kernel | Declined]:
     """What the hook of the node's op answers for a backend of these classes: each kernel, or why not."""
-    answers: list[Kernel | Declined] = []
-    late: list[Kernel | Declined] = []
+    early: list[Kernel] = []
+    late: list[Kernel] = []
+    refused: dict[str, Declined] = {}
     told = node.contract.arguments(node)
     for made in classes:
         if node.op not in made.ops and EVERY_OP not in made.ops:
@@ -59,11 +61,13 @@ def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) 
         kernel = made()
         kernel.device = device
         refusal = excluded(kernel, told) or kernel.refuses(node)
-        if refusal is not None:
-            answers.append(replace(refusal, kernel=kernel.name))
-        else:
-            (late if kernel.comes_late(node) else answers).append(kernel)
-    return [*answers, *late]
+        if refusal is None:
+            (late if kernel.comes_late(node) else early).append(kernel)
+        elif kernel.name not in refused or refused[kernel.name].kind == "device":
+            # Of several classes of one name the one for this device knows why.
+            refused[kernel.name] = replace(refusal, kernel=kernel.name)
+    offered = {kernel.name for kernel in (*early, *late)}
+    return [*early, *late, *(refusal for name, refusal in refused.items() if name not in offered)]
 
 
 def excluded(kernel: Kernel, told: Mapping[str, Any]) -> Declined | None:

@@ -129,6 +129,10 @@ class Kernel(ABC):
         """Whether its backend's other kernels come before it for a node, against the order in which they are listed."""
         return False
 
+    def joins(self, node: TensorNode) -> bool:
+        """Whether it writes a node's outputs side by side: where there are several."""
+        return self.side_by_side and len(node.outputs) > 1
+
     def variants(self, node: TensorNode) -> Sequence[Any]:
         """The ways in which it may do a node, told apart by `str`: tilings. The first is the one to try untold."""
         return ()

@@ -142,7 +142,7 @@ def _rotation(
     for copy in range(copies(_operand_bytes(node, packed), device)):
         mine = [tuple(part.clone() for part in parts) if copy else parts for parts in inputs]
         outputs = [empty_planes(value, device.torch) for value in node.outputs]
-        if kernel.side_by_side:
+        if kernel.joins(node):
             outputs = [(part,) for part in side_by_side(node.outputs, device.torch)]
         for source, target in node.contract.updates:
             outputs[target] = mine[source]

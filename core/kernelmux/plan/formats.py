@@ -68,7 +68,7 @@ class Settling:
         kernel, node = step.choice.kernel, step.node
         accepted = kernel.inputs(node)
         inputs = tuple(self.read(value, formats) for value, formats in zip(node.inputs, accepted, strict=True))
-        joint = joint_format(kernel, node, self._wanted) if kernel.side_by_side else None
+        joint = joint_format(kernel, node, self._wanted) if kernel.joins(node) else None
         outputs = []
         for value, emitted in zip(node.outputs, kernel.outputs(node), strict=True):
             format = joint or _cheapest(value, emitted, self._wanted.get(value.name, ()))

@@ -102,7 +102,7 @@ def apart(graph: Graph, nodes: Sequence[TensorNode], choices: Mapping[str, Choic
     wanted = wanted_formats(graph, [(node, choices[node.name]) for node in nodes])
     for node in nodes:
         kernel = choices[node.name].kernel
-        if not kernel.side_by_side:
+        if not kernel.joins(node):
             continue
         names = {value.name for value in node.outputs}
         if kept := names.intersection(graph.outputs):

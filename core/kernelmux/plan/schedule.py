@@ -64,7 +64,7 @@ def make_schedule(
     outputs = tuple(settling.read(graph.values[name], [graph.values[name].format]).name for name in graph.outputs)
     steps = tuple(replace(step, choice=vary(step.node, step.choice)) for step in settling.settled)
     resolved = [(step.node.resolve(dims), step.choice) for step in steps]
-    joint = {node.name for node, choice in resolved if choice.kernel.side_by_side}
+    joint = {node.name for node, choice in resolved if choice.kernel.joins(node)}
     layout = lay_out([(node, _workspace(node, choice)) for node, choice in resolved], outputs, joint)
     return Schedule(dims["m"], dims["outs"], steps, layout, outputs)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.contract import Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops.attention import visible
 from kernelmux_torch import attention
@@ -23,21 +22,17 @@ FASTEST = [
 ]
 
 
-def offer(node: TensorNode) -> Kernel | Declined:
-    """The kernel, or why not."""
-    if node.soft_cap:
-        return Declined("torch's attention has no soft cap", "unsupported", "sdpa")
-    return Sdpa() if node.inputs[1].format == "f32" else SdpaHalf()
-
-
 class Sdpa(attention.Sdpa):
     """cuDNN's attention, or the next best that takes the shapes; lengths and pages come from the host's mirror."""
+
+    devices = ("cuda",)
+    takes = {"cache_format": ("f32",)}
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # torch allocates its result, so that it is copied in any case: into any format at one cost.
         return [[node.inputs[1].format, *(f for f in ("f32", "bf16", "f16") if f != node.inputs[1].format)]]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         q, k_cache, v_cache, _, _, block_table = tensors.inputs
         (y,) = tensors.outputs
         page_size, mix = k_cache.shape[1], _attends(node, q)
@@ -76,6 +71,7 @@ class SdpaHalf(Sdpa):
     """The same, with weights rounded to the cache's two bytes before they meet the values."""
 
     precision = 1e-5
+    takes = {"cache_format": ("bf16", "f16")}
 
 
 def _attends(node: TensorNode, q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux_torch import embed, mul_mat
-
-
-def offer(has_weight: bool) -> list[Kernel]:
-    """The kernels for a table that is a weight, or for one that is computed."""
-    return [Bf16(), F32()] if has_weight else [embed.Rows()]
+from kernelmux_torch import mul_mat
 
 
 class F32(mul_mat.F32):
     """The table in float32, packed as the mul_mat of this name packs its weight."""
 
+    ops = ("embed",)
+    devices = ("cuda", "rocm")
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return None if node.weight else Declined("it looks rows up in a weight", "unsupported")
+
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"]]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
         return partial(torch.index_select, table, 0, ids, out=y)
 

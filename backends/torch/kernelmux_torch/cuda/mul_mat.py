@@ -1,91 +1,94 @@
-"""Dense mul_mat and mul_mat_add on CUDA: cuBLAS through torch, weights dequantised once."""
+"""Dense mul_mat on CUDA, and what one GEMM of cuBLAS makes with it: stacked products and an added residual."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
-from kernelmux.contract.hookspecs import Answer, Declined, Kernel, Launch, Tensors
+from kernelmux.contract import Device, Launch, Tensors
+from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import mul_mat
-
-
-def offer() -> list[Kernel | Declined]:
-    """The dense kernels in the order of their use, and the CPU's packed ones refused by name."""
-    exact: Kernel | Declined = F32()
-    if torch.backends.cuda.matmul.fp32_precision not in ("ieee", "none"):
-        reason = "this process lets torch multiply float32 in TF32: set torch.backends.cuda.matmul.fp32_precision"
-        exact = Declined(reason, "unsupported", "f32")
-    packed = [
-        Declined("torch has it for the CPU only", "device", kernel.name) for kernel in (mul_mat.Int4, mul_mat.Int8)
-    ]
-    return [Bf16(), F16(), exact, *packed]
-
-
-def offer_add(bias: bool) -> Answer:
-    """mul_mat_add under the names of the mul_mats that it may stand for."""
-    if bias:
-        return Declined("its one GEMM adds the residual, and no bias beside it")
-    overflows = Declined("its sum is written in float16, which overflows beyond 65504", "format", "f16")
-    return [Bf16Add(), overflows]
-
+from kernelmux_torch.weights import dense, joined, stacked
 
 SPLIT = 2
 """Launches of a GEMM whose sum cuBLAS splits: at few rows and long k a second one adds the parts."""
+STACKED = ("qkv", "mul_mat_pair")
+"""Products of one input, whose weights one GEMM takes below one another and writes side by side."""
 
 
 class Bf16(mul_mat.Bf16):
-    """Weights and activations in bfloat16, summed in float32, written in either."""
+    """Weights and activations in bfloat16, summed in float32; one product is written in either."""
 
-    launches = SPLIT
+    ops = ("mul_mat", *STACKED)
+    devices = ("cuda",)
+    on_card = SPLIT
+    side_by_side = True
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [[self.packed]]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # The epilogue adds a bias of the weight's type to a result of that type.
-        return [[self.packed] if node.bias else [self.packed, "f32"]]
+        alone = len(node.outputs) == 1 and not node.bias
+        return [[self.packed, "f32"] if alone else [self.packed] for _ in node.outputs]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (x,), (y,) = tensors.inputs, tensors.outputs
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        matrices = [weight for weight in weights if len(weight.shape) == 2]
+        biases = [dense(weight, self.dtype, device) for weight in weights[len(matrices) :]]
+        whole = stacked(matrices, self.dtype, device) if len(matrices) > 1 else dense(matrices[0], self.dtype, device)
+        return (whole, *([torch.cat(biases)] if biases else []))
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        (x,), y, (weight, *bias) = tensors.inputs, joined(tensors.outputs), tensors.packed
+        if bias:
+            return partial(torch.addmm, bias[0], x, weight.T, out=y)
         if y.dtype == x.dtype:
-            return super().bind(node, tensors, stream)
-        return partial(torch.mm, x, tensors.packed[0].T, out_dtype=y.dtype, out=y)
-
-
-class F32(mul_mat.F32):
-    """Float32 throughout."""
-
-    # Four were seen in a captured call with a bias (17 x 257 x 256, an H100).
-    launches = SPLIT + 2
+            return partial(torch.mm, x, weight.T, out=y)
+        return partial(torch.mm, x, weight.T, out_dtype=y.dtype, out=y)
 
 
 class F16(Bf16):
     """Weights and activations in float16, summed in float32, written in either; sums over 65504 need float32."""
 
+    # Gate and up outgrow float16 where queries, keys and values do not.
+    ops = ("mul_mat", "qkv")
     name = "f16"
     precision = 1e-6
     packed = "f16"
     dtype = torch.float16
 
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f16"]]
+
+class F32(mul_mat.F32):
+    """Float32 throughout."""
+
+    devices = ("cuda", "rocm")
+    # Four were seen in a captured call with a bias (17 x 257 x 256, an H100).
+    on_card = SPLIT + 2
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        if torch.backends.cuda.matmul.fp32_precision not in ("ieee", "none"):
+            raise RuntimeError(
+                "this process lets torch multiply float32 in TF32: set torch.backends.cuda.matmul.fp32_precision"
+            )
+        return super().call(node, tensors)
 
 
 class Bf16Add(mul_mat.Bf16):
     """y = residual + x Wᵀ in one GEMM where y is the residual's memory; elsewhere torch copies that first."""
 
-    launches = SPLIT + 1
-    # The sum is the GEMM's own: whoever else would add is spared.
-    stands_for = ("triton",)
+    ops = ("mul_mat_add",)
+    devices = ("cuda",)
+    # One GEMM adds the residual, and no bias beside it.
+    takes = {"bias": (False,)}
+    on_card = SPLIT + 1
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.packed], [self.packed]]
 
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [[self.packed]]
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x, residual), (y,), (weight,) = tensors.inputs, tensors.outputs, tensors.packed
         if residual.data_ptr() == y.data_ptr():
             # torch spares its copy only where both are one object.
