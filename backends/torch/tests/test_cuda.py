@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import kernelmux_torch
-from fake_backend import one_node
+from kernelmux.conformance.testing import one_node
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value
@@ -14,6 +14,7 @@ from kernelmux.graph.ops import Rotation
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import parse_policy
 
+kernelmux_triton = pytest.importorskip("kernelmux_triton")
 pytest.importorskip("triton")
 
 H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
@@ -28,12 +29,13 @@ def attention_node(m, **fields):
 
 
 def test_sdpa_declines_a_soft_cap():
-    assert kernelmux_torch.dispatch_attention(attention_node(512), "bf16", H100).name == "sdpa"
-    refused = kernelmux_torch.dispatch_attention(attention_node(512, soft_cap=5.0), "bf16", H100)
-    assert (refused.kernel, refused.kind) == ("sdpa", "unsupported")
+    current = registry.current()
+    assert list(current.offer(attention_node(512), H100, only="torch").kernels) == ["torch:sdpa"]
+    refused = current.offer(attention_node(512, soft_cap=5.0), H100, only="torch").declined["torch:sdpa"]
+    assert refused.kind == "unsupported"
 
 
-def test_projections_rope_and_copy_become_one_node():
+def test_projections_are_one_gemm_and_triton_turns_and_stores_what_it_wrote():
     b = Builder("block", "bf16")
     x = b.leaf("x", ("m", 256), "bf16", role="state")
     positions, slots = (b.leaf(name, ("m",), "i32", role="state") for name in ("positions", "slots"))
@@ -44,7 +46,11 @@ def test_projections_rope_and_copy_become_one_node():
     )
     q, k = b.node("rope", "rope", q, k, positions, rotation=Rotation(theta=1e4, dims=64), **HEADS)
     cached = b.node("copy", "copy", k, v, slots, *caches, num_kv_heads=2, head_dim=64)
+    policy = parse_policy('[[rule]]\nop = "mul_mat"\nuse = "torch:bf16"\n[defaults]\nuse = "triton"\n', "p.toml")
+    with registry.isolated(torch=kernelmux_torch, triton=kernelmux_triton) as both:
+        steps = make_plan(b.build(q, *cached), policy, both, H100, 8).schedule(8, 8).steps
+    chosen = [(step.node.op, step.choice.name) for step in steps if step.node.op != "convert"]
+    assert chosen == [("qkv", "torch:bf16"), ("rope_copy", "triton:f32")]
     with registry.isolated(torch=kernelmux_torch) as alone:
         plan = make_plan(b.build(q, *cached), parse_policy("", "p.toml"), alone, H100, 8)
-    steps = plan.schedule(8, 8).steps
-    assert [(step.node.op, step.choice.name) for step in steps] == [("qkv_rope_copy", "torch:bf16")]
+    assert {step.choice.backend for step in plan.schedule(8, 8).steps} == {"torch"}

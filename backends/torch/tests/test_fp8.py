@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fake_backend import nmse, one_node
+from kernelmux.conformance.testing import nmse, one_node
+from kernelmux.contract import Kernel, Tensors, registry
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Tensors
 from kernelmux.graph.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
 from kernelmux_torch import fp8
 
@@ -28,11 +28,10 @@ def stored(format, n=256, k=512, seed=0):
 
 def answers(device, n=256, k=512, bias=False):
     """By name what is offered, or the kind of the refusal."""
-    found = {}
-    for answer in fp8.offer(n, k, bias, device):
-        declined = isinstance(answer, Declined)
-        found[answer.kernel if declined else answer.name] = answer.kind if declined else "offered"
-    return found
+    fields = {"weight": (Value("w", (n, k)),), "bias": (Value("b", (n,)),) if bias else ()}
+    offer = registry.current().offer(one_node("mul_mat", Value("x", (4, k)), **fields), device, only="torch")
+    found = dict.fromkeys(offer.kernels, "offered") | {name: why.kind for name, why in offer.declined.items()}
+    return {name.removeprefix("torch:"): what for name, what in found.items() if ":fp8" in name}
 
 
 def test_hopper_has_all_of_them():

@@ -5,19 +5,40 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fake_backend import nmse, one_node
+from kernelmux.conformance.testing import nmse, one_node
+from kernelmux.contract import Tensors, registry
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Tensors
 from kernelmux.graph.formats import Value, Weight
 from kernelmux_torch import mul_mat, weights
 from kernelmux_torch.cuda import mul_mat as on_cuda
 
+CARD = Device("cuda", 0, "some card", (9, 0))
+X, W = Value("x", (2, 16)), Value("w", (32, 16))
+
+
+def node(op):
+    return one_node(op, X, *([Value("r", (2, 32))] if op == "mul_mat_add" else []), weight=(W,))
+
+
+def offered(op, device=CARD):
+    return registry.current().offer(node(op), device, only="torch")
+
 
 def test_cuda_has_bf16_first_and_refuses_the_cpus_kernels_by_name():
-    offered = on_cuda.offer()
-    assert [answer.name for answer in offered if not isinstance(answer, Declined)] == ["bf16", "f16", "f32"]
-    refused = {answer.kernel: answer.kind for answer in offered if isinstance(answer, Declined)}
-    assert refused == {"int4": "device", "int8": "device"}
+    offer = offered("mul_mat")
+    assert [name for name in offer.kernels if ":fp8" not in name] == ["torch:bf16", "torch:f16", "torch:f32"]
+    assert {name: offer.declined[name].kind for name in ("torch:int4", "torch:int8")} == {
+        "torch:int4": "device",
+        "torch:int8": "device",
+    }
+
+
+@pytest.mark.parametrize(("features", "order"), [({"bf16"}, ["bf16", "f32"]), (set(), ["f32", "bf16"])])
+def test_the_cpu_has_bf16_before_f32_where_its_products_are_native(features, order):
+    offer = offered("mul_mat", Device("cpu", features=frozenset(features)))
+    assert [name for name in offer.kernels if name in ("torch:bf16", "torch:f32")] == [
+        f"torch:{name}" for name in order
+    ]
 
 
 @pytest.fixture
@@ -28,9 +49,12 @@ def tf32():
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-def test_f32_is_not_offered_where_torch_would_round_to_tf32(tf32):
-    (refused,) = [answer for answer in on_cuda.offer() if getattr(answer, "kernel", "") == "f32"]
-    assert "TF32" in refused.reason
+def test_f32_is_not_bound_where_torch_would_round_to_tf32(tf32):
+    """Asking is no matter of the process: the answer would not be the same in another."""
+    assert "torch:f32" in offered("mul_mat").kernels
+    x, y, weight = (torch.randn(shape) for shape in ((2, 16), (2, 32), (32, 16)))
+    with pytest.raises(RuntimeError, match=r"TF32: set torch\.backends\.cuda\.matmul\.fp32_precision"):
+        on_cuda.F32().bind(node("mul_mat"), Tensors((x,), (y,), (weight,)), None)
 
 
 def test_a_plain_weight_that_lies_where_it_should_is_not_copied():
@@ -46,12 +70,13 @@ def test_mul_mat_and_mul_mat_add_share_one_packed_form():
 
 
 def test_mul_mat_add_takes_no_bias():
-    assert isinstance(on_cuda.offer_add(bias=True), Declined)
+    biased = one_node("mul_mat_add", X, Value("r", (2, 32)), weight=(W,), bias=(Value("b", (32,)),))
+    offer = registry.current().offer(biased, CARD, only="torch")
+    assert (offer.kernels, offer.declined["torch:bf16"].reason) == ({}, "it takes bias False, not True")
 
 
 def test_mul_mat_add_writes_no_float16_where_a_residual_outgrows_it():
-    offers = on_cuda.offer_add(bias=False)
-    assert [offer.kernel for offer in offers if isinstance(offer, Declined)] == ["f16"]
+    assert list(offered("mul_mat_add").kernels) == ["torch:bf16"]
 
 
 @pytest.mark.parametrize("in_place", [False, True])

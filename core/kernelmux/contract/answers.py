@@ -53,21 +53,24 @@ def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) 
     """What the hook of the node's op answers for a backend of these classes: each kernel, or why not."""
     early: list[Kernel] = []
     late: list[Kernel] = []
-    refused: dict[str, Declined] = {}
+    refused: dict[str, tuple[int, Declined]] = {}
     told = node.contract.arguments(node)
     for made in classes:
         if node.op not in made.ops and EVERY_OP not in made.ops:
             continue
         kernel = made()
         kernel.device = device
-        refusal = excluded(kernel, told) or kernel.refuses(node)
+        outside = excluded(kernel, told)
+        refusal = outside or kernel.refuses(node)
         if refusal is None:
             (late if kernel.comes_late(node) else early).append(kernel)
-        elif kernel.name not in refused or refused[kernel.name].kind == "device":
-            # Of several classes of one name the one for this device knows why.
-            refused[kernel.name] = replace(refusal, kernel=kernel.name)
+            continue
+        # Of several classes of one name the one that fits the node best knows why.
+        fits = 2 if outside is None else int(refusal.kind not in ("device", "capability"))
+        if fits > refused.get(kernel.name, (-1, refusal))[0]:
+            refused[kernel.name] = fits, replace(refusal, kernel=kernel.name)
     offered = {kernel.name for kernel in (*early, *late)}
-    return [*early, *late, *(refusal for name, refusal in refused.items() if name not in offered)]
+    return [*early, *late, *(refusal for name, (_, refusal) in refused.items() if name not in offered)]
 
 
 def excluded(kernel: Kernel, told: Mapping[str, Any]) -> Declined | None:
@@ -80,7 +83,9 @@ def excluded(kernel: Kernel, told: Mapping[str, Any]) -> Declined | None:
         return Declined(f"it needs compute capability {least}, {device.name} has {has}", "capability")
     for name, allowed in kernel.takes.items():
         if name in told and not admits(allowed, told[name]):
-            kind: ReasonKind = "format" if name.removesuffix("s").endswith("format") else "shape"
+            # What a hook is told in words are formats.
+            words = told[name] if isinstance(told[name], tuple) else (told[name],)
+            kind: ReasonKind = "format" if all(isinstance(word, str) for word in words) else "shape"
             return Declined(f"it takes {name} {in_words(allowed)}, not {in_words(told[name])}", kind)
     return None
 

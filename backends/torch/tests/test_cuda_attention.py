@@ -1,7 +1,4 @@
-"""sdpa as it is on CUDA, on CPU tensors.
-
-Run by test_interpreted.py.
-"""
+"""sdpa as it is on CUDA, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +7,18 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend, pass_or_skip
-from kernelmux.conformance.hookup import Job
+from kernelmux.conformance.hookup import Job, jobs
+from kernelmux.conformance.testing import backend, pass_or_skip
+from kernelmux.contract import Declined
+from kernelmux.contract.registry import Registry
 from kernelmux_torch.cuda import attention
-from triton_interpreter import interpreted_jobs
 
 
 def attention_on_cpu(node, m):
-    return attention.offer(node)
+    format = node.inputs[1].format
+    if node.soft_cap or format == "fp8_row":
+        return Declined("not for sdpa", kernel="sdpa")
+    return attention.Sdpa() if format == "f32" else attention.SdpaHalf()
 
 
 WANTED = (
@@ -25,12 +26,15 @@ WANTED = (
     *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8", "attention-*soft-cap*"),
     *("attention-loud", "attention-scale", "attention-pages-of-*", "attention-no-length", "attention-batch"),
 )
-"""Cases of few rows, which the interpreter takes one after another: every branch, in each format."""
+"""Every branch, in each format."""
 
 STORED = ("attention-decode-200", "attention-mixed-h4-kv2-d80", "attention-window-8", "attention-no-length")
 
-REGISTRY, EVERY = interpreted_jobs(backend(attention=attention_on_cpu), rows=64)
-CASES = [job for job in EVERY if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED)]
+REGISTRY = Registry()
+REGISTRY.register(backend(attention=attention_on_cpu), "torch")
+CASES = [
+    job for job in jobs("torch", REGISTRY) if job.variant or any(fnmatchcase(job.name, pattern) for pattern in WANTED)
+]
 
 # The suite's caches are mostly f32. Queries in the cache's own format, and wider.
 for case in [job.case for job in CASES if job.kernel == "torch:sdpa" and job.name in STORED]:
