@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract.hookspecs import Kernel, Planes
+from kernelmux.contract import CurrentStream, Declined, Planes
 from kernelmux.graph.formats import as_tuple, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.e4m3 import BACK, UP, halves
@@ -22,29 +22,47 @@ WIDEST = 256
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-class Cached(Kernel):
+class Cached(CurrentStream):
     """Attention over a cache of one format; f32 is multiplied in full, else weights are rounded to two bytes."""
 
+    ops = ("attention",)
     precision: ClassVar[float] = 1e-5
+    takes: Mapping[str, object] = {"cache_format": CACHES[1:], "head_dim": f"..{WIDEST}"}
 
-    def __init__(self, cache_format: str) -> None:
-        self.scaled = cache_format == "fp8_row"
-        self.multiplied = "bf16" if self.scaled else cache_format
-        """The format that queries and keys are multiplied in."""
-        self.itemsize = lookup(cache_format).dtype.itemsize
-        if cache_format == "f32":
-            self.precision = 1e-9  # type: ignore[misc]
+    def refuses(self, node: TensorNode) -> Declined | None:
+        k_format, v_format = node.inputs[1].format, node.inputs[2].format
+        if v_format != k_format:
+            return Declined(f"it reads keys and values of one format, not {k_format}, {v_format}", "format")
+        if k_format == "fp8_row" and node.head_dim % 2:
+            return Declined(f"it reads e4m3 in pairs, and heads of {node.head_dim} have an odd one", "alignment")
+        return None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        rest = [name for name in FLOATS if name != self.multiplied]
-        return [[self.multiplied, *rest], *([value.format] for value in node.inputs[1:])]
+        rest = [name for name in FLOATS if name != multiplied(node)]
+        return [[multiplied(node), *rest], *([value.format] for value in node.inputs[1:])]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
-    def splits_queries(self, node: TensorNode) -> bool:
-        """Whether queries hold more than the format of the products: they are multiplied in two parts then."""
-        return node.inputs[0].format != self.multiplied
+
+def scaled(node: TensorNode) -> bool:
+    """Whether the cache has scales."""
+    return node.inputs[1].format == "fp8_row"
+
+
+def multiplied(node: TensorNode) -> str:
+    """The format that queries and keys are multiplied in."""
+    return "bf16" if scaled(node) else node.inputs[1].format
+
+
+def itemsize(node: TensorNode) -> int:
+    """Bytes of a number of the cache."""
+    return lookup(node.inputs[1].format).dtype.itemsize
+
+
+def splits_queries(node: TensorNode) -> bool:
+    """Whether queries hold more than the format of the products: they are multiplied in two parts then."""
+    return node.inputs[0].format != multiplied(node)
 
 
 def planes_of(cache: Planes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +78,7 @@ def pow2(extent: int) -> int:
 
 def wide_of(node: TensorNode) -> int:
     """Columns of a tile of heads: a power of two, and no fewer than a product takes; e4m3 is multiplied in halves."""
-    return max(32 if node.inputs[1].format == "fp8_row" else 16, pow2(node.head_dim))
+    return max(32 if scaled(node) else 16, pow2(node.head_dim))
 
 
 @triton.jit

@@ -7,15 +7,14 @@ which are read twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
 import triton.language as tl
 
+from kernelmux.contract import CurrentStream, Declined, Launch, Tensors, in_turn
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux.graph.formats import ALL, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
@@ -30,28 +29,22 @@ PEAKS = 512
 """Programs that look for the largest magnitude of a whole tensor: four a multiprocessor of an H100."""
 
 
-def offer(source: str, target: str, device: Device) -> Kernel | Declined:
-    """The kernel for a pair of formats, or which of the two it lacks."""
-    known = (*FLOATS, *QUANTIZED)
-    for format in (source, target):
-        if format not in known:
-            return Declined(f"it converts {', '.join(known)}, not {format}", "format")
-        if format.startswith("fp8") and device.capability is not None and device.capability < (8, 9):
-            return Declined(f"Triton has e4m3 from compute capability 8.9 on, not on {device.name}", "capability")
-    if target == "fp8_tensor":
-        return QuantizeWhole() if source in FLOATS else RequantizeWhole()
-    if target in FLOATS:
-        return Convert() if source in FLOATS else Dequantize()
-    return Quantize() if source in FLOATS else Requantize()
+GROUPED = (*BLOCKS, "fp8_row")
+"""What one launch writes."""
 
 
-class Convert(Kernel):
+class Convert(CurrentStream):
     """Between two float formats."""
 
+    ops = ("convert",)
     name = "f32"
     precision = 1e-11
+    takes: Mapping[str, object] = {"source": FLOATS, "target": FLOATS}
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return _too_old(node, self.device)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
         source, target = node.inputs[0].format, node.outputs[0].format
         m, n = node.inputs[0].extents
@@ -67,6 +60,7 @@ class Quantize(Convert):
     """From a float format: a scale for each group of columns."""
 
     name = "quantize"
+    takes = {"source": FLOATS, "target": GROUPED}
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
@@ -76,6 +70,7 @@ class Dequantize(Convert):
     """To a float format: each element times its group's scale."""
 
     name = "dequantize"
+    takes = {"source": QUANTIZED, "target": FLOATS}
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
@@ -85,19 +80,25 @@ class Requantize(Convert):
     """From one quantised format to another, in float32 between them."""
 
     name = "requantize"
+    takes = {"source": QUANTIZED, "target": GROUPED}
 
 
-class RequantizeWhole(Kernel):
+class RequantizeWhole(CurrentStream):
     """One scale for all: programs leave their largest magnitudes in scratch, then each reads them all and divides."""
 
+    ops = ("convert",)
     name = "requantize"
     precision = 1e-11
+    takes: Mapping[str, object] = {"source": QUANTIZED, "target": ("fp8_tensor",)}
     launches = 2
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return _too_old(node, self.device)
 
     def workspace(self, node: TensorNode) -> int:
         return 4 * PEAKS
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), ((y, scale),) = tensors.inputs, tensors.outputs
         assert tensors.workspace is not None
         peaks = tensors.workspace.view(torch.float32)
@@ -115,9 +116,18 @@ class QuantizeWhole(RequantizeWhole):
     """The same from a float format."""
 
     name = "quantize"
+    takes = {"source": FLOATS, "target": ("fp8_tensor",)}
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
+
+
+def _too_old(node: TensorNode, device: Device) -> Declined | None:
+    """Why a card has no e4m3 for a node that wants it."""
+    wanted = any(value.format.startswith("fp8") for value in (*node.inputs, *node.outputs))
+    if wanted and device.capability is not None and device.capability < (8, 9):
+        return Declined(f"Triton has e4m3 from compute capability 8.9 on, not on {device.name}", "capability")
+    return None
 
 
 def _read(format: str, columns: int) -> tuple[int, bool, bool]:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import triton
 import triton.language as tl
 
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract import CurrentStream, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, load_row, planes, scaling, store_row, warps
 
 
-class Copy(Kernel):
+class Copy(CurrentStream):
     """Rounded once, to the cache's format; the device reads the slots."""
 
+    ops = ("copy",)
     name = "f32"
     precision = 1e-11
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         k, v, slots, k_cache, v_cache = tensors.inputs
         heads, dim = node.num_kv_heads, node.head_dim
         (keys, k_scales, _), (values, v_scales, _) = planes(k_cache), planes(v_cache)

@@ -7,18 +7,20 @@ the middle of a sequence; a second launch weighs what those that share one have 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 
-from kernelmux.contract.hookspecs import Launch, Tensors, in_turn
+from kernelmux.contract import Declined, Launch, Tensors, in_turn
 from kernelmux.graph.graph import TensorNode
-from kernelmux_triton.attention_cache import Cached, planes_of, pow2, wide_of
+from kernelmux_triton.attention_cache import Cached, itemsize, planes_of, pow2, scaled, splits_queries, wide_of
 from kernelmux_triton.decode_kernels import attend, weigh
 from kernelmux_triton.launch import bind
 
+FEW = 64
+"""Rows up to which reading the cache is most of the work: more are for prefill."""
 ROWS = 256
 """Rows at most: each program counts all of them."""
 GROUP = 64
@@ -44,21 +46,32 @@ class Decode(Cached):
 
     name = "decode"
     launches = 2
+    takes: Mapping[str, object] = {**Cached.takes, "m": f"..{ROWS}"}
 
-    def __init__(self, cache_format: str, multiprocessors: int, tuning: Tuning = Tuning()) -> None:
-        super().__init__(cache_format)
-        self.multiprocessors, self.tuning = multiprocessors, tuning
+    @property
+    def tuning(self) -> Tuning:
+        """How it works: as for this card, unless a measurement tries another."""
+        return self.variant or Tuning()
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        if (group := node.num_heads // node.num_kv_heads) > GROUP:
+            reason = f"one program takes a kv head's queries: up to {GROUP} heads, not {group}; prefill takes any"
+            return Declined(reason, "shape")
+        return super().refuses(node)
+
+    def comes_late(self, node: TensorNode) -> bool:
+        return node.rows > FEW
 
     def workspace(self, node: TensorNode) -> int:
         # How wide the block table is nobody knows yet: room for all programs that the card holds at once.
         return 4 * sum(_sizes(node, self._most_programs))
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
         assert tensors.workspace is not None
         (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
-        if self.scaled:
+        if scaled(node):
             keys, values = keys.view(torch.int16), values.view(torch.int16)
         m, seqs, programs, tall = len(q), len(kv_len), self._programs(node), _tall(node)
         sizes = _sizes(node, programs)
@@ -74,7 +87,7 @@ class Decode(Cached):
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
             *(*heads, keys.shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, rows, max(16, min(pow2(seqs), COMPARED // rows))),
-            *(self.scaled, self.splits_queries(node), not q.is_cpu),
+            *(scaled(node), splits_queries(node), not q.is_cpu),
             num_warps=self.tuning.warps if tall < 64 else 8,
         )
         weighs = bind(
@@ -88,7 +101,7 @@ class Decode(Cached):
     @property
     def _most_programs(self) -> int:
         """As many as the card holds at once."""
-        return self.multiprocessors * self.tuning.resident
+        return self.device.processors * self.tuning.resident
 
     def _programs(self, node: TensorNode) -> int:
         """Those, or as many as there can be tiles."""
@@ -98,7 +111,14 @@ class Decode(Cached):
 
     def _tile(self, node: TensorNode) -> int:
         """Positions a step."""
-        return min(128, max(16, self.tuning.tile // (wide_of(node) * self.itemsize)))
+        return min(128, max(16, self.tuning.tile // (wide_of(node) * itemsize(node))))
+
+
+class DecodeF32(Decode):
+    """Products in float32."""
+
+    precision = 1e-9
+    takes = {**Decode.takes, "cache_format": ("f32",)}
 
 
 def _tall(node: TensorNode) -> int:

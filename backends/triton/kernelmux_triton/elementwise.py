@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract import CurrentStream, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, emitted, planes, scaling, store_row, warps
@@ -20,12 +20,11 @@ LONGEST = 32768
 """Columns of a row that a program keeps in registers: fp8_row is written of no longer ones."""
 
 
-class _Elementwise(Kernel):
+class _Elementwise(CurrentStream):
     """In float32, rounded once."""
 
     name = "f32"
     precision = 1e-11
-    op: ClassVar[str]
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS for _ in node.inputs]
@@ -33,46 +32,39 @@ class _Elementwise(Kernel):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         # Of one input the second is the first: it is not read.
         a, b = (*tensors.inputs, *tensors.inputs)[:2]
-        return _bind(self.op, a, b, tensors.outputs[0], node.outputs[0].format)
+        return _bind(node.op, a, b, tensors.outputs[0], node.outputs[0].format)
 
 
 class Add(_Elementwise):
-    op = "add"
+    ops = ("add",)
 
 
 class Mul(_Elementwise):
-    op = "mul"
+    ops = ("mul",)
 
 
 class Silu(_Elementwise):
-    op = "silu"
+    ops = ("silu",)
 
 
 class Swiglu(_Elementwise):
-    op = "swiglu"
+    """Gate and up may be columns of one matrix."""
+
+    ops = ("swiglu",)
+    strided = True
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [swiglu_formats(node)]
-
-
-def swiglu_formats(node: TensorNode) -> Sequence[str]:
-    """The formats in which the last output of a node can be written by swiglu."""
-    return emitted(node.outputs[-1], LONGEST)
-
-
-def bind_swiglu(gate: torch.Tensor, up: torch.Tensor, y: Any, format: str) -> Launch:
-    """The call that writes silu(gate) * up to y [m, n], of that format; gate and up may be halves of rows [m, 2n]."""
-    return _bind(Swiglu.op, gate, up, y, format)
+        return [emitted(node.outputs[-1], LONGEST)]
 
 
 def _bind(op: str, a: torch.Tensor, b: torch.Tensor, y: Any, format: str) -> Launch:
     m, n = a.shape
     group, column_major = scaling(format, n)
     wide = max(group, min(TILE, triton.next_power_of_2(n)))
-    args = (a, b, *planes(y), op, a.stride(0), n, group, column_major, wide)
+    args = (a, b, *planes(y), op, a.stride(0), b.stride(0), n, group, column_major, wide)
     return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, num_warps=warps(wide))
 
 
@@ -85,12 +77,13 @@ def _elementwise(
     sums,
     OP: tl.constexpr,
     STRIDE: tl.constexpr,
+    OTHER: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     COLUMN_MAJOR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """a, b [m, COLUMNS] in rows STRIDE apart, y [m, COLUMNS]; a program takes WIDE columns of a row, once."""
+    """a, b [m, COLUMNS] in rows STRIDE and OTHER apart, y [m, COLUMNS]; a program takes WIDE columns of a row, once."""
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * WIDE
     column = first + tl.arange(0, WIDE)
@@ -98,7 +91,7 @@ def _elementwise(
     if OP == "silu" or OP == "swiglu":
         values = values / (1.0 + tl.exp(-values))
     if OP != "silu":
-        other = tl.load(b + row * STRIDE + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+        other = tl.load(b + row * OTHER + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
         if OP == "add":
             values += other
         else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from kernelmux.contract import CurrentStream, Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
@@ -21,16 +20,15 @@ TILE = 1024
 """Columns that a program copies."""
 
 
-def offer(has_weight: bool) -> list[Kernel]:
-    """The kernels for a table that is a weight, or for one that is computed."""
-    return [Bf16(), F32()] if has_weight else [Rows()]
-
-
-class Rows(Kernel):
+class Rows(CurrentStream):
     """Of a table that is computed."""
 
+    ops = ("embed",)
     name = "rows"
     precision = 1e-11
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return Declined("its table is computed, not a weight", "unsupported") if node.weight else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"], FLOATS]
@@ -38,17 +36,21 @@ class Rows(Kernel):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (ids, table), (y,) = tensors.inputs, tensors.outputs
         return _bind(ids, table, y)
 
 
-class F32(Kernel):
+class F32(CurrentStream):
     """The table in float32."""
 
+    ops = ("embed",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return None if node.weight else Declined("its table is a weight", "unsupported")
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"]]
@@ -62,7 +64,7 @@ class F32(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return packed(weights, self.packed, device)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
         return _bind(ids, table, y)
 

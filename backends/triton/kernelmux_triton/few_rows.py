@@ -1,6 +1,6 @@
 """mul_mat and what is fused with it for up to 64 rows: weights of 4, 8 and 16 bits, read once and decoded on the way.
 
-One class for mul_mat, mul_mat_add, gate_up_swiglu and qkv: what is added, paired or split is told by the node.
+One class for all of these ops: what is added, gated or split is told by the node.
 """
 
 from __future__ import annotations
@@ -12,50 +12,38 @@ from typing import Any
 import torch
 import triton
 
+from kernelmux.contract import CurrentStream, Declined, Launch, Tensors, in_turn
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux.graph.formats import Weight, as_tuple
 from kernelmux.graph.graph import TensorNode
-from kernelmux_triton import few_rows_kernels, tuning
+from kernelmux_triton import few_rows_kernels
 from kernelmux_triton.few_rows_gemv import gemv
 from kernelmux_triton.few_rows_pack import PLANES
 from kernelmux_triton.few_rows_tilings import Dot, Gemv, Tiling, Weights
-from kernelmux_triton.launch import bind, multiprocessors
+from kernelmux_triton.launch import bind
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
 
 FLOATS = ("f32", "bf16", "f16")
 MOST = 64
 """Rows that are multiplied at once: the weights are read once."""
+LEAST = 2**23
+"""Weights from which one tiling is much faster than another."""
+PRODUCTS = ("mul_mat", "mul_mat_add", "gate_up_swiglu", "qkv", "mul_mat_pair")
 
 
-class FewRows(Kernel):
-    """What the kernels of all weights share. `tiling` is for measurements: one other than what is chosen by itself."""
+class FewRows(CurrentStream):
+    """What the kernels of all weights share."""
 
-    weights: Weights
-    form: str
-    """How weights are kept."""
-    taken: Sequence[str] = ("bf16", "f32", "f16")
+    ops = PRODUCTS
     launches = 2
-    most = MOST
+    taken: Sequence[str] = ("bf16", "f32", "f16")
+    form: str
+    """How weights are kept; of `Dequant` as they are stored."""
+    reads: Weights
 
-    def __init__(self, device: Device, tiling: Tiling | None = None) -> None:
-        self.device, self.tiling = device, tiling
-
-    def refusal(self, node: TensorNode, m: int) -> Declined | None:
-        """Why the kernel does not take a node of up to m rows."""
-        if m > self.most:
-            reason = f"it reads the weights once for up to {self.most} rows, m is {m}"
-            return Declined(reason, "shape", self.name)
-        for weight in node.weight:
-            if (refused := self.refuses_weight(weight.format)) is not None:
-                return refused
-        return None
-
-    def refuses_weight(self, format: str) -> Declined | None:
-        """Why it does not take a weight stored as `format`."""
-        if format != self.form:
-            return Declined(f"it takes weights in {self.form}, not {format}", "format", self.name)
-        return None
+    def weights(self, node: TensorNode) -> Weights:
+        """How the kernel reads a node's weights."""
+        return self.reads
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [self.taken, *(FLOATS for _ in node.inputs[1:])]
@@ -69,23 +57,17 @@ class FewRows(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return packed(weights, self.form, device)
 
+    def variants(self, node: TensorNode) -> Sequence[Tiling]:
+        return worth_choosing(node, self.weights(node).tilings(node.rows))
+
+    def work(self, node: TensorNode) -> str:
+        return few_rows_work(self.weights(node), node)
+
     def workspace(self, node: TensorNode) -> int:
-        return workspace(node, self.chosen(node), self.device)
+        return workspace(node, self.variant or self.variants(node)[0], self.device)
 
-    def chosen(self, node: TensorNode, measure: Any = None) -> Tiling:
-        """The tiling for a node whose row count is known."""
-        return self.tiling or choose(self.weights, node, self.device, measure)
-
-    def tilings(self, node: TensorNode) -> Sequence[Tiling]:
-        """Those that may be chosen for a node."""
-        return self.weights.tilings(node.inputs[0].extents[0])
-
-    def shape(self, node: TensorNode) -> tuning.Shape:
-        """What one is chosen by."""
-        return shape_of(self.weights, node)
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return bind_few(self.weights, self.chosen(node), node, tensors, self.device)
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        return bind_few(self.weights(node), self.variant or self.variants(node)[0], node, tensors, self.device)
 
 
 class Fp8Weight(FewRows):
@@ -93,24 +75,32 @@ class Fp8Weight(FewRows):
 
     name = "fp8_weight"
     precision = 6e-3
-    weights = Weights("fp8")
+    takes = {"m": f"..{MOST}"}
+    reads = Weights("fp8")
     form = packed = "fp8_row"
-
-    def refuses_weight(self, format: str) -> Declined | None:
-        return None
 
 
 class Dequant(FewRows):
     """GGUF's blocks decoded in registers: exact for up to four rows, else weights and activations in bfloat16."""
 
-    name = "dequant"
+    name = packed = "dequant"
     precision = 5e-5
+    takes = {"m": f"..{MOST}", "weight_format": tuple(PLANES), "weight_formats": tuple(PLANES)}
 
-    def __init__(self, device: Device, form: str, tiling: Tiling | None = None) -> None:
-        super().__init__(device, tiling)
-        self.form, self.weights = form, Weights(PLANES[form].weight)
+    def refuses(self, node: TensorNode) -> Declined | None:
+        formats = sorted({weight.format for weight in node.weight})
+        if len(formats) > 1:
+            return Declined(f"it takes weights of one format, not {' and '.join(formats)}", "format")
+        return None
 
-    packed = "dequant"
+    def weights(self, node: TensorNode) -> Weights:
+        return Weights(PLANES[node.weight[0].format].weight)
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return stored_bytes(node, node.weight[0].format)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return packed(weights, weights[0].format, device)
 
 
 class Bf16(FewRows):
@@ -118,7 +108,8 @@ class Bf16(FewRows):
 
     name = form = packed = "bf16"
     precision = 5e-5
-    weights = Weights("dense")
+    takes = {"m": f"..{MOST}", "weight_format": ("bf16",), "weight_formats": ("bf16",)}
+    reads = Weights("dense")
     taken = ("bf16", "f32")
 
 
@@ -127,20 +118,25 @@ class F16(FewRows):
 
     name = form = packed = "f16"
     precision = 1e-6
-    weights = Weights("dense")
+    takes = {"m": f"..{MOST}", "weight_format": ("f16",), "weight_formats": ("f16",)}
+    reads = Weights("dense")
     taken = ("f16",)
 
 
-def choose(weights: Weights, node: TensorNode, device: Device, measure: Any = None) -> Tiling:
-    """The tiling of a node with few rows, its row count known."""
-    tilings = weights.tilings(node.inputs[0].extents[0])
-    return tuning.choose(device, shape_of(weights, node), tilings, tilings[0], measure)
+def worth_choosing(node: TensorNode, tilings: Sequence[Any]) -> Sequence[Any]:
+    """All tilings, or the first alone: a small matrix is read in few microseconds however it is tiled."""
+    return tilings if height(node) * node.weight[0].extents[1] >= LEAST else tilings[:1]
 
 
-def shape_of(weights: Weights, node: TensorNode) -> tuning.Shape:
-    """What a tiling is chosen by."""
+def few_rows_work(weights: Weights, node: TensorNode) -> str:
+    """What a tiling of few rows is chosen by."""
     name = f"{weights.name} gated" if is_gated(node) else weights.name
-    return tuning.Shape.of(name, node.inputs[0].extents[0], height(node), node.weight[0].extents[1])
+    return work_of(name, node.rows, height(node), node.weight[0].extents[1])
+
+
+def work_of(name: str, m: int, n: int, k: int) -> str:
+    """A class of work: the kernel, rows (a power of two that covers them), outputs and inputs."""
+    return f"{name} m{1 << (m - 1).bit_length()} {n}x{k}"
 
 
 def height(node: TensorNode) -> int:
@@ -158,7 +154,7 @@ def workspace(node: TensorNode, tiling: Tiling, device: Device) -> int:
     if isinstance(tiling, Gemv):
         return 0
     m, rows = node.inputs[0].extents[0], height(node)
-    splits, _ = tiling.splits(rows, node.weight[0].extents[1], multiprocessors(device))
+    splits, _ = tiling.splits(rows, node.weight[0].extents[1], device.processors)
     return 4 * splits * m * rows if splits > 1 else 0
 
 
@@ -238,7 +234,7 @@ def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands) -> Launch:
 
 
 def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor | None, device: Device) -> Launch:
-    splits, span = tiling.splits(o.rows, o.k, multiprocessors(device))
+    splits, span = tiling.splits(o.rows, o.k, device.processors)
     rows = max(16, triton.next_power_of_2(o.m))
     parts = o.x_scales if scratch is None or splits == 1 else scratch.view(torch.float32)
     sizes = (o.m, o.n, o.k, *o.ends)

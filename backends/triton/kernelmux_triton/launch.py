@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
-from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Launch
-
-H100 = 132
-"""Its multiprocessors."""
+from kernelmux.contract import Launch
 
 
 def bind(kernel: Any, grid: tuple[int, ...], *args: object, num_warps: int) -> Launch:
@@ -27,11 +23,3 @@ def bind(kernel: Any, grid: tuple[int, ...], *args: object, num_warps: int) -> L
     if compiled is None:
         return partial(kernel[filled], *args, num_warps=num_warps)
     return partial(compiled[filled], *args)
-
-
-@cache
-def multiprocessors(device: Device) -> int:
-    """How many the card has; as many as an H100 where it is not there to ask."""
-    if device.kind != "cuda" or device.index >= torch.cuda.device_count():
-        return H100
-    return int(torch.cuda.get_device_properties(device.index).multi_processor_count)

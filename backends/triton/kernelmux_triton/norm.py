@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernelmux.contract import CurrentStream, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
@@ -25,9 +25,10 @@ TILE = 4096
 """Columns of a longer row that a program takes at a time."""
 
 
-class RmsNorm(Kernel):
+class RmsNorm(CurrentStream):
     """The sum of squares in float32."""
 
+    ops: tuple[str, ...] = ("rms_norm",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
@@ -44,7 +45,7 @@ class RmsNorm(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return (weights[0].dequantize().to(device.torch),)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
         return _bind(node, x, x, x, gamma, y, add=False)
 
@@ -52,13 +53,15 @@ class RmsNorm(Kernel):
 class AddRmsNorm(RmsNorm):
     """The norm of the unrounded sum."""
 
+    ops = ("add_rms_norm",)
+
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, emitted(node.outputs[1])]
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (a, b), (total, y), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
         return _bind(node, a, b, total, gamma, y, add=True)
 

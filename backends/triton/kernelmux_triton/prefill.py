@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.contract.hookspecs import Launch, Tensors
+from kernelmux.contract import Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux_triton.attention_cache import Cached, planes_of, pow2, wide_of
+from kernelmux_triton.attention_cache import Cached, itemsize, planes_of, pow2, scaled, splits_queries, wide_of
 from kernelmux_triton.launch import bind
 from kernelmux_triton.prefill_kernels import attend
 
@@ -59,19 +59,14 @@ class Prefill(Cached):
 
     name = "prefill"
 
-    def __init__(self, cache_format: str, tunings: Sequence[Tuning] = tunings_for(None)) -> None:
-        super().__init__(cache_format)
-        self.tunings = tunings
-        """Those to choose from: the first that takes a node's pages."""
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
         (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
         m, seqs, dim, heads = len(q), len(kv_len), node.head_dim, node.num_heads
         tuning, wide, pack = self.tuning(node), wide_of(node), _pack(node)
         tall, tile = self._tall(node, tuning), self._tile(node, tuning)
-        read: list[Any] = [keys.view(torch.int16), values.view(torch.int16)] if self.scaled else [keys, values]
+        read: list[Any] = [keys.view(torch.int16), values.view(torch.int16)] if scaled(node) else [keys, values]
         if tuning.copies:
             flat = [cache.view(-1, node.num_kv_heads * dim) for cache in (keys, values)]
             read = [TensorDescriptor.from_tensor(cache, [tile, dim]) for cache in flat]
@@ -83,28 +78,36 @@ class Prefill(Cached):
             *(q, y, *read, k_scales, v_scales, query_start, kv_len, block_table, m, seqs, block_table.stride(0)),
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
             *(heads, node.num_kv_heads, dim, keys.shape[1], wide, pack, tall, tile, tuning.stages),
-            *(SEQUENCES, self.scaled, self.splits_queries(node), tuning.copies, not q.is_cpu),
+            *(SEQUENCES, scaled(node), splits_queries(node), tuning.copies, not q.is_cpu),
             num_warps=tuning.warps,
         )
 
     def tuning(self, node: TensorNode) -> Tuning:
-        """The one that is chosen for a node."""
+        """The first of the card's that takes a node's pages, unless a measurement tries another."""
         wide, page_size = wide_of(node), node.inputs[1].extents[1]
-        copied = self.itemsize == 2 and node.head_dim == wide
-        return next(t for t in self.tunings if not t.copies or (copied and page_size % t.columns(wide) == 0))
+        copied = itemsize(node) == 2 and node.head_dim == wide
+        tunings = [self.variant] if self.variant else tunings_for(self.device.capability)
+        return next(t for t in tunings if not t.copies or (copied and page_size % t.columns(wide) == 0))
 
     def _tall(self, node: TensorNode, tuning: Tuning) -> int:
         """Rows of the tile of queries: no more than there are, and than a warp has registers for."""
         wide = wide_of(node)
         limit = min(tuning.tall, 4096 * tuning.warps // wide)
-        if self.itemsize == 4:
+        if itemsize(node) == 4:
             limit = min(32, 4096 // wide)
         return max(16, _pack(node), min(limit, pow2(node.inputs[0].extents[0] * _pack(node))))
 
     def _tile(self, node: TensorNode, tuning: Tuning) -> int:
         """Positions a tile; products of float32, which no matrix unit makes, are kept small."""
         wide = wide_of(node)
-        return max(16, min(32, 4096 // wide)) if self.itemsize == 4 else tuning.columns(wide)
+        return max(16, min(32, 4096 // wide)) if itemsize(node) == 4 else tuning.columns(wide)
+
+
+class PrefillF32(Prefill):
+    """Products in float32."""
+
+    precision = 1e-9
+    takes = {**Prefill.takes, "cache_format": ("f32",)}
 
 
 def _pack(node: TensorNode) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from kernelmux.contract import CurrentStream, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Rotation
@@ -23,9 +22,10 @@ HEADS = 8
 """Heads that a program turns: the angles of a row are computed once for them."""
 
 
-class Rope(Kernel):
+class Rope(CurrentStream):
     """Angles in float64 up to whole turns, the rest in float32."""
 
+    ops: tuple[str, ...] = ("rope",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
@@ -42,7 +42,7 @@ class Rope(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(weight.dequantize().to(device.torch) for weight in weights)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         q, k, positions = tensors.inputs
         grid = (len(positions), blocks(node.num_heads) + blocks(node.num_kv_heads))
         args = (q, k, *tensors.outputs, positions, *rotation_args(node, positions, tensors.packed))

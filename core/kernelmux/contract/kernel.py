@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kernelmux.contract.cache import source_hash
-from kernelmux.contract.device import Device
+from kernelmux.contract.device import Device, on_stream
 
 if TYPE_CHECKING:
     import torch
@@ -178,6 +178,17 @@ class Kernel(ABC):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+
+class CurrentStream(Kernel):
+    """A kernel whose library launches on torch's current stream: for each launch that is made the kernel's own."""
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        return on_stream(self.call(node, tensors), stream)
+
+    @abstractmethod
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        """As `bind`, for whatever stream is torch's current one when it is called."""
 
 
 Answer = Kernel | Declined | Sequence[Kernel | Declined]
