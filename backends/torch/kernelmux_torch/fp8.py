@@ -18,7 +18,7 @@ from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.cuda.mul_mat import STACKED
 from kernelmux_torch.kernel import TorchKernel
-from kernelmux_torch.weights import dense, joined
+from kernelmux_torch.weights import dense
 
 BLOCK = 128
 """Columns, and of weights also rows, that share a scale in `fp8_block`."""
@@ -65,7 +65,7 @@ class Fp8Tensor(TorchKernel):
         return tuple(_below(parts) for parts in (*planes, *([biases] if biases else [])))
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        (x,), y, (weight, scales, *bias) = tensors.inputs, joined(tensors.outputs), tensors.packed
+        (x,), y, (weight, scales, *bias) = tensors.inputs, tensors.matrix, tensors.packed
         operands = (*x, weight, scales, bias[0] if bias else None, y)
         return partial(_multiply_on_cpu, *operands) if y.device.type == "cpu" else scaled_mm(*operands, self.fast)
 

@@ -26,10 +26,3 @@ def stacked(weights: Sequence[Weight], dtype: torch.dtype, device: Device) -> to
         for rows, part in dequantized_rows(weight):
             place[rows].copy_(part)
     return whole
-
-
-def joined(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The matrix whose columns a node's outputs are; of one output itself."""
-    first = outputs[0]
-    width = sum(output.shape[1] for output in outputs)
-    return first if len(outputs) == 1 else first.as_strided((len(first), width), (width, 1))

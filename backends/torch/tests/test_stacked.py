@@ -5,10 +5,10 @@ import torch
 
 from kernelmux.conformance.hookup import jobs
 from kernelmux.conformance.testing import backend, pass_or_skip
+from kernelmux.contract import Tensors
 from kernelmux.contract.registry import Registry
 from kernelmux_torch import fp8
 from kernelmux_torch.cuda import mul_mat
-from kernelmux_torch.weights import joined
 
 REGISTRY = Registry()
 KERNELS = [mul_mat.Bf16(), mul_mat.F16(), fp8.Fp8Row(), fp8.Fp8RowFast()]
@@ -23,6 +23,6 @@ def test_case(job):
 
 def test_outputs_side_by_side_are_the_matrix_that_they_were_cut_from():
     matrix = torch.randn(3, 10)
-    assert joined(matrix.split([5, 3, 2], dim=1)).data_ptr() == matrix.data_ptr()
-    assert joined(matrix.split([5, 3, 2], dim=1)).equal(matrix)
-    assert joined((matrix,)) is matrix
+    whole = Tensors((), matrix.split([5, 3, 2], dim=1)).matrix
+    assert (whole.data_ptr(), whole.equal(matrix)) == (matrix.data_ptr(), True)
+    assert Tensors((), (matrix,)).matrix is matrix

@@ -42,6 +42,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
     return [
         *(few_rows.Dequant, few_rows.Bf16, few_rows.F16, few_rows.Fp8Weight),
         *(fp8.Fp8Row, fp8.Fp8Tensor, fp8.Fp8RowFast, fp8.Fp8TensorFast, fp8.Fp8Block),
+        *(fp8.Fp8RowStacked, fp8.Fp8RowFastStacked, fp8.Fp8BlockStacked),
         *(decode.Decode, decode.DecodeF32, prefill.Prefill, prefill.PrefillF32),
         *(norm.RmsNorm, norm.AddRmsNorm),
         *(elementwise.Add, elementwise.Mul, elementwise.Silu, elementwise.Swiglu),

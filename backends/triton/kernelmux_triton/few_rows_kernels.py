@@ -12,8 +12,8 @@
             that these are multiples of, in an int32
 
 Of 32 columns byte i, 0 to 15, has column i in its low and column 16 + i in its high nibble. Where GATED, W is gate
-above up, n rows each, and a program takes the same rows of both. Where OUTPUTS is 3, W is three matrices below one
-another, whose rows end at `end0`, `end1` and n. m is the number of rows of x.
+above up, n rows each, and a program takes the same rows of both. Where OUTPUTS is 2 or 3, W is as many matrices below
+one another, whose rows end at `end0`, `end1` and n; two end at `end1`. m is the number of rows of x.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def write(
         total += tl.load(bias + row, mask=inside, other=0.0)
     if RESIDUAL:
         total += tl.load(residual + x_row * n + row, mask=inside, other=0.0).to(tl.float32)
-    if OUTPUTS == 3:
+    if OUTPUTS > 1:
         first, last = row < end0, row >= end1
         tl.store(y0 + x_row * end0 + row, total.to(y0.dtype.element_ty), mask=inside & first)
         second = y1 + x_row * (end1 - end0) + (row - end0)

@@ -7,7 +7,7 @@ format are quantised once; one that is stored in the same scheme is used as it i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -102,7 +102,7 @@ class Fp8Row(CurrentStream):
         if m > MOST and k % 16:
             reason = f"beyond {MOST} rows it takes k in sixteens, which the bulk-copy engine wants: k is {k}"
             return Declined(reason, "alignment")
-        if m > MOST and len(node.outputs) > 1:
+        if m > MOST and len(node.outputs) > 1 and not self.side_by_side:
             return Declined(f"it writes several outputs of up to {MOST} rows, m is {m}", "shape")
         return None
 
@@ -119,7 +119,7 @@ class Fp8Row(CurrentStream):
         return packed(weights, self.form, device)
 
     def variants(self, node: TensorNode) -> Sequence[Tiling]:
-        m, n = node.rows, node.weight[0].extents[0]
+        m, n = node.rows, _outputs(node)
         if m <= MOST:
             return few_rows.worth_choosing(node, self.reads.tilings(m))
         covered, count = 1 << (m - 1).bit_length(), self.device.processors
@@ -127,7 +127,7 @@ class Fp8Row(CurrentStream):
         return few_rows.worth_choosing(node, ordered)
 
     def work(self, node: TensorNode) -> str:
-        m, (n, k) = node.rows, node.weight[0].extents
+        m, n, k = node.rows, _outputs(node), node.weight[0].extents[1]
         if m <= MOST:
             return few_rows.few_rows_work(self.reads, node)
         return few_rows.work_of(f"{self.name}{' gated' if few_rows.is_gated(node) else ''}", m, n, k)
@@ -146,7 +146,7 @@ class Fp8Row(CurrentStream):
         tiling = self.variant or self.variants(node)[0]
         if not isinstance(tiling, Gemm):
             return few_rows.bind_few(self.reads, tiling, node, tensors, self.device)
-        o = Operands.of(node, tensors)
+        o = Operands.of(node, replace(tensors, outputs=(tensors.matrix,)))
         # Two pieces of a tile of float32 are as large as one of bfloat16.
         pieces = 1 if o.gated else max(tiling.pieces, o.y[0].itemsize // 2 if tiling.wide > 128 else 1)
         descriptors = (_tiles(o.x, tiling.tall), _tiles(o.w, tiling.wide))
@@ -207,6 +207,31 @@ class Fp8Block(Fp8Row):
         if len(node.weight) > 1 and any(weight.extents[0] % 128 for weight in node.weight):
             return Declined(f"several weights lie below one another in blocks of 128 rows, n is {n}", "alignment")
         return super().refuses(node)
+
+
+class Stacked(Fp8Row):
+    """Products of many rows as one: the weights below one another, the results side by side."""
+
+    ops = ("qkv", "mul_mat_pair")
+    takes = {"m": f"{MOST + 1}.."}
+    side_by_side = True
+
+
+class Fp8RowStacked(Stacked, Fp8Row):
+    """As Fp8Row."""
+
+
+class Fp8RowFastStacked(Stacked, Fp8RowFast):
+    """As Fp8RowFast."""
+
+
+class Fp8BlockStacked(Stacked, Fp8Block):
+    """As Fp8Block."""
+
+
+def _outputs(node: TensorNode) -> int:
+    """Columns of the result: of gate and up those of their product."""
+    return node.weight[0].extents[0] if few_rows.is_gated(node) else few_rows.height(node)
 
 
 def _tiles(matrix: torch.Tensor, rows: int) -> TensorDescriptor:

@@ -83,6 +83,14 @@ class Tensors:
     """Of each input that is step state its mirror in host memory, which a launch may read without waiting for the
     device; None for the others. A kernel that reads it is not capturable."""
 
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The matrix whose columns the outputs are, where they lie side by side; one output is its own."""
+        first = self.outputs[0]
+        width = sum(output.shape[1] for output in self.outputs)
+        whole: torch.Tensor = first.as_strided((len(first), width), (width, 1)) if len(self.outputs) > 1 else first
+        return whole
+
 
 EVERY_OP = "*"
 """In `Kernel.ops`: whatever op there is, those of other backends too."""

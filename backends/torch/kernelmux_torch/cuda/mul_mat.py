@@ -11,7 +11,7 @@ from kernelmux.contract import Device, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import mul_mat
-from kernelmux_torch.weights import dense, joined, stacked
+from kernelmux_torch.weights import dense, stacked
 
 SPLIT = 2
 """Launches of a GEMM whose sum cuBLAS splits: at few rows and long k a second one adds the parts."""
@@ -42,7 +42,7 @@ class Bf16(mul_mat.Bf16):
         return (whole, *([torch.cat(biases)] if biases else []))
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        (x,), y, (weight, *bias) = tensors.inputs, joined(tensors.outputs), tensors.packed
+        (x,), y, (weight, *bias) = tensors.inputs, tensors.matrix, tensors.packed
         if bias:
             return partial(torch.addmm, bias[0], x, weight.T, out=y)
         if y.dtype == x.dtype:
