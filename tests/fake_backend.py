@@ -5,12 +5,10 @@ The kernels declare what a test asks for, and compute with the ops' own referenc
 
 from __future__ import annotations
 
-import types
-
-import pytest
 from hypothesis import strategies as st
 
-from kernelmux.contract import CONTRACT, Kernel, hookimpl
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import Kernel
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import dequantize_planes, quantize_planes
 from kernelmux.graph.graph import Builder
@@ -80,33 +78,10 @@ def compute(node, tensors):
         quantize_planes(value.format, result, planes if isinstance(planes, tuple) else (planes,))
 
 
-def nmse(found, wanted):
-    """Squared error over squared expectation."""
-    return float((found.double() - wanted.double()).square().sum() / wanted.double().square().sum())
-
-
 def _dense(value, planes):
     if value.format == "i32":
         return planes
     return dequantize_planes(value.format, planes if isinstance(planes, tuple) else (planes,)).double()
-
-
-def backend(**answers):
-    """A backend with a hook for each op named: what it answers, or a function of (node, m) that does; None: no hook."""
-    plugin = types.ModuleType("fake_backend")
-    plugin.CONTRACT = CONTRACT
-    for op, answer in answers.items():
-        if answer is None:
-            continue
-        setattr(plugin, f"dispatch_{op}", hookimpl(_hook(answer)))
-    return plugin
-
-
-def _hook(answer):
-    def hook(node, m):
-        return answer(node, m) if isinstance(answer, types.FunctionType) else answer
-
-    return hook
 
 
 def whole_backend(**changes):
@@ -181,17 +156,6 @@ def llama_layer(b, x, state, layer, sizes=(4, 2, 8), feed_forward=48, weight="f3
     return b.value("add", f"{at}.ffn_add", x, linear("ffn_down", product, x.shape[1]), layer=layer)
 
 
-def one_node(op, *inputs, format="f32", **fields):
-    """The node of a graph of that op alone: `inputs` and the weights in `fields` are Values, each made a leaf."""
-    b = Builder("one")
-    values = [b.leaf(value.name, value.shape, value.format, role="state") for value in inputs]
-    for key in ("weight", "bias", "gamma"):
-        for value in fields.get(key, ()):
-            b.leaf(value.name, value.shape, value.format)
-    outputs = b.node(op, "node", *values, format=format, **fields)
-    return b.build(*outputs).ops[0]
-
-
 dims = st.sampled_from([32, 64])
 
 
@@ -227,11 +191,3 @@ def _fields(draw, b, op, name, x):
         fields["rotation"] = Rotation(theta=draw(st.floats(2, 1e6)), dims=8, pairing=pairing)
         fields |= {"num_heads": x.shape[1] // 8, "num_kv_heads": x.shape[1] // 8, "head_dim": 8}
     return fields
-
-
-def pass_or_skip(job, registry):
-    """Runs a case: skipped, with the reason, where the kernel refuses it."""
-    outcome = job.run(registry)
-    if outcome.status == "refused":
-        pytest.skip(outcome.reason)
-    assert outcome.passed, outcome.failures

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import kernelmux
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.errors import LaunchError
 from kernelmux.graph.formats import as_tuple

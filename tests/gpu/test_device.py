@@ -13,8 +13,9 @@ import torch
 
 import kernelmux
 from command import run_command
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
 from kernelmux.conformance.run import run_case
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import described_device, find_device, is_out_of_memory, on_stream
 from kernelmux.errors import PlanError

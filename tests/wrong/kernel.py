@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from fake_backend import backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import Kernel
 from kernelmux.graph.formats import as_tuple, dequantize_planes, quantize_planes
 from kernelmux.graph.ops import Operands

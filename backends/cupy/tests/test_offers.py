@@ -3,11 +3,10 @@
 import pytest
 
 import kernelmux_cupy
-from fake_backend import one_node
 from kernelmux.conformance.hookup import all_cases
-from kernelmux.contract import registry
+from kernelmux.conformance.testing import one_node
+from kernelmux.contract import Declined, registry
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import case_node
 from kernelmux_cupy import source

@@ -7,9 +7,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 import cuda_on_host as on_host
-from fake_backend import backend, pass_or_skip
-from kernelmux.conformance.hookup import jobs
-from kernelmux.contract import registry
+from kernelmux.conformance.testing import backend, few_rows, pass_or_skip
 from kernelmux_cupy import attention, copy, elementwise, embed, norm, rope
 
 WANTED = (
@@ -44,9 +42,7 @@ def _jobs():
         embed=lambda node, m: embed.offer((*node.inputs, *node.weight)[1].format),
         attention=attention.offer,
     )
-    with registry.isolated(cupy=plugin) as offered:
-        every = list(jobs("cupy", offered))
-    few = [job for job in every if job.case.inputs[0].shape[0] <= ROWS]
+    offered, few = few_rows(plugin, ROWS)
     return offered, [job for job in few if job.variant or any(fnmatchcase(job.name, one) for one in WANTED)]
 
 

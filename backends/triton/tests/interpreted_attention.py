@@ -1,4 +1,4 @@
-"""The Triton kernels of attention, interpreted on CPU tensors. Run by test_interpreted.py."""
+"""The Triton kernels of attention, interpreted on CPU tensors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend, pass_or_skip
 from kernelmux.conformance.hookup import Job
+from kernelmux.conformance.testing import backend, pass_or_skip
 from kernelmux.contract.device import Device
 from kernelmux_triton import attention, launch
 from triton_interpreter import interpreted_jobs

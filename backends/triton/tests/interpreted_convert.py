@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fake_backend import backend, one_node, pass_or_skip
+from kernelmux.conformance.testing import backend, one_node, pass_or_skip
+from kernelmux.contract import Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Tensors
 from kernelmux.graph.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
 from kernelmux_triton import convert
 from triton_interpreter import interpreted_jobs

@@ -1,4 +1,4 @@
-"""e4m3 numbers turned into bfloat16 by their bits, interpreted on CPU tensors: run by test_interpreted.py."""
+"""e4m3 numbers turned into bfloat16 by their bits, interpreted on CPU tensors."""
 
 from __future__ import annotations
 

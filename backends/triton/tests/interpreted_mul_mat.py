@@ -1,22 +1,15 @@
-"""The kernels of mul_mat and its fused relatives, interpreted on CPU tensors: run by test_interpreted.py."""
+"""The kernels of mul_mat and its fused relatives, interpreted on CPU tensors."""
 
 from fnmatch import fnmatchcase
 
 import pytest
+from triton_interpreter import interpreted_jobs, offers_on
 
-from fake_backend import backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract.device import Device
 from kernelmux.graph.graph import case_node
-from kernelmux_triton import mul_mat
-from triton_interpreter import interpreted_jobs
 
 H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
-
-
-def offered(node, m):
-    return mul_mat.offer(node, m, H100)
-
-
 SMALL = (
     *("mul_mat-*-m[35]-n96-k256", "mul_mat-*-m128-n96-k256", "mul_mat-*-m[13]-n48-k256-bias", "mul_mat-*-m5-n33-k96"),
     *("mul_mat-*-m64-n1-k256", "mul_mat-*-m17-n31-k512", "mul_mat-*-tiny-scales", "mul_mat-Q4_K-m5-n16-k14336"),
@@ -28,15 +21,15 @@ SMALL = (
         "gate_up_swiglu-Q8_0-m[15]-bias",
         "gate_up_swiglu-f32-m5-bias",
     ),
-    *("qkv-f32-m5", "qkv-bf16-m5", "qkv-Q4_1-m5", "qkv-Q8_0-m[15]-bias"),
+    *(f"{op}-{case}" for op in ("qkv", "mul_mat_pair") for case in ("*f*-m[15]", "Q4_1-m5", "Q8_0-m[15]*", "f32-m128")),
+    *("qkv-f32-m5-bias", "mul_mat_pair-f32-m5-bias"),
 )
 """Cases that the interpreter is quick with: every kernel, and every branch of it."""
 ANY = ("fp8_weight", "fp8_row", "fp8_tensor", "fp8_row_fast", "fp8_tensor_fast", "fp8_block")
 """Kernels that take any weight, as it is e4m3 before it gets there: tried on float32."""
+OPS = ("mul_mat", "mul_mat_add", "gate_up_swiglu", "qkv", "mul_mat_pair")
 
-REGISTRY, EVERY = interpreted_jobs(
-    backend(mul_mat=offered, mul_mat_add=offered, gate_up_swiglu=offered, qkv=offered), rows=128
-)
+REGISTRY, EVERY = interpreted_jobs(backend(**dict.fromkeys(OPS, offers_on(H100))), rows=128)
 
 
 def wanted(job):
@@ -55,3 +48,12 @@ CASES = [job for job in EVERY if wanted(job)]
 def test_case(job):
     outcome = job.run(REGISTRY)
     assert outcome.passed, outcome.failures
+
+
+def test_every_kernel_has_cases_of_every_op_that_it_takes():
+    """Blocks of 128 rows hold none of the suite's stacked weights."""
+    tried = {(job.case.op, job.kernel.partition(":")[2]) for job in CASES}
+    stacked = OPS[2:]
+    every = {(op, name) for op in OPS for name in (*ANY, "dequant", "bf16", "f16")}
+    never = {(op, name) for op in stacked for name in ("fp8_tensor", "fp8_tensor_fast", "fp8_block")}
+    assert tried == every - never

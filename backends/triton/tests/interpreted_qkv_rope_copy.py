@@ -1,10 +1,10 @@
-"""qkv_rope_copy by each product that it is offered with, interpreted on CPU tensors: run by test_interpreted.py."""
+"""qkv_rope_copy by each product that it is offered with, interpreted on CPU tensors."""
 
 from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend, pass_or_skip
+from kernelmux.conformance.testing import backend, pass_or_skip
 from kernelmux.contract.device import Device
 from kernelmux_triton import qkv_rope_copy
 from triton_interpreter import interpreted_jobs

@@ -1,10 +1,10 @@
-"""The Triton kernels of rope and copy, interpreted on CPU tensors: run by test_interpreted.py."""
+"""The Triton kernels of rope and copy, interpreted on CPU tensors."""
 
 from fnmatch import fnmatchcase
 
 import pytest
 
-from fake_backend import backend, pass_or_skip
+from kernelmux.conformance.testing import backend, pass_or_skip
 from kernelmux_triton import copy, rope
 from triton_interpreter import interpreted_jobs
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fake_backend import backend, nmse, one_node, pass_or_skip
-from kernelmux.contract.hookspecs import Tensors
+from kernelmux.conformance.testing import backend, nmse, one_node, pass_or_skip
+from kernelmux.contract import Tensors
 from kernelmux.graph.formats import Value, as_planes, dequantize_planes, empty_planes, lookup
 from kernelmux_triton import elementwise, embed, norm
 from triton_interpreter import interpreted_jobs

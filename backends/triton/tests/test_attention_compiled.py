@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
 
-from fake_backend import one_node
+from kernelmux.conformance.testing import one_node
+from kernelmux.contract import Declined, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Tensors
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux_triton import attention, decode, prefill

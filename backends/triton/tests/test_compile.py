@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fake_backend import one_node
+from kernelmux.conformance.testing import one_node
+from kernelmux.contract import Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Tensors
 from kernelmux.graph.formats import Value, as_planes, lookup, torch_dtype
 from kernelmux.graph.ops import Rotation
 

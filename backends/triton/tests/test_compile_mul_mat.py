@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from kernelmux.contract import Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Tensors
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import make_node
 from kernelmux_triton.mul_mat_weights import stored

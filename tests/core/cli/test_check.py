@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from command import assert_one_line_error, call_command
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
 from kernelmux.contract.device import find_device
 from kernelmux.graph.ops import OPS
@@ -30,6 +31,19 @@ def wrong_for_five_rows():
             tensors.outputs[0].add_(1)
 
     return FakeKernel(emits=["f32", "f16"], work=work)
+
+
+class Raising(FakeKernel):
+    """Raises where it is launched, which is the line that messages are to name."""
+
+    def bind(self, node, tensors, stream):
+        def launch():
+            raise OverflowError("too many rows")
+
+        return launch
+
+
+LINE = Raising.bind.__code__.co_firstlineno + 2
 
 
 def check(*arguments, **backends):
@@ -210,7 +224,32 @@ def test_a_backend_asked_for_whose_hook_raises_is_an_error():
         raise ZeroDivisionError("in a hook")
 
     result = check("--backend", "broken", broken=backend(silu=explode))
-    assert_one_line_error(result, "ZeroDivisionError: in a hook")
+    assert_one_line_error(result, "ZeroDivisionError: in a hook (test_check.py:")
+    whole = check("--backend", "broken", "--verbose", broken=backend(silu=explode))
+    assert whole.err.startswith("Traceback (most recent call last):\n")
+    assert "in explode\n" in whole.err
+    assert (whole.code, whole.out, whole.err.splitlines()[-1]) == (2, "", result.err.strip())
+
+
+def test_a_kernel_that_raises_is_named_with_its_line_and_with_verbose_the_traceback():
+    asked = ("--case", "silu-m5-n576")
+    result = check(*asked, fake=backend(silu=Raising()))
+    assert f"  raises: OverflowError: too many rows (test_check.py:{LINE})\n" in result.out
+    assert "Traceback" not in result.out + result.err
+    whole = check(*asked, "--verbose", fake=backend(silu=Raising()))
+    assert (whole.code, whole.err) == (1, "")
+    assert "Traceback (most recent call last):\n" in whole.out
+    assert f"line {LINE}, in launch\n" in whole.out
+
+
+def test_verbose_shows_the_traceback_of_a_broken_backend_beside_those_that_are_checked():
+    def explode(node, m):
+        raise ZeroDivisionError("in a hook")
+
+    backends = {"fake": backend(silu=right()), "broken": backend(silu=explode)}
+    result = check("--case", "silu-m5-n576", "--verbose", **backends)
+    assert "in explode\n" in result.err
+    assert "Traceback" not in check("--case", "silu-m5-n576", **backends).err
 
 
 def test_without_any_backend_it_says_what_to_install():

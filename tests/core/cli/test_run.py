@@ -11,10 +11,25 @@ import pytest
 
 import kernelmux
 from command import TIMEOUT, assert_one_line_error, call_command, run_command, start_command
+from fake_backend import FakeKernel, whole_backend
+from kernelmux.contract import registry
 from kernelmux.run.model import Model
 from tiny_model import write_tiny_llama
 
 F32 = ("--use", "*=torch:f32,torch:sdpa,torch:rows")
+
+
+class Raising(FakeKernel):
+    """Raises where it is launched, which is the line that messages are to name."""
+
+    def bind(self, node, tensors, stream):
+        def launch():
+            raise OverflowError("too many rows")
+
+        return launch
+
+
+LINE = Raising.bind.__code__.co_firstlineno + 2
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +116,26 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(tiny: Path):
     result = call_command("run", tiny, "-p", "x" * 300, "--max-tokens", 5)
     assert_one_line_error(result, "300 tokens", "256")
     assert_one_line_error(call_command("run", tiny, "-p", "x", "--max-tokens", 1000), "1000", "256", "--max-tokens")
+
+
+def test_a_kernel_that_raises_is_one_line_with_its_place_and_with_verbose_the_traceback(tiny: Path):
+    def run(*options: str):
+        with registry.isolated(mine=whole_backend(embed=Raising())):
+            return call_command("run", tiny, "-p", "hello", "--max-tokens", 2, "--json", *options)
+
+    result = run()
+    assert_one_line_error(result, "mine:f32 raised at ", f"OverflowError: too many rows (test_run.py:{LINE})")
+    whole = run("--verbose")
+    assert (whole.code, whole.out, whole.err.splitlines()[-1]) == (2, "", result.err.strip())
+    assert "in launch\n" in whole.err
+
+
+def test_verbose_shows_what_a_message_was_made_from(tiny: Path, tmp_path: Path):
+    path = tmp_path / "policy.toml"
+    path.write_text("[[rule")
+    result = call_command("run", tiny, "-p", "hello", "--policy", path, "--verbose")
+    assert "TOMLDecodeError" in result.err
+    assert result.err.splitlines()[-1].startswith(f"kernelmux: PolicyError: {path}:1: not TOML")
 
 
 def test_an_empty_prompt_is_refused_where_it_has_no_tokens(tiny: Path, tmp_path: Path):

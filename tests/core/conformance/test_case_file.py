@@ -12,10 +12,11 @@ import pytest
 
 import kernelmux
 from command import assert_one_line_error, call_command
-from fake_backend import CPU, FakeKernel, backend, compute, plan_for, whole_backend
+from fake_backend import CPU, FakeKernel, compute, plan_for, whole_backend
 from kernelmux.conformance import suite
 from kernelmux.conformance.case_file import capture_cases, read_cases
 from kernelmux.conformance.draw import draw_case
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError

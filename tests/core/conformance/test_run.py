@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
 from kernelmux.conformance import Variant, run_case
 from kernelmux.conformance.hookup import all_cases
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from wrong.kernel import Right
 

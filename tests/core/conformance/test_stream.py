@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
 from fake_platform import Npu
 from kernelmux.conformance.run import run_case
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import device as devices
 from kernelmux.contract import registry
 from kernelmux.graph.ops import OPS

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernelmux_reference
-from fake_backend import CPU, llama_graph, llama_layer, nmse, plan_for
+from fake_backend import CPU, llama_graph, llama_layer, plan_for
+from kernelmux.conformance.testing import nmse
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import Weight, lookup

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from fake_backend import FakeKernel, backend, llama_graph, plan_for, whole_backend
+from fake_backend import FakeKernel, llama_graph, plan_for, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Builder

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import kernelmux_reference
-from fake_backend import CPU, FakeKernel, backend
+from fake_backend import CPU, FakeKernel
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import Cpu
 from kernelmux.graph.ops import CORE_OPS

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_backend import CPU, FakeKernel, backend, chain, llama_graph, whole_backend
+from fake_backend import CPU, FakeKernel, chain, llama_graph, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_backend import CPU, FakeKernel, backend, chain, graphs, plan_for, whole_backend
+from fake_backend import CPU, FakeKernel, chain, graphs, plan_for, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import ALIGNMENT, Weight, value_bytes

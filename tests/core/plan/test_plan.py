@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_backend import FakeKernel, backend, chain, plan_for, silu_graph, whole_backend
+from fake_backend import FakeKernel, chain, plan_for, silu_graph, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
 from kernelmux.errors import KernelmuxError, PlanError
 from kernelmux.graph.graph import Builder

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from fake_backend import CPU, FakeKernel, backend, chain, llama_graph, plan_for, whole_backend
+from fake_backend import CPU, FakeKernel, chain, llama_graph, plan_for, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import kernelmux
 import kernelmux_reference
-from fake_backend import FakeKernel, backend, chain, llama_graph, nmse, plan_for, whole_backend
+from fake_backend import FakeKernel, chain, llama_graph, plan_for, whole_backend
+from kernelmux.conformance.testing import backend, nmse
 from kernelmux.contract import registry
 from kernelmux.errors import PlanError, PolicyError
 from kernelmux.graph.graph import Builder

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fake_backend import CPU, FakeKernel, backend, chain, plan_for, silu_graph, whole_backend
+from fake_backend import CPU, FakeKernel, chain, plan_for, silu_graph, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, Kernel, registry
 from kernelmux.errors import BackendError, KernelmuxError, PlanError, PolicyError
 from kernelmux.graph.graph import Builder

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fake_backend import FakeKernel, backend, compute, llama_graph, plan_for, whole_backend
+from fake_backend import FakeKernel, compute, llama_graph, plan_for, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import Weight

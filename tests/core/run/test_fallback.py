@@ -10,7 +10,8 @@ import torch
 
 import kernelmux
 import kernelmux_reference
-from fake_backend import CPU, FakeKernel, backend, chain, compute, plan_for, silu_graph, whole_backend
+from fake_backend import CPU, FakeKernel, chain, compute, plan_for, silu_graph, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import LaunchError

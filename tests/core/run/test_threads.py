@@ -11,7 +11,8 @@ import torch
 
 import kernelmux
 import kernelmux_reference
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model

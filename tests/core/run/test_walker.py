@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_backend import CPU, FakeKernel, backend, chain, compute, graphs, plan_for, silu_graph, whole_backend
+from fake_backend import CPU, FakeKernel, chain, compute, graphs, plan_for, silu_graph, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError, LaunchError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fake_backend import one_node
+from kernelmux.conformance.testing import one_node
 from kernelmux.errors import GraphError
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops import Operands

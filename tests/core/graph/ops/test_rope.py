@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_backend import one_node
+from kernelmux.conformance.testing import one_node
 from kernelmux.errors import GraphError
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops import Operands, Rotation

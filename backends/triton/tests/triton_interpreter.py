@@ -8,11 +8,17 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from kernelmux.conformance.hookup import jobs
-from kernelmux.contract import registry
+from kernelmux.conformance.testing import few_rows
 
 TORCH_TYPES = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}
 TORCH_TYPES[tl.float8e4nv] = torch.float8_e4m3fn
+
+
+def interpreted_jobs(plugin, rows=5):
+    """As `few_rows`, of a backend whose Triton kernels are interpreted on CPU tensors."""
+    interpreter._convert_float = _convert_float
+    interpreter.InterpreterBuilder.create_dot = _create_dot
+    return few_rows(plugin, rows)
 
 
 def _convert_float(values, source, target, rounding):
@@ -26,14 +32,3 @@ def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     """Of bfloat16 the interpreter would multiply the bits."""
     wide = [_convert_float(part.data, part.dtype, tl.float32, None).view(np.float32) for part in (a, b)]
     return interpreter.TensorHandle(np.matmul(*wide) + d.data, d.dtype.scalar)
-
-
-interpreter._convert_float = _convert_float
-interpreter.InterpreterBuilder.create_dot = _create_dot
-
-
-def interpreted_jobs(plugin, rows=5):
-    """A registry with that backend as `torch`, and its cases of at most so many rows."""
-    with registry.isolated(torch=plugin) as interpreted:
-        every = list(jobs("torch", interpreted))
-    return interpreted, [job for job in every if job.case.inputs[0].shape[0] <= rows]
