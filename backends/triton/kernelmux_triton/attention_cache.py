@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Declined, Planes
+from kernelmux.contract import Declined, Kernel, Planes
 from kernelmux.graph.formats import as_tuple, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.e4m3 import BACK, UP, halves
@@ -22,7 +22,7 @@ WIDEST = 256
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-class Cached(CurrentStream):
+class Cached(Kernel):
     """Attention over a cache of one format; f32 is multiplied in full, else weights are rounded to two bytes."""
 
     ops = ("attention",)

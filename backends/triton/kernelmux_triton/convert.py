@@ -8,12 +8,13 @@ which are read twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Declined, Launch, Tensors, in_turn
+from kernelmux.contract import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import ALL, lookup
 from kernelmux.graph.graph import TensorNode
@@ -33,7 +34,7 @@ GROUPED = (*BLOCKS, "fp8_row")
 """What one launch writes."""
 
 
-class Convert(CurrentStream):
+class Convert(Kernel):
     """Between two float formats."""
 
     ops = ("convert",)
@@ -44,16 +45,16 @@ class Convert(CurrentStream):
     def refuses(self, node: TensorNode) -> Declined | None:
         return _too_old(node, self.device)
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
         source, target = node.inputs[0].format, node.outputs[0].format
         m, n = node.inputs[0].extents
         group, column_major = scaling(target, n)
         args = (*planes(x)[:2], *planes(y), n, *_read(source, n), group, column_major)
         if group > LONGEST:
-            return bind(_convert_long, (m,), *args, TILE, num_warps=8)
+            return bind(_convert_long, (m,), *args, TILE, stream=stream, num_warps=8)
         wide = max(group, min(TILE, triton.next_power_of_2(n)))
-        return bind(_convert, (m, triton.cdiv(n, wide)), *args, wide, num_warps=_warps(wide))
+        return bind(_convert, (m, triton.cdiv(n, wide)), *args, wide, stream=stream, num_warps=_warps(wide))
 
 
 class Quantize(Convert):
@@ -83,7 +84,7 @@ class Requantize(Convert):
     takes = {"source": QUANTIZED, "target": GROUPED}
 
 
-class RequantizeWhole(CurrentStream):
+class RequantizeWhole(Kernel):
     """One scale for all: programs leave their largest magnitudes in scratch, then each reads them all and divides."""
 
     ops = ("convert",)
@@ -98,7 +99,7 @@ class RequantizeWhole(CurrentStream):
     def workspace(self, node: TensorNode) -> int:
         return 4 * PEAKS
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), ((y, scale),) = tensors.inputs, tensors.outputs
         assert tensors.workspace is not None
         peaks = tensors.workspace.view(torch.float32)
@@ -107,8 +108,8 @@ class RequantizeWhole(CurrentStream):
         tiles = triton.cdiv(n, wide)
         programs = min(PEAKS, m * tiles)
         read = (*planes(x)[:2], peaks, m, programs, n, *_read(source, n))
-        look = bind(_peaks, (programs,), *read, wide, num_warps=4)
-        divide = bind(_divide, (m, tiles), *read, y, scale, PEAKS, wide, num_warps=4)
+        look = bind(_peaks, (programs,), *read, wide, stream=stream, num_warps=4)
+        divide = bind(_divide, (m, tiles), *read, y, scale, PEAKS, wide, stream=stream, num_warps=4)
         return in_turn(look, divide)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, load_row, planes, scaling, store_row, warps
 
 
-class Copy(CurrentStream):
+class Copy(Kernel):
     """Rounded once, to the cache's format; the device reads the slots."""
 
     ops = ("copy",)
@@ -23,13 +24,15 @@ class Copy(CurrentStream):
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         k, v, slots, k_cache, v_cache = tensors.inputs
         heads, dim = node.num_kv_heads, node.head_dim
         (keys, k_scales, _), (values, v_scales, _) = planes(k_cache), planes(v_cache)
         # A head of a position is a row: where the cache has scales it has one of its own.
         args = (k, v, slots, keys, k_scales, values, v_scales, dim, triton.next_power_of_2(dim))
-        return bind(_copy, (len(k), heads), *args, scaling(node.inputs[3].format, dim)[0], num_warps=warps(dim))
+        return bind(
+            _copy, (len(k), heads), *args, scaling(node.inputs[3].format, dim)[0], stream=stream, num_warps=warps(dim)
+        )
 
 
 @triton.jit

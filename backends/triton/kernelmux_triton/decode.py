@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -66,7 +67,7 @@ class Decode(Cached):
         # How wide the block table is nobody knows yet: room for all programs that the card holds at once.
         return 4 * sum(_sizes(node, self._most_programs))
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
         assert tensors.workspace is not None
@@ -88,12 +89,14 @@ class Decode(Cached):
             *(*heads, keys.shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, rows, max(16, min(pow2(seqs), COMPARED // rows))),
             *(scaled(node), splits_queries(node), not q.is_cpu),
+            stream=stream,
             num_warps=self.tuning.warps if tall < 64 else 8,
         )
         weighs = bind(
             weigh,
             (m, node.num_heads),
             *(y, found, weights, spans, *heads, wide_of(node), tall, PIECES),
+            stream=stream,
             num_warps=2,
         )
         return in_turn(attends, weighs)

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, emitted, planes, scaling, store_row, warps
@@ -20,7 +20,7 @@ LONGEST = 32768
 """Columns of a row that a program keeps in registers: fp8_row is written of no longer ones."""
 
 
-class _Elementwise(CurrentStream):
+class _Elementwise(Kernel):
     """In float32, rounded once."""
 
     name = "f32"
@@ -32,10 +32,10 @@ class _Elementwise(CurrentStream):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         # Of one input the second is the first: it is not read.
         a, b = (*tensors.inputs, *tensors.inputs)[:2]
-        return _bind(node.op, a, b, tensors.outputs[0], node.outputs[0].format)
+        return _bind(node.op, a, b, tensors.outputs[0], node.outputs[0].format, stream)
 
 
 class Add(_Elementwise):
@@ -60,12 +60,12 @@ class Swiglu(_Elementwise):
         return [emitted(node.outputs[-1], LONGEST)]
 
 
-def _bind(op: str, a: torch.Tensor, b: torch.Tensor, y: Any, format: str) -> Launch:
+def _bind(op: str, a: torch.Tensor, b: torch.Tensor, y: Any, format: str, stream: Any) -> Launch:
     m, n = a.shape
     group, column_major = scaling(format, n)
     wide = max(group, min(TILE, triton.next_power_of_2(n)))
     args = (a, b, *planes(y), op, a.stride(0), b.stride(0), n, group, column_major, wide)
-    return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, num_warps=warps(wide))
+    return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, stream=stream, num_warps=warps(wide))
 
 
 @triton.jit

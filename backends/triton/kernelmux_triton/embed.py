@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Declined, Launch, Tensors
+from kernelmux.contract import Declined, Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
@@ -20,7 +21,7 @@ TILE = 1024
 """Columns that a program copies."""
 
 
-class Rows(CurrentStream):
+class Rows(Kernel):
     """Of a table that is computed."""
 
     ops = ("embed",)
@@ -36,12 +37,12 @@ class Rows(CurrentStream):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS]
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (ids, table), (y,) = tensors.inputs, tensors.outputs
-        return _bind(ids, table, y)
+        return _bind(ids, table, y, stream)
 
 
-class F32(CurrentStream):
+class F32(Kernel):
     """The table in float32."""
 
     ops = ("embed",)
@@ -64,9 +65,9 @@ class F32(CurrentStream):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return packed(weights, self.packed, device)
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
-        return _bind(ids, table, y)
+        return _bind(ids, table, y, stream)
 
 
 class Bf16(F32):
@@ -80,10 +81,10 @@ class Bf16(F32):
         return [["bf16", "f32"]]
 
 
-def _bind(ids: torch.Tensor, table: torch.Tensor, y: torch.Tensor) -> Launch:
+def _bind(ids: torch.Tensor, table: torch.Tensor, y: torch.Tensor, stream: Any) -> Launch:
     m, k = y.shape
     wide = min(TILE, triton.next_power_of_2(k))
-    return bind(_gather, (m, triton.cdiv(k, wide)), ids, table, y, k, wide, num_warps=4)
+    return bind(_gather, (m, triton.cdiv(k, wide)), ids, table, y, k, wide, stream=stream, num_warps=4)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 
-from kernelmux.contract import CurrentStream, Declined, Launch, Tensors, in_turn
+from kernelmux.contract import Declined, Kernel, Launch, Tensors, in_turn
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight, as_tuple
 from kernelmux.graph.graph import TensorNode
@@ -31,7 +31,7 @@ LEAST = 2**23
 PRODUCTS = ("mul_mat", "mul_mat_add", "gate_up_swiglu", "qkv", "mul_mat_pair")
 
 
-class FewRows(CurrentStream):
+class FewRows(Kernel):
     """What the kernels of all weights share."""
 
     ops = PRODUCTS
@@ -66,8 +66,9 @@ class FewRows(CurrentStream):
     def workspace(self, node: TensorNode) -> int:
         return workspace(node, self.variant or self.variants(node)[0], self.device)
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        return bind_few(self.weights(node), self.variant or self.variants(node)[0], node, tensors, self.device)
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        tiling = self.variant or self.variants(node)[0]
+        return bind_few(self.weights(node), tiling, node, tensors, self.device, stream)
 
 
 class Fp8Weight(FewRows):
@@ -158,12 +159,14 @@ def workspace(node: TensorNode, tiling: Tiling, device: Device) -> int:
     return 4 * splits * m * rows if splits > 1 else 0
 
 
-def bind_few(weights: Weights, tiling: Tiling, node: TensorNode, tensors: Tensors, device: Device) -> Launch:
+def bind_few(
+    weights: Weights, tiling: Tiling, node: TensorNode, tensors: Tensors, device: Device, stream: Any
+) -> Launch:
     """The launch of a node with few rows: packed planes of W (two or three, one where dense), then the bias."""
     operands = Operands.of(node, tensors)
     if isinstance(tiling, Gemv):
-        return _bind_gemv(weights, tiling, operands)
-    return _bind_dot(weights, tiling, operands, tensors.workspace, device)
+        return _bind_gemv(weights, tiling, operands, stream)
+    return _bind_dot(weights, tiling, operands, tensors.workspace, device, stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +223,7 @@ class Operands:
         return 2 * self.n if self.gated else self.n
 
 
-def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands) -> Launch:
+def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands, stream: Any) -> Launch:
     held = tiling.nbytes // o.w.itemsize
     lane = 16 // o.w.itemsize
     nibbles = weights.weight in ("q4_0", "q4_1", "q4_k")
@@ -230,10 +233,14 @@ def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands) -> Launch:
     args = (o.x, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, o.m, o.n, o.k, *o.ends)
     flags = (weights.weight, rows, o.has_bias, o.has_residual, o.gated, o.outputs)
     grid = (triton.cdiv(o.rows, tiling.tall),)
-    return bind(gemv, grid, *args, *flags, tiling.tall, wide, lane, tiling.stages, num_warps=tiling.warps)
+    return bind(
+        gemv, grid, *args, *flags, tiling.tall, wide, lane, tiling.stages, stream=stream, num_warps=tiling.warps
+    )
 
 
-def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor | None, device: Device) -> Launch:
+def _bind_dot(
+    weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor | None, device: Device, stream: Any
+) -> Launch:
     splits, span = tiling.splits(o.rows, o.k, device.processors)
     rows = max(16, triton.next_power_of_2(o.m))
     parts = o.x_scales if scratch is None or splits == 1 else scratch.view(torch.float32)
@@ -249,11 +256,12 @@ def _bind_dot(weights: Weights, tiling: Dot, o: Operands, scratch: torch.Tensor 
         few_rows_kernels.dot,
         (tiles, splits),
         *(*args, *flags, tiling.tall, tiling.wide, tiling.stages, pairs, not o.x.is_cpu),
+        stream=stream,
         num_warps=tiling.warps,
     )
     if splits == 1:
         return multiply
     wide = 256
     reduced = (parts, o.bias, o.residual, *o.y, o.m, o.n, *o.ends, splits, *shape, wide)
-    add = bind(few_rows_kernels.reduce, (triton.cdiv(o.n, wide), o.m), *reduced, num_warps=2)
+    add = bind(few_rows_kernels.reduce, (triton.cdiv(o.n, wide), o.m), *reduced, stream=stream, num_warps=2)
     return in_turn(multiply, add)

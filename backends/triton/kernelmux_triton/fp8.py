@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.contract import CurrentStream, Declined, Launch, Tensors
+from kernelmux.contract import Declined, Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
@@ -84,7 +85,7 @@ PAIRED = (Gemm(128, 128, 3, 8, flat=True), Gemm(128, 128, 4, 8), Gemm(128, 64, 4
 PAIRED_EXACT = (Gemm(128, 64, 4, 8, flat=True), Gemm(128, 64, 4, 8), Gemm(64, 64, 4, 4, programs=2))
 
 
-class Fp8Row(CurrentStream):
+class Fp8Row(Kernel):
     """A scale for each row of the activations and of the weight, sums of 128 columns added in float32."""
 
     ops = PRODUCTS
@@ -142,10 +143,10 @@ class Fp8Row(CurrentStream):
             return PAIRED if self.reads.fast else PAIRED_EXACT
         return FAST if self.reads.fast else EXACT
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         tiling = self.variant or self.variants(node)[0]
         if not isinstance(tiling, Gemm):
-            return few_rows.bind_few(self.reads, tiling, node, tensors, self.device)
+            return few_rows.bind_few(self.reads, tiling, node, tensors, self.device, stream)
         o = Operands.of(node, replace(tensors, outputs=(tensors.matrix,)))
         # Two pieces of a tile of float32 are as large as one of bfloat16.
         pieces = 1 if o.gated else max(tiling.pieces, o.y[0].itemsize // 2 if tiling.wide > 128 else 1)
@@ -157,10 +158,10 @@ class Fp8Row(CurrentStream):
         grid = (min(tiles, tiling.programs * self.device.processors),)
         if self.reads.scaled == "block":
             tiles_of = (*shape, tiling.tall, tiling.wide, *how)
-            return bind(fp8_kernels.gemm_blocks, grid, *args, *tiles_of, num_warps=tiling.warps)
+            return bind(fp8_kernels.gemm_blocks, grid, *args, *tiles_of, stream=stream, num_warps=tiling.warps)
         sums = (self.reads.fast, tiling.double)
         flags = (self.reads.scaled == "row", *shape, *sums, tiling.tall, tiling.wide, DEEP, *how)
-        return bind(fp8_kernels.gemm, grid, *args, *flags, num_warps=tiling.warps)
+        return bind(fp8_kernels.gemm, grid, *args, *flags, stream=stream, num_warps=tiling.warps)
 
 
 class Fp8RowFast(Fp8Row):

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
@@ -25,7 +25,7 @@ TILE = 4096
 """Columns of a longer row that a program takes at a time."""
 
 
-class RmsNorm(CurrentStream):
+class RmsNorm(Kernel):
     """The sum of squares in float32."""
 
     ops: tuple[str, ...] = ("rms_norm",)
@@ -45,9 +45,9 @@ class RmsNorm(CurrentStream):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return (weights[0].dequantize().to(device.torch),)
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _bind(node, x, x, x, gamma, y, add=False)
+        return _bind(node, x, x, x, gamma, y, stream, add=False)
 
 
 class AddRmsNorm(RmsNorm):
@@ -61,19 +61,19 @@ class AddRmsNorm(RmsNorm):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, emitted(node.outputs[1])]
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (a, b), (total, y), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _bind(node, a, b, total, gamma, y, add=True)
+        return _bind(node, a, b, total, gamma, y, stream, add=True)
 
 
-def _bind(node: TensorNode, a: Any, b: Any, total: Any, gamma: Any, y: Any, add: bool) -> Launch:
+def _bind(node: TensorNode, a: Any, b: Any, total: Any, gamma: Any, y: Any, stream: Any, add: bool) -> Launch:
     """Unless `add`, neither `b` nor `total` is touched."""
     m, k = a.shape
     args = (a, b, total, gamma, *planes(y), node.epsilon, k, add, *scaling(node.outputs[-1].format, k))
     if k > LONGEST:
-        return bind(_norm_long, (m,), *args, TILE, num_warps=warps(TILE))
+        return bind(_norm_long, (m,), *args, TILE, stream=stream, num_warps=warps(TILE))
     wide = triton.next_power_of_2(k)
-    return bind(_norm, (m,), *args, wide, num_warps=warps(wide))
+    return bind(_norm, (m,), *args, wide, stream=stream, num_warps=warps(wide))
 
 
 @triton.jit

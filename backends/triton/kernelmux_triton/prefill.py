@@ -59,7 +59,7 @@ class Prefill(Cached):
 
     name = "prefill"
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
         (y,) = tensors.outputs
         (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
@@ -79,6 +79,7 @@ class Prefill(Cached):
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
             *(heads, node.num_kv_heads, dim, keys.shape[1], wide, pack, tall, tile, tuning.stages),
             *(SEQUENCES, scaled(node), splits_queries(node), tuning.copies, not q.is_cpu),
+            stream=stream,
             num_warps=tuning.warps,
         )
 

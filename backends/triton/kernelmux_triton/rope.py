@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import CurrentStream, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
@@ -22,7 +23,7 @@ HEADS = 8
 """Heads that a program turns: the angles of a row are computed once for them."""
 
 
-class Rope(CurrentStream):
+class Rope(Kernel):
     """Angles in float64 up to whole turns, the rest in float32."""
 
     ops: tuple[str, ...] = ("rope",)
@@ -42,11 +43,11 @@ class Rope(CurrentStream):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(weight.dequantize().to(device.torch) for weight in weights)
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k, positions = tensors.inputs
         grid = (len(positions), blocks(node.num_heads) + blocks(node.num_kv_heads))
         args = (q, k, *tensors.outputs, positions, *rotation_args(node, positions, tensors.packed))
-        return bind(_rope, grid, *args, num_warps=4)
+        return bind(_rope, grid, *args, stream=stream, num_warps=4)
 
 
 def rotation_args(

@@ -6,6 +6,7 @@ Queries, keys and values may be columns of one matrix, as one stacked product wr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -30,12 +31,14 @@ class RopeCopy(Rope):
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, *([value.format] for value in node.outputs[1:])]
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k, v, positions, slots, k_cache, v_cache = tensors.inputs
         grid = (len(positions), blocks(node.num_heads) + 2 * blocks(node.num_kv_heads))
         strides = (q.stride(0), k.stride(0), v.stride(0))
         args = (q, k, v, tensors.outputs[0], k_cache, v_cache, positions, slots, *strides)
-        return bind(_rope_copy, grid, *args, *rotation_args(node, positions, tensors.packed), num_warps=4)
+        return bind(
+            _rope_copy, grid, *args, *rotation_args(node, positions, tensors.packed), stream=stream, num_warps=4
+        )
 
 
 @triton.jit

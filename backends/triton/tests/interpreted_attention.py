@@ -9,17 +9,11 @@ import pytest
 
 from kernelmux.conformance.hookup import Job
 from kernelmux.conformance.testing import backend, pass_or_skip
-from kernelmux.contract.device import Device
-from kernelmux_triton import attention, launch
+from offered import H100, offered_on
 from triton_interpreter import interpreted_jobs
 
-# As if the device were small: several sequences a program and several programs a sequence.
-launch.H100 = 3
-
-
-def on_cpu(node, m):
-    return attention.offer(node, m, Device("cpu"))
-
+# As if the card were small: several sequences a program and several programs a sequence.
+SMALL = replace(H100, processors=3)
 
 WANTED = {
     "decode": (
@@ -40,7 +34,7 @@ WANTED = {
 
 STORED = ("attention-mixed-h4-kv2-d80",)
 
-REGISTRY, EVERY = interpreted_jobs(backend(attention=on_cpu), rows=256)
+REGISTRY, EVERY = interpreted_jobs(backend(attention=offered_on(SMALL)), rows=256)
 CASES = [
     job
     for job in EVERY

@@ -1,27 +1,15 @@
-"""The Triton kernels of convert, interpreted on CPU tensors: run by test_interpreted.py."""
+"""The Triton kernels of convert, interpreted on CPU tensors."""
 
 import pytest
 import torch
 
 from kernelmux.conformance.testing import backend, one_node, pass_or_skip
 from kernelmux.contract import Tensors
-from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value, dequantize_planes, lookup, quantize_planes, torch_dtype
-from kernelmux_triton import convert
+from offered import kernel_of, offered_on
 from triton_interpreter import interpreted_jobs
 
-H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
-
-
-def offer(source, target):
-    return convert.offer(source, target, H100)
-
-
-def on_cpu(node, m):
-    return offer(node.inputs[0].format, node.outputs[0].format)
-
-
-REGISTRY, CASES = interpreted_jobs(backend(convert=on_cpu))
+REGISTRY, CASES = interpreted_jobs(backend(convert=offered_on()))
 
 
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
@@ -44,7 +32,7 @@ def test_it_stores_what_core_would(format, m, k):
         pytest.skip(f"{format} has no rows of {k} columns: its blocks do not fit them")
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(k)).to(torch.bfloat16)
     node = one_node("convert", Value("x", (m, k), "bf16"), format=format)
-    kernel = offer("bf16", format)
+    kernel = kernel_of(node)
     found, wanted = planes_of(format, m, k, 1), planes_of(format, m, k, 0)
     scratch = torch.empty(kernel.workspace(node), dtype=torch.uint8)
     kernel.bind(node, Tensors((x,), (found,), (), scratch), None)()
@@ -58,7 +46,7 @@ def test_it_stores_what_core_would(format, m, k):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=0.05)
     back = torch.empty(m, k)
     dense = one_node("convert", Value("x", (m, k), format))
-    offer(format, "f32").bind(dense, Tensors((found,), (back,)), None)()
+    kernel_of(dense).bind(dense, Tensors((found,), (back,)), None)()
     assert back.equal(dequantize_planes(format, found))
 
 
@@ -72,7 +60,8 @@ def test_a_quantised_row_becomes_what_its_values_would(source, target, m):
     given, found, wanted = planes_of(source, m, k, 0), planes_of(target, m, k, 1), planes_of(target, m, k, 0)
     quantize_planes(source, torch.randn(m, k, generator=torch.Generator().manual_seed(m)), given)
     values = dequantize_planes(source, given)
-    node, kernel = one_node("convert", Value("x", (m, k), source), format=target), offer(source, target)
+    node = one_node("convert", Value("x", (m, k), source), format=target)
+    kernel = kernel_of(node)
     scratch = torch.empty(kernel.workspace(node), dtype=torch.uint8)
     kernel.bind(node, Tensors((given,), (found,), (), scratch), None)()
     quantize_planes(target, values, wanted)

@@ -3,13 +3,12 @@
 from fnmatch import fnmatchcase
 
 import pytest
-from triton_interpreter import interpreted_jobs, offers_on
 
 from kernelmux.conformance.testing import backend
-from kernelmux.contract.device import Device
 from kernelmux.graph.graph import case_node
+from offered import H100, offered_on
+from triton_interpreter import interpreted_jobs
 
-H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
 SMALL = (
     *("mul_mat-*-m[35]-n96-k256", "mul_mat-*-m128-n96-k256", "mul_mat-*-m[13]-n48-k256-bias", "mul_mat-*-m5-n33-k96"),
     *("mul_mat-*-m64-n1-k256", "mul_mat-*-m17-n31-k512", "mul_mat-*-tiny-scales", "mul_mat-Q4_K-m5-n16-k14336"),
@@ -29,7 +28,7 @@ ANY = ("fp8_weight", "fp8_row", "fp8_tensor", "fp8_row_fast", "fp8_tensor_fast",
 """Kernels that take any weight, as it is e4m3 before it gets there: tried on float32."""
 OPS = ("mul_mat", "mul_mat_add", "gate_up_swiglu", "qkv", "mul_mat_pair")
 
-REGISTRY, EVERY = interpreted_jobs(backend(**dict.fromkeys(OPS, offers_on(H100))), rows=128)
+REGISTRY, EVERY = interpreted_jobs(backend(**dict.fromkeys(OPS, offered_on())), rows=128)
 
 
 def wanted(job):

@@ -1,4 +1,4 @@
-"""Norms, elementwise ops and embed, interpreted on CPU tensors: run by test_interpreted.py."""
+"""Norms, elementwise ops and embed, interpreted on CPU tensors."""
 
 from dataclasses import replace
 
@@ -8,20 +8,13 @@ import torch
 from kernelmux.conformance.testing import backend, nmse, one_node, pass_or_skip
 from kernelmux.contract import Tensors
 from kernelmux.graph.formats import Value, as_planes, dequantize_planes, empty_planes, lookup
-from kernelmux_triton import elementwise, embed, norm
+from kernelmux_triton import norm
+from offered import offered_on
 from triton_interpreter import interpreted_jobs
 
-REGISTRY, CASES = interpreted_jobs(
-    backend(
-        rms_norm=norm.RmsNorm(),
-        add_rms_norm=norm.AddRmsNorm(),
-        add=elementwise.Add(),
-        mul=elementwise.Mul(),
-        silu=elementwise.Silu(),
-        swiglu=elementwise.Swiglu(),
-        embed=lambda node, m: embed.offer(bool(node.weight)),
-    )
-)
+OPS = ("rms_norm", "add_rms_norm", "add", "mul", "silu", "swiglu", "embed")
+
+REGISTRY, CASES = interpreted_jobs(backend(**dict.fromkeys(OPS, offered_on())))
 
 
 # numpy, which the interpreter computes with, warns of the infinity that silu of far negative numbers divides by.

@@ -11,10 +11,10 @@ from kernelmux.contract import Declined, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import PAGE_SIZE
-from kernelmux_triton import attention, decode, prefill
+from kernelmux_triton import decode, prefill
+from offered import offers
 from triton_compiled import SHARED, compile_for_h100, planes_of
 
-H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
 SPILLED = {"f32": 1024, "f32-d256": 1024, "f32-queries-d256": 640, "window-cap": 384}
 """Bytes a thread that may leave the registers: of float32 products, which no matrix unit makes, and of many masks."""
 
@@ -63,11 +63,10 @@ VARIANTS = {
 @pytest.mark.parametrize("name", ["decode", "prefill"])
 def test_kernels_fit_an_h100(name, variant, monkeypatch, tmp_path):
     case = node(**{"m": 32 if name == "decode" else 2048} | VARIANTS[variant])
-    rows = case.inputs[0].extents[0]
-    (kernel,) = [answer for answer in attention.offer(case, rows, H100) if getattr(answer, "name", "") == name]
+    (kernel,) = [answer for answer in offers(case) if getattr(answer, "name", "") == name]
     bound = []
     for module in (decode, prefill):
-        monkeypatch.setattr(module, "bind", lambda *args, num_warps: bound.append((args[0], args[2:], num_warps)))
+        monkeypatch.setattr(module, "bind", lambda *args, num_warps, **_: bound.append((args[0], args[2:], num_warps)))
     scratch = decode.torch.empty(kernel.workspace(case), dtype=decode.torch.uint8, device="meta")
     inputs, outputs = (tuple(map(planes_of, values)) for values in (case.inputs, case.outputs))
     kernel.bind(case, Tensors(inputs, outputs, (), scratch), None)
@@ -80,7 +79,7 @@ def test_kernels_fit_an_h100(name, variant, monkeypatch, tmp_path):
 def offered(m, **fields):
     return [
         (isinstance(answer, Declined), answer.kernel if isinstance(answer, Declined) else answer.name)
-        for answer in attention.offer(node(m, **fields), m, H100)
+        for answer in offers(node(m, **fields))
     ]
 
 
@@ -103,28 +102,28 @@ def test_the_kernel_for_so_many_rows_comes_first():
 )
 def test_the_copy_engine_takes_pages_of_whole_tiles(fields, copied):
     case = node(2048, **fields)
-    assert attention.offer(case, 2048, H100)[0].tuning(case).copies == copied
-    (small, *_) = attention.offer(case, 2048, Device("cuda", 0, "NVIDIA L4", (8, 9)))
+    assert offers(case)[0].tuning(case).copies == copied
+    (small, *_) = offers(case, Device("cuda", 0, "NVIDIA L4", (8, 9)))
     assert not small.tuning(case).copies
 
 
 def test_refusals_name_what_would_work():
-    (refused,) = attention.offer(node(1, cache="Q8_0"), 1, H100)
-    assert refused.kind == "format"
-    assert "fp8_row" in refused.reason
-    (refused,) = attention.offer(node(1, dim=512), 1, H100)
-    assert refused.kind == "shape"
-    assert "256" in refused.reason
-    (refused,) = attention.offer(node(1, dim=65, cache="fp8_row"), 1, H100)
-    assert refused.kind == "alignment"
-    assert "pairs" in refused.reason
-    refused, _ = attention.offer(node(1, heads=128, kv_heads=1), 1, H100)
+    for fields, kind, named in (
+        ({"cache": "Q8_0"}, "format", "fp8_row"),
+        ({"dim": 512}, "shape", "256"),
+        ({"dim": 65, "cache": "fp8_row"}, "alignment", "pairs"),
+    ):
+        refusals = offers(node(1, **fields))
+        assert [refused.kernel for refused in refusals] == ["decode", "prefill"]
+        assert {refused.kind for refused in refusals} == {kind}
+        assert all(named in refused.reason for refused in refusals)
+    _, refused = offers(node(1, heads=128, kv_heads=1))
     assert refused.kernel == "decode"
     assert "prefill" in refused.reason
 
 
 def test_scratch_grows_with_the_card_and_hardly_with_the_rows():
-    kernel, _ = attention.offer(node(1), 1, H100)
+    kernel, _ = offers(node(1))
     of_a_row = 3 * 8 * 4
     assert kernel.workspace(node(1)) - of_a_row == 264 * 2 * 16 * (128 + 2) * 4
     assert kernel.workspace(node(64)) == kernel.workspace(node(1)) + 63 * of_a_row

@@ -15,13 +15,13 @@ import torch
 
 from kernelmux.conformance.testing import one_node
 from kernelmux.contract import Tensors
-from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value, as_planes, lookup, torch_dtype
 from kernelmux.graph.ops import Rotation
 
 triton = pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not installed")
 
-from kernelmux_triton import convert, copy, elementwise, embed, norm, rope, rope_copy  # noqa: E402
+from kernelmux_triton import copy, elementwise, embed, norm, rope, rope_copy  # noqa: E402
+from offered import kernel_of  # noqa: E402
 
 
 def tool(name):
@@ -33,7 +33,6 @@ def tool(name):
 
 
 pytestmark = pytest.mark.skipif(tool("ptxas") is None, reason="this Triton has no ptxas")
-H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
 SHARED = 227 * 1024
 """Bytes of shared memory that a program may have."""
 STACK = 64
@@ -68,7 +67,8 @@ def normed(op, inputs, *formats):
 
 
 def converted(source, target, k=4096):
-    return convert.offer(source, target, H100), made("convert", rows(source, k=k), [target])
+    node = made("convert", rows(source, k=k), [target])
+    return kernel_of(node), node
 
 
 def roped(pairing, dims, **fields):
@@ -76,6 +76,13 @@ def roped(pairing, dims, **fields):
     rotation = Rotation(theta=1e4, dims=dims, pairing=pairing)
     values = q, k, Value("positions", (M,), "i32")
     return rope.Rope(), made("rope", values, ["bf16", "f16"], rotation=rotation, **HEADS, **fields)
+
+
+def roped_and_copied(**fields):
+    values = [Value("q", (M, 32 * 128), "bf16"), *(Value(port, (M, 8 * 128), "bf16") for port in "kv")]
+    state = [Value("positions", (M,), "i32"), *cached("bf16")]
+    node = one_node("rope_copy", *values, *state, rotation=Rotation(theta=1e4, dims=128), **HEADS, **fields)
+    return rope_copy.RopeCopy(), node
 
 
 def cached(format):
@@ -111,6 +118,7 @@ NODES = {
     "rope adjacent": roped("adjacent", 128),
     "rope halves, a part": roped("halves", 96),
     "rope divided": roped("halves", 128, weight=(Value("divisors", (64,)),)),
+    "rope and copy": roped_and_copied(),
     "copy": (copy.Copy(), one_node("copy", *rows("bf16", "f32", k=1024), *cached("f16"), num_kv_heads=8, head_dim=128)),
 }
 
@@ -126,7 +134,7 @@ def planes(value):
 def launches(monkeypatch, module, bind):
     """The kernels, arguments and warps that `bind`, of that module, would launch."""
     found = []
-    monkeypatch.setattr(module, "bind", lambda *args, num_warps: found.append((args[0], args[2:], num_warps)))
+    monkeypatch.setattr(module, "bind", lambda *args, num_warps, **_: found.append((args[0], args[2:], num_warps)))
     bind()
     assert found
     return found
@@ -172,11 +180,3 @@ def test_it_compiles_and_fits(monkeypatch, tmp_path, kernel, node):
     inputs, outputs = (tuple(planes(value) for value in values) for values in (node.inputs, node.outputs))
     tensors = Tensors(inputs, outputs, packed, scratch)
     check(monkeypatch, tmp_path, sys.modules[type(kernel).__module__], lambda: kernel.bind(node, tensors, None))
-
-
-def test_rope_and_copy_in_one_compile_and_fit(monkeypatch, tmp_path):
-    _, node = roped("adjacent", 128)
-    x, q = empty((M, 48 * 128), torch.bfloat16), empty((M, 32 * 128), torch.float32)
-    caches = [empty((9, 16, 8, 128), torch.bfloat16)] * 2
-    positions, slots = (empty((M,), torch.int32) for _ in "ps")
-    check(monkeypatch, tmp_path, rope_copy, lambda: rope_copy.bind_rope_copy(node, x, q, caches, positions, slots, ()))

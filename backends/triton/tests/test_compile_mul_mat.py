@@ -21,13 +21,13 @@ SPILLED = 32
 N, K = 4096, 4096
 
 
-def launches(monkeypatch, kernel, op, m, x_format, y_format="bf16", n=N, k=K, bias=False):
+def launches(monkeypatch, kernel, op, m, x_format, y_format="bf16", n=N, k=K, bias=False, form=None):
     """The kernels, arguments and warps that a node is bound to, its tensors without memory."""
     bound = []
     for module in (few_rows, fp8):
-        monkeypatch.setattr(module, "bind", lambda *args, num_warps: bound.append((args[0], args[2:], num_warps)))
-    form = kernel.form
-    count = {"gate_up_swiglu": 2, "qkv": 3}.get(op, 1)
+        monkeypatch.setattr(module, "bind", lambda *args, num_warps, **_: bound.append((args[0], args[2:], num_warps)))
+    form = getattr(kernel, "form", "Q4_K") if form is None else form
+    count = {"gate_up_swiglu": 2, "qkv": 3, "mul_mat_pair": 2}.get(op, 1)
     inputs = [Value("x", (m, k), x_format)] + ([Value("residual", (m, n), "bf16")] if op == "mul_mat_add" else [])
     weight = tuple(Value(f"w{i}", (n, k), form) for i in range(count))
     biases = tuple(Value(f"b{i}", (n,)) for i in range(count)) if bias else ()
@@ -40,24 +40,33 @@ def launches(monkeypatch, kernel, op, m, x_format, y_format="bf16", n=N, k=K, bi
     return bound
 
 
+def tiled(kernel, tiling=None):
+    """The kernel for the card, with that tiling."""
+    made = kernel()
+    made.device, made.variant = H100, tiling
+    return made
+
+
 def few():
     """Every weight in every tiling, at the most rows that it takes."""
-    kernels = [(few_rows.Dequant, (form,), "bf16") for form in ("Q4_0", "Q4_1", "Q8_0", "Q4_K")]
-    kernels += [(few_rows.Fp8Weight, (), "bf16"), (few_rows.Bf16, (), "bf16"), (few_rows.F16, (), "f16")]
+    kernels = [(few_rows.Dequant, form, "bf16") for form in ("Q4_0", "Q4_1", "Q8_0", "Q4_K")]
+    kernels += [(few_rows.Fp8Weight, None, "bf16"), (few_rows.Bf16, None, "bf16"), (few_rows.F16, None, "f16")]
     for kernel, form, x_format in kernels:
         for tiling in (*few_rows_tilings.GEMV, *few_rows_tilings.DOT):
-            yield kernel(H100, *form, tiling), 4 if isinstance(tiling, few_rows_tilings.Gemv) else 64, x_format
+            m = 4 if isinstance(tiling, few_rows_tilings.Gemv) else 64
+            yield pytest.param(tiled(kernel, tiling), m, x_format, form, id=f"{kernel.name}-{form or ''}-{tiling}")
     for kernel in (fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8Block):
-        for tiling in kernel.weights.tilings(16):
-            yield kernel(H100, tiling), 64, kernel.taken
+        for tiling in kernel.reads.tilings(16):
+            yield pytest.param(tiled(kernel, tiling), 64, kernel.taken, None, id=f"{kernel.name}-{tiling}")
 
 
 def many():
     for kernel in (fp8.Fp8Row, fp8.Fp8RowFast, fp8.Fp8Block):
         for gated in (False, True):
-            for tiling in kernel(H100).gemms(gated):
+            for tiling in kernel().gemms(gated):
                 for y_format in ("bf16",) if gated else ("bf16", "f32"):
-                    yield kernel(H100, tiling), "gate_up_swiglu" if gated else "mul_mat", y_format
+                    op = "gate_up_swiglu" if gated else "mul_mat"
+                    yield pytest.param(tiled(kernel, tiling), op, y_format, id=f"{kernel.name}-{tiling}-{y_format}")
 
 
 def check(monkeypatch, tmp_path, *node, spilled=SPILLED, **sizes):
@@ -67,30 +76,24 @@ def check(monkeypatch, tmp_path, *node, spilled=SPILLED, **sizes):
         assert needs.spilled <= spilled
 
 
-@pytest.mark.parametrize(
-    ("kernel", "m", "x_format"),
-    list(few()),
-    ids=lambda p: f"{p.name}-{p.form}-{p.tiling}" if hasattr(p, "tiling") else None,
-)
-def test_few_rows(kernel, m, x_format, monkeypatch, tmp_path):
-    check(monkeypatch, tmp_path, kernel, "mul_mat", m, x_format)
+@pytest.mark.parametrize(("kernel", "m", "x_format", "form"), list(few()))
+def test_few_rows(kernel, m, x_format, form, monkeypatch, tmp_path):
+    check(monkeypatch, tmp_path, kernel, "mul_mat", m, x_format, form=form)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "op", "y_format"), list(many()), ids=lambda p: f"{p.name}-{p.tiling}" if hasattr(p, "tiling") else None
-)
+@pytest.mark.parametrize(("kernel", "op", "y_format"), list(many()))
 def test_many_rows(kernel, op, y_format, monkeypatch, tmp_path):
     check(monkeypatch, tmp_path, kernel, op, 2048, kernel.taken, y_format)
 
 
-@pytest.mark.parametrize("op", ["mul_mat_add", "gate_up_swiglu", "qkv"])
+@pytest.mark.parametrize("op", ["mul_mat_add", "gate_up_swiglu", "qkv", "mul_mat_pair"])
 @pytest.mark.parametrize("m", [1, 16])
 def test_fused(op, m, monkeypatch, tmp_path):
-    for kernel in (few_rows.Dequant(H100, "Q4_K"), few_rows.Fp8Weight(H100)):
+    for kernel in (tiled(few_rows.Dequant), tiled(few_rows.Fp8Weight)):
         check(monkeypatch, tmp_path, kernel, op, m, "bf16", bias=True)
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 33), (31, 512)])
 @pytest.mark.parametrize("m", [1, 3, 17])
 def test_extents_that_divide_nothing(n, k, m, monkeypatch, tmp_path):
-    check(monkeypatch, tmp_path, few_rows.Bf16(H100), "mul_mat", m, "f32", "f32", n=n, k=k, spilled=512)
+    check(monkeypatch, tmp_path, tiled(few_rows.Bf16), "mul_mat", m, "f32", "f32", n=n, k=k, spilled=512)

@@ -1,10 +1,13 @@
 """What the Triton backend offers and declines, asked on any machine."""
 
+import subprocess
+import sys
+
 import pytest
 
 import kernelmux_triton
 from kernelmux.conformance.testing import one_node
-from kernelmux.contract import Declined
+from kernelmux.contract import registry
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value
 
@@ -12,22 +15,31 @@ H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
 A100 = Device("cuda", 0, "NVIDIA A100", (8, 0))
 
 
+def converting(source, target, device):
+    node = one_node("convert", Value("x", (4, 256), source), format=target)
+    return registry.current().offer(node, device, only="triton")
+
+
 def test_the_cpu_and_old_cards_are_refused_before_triton_is_loaded():
     old = Device("cuda", 0, "NVIDIA T4", (7, 5))
     for device, kind in ((Device("cpu"), "device"), (old, "capability")):
-        answers = [kernelmux_triton.dispatch_add(device), kernelmux_triton.dispatch_convert("f32", "q8_32", device)]
-        assert {answer.kind for answer in answers} == {kind}
+        assert kernelmux_triton.device_refusal(device).kind == kind
+    code = "import sys; from kernelmux.contract import registry, Device; registry.current().device_refusal('triton', "
+    code += "Device('cpu')); assert not {'torch', 'triton'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_convert_lacks_is_told_by_name():
     pytest.importorskip("triton")
-    from kernelmux_triton import convert
-
-    refused = convert.offer("f32", "fp8_128x128", H100)
-    assert isinstance(refused, Declined)
-    assert "not fp8_128x128" in refused.reason
-    assert convert.offer("f32", "fp8_row", A100).kind == "capability"
-    assert convert.offer("f32", "q8_32", A100).name == "quantize"
+    refused = converting("f32", "fp8_128x128", H100).declined
+    # The others do not read f32.
+    assert {name for name, why in refused.items() if "not fp8_128x128" in why.reason} == {
+        "triton:f32",
+        "triton:quantize",
+    }
+    assert {why.kind for why in refused.values()} == {"format"}
+    assert converting("f32", "fp8_row", A100).declined["triton:quantize"].kind == "capability"
+    assert list(converting("f32", "q8_32", A100).kernels) == ["triton:quantize"]
 
 
 @pytest.mark.parametrize(

@@ -24,15 +24,23 @@ def test_triton_alone_takes_every_op_of_a_llama(stored, rows):
 def test_the_default_policy_has_torch_multiply_and_triton_do_the_rest():
     plan = make_plan(load_random("tiny:bf16").graph, default_policy(), registry.current(), H100, 64)
     chosen = {step.node.op: step.choice.name.partition(":")[0] for step in plan.schedule(1, 1).steps}
-    products = {"mul_mat", "mul_mat_add", "qkv_rope_copy", "gate_up_swiglu"}
+    products = {"mul_mat", "mul_mat_add", "qkv", "mul_mat_pair"}
+    assert {
+        "qkv": "torch",
+        "rope_copy": "triton",
+        "mul_mat_pair": "torch",
+        "swiglu": "triton",
+    }.items() <= chosen.items()
     assert {op for op, backend in chosen.items() if backend == "torch"} == products & chosen.keys()
     assert set(chosen.values()) == {"torch", "triton"}
 
 
 @pytest.mark.parametrize("rows", [1, 64])
-def test_triton_alone_fuses_qkv_with_rope_and_copy(rows):
+def test_triton_alone_fuses_qkv_and_what_follows_in_two_nodes(rows):
     plan = make_plan(
         load_random("tiny:bf16").graph, default_policy().with_use(["*=triton"]), registry.current(), H100, rows
     )
-    fused = [step.choice.name for step in plan.schedule(rows, 1).steps if step.node.op == "qkv_rope_copy"]
-    assert fused == ["triton:bf16"] * len(fused) != []
+    steps = plan.schedule(rows, 1).steps
+    for op, kernel in (("qkv", "triton:bf16"), ("rope_copy", "triton:f32")):
+        fused = [step.choice.name for step in steps if step.node.op == op]
+        assert fused == [kernel] * len(fused) != []
