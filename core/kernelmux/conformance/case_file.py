@@ -82,7 +82,7 @@ def capture_cases(session: Session, path: Path) -> Iterator[None]:
     try:
         path.write_text("", "utf-8")  # At once: nobody should wait for a run whose cases have no place.
     except OSError as error:
-        raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}") from error
+        raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}", file=str(path)) from error
     noted: dict[Walk, Mapping[str, torch.Tensor]] = {}
     session.walker = RecordingWalker(session.walker, noted)
     try:
@@ -164,20 +164,21 @@ def read_cases(path: str | Path) -> CaseFile:
     try:
         document = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise GraphError(f"{path}: no file of cases: {error}") from error
+        raise GraphError(f"{path}: no file of cases: {error}", file=str(path)) from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise GraphError(f"{path}: schema {SCHEMA} is wanted, not {schema!r}; run --capture-cases writes such a file")
+        found = f"schema {SCHEMA} is wanted, not {schema!r}; run --capture-cases writes such a file"
+        raise GraphError(f"{path}: {found}", file=str(path))
     entries = document.get("cases")
     if not isinstance(entries, list) or not entries:
-        raise GraphError(f"{path}: it holds no cases")
+        raise GraphError(f"{path}: it holds no cases", file=str(path))
     cases: dict[str, Case] = {}
     for number, entry in enumerate(entries, 1):
         try:
             case = _case(entry)
             _require(case.name not in cases, f"another is named {case.name!r} too")
         except (KernelmuxError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise GraphError(f"{path}: case {number} of {len(entries)}: {error}") from error
+            raise GraphError(f"{path}: case {number} of {len(entries)}: {error}", file=str(path)) from error
         cases[case.name] = case
     return CaseFile(str(path), tuple(cases.values()))
 

@@ -25,9 +25,10 @@ SUITE = """
 import pytest
 
 import kernelmux.conformance
-from fake_backend import FakeKernel, backend, compute
+from fake_backend import FakeKernel, compute
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import Declined
+from kernelmux.contract import Declined
 
 def work(node, tensors):
     compute(node, tensors)
@@ -54,7 +55,7 @@ def run_pytest(folder: Path, test: str, *arguments: str):
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
     )
     return ran.returncode, (ran.stdout + ran.stderr).splitlines()
 
@@ -87,6 +88,15 @@ def test_a_line_of_counts_ends_the_run_and_the_files_say_the_same(whole):
     assert f"tiny on cpu: {expected}" in lines
     assert f"{totals['fail']} failed, {totals['pass'] + 2} passed, {totals['refused']} skipped" in lines[-1]
     assert "Conformance of tiny" in (folder / "out" / "found.html").read_text()
+
+
+def test_a_kernel_that_raises_is_named_with_its_line_and_verbosely_with_its_traceback(tmp_path):
+    raising = SUITE.replace("tensors.outputs[0].add_(1)", "raise OverflowError('too many rows')")
+    for flags, traced in (((), False), (("-vv",), True)):
+        code, lines = run_pytest(tmp_path, raising, "--kernelmux-case=silu-m5-n576", *flags)
+        assert code == 1
+        assert any("raises: OverflowError: too many rows (fake_backend.py:" in line for line in lines)
+        assert any(line.endswith(", in work") for line in lines) == traced
 
 
 def test_junit_carries_each_outcome(whole):
