@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from command import TIMEOUT
+
 PLUGIN = "kernelmux.conformance.plugin"
 LOADS_NOTHING = f"""
 import sys
