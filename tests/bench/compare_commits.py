@@ -37,7 +37,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows = []
     for work, options in WORKS.items():
-        filled = [option.format(policies=asked.policies) for option in options]
+        filled = [option.format(policies=asked.policies.resolve()) for option in options]
         timed: dict[str, list[dict[str, float]]] = {name: [] for name in asked.names}
         for _ in range(TURNS):
             for name, folder in zip(asked.names, (asked.before, asked.after), strict=True):

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from kernelmux.conformance.testing import backend
-from kernelmux.contract import Kernel
+from kernelmux.contract import Kernel, on_stream
 from kernelmux.graph.formats import as_tuple, dequantize_planes, quantize_planes
 from kernelmux.graph.ops import Operands
 
@@ -32,7 +32,7 @@ class Right(Kernel):
         return weight
 
     def bind(self, node, tensors, stream):
-        return partial(self.launch, node, tensors)
+        return on_stream(partial(self.launch, node, tensors), stream)
 
     def launch(self, node, tensors):
         self.write(node, tensors, self.answer(node, self.read(node, tensors)))

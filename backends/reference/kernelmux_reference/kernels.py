@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from kernelmux.contract import EVERY_OP, Kernel, Launch, Planes, Tensors
+from kernelmux.contract import EVERY_OP, CurrentStream, Launch, Planes, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import FORMATS, Value, Weight, as_tuple, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph.graph import TensorNode
@@ -16,7 +16,7 @@ from kernelmux.graph.ops import Operands
 ACTIVATIONS = tuple(name for name, fmt in FORMATS.items() if fmt.rounding)
 
 
-class _Reference(Kernel):
+class _Reference(CurrentStream):
     ops = (EVERY_OP,)
     dtype: ClassVar[torch.dtype]
     # A launch reads lengths on the host and allocates.
@@ -38,7 +38,7 @@ class _Reference(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(weight.dequantize(self.dtype).to(device.torch) for weight in weights)
 
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         op, weights = node.contract, iter(tensors.packed)
         before = {target: source for source, target in op.updates}
         weight, bias, gamma = (tuple(next(weights) for _ in values) for values in (node.weight, node.bias, node.gamma))
