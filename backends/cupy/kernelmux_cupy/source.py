@@ -6,16 +6,15 @@ Imports cupy only when asked: whether it is there is what `refusal` tells.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.contract.hookspecs import Declined
+from kernelmux.contract import Declined
+from kernelmux.contract.cache import Cache, files_hash
 from kernelmux.errors import BackendError
 
 if TYPE_CHECKING:
@@ -67,43 +66,26 @@ def compile(file: str, device: Device, **defines: int | str) -> Any:
 def _load(file: str, capability: tuple[int, int], index: int, defines: tuple[tuple[str, int | str], ...]) -> Any:
     import cupy
 
-    code = _cached(file, capability, defines)
+    code = _code(file, capability, defines)
     with cupy.cuda.Device(index):
         module = cupy.cuda.function.Module()
         module.load(code)
     return module
 
 
-def _cached(file: str, capability: tuple[int, int], defines: tuple[tuple[str, int | str], ...]) -> bytes:
-    """The code from disk, or compiled and put there; a folder that cannot be written costs the time only."""
-    path = _cache_folder() / f"{file}-{_key(file, capability, defines)}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        code = translate(file, capability, **dict(defines)).code
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when whole: another process may look at the same time.
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-            part.write(code)
-        os.replace(part.name, path)
-    except OSError:
-        pass
-    return code
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kernelmux" / "cupy"
-
-
-def _key(file: str, capability: tuple[int, int], defines: tuple[tuple[str, int | str], ...]) -> str:
+def _code(file: str, capability: tuple[int, int], defines: tuple[tuple[str, int | str], ...]) -> bytes:
+    """The code from the cache, or compiled and put there: by its source, what compiles it, and how that is told to."""
     from cupy_backends.cuda.libs import nvrtc
 
-    digest = hashlib.sha256(repr((capability, defines, nvrtc.getVersion(), _options(capability, {}))).encode())
-    for path in (FOLDER / f"{file}.cu", *sorted(FOLDER.glob("*.cuh"))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:32]
+    sources = (FOLDER / f"{file}.cu", *FOLDER.glob("*.cuh"))
+    cache = Cache("cupy")
+    # The options name the card and the macros.
+    key = cache.key(files_hash(sources, FOLDER), nvrtc.getVersion(), _options(capability, dict(defines)))
+    code = cache.get(key)
+    if code is None:
+        code = translate(file, capability, **dict(defines)).code
+        cache.put(key, code)
+    return code
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Refusals, and the cache of compiled code."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from kernelmux.contract.device import Device
@@ -50,19 +53,63 @@ def compiler():
         pytest.skip(refused.reason)
 
 
-@pytest.mark.usefixtures("compiler")
-def test_code_is_compiled_once_and_kept_on_disk(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    defines = (("FROM", "f32"), ("TO", "bf16"))
-    code = source._cached("convert", (9, 0), defines)
-    monkeypatch.setattr(source, "translate", lambda *args, **named: pytest.fail("compiled again"))
-    assert source._cached("convert", (9, 0), defines) == code
-    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".cubin"]
+DEFINES = (("FROM", "f32"), ("TO", "bf16"))
 
 
-@pytest.mark.usefixtures("compiler")
-def test_a_folder_that_cannot_be_written_costs_the_time_only(monkeypatch, tmp_path):
-    occupied = tmp_path / "file"
-    occupied.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
-    assert source._cached("convert", (9, 0), (("FROM", "f32"), ("TO", "bf16")))
+@pytest.fixture
+def compiled(compiler, monkeypatch, tmp_path):
+    """The sources that are compiled, each time one is; the cache is the test's own, and so is the folder of sources."""
+    monkeypatch.setenv("KERNELMUX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(source, "FOLDER", Path(shutil.copytree(source.FOLDER, tmp_path / "cuda")))
+    files = []
+    translate = source.translate
+    monkeypatch.setattr(
+        source, "translate", lambda file, *card, **named: files.append(file) or translate(file, *card, **named)
+    )
+    return files
+
+
+def test_code_is_compiled_once_and_kept_on_disk(compiled, tmp_path):
+    code = source._code("convert", (9, 0), DEFINES)
+    assert source._code("convert", (9, 0), DEFINES) == code
+    assert compiled == ["convert"]
+    (kept,) = (path for path in tmp_path.joinpath("cache").rglob("*") if path.is_file())
+    assert kept.parent.name == "cupy"
+    assert code in kept.read_bytes()
+
+
+def test_what_the_code_depends_on_is_compiled_for_and_nothing_else(compiled, monkeypatch):
+    from cupy_backends.cuda.libs import nvrtc
+
+    codes = [
+        source._code("convert", (9, 0), DEFINES),
+        source._code("convert", (8, 0), DEFINES),
+        source._code("convert", (9, 0), (("FROM", "f32"), ("TO", "f16"))),
+    ]
+    assert len(set(codes)) == len(compiled) == 3
+    (source.FOLDER / "copy.cu").write_text("// another file")
+    assert source._code("convert", (9, 0), DEFINES) == codes[0]
+    assert len(compiled) == 3
+    for file in ("convert.cu", min(path.name for path in source.FOLDER.glob("*.cuh"))):
+        with (source.FOLDER / file).open("a") as text:
+            text.write("// changed\n")
+        source._code("convert", (9, 0), DEFINES)
+    assert len(compiled) == 5
+    monkeypatch.setattr(nvrtc, "getVersion", lambda: (99, 0))
+    source._code("convert", (9, 0), DEFINES)
+    assert len(compiled) == 6
+
+
+def test_damaged_code_is_compiled_anew(compiled, tmp_path):
+    code = source._code("convert", (9, 0), DEFINES)
+    (kept,) = (path for path in tmp_path.joinpath("cache").rglob("*") if path.is_file())
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert [source._code("convert", (9, 0), DEFINES) for _ in range(2)] == [code] * 2
+    assert compiled == ["convert"] * 2
+
+
+def test_a_folder_that_cannot_be_written_costs_the_time_only(compiled, tmp_path):
+    (tmp_path / "cache").write_text("")
+    assert source._code("convert", (9, 0), DEFINES)
+    assert source._code("convert", (9, 0), DEFINES)
+    assert compiled == ["convert"] * 2
