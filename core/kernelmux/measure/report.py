@@ -7,10 +7,10 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kernelmux.contract.cache import library_versions
 from kernelmux.contract.device import Device
 
 PACKAGES = ("kernelmux", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "transformers")
@@ -69,13 +69,7 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     """Python's version, and those of the installed PACKAGES."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **library_versions(PACKAGES)}
 
 
 def _commit() -> str:
