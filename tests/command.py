@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-TIMEOUT = 120
-"""Seconds after which a process is taken to hang."""
+TIMEOUT = 1800
+"""Seconds after which a process is taken to hang, on the slowest of machines."""
 
 # What makes typer and rich colour their output although nobody is watching, or narrows the backends down.
 _UNSET = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR", "COLUMNS", "KERNELMUX_BACKENDS", "PYTHONWARNINGS")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from command import clean_environment
+from command import TIMEOUT, clean_environment
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -53,7 +53,7 @@ def python(tmp_path: Path) -> Run:
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(binary), *map(str, arguments)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
     return run
 

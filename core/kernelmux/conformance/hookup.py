@@ -188,7 +188,10 @@ def suite(
 
     `cases` is a file that `kernelmux run --capture-cases` wrote: its cases in place of the suite's own.
     """
-    import pytest
+    try:
+        import pytest
+    except ModuleNotFoundError as error:
+        raise BackendError(f"suite({backend!r}) needs pytest: pip install pytest") from error
 
     from kernelmux.contract import registry
 

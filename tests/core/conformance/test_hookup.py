@@ -1,18 +1,19 @@
 """Which jobs a backend gets, known failures, and the test class that one line makes."""
 
 import inspect
+import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from fake_backend import FakeKernel, backend
+from fake_backend import FakeKernel
 from kernelmux.conformance import Filter, Outcome, jobs, suite
 from kernelmux.conformance.hookup import Known, all_cases, apply_known, read_known
-from kernelmux.contract import registry
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import Declined, hookimpl, registry
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, hookimpl
 from kernelmux.errors import BackendError
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops import Case, Fused, Part
@@ -271,6 +272,12 @@ def test_a_backend_that_takes_nothing_fails():
     for nothing in (Declined("not today"), Declined("not today", kernel="kernel")):
         counts, _ = run(backend(mul=nothing))
         assert counts["failed"], nothing
+
+
+def test_without_pytest_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    with pytest.raises(BackendError, match=r"^suite\('reference'\) needs pytest: pip install pytest$"):
+        suite("reference")
 
 
 def test_a_kernel_that_only_declares_is_no_kernel():

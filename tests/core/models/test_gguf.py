@@ -1,12 +1,11 @@
 """Reading GGUF: what a file holds comes out as it is."""
 
-import time
-
 import gguf
 import numpy as np
 import pytest
 import torch
 
+from counted import work
 from kernelmux.graph.formats import FORMATS, gguf_formats
 from kernelmux.models.gguf import read
 from tiny_model import write_gguf, write_tiny_llama
@@ -123,9 +122,8 @@ def test_any_alignment(tmp_path, alignment):
 
 @pytest.mark.model
 def test_a_vocabulary_takes_no_time(smollm2):
-    began = time.perf_counter()
+    assert work(read, smollm2) < 15 * 49152, "what reads each number of it by itself makes 80 calls a token"
     file = read(smollm2)
-    assert time.perf_counter() - began < 1.0
     assert len(file.metadata["tokenizer.ggml.tokens"]) == 49152
     assert file.weights["blk.0.attn_q.weight"].shape == (576, 576)
 

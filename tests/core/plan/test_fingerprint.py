@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from command import TIMEOUT
 from fake_backend import CPU, FakeKernel, chain, llama_graph, plan_for, whole_backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device
@@ -59,7 +60,7 @@ def test_another_process_with_another_hash_seed_gives_the_same(seed):
     paths = os.pathsep.join([str(here), str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
     run = [sys.executable, "-c", IN_ANOTHER_PROCESS]
-    result = subprocess.run(run, env=env, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(run, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == planned(POLICY).fingerprint
 

@@ -3,10 +3,9 @@
 Work is the number of Python calls, which is the same on every machine. Seconds are tests/bench/test_plan_bench.py's.
 """
 
-import sys
-
 import pytest
 
+from counted import work
 from fake_backend import CPU, FakeKernel, chain, llama_graph, plan_for, whole_backend
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
@@ -88,23 +87,6 @@ def test_rules_alone_ask_nobody_again(asked):
     plan(llama_graph(8), rules)
     # Where layers differ a few more kinds of fusions and conversions come up.
     assert len(asked) < 1.5 * without
-
-
-def work(function, *arguments):
-    """Python calls that a function makes."""
-    calls = 0
-
-    def count(frame, event, argument):
-        nonlocal calls
-        calls += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        function(*arguments)
-    finally:
-        sys.setprofile(before)
-    return calls
 
 
 def _star(mul_mats):

@@ -11,6 +11,7 @@ import torch
 
 import kernelmux
 import kernelmux_reference
+from command import TIMEOUT
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
@@ -19,8 +20,6 @@ from kernelmux.run.model import Model
 from kernelmux.run.pages import CachedSequence
 from kernelmux.run.session import BusyError
 
-GUARD = 60
-"""Seconds after which a test that hangs fails."""
 PROMPTS = [[1, 2, 3, 4, 5], [9] * 17, [100, 30], [7, 8, 9] * 10]
 
 
@@ -49,7 +48,7 @@ class Blocking(FakeKernel):
 
     def _launch(self, node, tensors):
         self.reached.set()
-        assert self.go_on.wait(GUARD)
+        assert self.go_on.wait(TIMEOUT)
         compute(node, tensors)
 
 
@@ -61,7 +60,7 @@ def test_whatever_a_second_thread_asks_while_the_first_is_in_a_step_is_refused(m
     first, second = session.open(), session.open()
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(session.feed, first, PROMPTS[0])
-        assert kernel.reached.wait(GUARD)
+        assert kernel.reached.wait(TIMEOUT)
         asked = {
             "step": lambda: session.step([Feed(second, PROMPTS[1])]),
             "feed": lambda: session.feed(second, PROMPTS[1]),
@@ -73,7 +72,7 @@ def test_whatever_a_second_thread_asks_while_the_first_is_in_a_step_is_refused(m
             with pytest.raises(BusyError, match=r"at work, in another thread .*: take one session a thread"):
                 call()
         kernel.go_on.set()
-        torch.testing.assert_close(found.result(GUARD), expected[0])
+        torch.testing.assert_close(found.result(TIMEOUT), expected[0])
     assert (second.pages, second.length) == ([], 0)
     torch.testing.assert_close(session.feed(second, PROMPTS[1]), expected[1])
 
@@ -84,7 +83,7 @@ def test_threads_that_hammer_one_session_are_refused_or_right(model: Model, plan
 
     def ask(index):
         right = 0
-        start.wait(GUARD)
+        start.wait(TIMEOUT)
         while right < 5:
             sequence = session.open()
             try:
@@ -102,7 +101,7 @@ def test_threads_that_hammer_one_session_are_refused_or_right(model: Model, plan
         return right
 
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        assert list(pool.map(ask, range(len(PROMPTS)), timeout=GUARD)) == [5] * len(PROMPTS)
+        assert list(pool.map(ask, range(len(PROMPTS)), timeout=TIMEOUT)) == [5] * len(PROMPTS)
     assert refused
 
 
@@ -112,7 +111,9 @@ def test_sessions_of_threads_of_their_own_share_the_weights(model: Model, expect
         plan = model.plan(use=["*=mine,reference:f32"], max_rows=32)
     sessions = [model.session(plan, 200) for _ in PROMPTS]
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        found = list(pool.map(lambda session, ids: session.feed(session.open(), ids), sessions, PROMPTS, timeout=GUARD))
+        found = list(
+            pool.map(lambda session, ids: session.feed(session.open(), ids), sessions, PROMPTS, timeout=TIMEOUT)
+        )
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted)
     assert kernel.prepared
