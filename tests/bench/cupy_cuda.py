@@ -19,8 +19,8 @@ import torch
 from peers import bf16_calls, int4_calls
 from result import Result, arguments
 
+from kernelmux.contract import Tensors
 from kernelmux.contract.device import Device, find_device
-from kernelmux.contract.hookspecs import Tensors
 from kernelmux.graph.formats import Value, Weight, dequantize_planes, empty_planes, quantize_planes
 from kernelmux.graph.graph import make_node
 from kernelmux.measure.ceilings import measure_ceilings
@@ -93,7 +93,7 @@ def check(result: Result) -> None:
 
 def error_of(device: Device, kernel: Any, format: str, m: int, n: int = 1000, k: int = 4096) -> dict[str, Any]:
     """NMSE against float64: of what the kernel is given, and of the rows before they were put in 8 bits."""
-    generator = torch.Generator(device.torch).manual_seed(m)
+    kernel.device, generator = device, torch.Generator(device.torch).manual_seed(m)
     weight = Weight("w", (n, k), format, random_planes(format, (n, k), generator, k**-0.5))
     x = torch.randn(m, k, generator=generator, device=device.torch)
     stored = kernel.inputs(matrix_work(n, k, format, m).node)[0][0]
@@ -172,8 +172,9 @@ def variants(result: Result) -> None:
                 if tuning.resident * (shape.shared(tuning) + RESERVED) > H100.shared:
                     continue
                 work = matrix_work(n, k, "Q4_K", m)
-                what = f"{label}, {described(tuning)}"
-                result.add(what, partial(timed, result, what, work, Dp4a(tuning), None, {}))
+                what, kernel = f"{label}, {described(tuning)}", Dp4a()
+                kernel.variant = tuning
+                result.add(what, partial(timed, result, what, work, kernel, None, {}))
 
 
 def described(tuning: Tuning) -> str:
@@ -186,7 +187,7 @@ def timed(
     result: Result, label: str, work: Work, kernel: Any, alone: float | None, peers: dict[str, float]
 ) -> dict[str, Any]:
     """One kernel at one work; `alone` is its time at one row."""
-    weights = random_weights([work], result.device)
+    kernel.device, weights = result.device, random_weights([work], result.device)
     timing = time_kernel(work, f"cupy:{kernel.name}", kernel, weights, "f32").timing
     nbytes = sum(value.nbytes for value in work.node.weight)
     floor = nbytes / result.ceilings.read * 1e6

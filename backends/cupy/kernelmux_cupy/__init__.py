@@ -1,150 +1,28 @@
-"""The CuPy backend: CUDA C kernels, one hook an op, each importing its kernels only when it is asked."""
+"""The CuPy backend: CUDA C kernels, compiled for the card at hand by NVRTC."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from kernelmux.contract.hookspecs import hookimpl
+from kernelmux.contract import Declined, Device, Kernel, hookimpl
 from kernelmux_cupy.source import refusal
 
-if TYPE_CHECKING:
-    from kernelmux.contract.device import Device
-    from kernelmux.contract.hookspecs import Answer
-    from kernelmux.graph.graph import TensorNode
-
-CONTRACT = 1
+CONTRACT = 2
 
 
 @hookimpl
-def dispatch_mul_mat(node: TensorNode, m: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import mul_mat
-
-    return mul_mat.offer(node, m)
+def device_refusal(device: Device) -> Declined | None:
+    return refusal(device)
 
 
 @hookimpl
-def dispatch_mul_mat_add(node: TensorNode, m: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import mul_mat
+def kernel_classes() -> Sequence[type[Kernel]]:
+    # Imported here: loading a backend must load neither torch nor CuPy.
+    from kernelmux_cupy import attention, convert, copy, elementwise, embed, mul_mat, norm, rope
 
-    return mul_mat.offer_fused(node, m)
-
-
-@hookimpl
-def dispatch_qkv(node: TensorNode, m: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import mul_mat
-
-    return mul_mat.offer_fused(node, m)
-
-
-@hookimpl
-def dispatch_gate_up_swiglu(node: TensorNode, m: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import mul_mat
-
-    return mul_mat.offer_gate_up_swiglu(node, m)
-
-
-@hookimpl
-def dispatch_convert(source: str, target: str, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import convert
-
-    return convert.offer(source, target)
-
-
-@hookimpl
-def dispatch_rms_norm(hidden_dim: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import norm
-
-    return norm.offer(norm.RmsNorm(), hidden_dim)
-
-
-@hookimpl
-def dispatch_add_rms_norm(hidden_dim: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import norm
-
-    return norm.offer(norm.AddRmsNorm(), hidden_dim)
-
-
-@hookimpl
-def dispatch_add(device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import elementwise
-
-    return elementwise.Add()
-
-
-@hookimpl
-def dispatch_mul(device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import elementwise
-
-    return elementwise.Mul()
-
-
-@hookimpl
-def dispatch_silu(device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import elementwise
-
-    return elementwise.Silu()
-
-
-@hookimpl
-def dispatch_swiglu(device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import elementwise
-
-    return elementwise.Swiglu()
-
-
-@hookimpl
-def dispatch_rope(device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy.rope import Rope
-
-    return Rope()
-
-
-@hookimpl
-def dispatch_copy(cache_format: str, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import copy
-
-    return copy.offer(cache_format)
-
-
-@hookimpl
-def dispatch_embed(table_format: str, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import embed
-
-    return embed.offer(table_format)
-
-
-@hookimpl
-def dispatch_attention(node: TensorNode, m: int, device: Device) -> Answer:
-    if (refused := refusal(device)) is not None:
-        return refused
-    from kernelmux_cupy import attention
-
-    return attention.offer(node, m)
+    return [
+        *(mul_mat.Dp4a, mul_mat.Dp4aGateUpSwiglu, mul_mat.Bf16, mul_mat.F16),
+        *(attention.Attention, rope.Rope, copy.Copy),
+        *(norm.RmsNorm, norm.AddRmsNorm, elementwise.Elementwise),
+        *(embed.Embed, convert.Convert),
+    ]

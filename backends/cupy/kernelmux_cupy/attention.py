@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.contract import Declined, Device, Kernel, Launch, Tensors, in_turn
 from kernelmux.graph.formats import lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
@@ -24,35 +24,30 @@ HEAD_DIM = 256
 QUERIES = 8
 """Queries of one kv head that a block takes at most."""
 THREADS = 128
-BLOCKS = 528
-"""Blocks that keep an H100 busy: four on each of its 132 multiprocessors."""
+BLOCKS = 4
+"""Blocks that keep a multiprocessor busy."""
 SPLITS = 64
 """Splits at most; attention.cu says so too."""
 LOAD = 16
 """Bytes that a thread loads at once."""
 
 
-def offer(node: TensorNode, m: int) -> Kernel | Declined:
-    """The kernel, or why not."""
-    cache, dim = node.inputs[1].format, node.head_dim
-    if cache not in FLOATS or node.inputs[2].format != cache:
-        reason = f"it reads keys and values of one format of {', '.join(FLOATS)}, not {cache}, {node.inputs[2].format}"
-        return Declined(reason, "format", Attention.name)
-    if m > ROWS:
-        return Declined(f"each row reads the cache by itself: up to {ROWS} rows, not {m}", "shape", Attention.name)
-    whole = LOAD // lookup(cache).dtype.itemsize
-    if dim > HEAD_DIM or dim % whole:
-        reason = f"it takes heads of up to {HEAD_DIM}, in multiples of {whole} for {cache}, not {dim}"
-        return Declined(reason, "shape", Attention.name)
-    return Attention()
-
-
 class Attention(Kernel):
     """Scores, weights and sums in float32."""
 
+    ops = ("attention",)
     name = "f32"
     precision = 1e-9
     launches = 2
+    takes = {"m": f"..{ROWS}", "head_dim": f"..{HEAD_DIM}", "cache_format": FLOATS}
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        (_, cache, values, *_), dim = formats(node.inputs), node.head_dim
+        if values != cache:
+            return Declined(f"it reads keys and values of one format, not {cache} and {values}", "format")
+        if dim % (whole := LOAD // lookup(cache).dtype.itemsize):
+            return Declined(f"it loads {whole} numbers of {cache} at once, head_dim is {dim}", "alignment")
+        return None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, *([value.format] for value in node.inputs[1:])]
@@ -61,18 +56,18 @@ class Attention(Kernel):
         return [FLOATS]
 
     def workspace(self, node: TensorNode) -> int:
-        m, splits = node.inputs[0].extents[0], _splits(node)
+        m, splits = node.rows, self._splits(node)
         # Of each split the weighted values, the largest score and the sum of weights.
         return 4 * m * node.num_heads * splits * (node.head_dim + 2) if splits > 1 else 0
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
-        (y,), splits, tiles = tensors.outputs, _splits(node), _tiles(node)
+        (y,), splits, tiles = tensors.outputs, self._splits(node), _tiles(node)
         m, heads, kv_heads, dim = len(q), node.num_heads, node.num_kv_heads, node.head_dim
         q_format, cache, *_ = formats(node.inputs)
         shape = {"D": dim, "GROUP": -(-(heads // kv_heads) // tiles), "PAGE": k_cache.shape[1]}
         stored = {"Q": q_format, "CACHE": cache, "Y": node.outputs[0].format}
-        attend = function("attention", "attend", q.device, **stored, **shape, WHOLE=int(splits == 1))
+        attend = function("attention", "attend", self.device, **stored, **shape, WHOLE=int(splits == 1))
         found, weights = y, None
         if splits > 1:
             assert tensors.workspace is not None
@@ -84,18 +79,22 @@ class Attention(Kernel):
         first = bind(attend, (m, kv_heads * tiles, splits), (THREADS,), args, stream)
         if splits == 1:
             return first
-        weigh = function("attention", "weigh", q.device, **stored, **shape, WHOLE=0)
+        weigh = function("attention", "weigh", self.device, **stored, **shape, WHOLE=0)
         threads = -(-dim // 32) * 32
         second = bind(weigh, (m * heads,), (threads,), (found, weights, y, np.int32(splits)), stream)
         return in_turn(first, second)
+
+    def _splits(self, node: TensorNode) -> int:
+        """As many as the device has room for, by the rows: how long sequences are is not known before a launch."""
+        rows = node.rows * node.num_kv_heads * _tiles(node)
+        return min(SPLITS, max(1, _at_once(self.device) // rows))
+
+
+def _at_once(device: Device) -> int:
+    """Blocks that keep a device busy."""
+    return BLOCKS * device.processors
 
 
 def _tiles(node: TensorNode) -> int:
     """Blocks that the queries of one kv head take."""
     return -(-(node.num_heads // node.num_kv_heads) // QUERIES)
-
-
-def _splits(node: TensorNode) -> int:
-    """As many as the device has room for, by the rows: how long sequences are is not known before a launch."""
-    rows = node.inputs[0].extents[0] * node.num_kv_heads * _tiles(node)
-    return min(SPLITS, max(1, BLOCKS // rows))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, QUANTIZED
 from kernelmux_cupy.launch import bind
@@ -16,20 +16,13 @@ from kernelmux_cupy.load import function
 THREADS = 256
 
 
-def offer(source: str, target: str) -> Kernel | Declined:
-    """The kernel, or which of the two formats it lacks."""
-    known = (*FLOATS, QUANTIZED)
-    for format in (source, target):
-        if format not in known:
-            return Declined(f"it knows {', '.join(known)}, not {format}", "format")
-    return Convert()
-
-
 class Convert(Kernel):
     """Rounded to nearest; q8_32 as core defines it."""
 
+    ops = ("convert",)
     name = "f32"
     precision = 1e-11
+    takes = {"source": (*FLOATS, QUANTIZED), "target": (*FLOATS, QUANTIZED)}
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
@@ -43,5 +36,5 @@ class Convert(Kernel):
         else:
             name, count = "plain", m * n
         source, target = (format if format in FLOATS else "f32" for format in (given, wanted))
-        run = function("convert", name, planes[0].device, FROM=source, TO=target)
+        run = function("convert", name, self.device, FROM=source, TO=target)
         return bind(run, (-(-count // THREADS),), (THREADS,), (*planes, np.int64(count)), stream)

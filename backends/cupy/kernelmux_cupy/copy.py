@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
@@ -16,28 +16,26 @@ from kernelmux_cupy.load import function
 THREADS = 256
 
 
-def offer(cache_format: str) -> Kernel | Declined:
-    """The kernel, or why not."""
-    if cache_format not in FLOATS:
-        return Declined(f"it writes caches in {', '.join(FLOATS)}, not {cache_format}", "format", Copy.name)
-    return Copy()
-
-
 class Copy(Kernel):
     """Rounded once, to the cache's format; the device reads the slots."""
 
+    ops = ("copy",)
     name = "f32"
     precision = 1e-11
+    strided = True
+    takes = {"cache_format": FLOATS}
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        k = tensors.inputs[0]
+        k, v, *_ = tensors.inputs
         m, columns = k.shape
-        wide = 4 if columns % 4 == 0 else 1
+        # Of a wider matrix rows may begin anywhere.
+        begins = (columns, *(at for x in (k, v) for at in (x.stride(0), x.data_ptr() // x.itemsize)))
+        wide = 4 if all(at % 4 == 0 for at in begins) else 1
         k_format, v_format, _, k_cache, v_cache = formats(node.inputs)
         stored = {"K": k_format, "V": v_format, "K_CACHE": k_cache, "V_CACHE": v_cache}
-        run = function("copy", "copy", k.device, **stored, WIDE=wide)
-        grid = (m, -(-columns // (THREADS * wide)))
-        return bind(run, grid, (THREADS,), (*tensors.inputs, np.int32(columns)), stream)
+        run = function("copy", "copy", self.device, **stored, WIDE=wide)
+        grid, extents = (m, -(-columns // (THREADS * wide))), (columns, k.stride(0), v.stride(0))
+        return bind(run, grid, (THREADS,), (*tensors.inputs, *map(np.int32, extents)), stream)

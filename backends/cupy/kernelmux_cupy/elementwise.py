@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, emitted, formats, written
 from kernelmux_cupy.launch import bind
@@ -18,44 +18,25 @@ EACH = 4
 """Elements of a thread."""
 
 
-class _Elementwise(Kernel):
+class Elementwise(Kernel):
     """In float32, rounded once."""
 
+    ops = ("add", "mul", "silu", "swiglu")
     name = "f32"
     precision = 1e-11
-    op: ClassVar[str]
-    """The function of elementwise.cu."""
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS for _ in node.inputs]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+        return [emitted(node.outputs[0]) if node.op == "swiglu" else FLOATS]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         # Of one input the second is the first: it is not read.
         left, right = (*tensors.inputs, *tensors.inputs)[:2]
         left_format, right_format = (*formats(node.inputs), *formats(node.inputs))[:2]
         (planes,), (y_format,) = tensors.outputs, formats(node.outputs)
-        run = function("elementwise", "elementwise", left.device, OP=self.op, A=left_format, B=right_format, Y=y_format)
+        stored = {"A": left_format, "B": right_format, "Y": y_format}
+        run = function("elementwise", "elementwise", self.device, OP=node.op, **stored)
         args = (left, right, *written(planes), np.int64(left.numel()))
         return bind(run, (-(-left.numel() // (EACH * THREADS)),), (THREADS,), args, stream)
-
-
-class Add(_Elementwise):
-    op = "add"
-
-
-class Mul(_Elementwise):
-    op = "mul"
-
-
-class Silu(_Elementwise):
-    op = "silu"
-
-
-class Swiglu(_Elementwise):
-    op = "swiglu"
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [emitted(node.outputs[0])]

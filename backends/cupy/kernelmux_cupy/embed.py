@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
@@ -21,19 +21,14 @@ BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K"
 THREADS = 256
 
 
-def offer(table_format: str) -> Kernel | Declined:
-    if table_format not in (*FLOATS, *BLOCKS):
-        known = ", ".join((*FLOATS, *BLOCKS))
-        return Declined(f"it looks rows up in tables of {known}, not {table_format}", "format", Embed.name)
-    return Embed()
-
-
 class Embed(Kernel):
     """Each number from its block, in float32."""
 
+    ops = ("embed",)
     name = "f32"
     precision = 1e-11
     packed = "file"
+    takes = {"table_format": (*FLOATS, *BLOCKS)}
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["i32"], FLOATS][: len(node.inputs)]
@@ -50,6 +45,6 @@ class Embed(Kernel):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         ids, table = (*tensors.inputs, *tensors.packed)
         (y,), (table_format,) = tensors.outputs, formats((*node.inputs[1:], *node.weight))
-        run = function("embed", "embed", ids.device, TABLE=table_format, Y=node.outputs[0].format)
+        run = function("embed", "embed", self.device, TABLE=table_format, Y=node.outputs[0].format)
         m, columns = y.shape
         return bind(run, (m, -(-columns // THREADS)), (THREADS,), (ids, table, y, np.int32(columns)), stream)

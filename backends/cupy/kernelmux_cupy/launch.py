@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernelmux.contract.hookspecs import Launch
+from kernelmux.contract import Launch
 
 STATIC = 48 * 1024
 """Bytes of shared memory a block that no function has to ask for."""

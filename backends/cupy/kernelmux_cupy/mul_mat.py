@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from kernelmux.contract import Declined, Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, QUANTIZED, emitted, formats, written
@@ -20,57 +20,26 @@ from kernelmux_cupy.load import function
 from kernelmux_cupy.pack import TILED, pack, packed_bytes
 from kernelmux_cupy.tuning import ROW_COUNTS, Card, Shape, Tuning, tune
 
-
-def offer(node: TensorNode, m: int) -> list[Kernel | Declined]:
-    """The kernel of the weight's format, and the others refused by name."""
-    dense = (Bf16(), F16())
-    return [_dp4a(Dp4a(), node, m), *(_dense(kernel, node, m) for kernel in dense)]
-
-
-def offer_fused(node: TensorNode, m: int) -> Kernel | Declined:
-    """mul_mat_add and qkv: a residual, or several matrices, are arguments of the one kernel."""
-    return _dp4a(Dp4a(), node, m)
-
-
-def offer_gate_up_swiglu(node: TensorNode, m: int) -> Kernel | Declined:
-    return _dp4a(Dp4aGateUpSwiglu(), node, m)
-
-
-def _dp4a(kernel: Dp4a, node: TensorNode, m: int) -> Kernel | Declined:
-    for weight in node.weight:
-        if weight.format not in TILED:
-            return Declined(f"it takes weights in {', '.join(TILED)}, not {weight.format}", "format", kernel.name)
-    if m > ROW_COUNTS[-1]:
-        reason = f"it reads the weights once for up to {ROW_COUNTS[-1]} rows, m is {m}"
-        return Declined(reason, "shape", kernel.name)
-    return kernel
-
-
-def _dense(kernel: Dense, node: TensorNode, m: int) -> Kernel | Declined:
-    (weight,) = node.weight
-    if weight.format != kernel.name:
-        return Declined(f"it takes weights in {kernel.name}, not {weight.format}", "format", kernel.name)
-    if m > kernel.most:
-        return Declined(f"it is made for up to {kernel.most} rows, m is {m}", "shape", kernel.name)
-    if (k := weight.extents[1]) % kernel.vector:
-        return Declined(f"it loads {kernel.vector} columns at once, k is {k}", "alignment", kernel.name)
-    return kernel
+DENSE_ROWS = 8
+"""Rows up to which the dense kernels are faster than a library's product."""
+VECTOR = 8
+"""Columns of a weight that a thread loads at once."""
 
 
 class Dp4a(Kernel):
     """Integers of weights and activations multiplied by `__dp4a` as they are stored, their sums scaled in float32.
 
     A residual is added to the sum before it is rounded; several matrices, each of its own format, are one launch.
-    `tuning` is for measurements: a choice other than the one made for the shape.
+    Warps, ring and grid follow from shape and card, unless `variant`, a Tuning, says others.
     """
 
+    ops: ClassVar[tuple[str, ...]] = ("mul_mat", "mul_mat_add", "qkv")
     name = "dp4a"
     precision = 1e-11
     packed = "dp4a"
+    # The weights are read once for so many rows.
+    takes = {"m": f"..{ROW_COUNTS[-1]}", "weight_format": tuple(TILED), "weight_formats": tuple(TILED)}
     gated = False
-
-    def __init__(self, tuning: Tuning | None = None) -> None:
-        self.tuning = tuning
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[QUANTIZED], *(FLOATS for _ in node.inputs[1:])]
@@ -92,7 +61,7 @@ class Dp4a(Kernel):
         (m, k), n = node.inputs[0].extents, tuple(weight.extents[0] for weight in node.weight)
         shape = Shape(tuple(formats(node.weight)), n, k, m, self.gated)
         residual = node.inputs[1].format if residuals else "f32"
-        made = _compiled(shape, tuple(formats(node.outputs)), residual, self.tuning, integers.device)
+        made = _compiled(shape, tuple(formats(node.outputs)), residual, self.variant, self.device)
         args: list[Argument] = []
         for index in range(count):
             # Of a pair both write to one output.
@@ -107,15 +76,21 @@ class Dp4a(Kernel):
 class Dp4aGateUpSwiglu(Dp4a):
     """A block has the same rows of gate and up, so that only their product is written."""
 
+    ops = ("gate_up_swiglu",)
+    takes = {"m": Dp4a.takes["m"], "weight_formats": tuple(TILED)}
     gated = True
 
 
 class Dense(Kernel):
     """Rows of two-byte weights as the file has them, read once for a few rows of activations."""
 
+    ops = ("mul_mat",)
     precision = 1e-11
-    most = 8
-    vector = 8
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        if (k := node.inputs[0].extents[1]) % VECTOR:
+            return Declined(f"it loads {VECTOR} columns at once, k is {k}", "alignment")
+        return None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.name, *(format for format in FLOATS if format != self.name)]]
@@ -145,7 +120,7 @@ class Dense(Kernel):
             "AHEAD": 8 // outputs,
             "WARPS": warps,
         }
-        run = function("gemv", "gemv", x.device, **defines)
+        run = function("gemv", "gemv", self.device, **defines)
         args = (weight, bias[0] if bias else None, x, y, np.int32(m), np.int32(n), np.int32(k))
         return bind(run, (-(-n // (outputs * warps)),), (32 * warps,), args, stream)
 
@@ -153,15 +128,15 @@ class Dense(Kernel):
 class Bf16(Dense):
     """Weights in bfloat16."""
 
-    name = "bf16"
-    packed = "bf16"
+    name = packed = "bf16"
+    takes = {"m": f"..{DENSE_ROWS}", "weight_format": ("bf16",)}
 
 
 class F16(Dense):
     """Weights in float16."""
 
-    name = "f16"
-    packed = "f16"
+    name = packed = "f16"
+    takes = {"m": f"..{DENSE_ROWS}", "weight_format": ("f16",)}
 
 
 def _on_device(weight: Weight, device: Device) -> torch.Tensor:
@@ -185,7 +160,7 @@ class _Compiled:
 
 @cache
 def _compiled(
-    shape: Shape, outputs: tuple[str, ...], residual: str, tuning: Tuning | None, device: torch.device
+    shape: Shape, outputs: tuple[str, ...], residual: str, tuning: Tuning | None, device: Device
 ) -> _Compiled:
     """The kernel for a shape, chosen and loaded once: nodes that are alike are bound in microseconds."""
     card = _card(device)
@@ -195,8 +170,8 @@ def _compiled(
 
 
 @cache
-def _card(device: torch.device) -> Card:
-    properties: Any = torch.cuda.get_device_properties(device)
+def _card(device: Device) -> Card:
+    properties: Any = torch.cuda.get_device_properties(device.index)
     return Card(
         properties.multi_processor_count,
         properties.shared_memory_per_multiprocessor,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Declined, Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, emitted, formats, written
@@ -23,18 +23,14 @@ LONGEST = 16384
 """Columns that a block keeps in registers, 16 a thread."""
 
 
-def offer(kernel: RmsNorm, columns: int) -> Kernel | Declined:
-    if columns > LONGEST:
-        return Declined(f"it keeps rows of up to {LONGEST} columns in registers, not of {columns}", "shape", "f32")
-    return kernel
-
-
 class RmsNorm(Kernel):
     """The sum of squares in float32."""
 
+    ops: ClassVar[tuple[str, ...]] = ("rms_norm",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
+    takes = {"hidden_dim": f"..{LONGEST}"}
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS for _ in node.inputs]
@@ -50,31 +46,32 @@ class RmsNorm(Kernel):
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
-        return _bind(node, (x, None, None), y, tensors, stream)
+        return self._bind(node, (x, None, None), y, tensors, stream)
+
+    def _bind(self, node: TensorNode, rows: tuple[Any, Any, Any], y: Any, tensors: Tensors, stream: Any) -> Launch:
+        """`rows`: a, b and total; without the last two, the norm of a."""
+        a, b, _ = rows
+        m, columns = a.shape
+        wide = WIDE if columns % WIDE == 0 else 1
+        threads = min(THREADS, -(-columns // (32 * wide)) * 32)
+        # A power of two, so that few functions are compiled.
+        chunks = 1 << (-(-columns // (threads * wide)) - 1).bit_length()
+        a_format, b_format = (*formats(node.inputs), "f32")[:2]
+        total_format, y_format = ("f32", *formats(node.outputs))[-2:]
+        stored = {"A": a_format, "B": b_format, "TOTAL": total_format, "Y": y_format}
+        run = function("norm", "rms_norm", self.device, **stored, ADD=int(b is not None), WIDE=wide, CHUNKS=chunks)
+        args = (*rows, tensors.packed[0], *written(y), np.float32(node.epsilon), np.int32(columns))
+        return bind(run, (m,), (threads,), args, stream)
 
 
 class AddRmsNorm(RmsNorm):
     """The norm of the unrounded sum."""
+
+    ops = ("add_rms_norm",)
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, *super().outputs(node)]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (a, b), (total, y) = tensors.inputs, tensors.outputs
-        return _bind(node, (a, b, total), y, tensors, stream)
-
-
-def _bind(node: TensorNode, rows: tuple[Any, Any, Any], y: Any, tensors: Tensors, stream: Any) -> Launch:
-    """`rows`: a, b and total; without the last two, the norm of a."""
-    a, b, _ = rows
-    m, columns = a.shape
-    wide = WIDE if columns % WIDE == 0 else 1
-    threads = min(THREADS, -(-columns // (32 * wide)) * 32)
-    # A power of two, so that few functions are compiled.
-    chunks = 1 << (-(-columns // (threads * wide)) - 1).bit_length()
-    a_format, b_format = (*formats(node.inputs), "f32")[:2]
-    total_format, y_format = ("f32", *formats(node.outputs))[-2:]
-    stored = {"A": a_format, "B": b_format, "TOTAL": total_format, "Y": y_format}
-    run = function("norm", "rms_norm", a.device, **stored, ADD=int(b is not None), WIDE=wide, CHUNKS=chunks)
-    args = (*rows, tensors.packed[0], *written(y), np.float32(node.epsilon), np.int32(columns))
-    return bind(run, (m,), (threads,), args, stream)
+        return self._bind(node, (a, b, total), y, tensors, stream)

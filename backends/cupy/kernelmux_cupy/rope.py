@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.hookspecs import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Rotation
@@ -28,9 +28,11 @@ PAIRS = 128
 class Rope(Kernel):
     """Angles in float64 up to whole turns, the rest in float32."""
 
+    ops = ("rope",)
     name = "f32"
     precision = 1e-11
     packed = "f32"
+    strided = True
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, FLOATS, ["i32"]]
@@ -50,9 +52,9 @@ class Rope(Kernel):
         assert rotation is not None
         (q_format, k_format, _), (q_out, k_out) = formats(node.inputs), formats(node.outputs)
         stored = {"Q": q_format, "K": k_format, "Q_OUT": q_out, "K_OUT": k_out}
-        run = function("rope", "rope", q.device, **stored, MOST=max(PAIRS, rotation.dims // 2))
+        run = function("rope", "rope", self.device, **stored, MOST=max(PAIRS, rotation.dims // 2))
         divisors = tensors.packed[0] if tensors.packed else None
-        extents = (rotation.dims, node.head_dim, node.num_heads, node.num_kv_heads)
+        extents = (rotation.dims, node.head_dim, node.num_heads, node.num_kv_heads, q.stride(0), k.stride(0))
         args = (q, k, *tensors.outputs, positions, _turns(rotation, q.device), divisors)
         numbers = (np.float32(rotation.magnitude), np.int32(rotation.pairing == "adjacent"), *map(np.int32, extents))
         blocks = -(-(node.num_heads + node.num_kv_heads) // HEADS)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,19 +54,23 @@ inline unsigned short float_to_half(float x) { return same_bits<unsigned short>(
 // One for each thread of the block that runs.
 struct Fiber {
     ucontext_t context;
+    jmp_buf at;
     std::vector<char> stack = std::vector<char>(1 << 16);
-    bool done;
+    bool started, done;
     long shuffles, barriers;
 };
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static int current;
 static long arrived_at_barrier, arrivals;
 static long arrived_in_warp[32];
 static unsigned lanes[32][2][32];
 
+// _setjmp and _longjmp, as swapcontext asks the kernel for the mask of signals each time.
 inline void wait_until(const long &arrived, long wanted) {
-    while (arrived < wanted) swapcontext(&fibers[current].context, &scheduler);
+    while (arrived < wanted) {
+        if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
+    }
 }
 
 inline void __syncthreads() {
@@ -103,14 +108,22 @@ static void run_fiber() {
     body(arguments);
     fibers[current].done = true;
     ++arrivals;
-    setcontext(&scheduler);
+    _longjmp(scheduler, 1);
+}
+
+// Until it waits or has ended.
+static void resume(Fiber &fiber) {
+    if (_setjmp(scheduler)) return;
+    if (fiber.started) _longjmp(fiber.at, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
 }
 
 static void run_block() {
     arrived_at_barrier = 0;
     memset(arrived_in_warp, 0, sizeof(arrived_in_warp));
     for (Fiber &fiber : fibers) {
-        fiber.done = false;
+        fiber.started = fiber.done = false;
         fiber.shuffles = fiber.barriers = 0;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -123,7 +136,7 @@ static void run_block() {
         for (current = 0; current < (int)fibers.size(); ++current) {
             if (fibers[current].done) continue;
             threadIdx = {current % blockDim.x, current / blockDim.x % blockDim.y, current / blockDim.x / blockDim.y};
-            swapcontext(&scheduler, &fibers[current].context);
+            resume(fibers[current]);
             left -= fibers[current].done;
         }
         if (arrivals == before) {

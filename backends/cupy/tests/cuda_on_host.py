@@ -58,6 +58,6 @@ def _built(file, name, defines):
     library = folder / f"{file}-{name}-{'-'.join(f'{key}{value}' for key, value in defines)}.so"
     macros = "".join(f"#define {key} {value}\n" for key, value in defines)
     source = f'#include "{HERE / "cuda_on_host.h"}"\n{macros}#include "{file}.cu"\nLAUNCH({name})\n'
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-ffp-contract=off", f"-I{folder}"]
+    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-ffp-contract=off", "-U_FORTIFY_SOURCE", f"-I{folder}"]
     subprocess.run([COMPILER, *options, "-x", "c++", "-", "-o", library], input=source, text=True, check=True)
     return ctypes.CDLL(str(library)).launch

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import types
 from fnmatch import fnmatchcase
 
 import pytest
 
 import cuda_on_host as on_host
-from kernelmux.conformance.testing import backend, few_rows, pass_or_skip
+import kernelmux_cupy
+from kernelmux.conformance.testing import few_rows, pass_or_skip
+from kernelmux.contract import CONTRACT, hookimpl
 from kernelmux_cupy import attention, copy, elementwise, embed, norm, rope
 
 WANTED = (
@@ -26,22 +29,14 @@ WANTED = (
 """Every branch, in each format."""
 
 ROWS = 64
-MODULES = (attention, copy, elementwise, embed, norm, rope)
+PLAIN = (attention, copy, elementwise, embed, norm, rope)
 
 
 def _jobs():
-    plugin = backend(
-        rms_norm=norm.RmsNorm(),
-        add_rms_norm=norm.AddRmsNorm(),
-        add=elementwise.Add(),
-        mul=elementwise.Mul(),
-        silu=elementwise.Silu(),
-        swiglu=elementwise.Swiglu(),
-        rope=rope.Rope(),
-        copy=lambda node, m: copy.offer(node.inputs[3].format),
-        embed=lambda node, m: embed.offer((*node.inputs, *node.weight)[1].format),
-        attention=attention.offer,
-    )
+    """Of the backend's kernels those that run on the host too, offered there."""
+    plain = {module.__name__ for module in PLAIN}
+    classes = [kernel for kernel in kernelmux_cupy.kernel_classes() if kernel.__module__ in plain]
+    plugin = types.SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=hookimpl(lambda: classes))
     offered, few = few_rows(plugin, ROWS)
     return offered, [job for job in few if job.variant or any(fnmatchcase(job.name, one) for one in WANTED)]
 
@@ -53,7 +48,7 @@ REGISTRY, CASES = _jobs()
 def _on_host(monkeypatch):
     if on_host.COMPILER is None:
         pytest.skip("g++, which compiles the CUDA C for the processor, is not installed")
-    for module in MODULES:
+    for module in PLAIN:
         monkeypatch.setattr(module, "function", on_host.function)
         monkeypatch.setattr(module, "bind", on_host.bind)
 
@@ -62,6 +57,6 @@ def _on_host(monkeypatch):
 @pytest.mark.parametrize("job", CASES, ids=[job.name for job in CASES])
 def test_case(job, monkeypatch):
     # As if the device were small, so that batches are not split; a single row is, as far as it goes.
-    if job.case.inputs[0].shape[0] > 1:
-        monkeypatch.setattr(attention, "BLOCKS", 24)
+    blocks = 24 if job.case.inputs[0].shape[0] > 1 else 528
+    monkeypatch.setattr(attention, "_at_once", lambda device: blocks)
     pass_or_skip(job, REGISTRY)

@@ -1,7 +1,8 @@
 // rope: each pair of a head's first `dims` elements turned by its position; queries and keys in one launch.
 //
-// Layout: q [m, heads, dim], k [m, kv_heads, dim], dense. Threads: 32 x 8 a block, for a row and eight heads of q and k
-// together; the block's angles are computed once, whole turns taken off in float64, so that far positions lose nothing.
+// Layout: q [m, heads, dim], k [m, kv_heads, dim], rows q_row and k_row apart; results dense. Threads: 32 x 8 a block,
+// for a row and eight heads of q and k together; the block's angles are computed once, whole turns taken off in float64,
+// so that far positions lose nothing.
 // Floor: q, k and their results once each.
 // Macros: Q, K, Q_OUT, K_OUT, the formats' names; MOST, the pairs of a head at most.
 
@@ -25,7 +26,8 @@ __device__ __forceinline__ void turn(
 // thread that writes an element is the one that has read it, and its partner.
 extern "C" __global__ void rope(
     const Q *q, const K *k, Q_OUT *q_out, K_OUT *k_out, const int *positions, const double *turns,
-    const float *divisors, float magnitude, int adjacent, int dims, int dim, int heads, int kv_heads) {
+    const float *divisors, float magnitude, int adjacent, int dims, int dim, int heads, int kv_heads, int q_row,
+    int k_row) {
     follow();
     __shared__ float2 angles[MOST];
     const long long row = blockIdx.x;
@@ -41,10 +43,9 @@ extern "C" __global__ void rope(
     const int left_step = adjacent ? 2 : 1, right = adjacent ? 1 : dims / 2;
     const int head = blockIdx.y * 8 + threadIdx.y;
     if (head < heads) {
-        const long long at = (row * heads + head) * dim;
-        turn(q + at, q_out + at, angles, dims, dim, left_step, right);
+        turn(q + row * q_row + head * dim, q_out + (row * heads + head) * dim, angles, dims, dim, left_step, right);
     } else if (head < heads + kv_heads) {
-        const long long at = (row * kv_heads + head - heads) * dim;
-        turn(k + at, k_out + at, angles, dims, dim, left_step, right);
+        const int key = head - heads;
+        turn(k + row * k_row + key * dim, k_out + (row * kv_heads + key) * dim, angles, dims, dim, left_step, right);
     }
 }
