@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kernelmux.contract.device import Device
+from kernelmux.contract import Device, Kernel
 from kernelmux.measure.ceilings import Ceilings
 from kernelmux.measure.report import card, make_report, save_report
 
@@ -72,6 +72,13 @@ class Result:
         report = make_report(self.title, self.device, self.method, self.rows, notes, commit)
         save_report(report, folder / f"{card(self.device)}-{self.part}.json")
         print(f"[{self.part}] {len(self.rows)} rows", *notes, sep="\n", flush=True)
+
+
+def kernel_for(device: Device, made: type[Kernel], variant: Any = None) -> Any:
+    """A kernel of a class as it is offered on a device, with a variant, or none: it takes its first then."""
+    kernel = made()
+    kernel.device, kernel.variant = device, variant
+    return kernel
 
 
 def release() -> None:

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from result import Result, arguments
+from result import Result, arguments, kernel_for
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.contract.device import Device, find_device
-from kernelmux.contract.hookspecs import Launch, Tensors
 from kernelmux.graph.formats import Value, as_planes, dequantize_planes, empty_planes, quantize_planes
 from kernelmux.graph.graph import TensorNode, make_node
 from kernelmux.measure.ceilings import measure_ceilings
@@ -28,7 +28,6 @@ from kernelmux.measure.timing import time_launches
 from kernelmux_triton import decode as decode_module
 from kernelmux_triton import prefill as prefill_module
 from kernelmux_triton.decode import Decode
-from kernelmux_triton.launch import multiprocessors
 from kernelmux_triton.prefill import Prefill
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
@@ -160,8 +159,8 @@ def add(result: Result, label: str, work: Work, measure: Callable[[], tuple[floa
     result.add(f"{label}, {work}", lambda: work.row(label, *measure()))
 
 
-def timed(kernel: Callable[[str], Any], work: Work, device: Device) -> tuple[float, float]:
-    bound = Bound(kernel(work.format), work, device)
+def timed(made: type[Kernel], work: Work, device: Device, variant: Any = None) -> tuple[float, float]:
+    bound = Bound(kernel_for(device, made, variant), work, device)
     error = bound.error()
     return time_launches(bound.calls, device, stream=bound.stream).median, error
 
@@ -188,7 +187,7 @@ def decode(result: Result) -> None:
     for seqs, length in DECODE:
         for format, page_size in (("bf16", 16), ("bf16", 64), ("fp8_row", 16), ("fp8_row", 64)):
             work = Work(seqs, 1, length, format, page_size)
-            add(result, "triton:decode", work, partial(timed, _decode(device), work, device))
+            add(result, "triton:decode", work, partial(timed, Decode, work, device))
         for name in PEERS:
             add(result, name, work := Work(seqs, 1, length), partial(peer, name, work, device))
 
@@ -207,15 +206,11 @@ def variants(result: Result) -> None:
     for numbers in DECODE_VARIANTS:
         tuning = decode_module.Tuning(*numbers)
         for work in (Work(1, 1, 4096), Work(1, 1, 32768), Work(32, 1, 4096)):
-            add(result, f"decode {numbers}", work, partial(timed, _decode(device, tuning), work, device))
+            add(result, f"decode {numbers}", work, partial(timed, Decode, work, device, tuning))
     for shape in PREFILL_VARIANTS:
         work = Work(1, 4096, 4096, page_size=64)
-        kernel = partial(Prefill, tunings=[prefill_module.Tuning(*shape)])
-        add(result, f"prefill {shape}", work, partial(timed, kernel, work, device))
-
-
-def _decode(device: Device, tuning: decode_module.Tuning | None = None) -> Callable[[str], Any]:
-    return partial(Decode, multiprocessors=multiprocessors(device), tuning=tuning or decode_module.Tuning())
+        tuning = prefill_module.Tuning(*shape)
+        add(result, f"prefill {shape}", work, partial(timed, Prefill, work, device, tuning))
 
 
 def main() -> None:

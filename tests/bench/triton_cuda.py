@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -20,37 +21,43 @@ from typing import Any
 
 import torch
 from peers import bf16_calls, fp8_calls
-from result import Result, arguments
+from result import Result, arguments, kernel_for
 
 import kernelmux_triton
+from kernelmux.contract import Tensors
 from kernelmux.contract.device import Device, find_device
-from kernelmux.contract.hookspecs import Tensors
+from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import Value, as_planes, empty_planes
 from kernelmux.graph.graph import TensorNode, make_node
 from kernelmux.measure.ceilings import measure_ceilings
 from kernelmux.measure.ops import random_weights, stored_as, time_kernel
 from kernelmux.measure.report import card
+from kernelmux.measure.table import Tables
 from kernelmux.measure.timing import Timing, time_launches
+from kernelmux.measure.variants import THREADS, time_variants
 from kernelmux.measure.works import Batch, Work, matrix_work
 from kernelmux.models.random import random_planes
-from kernelmux_triton import few_rows, fp8, tuning
-from kernelmux_triton.measure import THREADS, measure
-from kernelmux_triton.mul_mat import measuring, retiled
+from kernelmux_triton import few_rows, fp8
 
 LAYERS = {"qkv": (6144, 4096), "o": (4096, 4096), "gate+up": (28672, 4096), "down": (4096, 14336)}
 BLOCKS = (1024, 18432, 7168)
 """m, n, k of the block-scaled shape that others publish."""
 SCALED = (fp8.Fp8RowFast, fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8Tensor)
-QUANTIZED = ("Q4_K", "Q4_0", "Q8_0")
+GATED = ((few_rows.Fp8Weight, "fp8_row"), (few_rows.Dequant, "Q4_K"))
+FEW = (
+    *((few_rows.Fp8Weight, "fp8_row"), (fp8.Fp8RowFast, "fp8_row"), (few_rows.Bf16, "bf16")),
+    *((few_rows.Dequant, form) for form in ("Q4_K", "Q4_0", "Q8_0")),
+)
+"""Kernels of few rows, and how their weights are stored."""
 ALIKE = 1e-3
 """NMSE between tilings of one kernel."""
 
 
 def timed(result: Result, what: str, work: Work, kernel: Any) -> Timing | None:
-    """One kernel, its tiling chosen (and measured, where no table has it) as a plan would."""
+    """One kernel, its tiling chosen as a plan would."""
 
     def run() -> Timing:
-        kernel.chosen(work.node, measuring(kernel, work.node))
+        kernel.variant, _ = Tables(result.device).pick(kernel, work.node)
         weights = random_weights([work], result.device)
         return time_kernel(work, f"triton:{kernel.name}", kernel, weights, "bf16").timing
 
@@ -62,7 +69,7 @@ def fp8_gemms(result: Result) -> None:
     works.append(("blocks {1}x{2}".format(*BLOCKS), *BLOCKS, (fp8.Fp8Block,)))
     for label, m, n, k, kernels in works:
         for made in kernels:
-            kernel = made(result.device)
+            kernel = kernel_for(result.device, made)
             what = f"{kernel.name} {label} m={m}"
             work = matrix_work(n, k, kernel.form, m)
             raw = partial(time_cublaslt, result.device, kernel, m, n, k)
@@ -82,7 +89,7 @@ def fp8_gemms(result: Result) -> None:
                 "torch us": round(peer, 1) if peer else "",
                 "torch's speed": round(peer / ours.median, 3) if peer else "",
                 "TFLOP/s": round(work.flops() / ours.median / 1e6, 1),
-                "tiling": str(kernel.chosen(work.node)),
+                "tiling": str(kernel.variant),
             }
             result.rows.append(row)
             print(*row.values(), sep=" | ", flush=True)
@@ -90,7 +97,7 @@ def fp8_gemms(result: Result) -> None:
 
 def time_cublaslt(device: Device, kernel: fp8.Fp8Row, m: int, n: int, k: int) -> Timing:
     """torch's own call with scales of the same kind, and sums alike."""
-    return time_launches(fp8_calls(device, kernel.taken, kernel.weights.fast, m, n, k), device)
+    return time_launches(fp8_calls(device, kernel.taken, kernel.reads.fast, m, n, k), device)
 
 
 def few(result: Result) -> None:
@@ -100,22 +107,21 @@ def few(result: Result) -> None:
                 "bf16": result.attempt(f"cuBLAS {label} m={m}", partial(time_cublas, result.device, m, n, k)),
                 "fp8": result.attempt(
                     f"cuBLASLt {label} m={m}",
-                    partial(time_cublaslt, result.device, fp8.Fp8RowFast(result.device), m, n, k),
+                    partial(time_cublaslt, result.device, kernel_for(result.device, fp8.Fp8RowFast), m, n, k),
                 ),
             }
-            for kernel in few_kernels(result.device):
-                work = matrix_work(n, k, kernel.form, m)
-                few_row(result, f"{label} {n}x{k} {kernel.form}", work, kernel, peers)
+            for made, form in FEW:
+                work = matrix_work(n, k, form, m)
+                few_row(result, f"{label} {n}x{k} {form}", work, kernel_for(result.device, made), peers)
     for m in (1, 16):
-        for kernel in (few_rows.Fp8Weight(result.device), few_rows.Dequant(result.device, "Q4_K")):
-            pair = tuple(Value(name, (14336, 4096), kernel.form) for name in ("gate", "up"))
-            node = make_node("gate_up_swiglu", "gate_up", Value("x", (m, 4096)), weight=pair)
-            few_row(result, f"gate_up_swiglu {kernel.form}", Work("gate_up", node, Batch.of(m, 1)), kernel, {})
+        for made, form in GATED:
+            work = Work("gate_up", gated(m, form), Batch.of(m, 1))
+            few_row(result, f"gate_up_swiglu {form}", work, kernel_for(result.device, made), {})
 
 
-def few_kernels(device: Device) -> list[Any]:
-    dequant = [few_rows.Dequant(device, form) for form in QUANTIZED]
-    return [few_rows.Fp8Weight(device), fp8.Fp8RowFast(device), *dequant, few_rows.Bf16(device)]
+def gated(m: int, form: str) -> TensorNode:
+    pair = tuple(Value(name, (14336, 4096), form) for name in ("gate", "up"))
+    return make_node("gate_up_swiglu", "gate_up", Value("x", (m, 4096)), weight=pair)
 
 
 def few_row(result: Result, label: str, work: Work, kernel: Any, peers: dict[str, Timing | None]) -> None:
@@ -131,7 +137,7 @@ def few_row(result: Result, label: str, work: Work, kernel: Any, peers: dict[str
         "TB/s": round(nbytes / timing.median / 1e6, 3),
         "% of reading": round(100 * nbytes / timing.median * 1e6 / result.ceilings.read, 1),
         **{f"torch {name} us": round(peer.median, 1) for name, peer in peers.items() if peer},
-        "tiling": str(kernel.chosen(work.node)),
+        "tiling": str(kernel.variant),
     }
     result.rows.append(row)
     print(*list(row.values())[:6], sep="|", flush=True)
@@ -142,77 +148,84 @@ def time_cublas(device: Device, m: int, n: int, k: int) -> Timing:
 
 
 def tune(result: Result, only: str) -> None:
-    """Every tiling; the best of each shape goes into the table that is shipped."""
+    """Every tiling; the best of each work goes into the table that is shipped."""
     choices: dict[str, str] = {}
-    for kernel, node in tuned(result.device):
-        shape = str(kernel.shape(node))
-        if shape in choices or not fnmatchcase(shape, only):
+    for made, node in tuned():
+        kernel = kernel_for(result.device, made)
+        label = kernel.work(node)
+        if label in choices or not fnmatchcase(label, only):
             continue
-        every = [retiled(kernel, tiling) for tiling in kernel.tilings(node)]
-        kernels = result.attempt(shape, partial(alike, result, shape, every, node))
-        times = result.attempt(shape, partial(measure, node, kernels)) if kernels else None
-        found = {str(k.tiling): t for k, t in zip(kernels or (), times or (), strict=True) if t is not None}
+        work = Work("tune", node, Batch.of(1, 1))
+        weights = random_weights([work], result.device)
+        kept = result.attempt(label, partial(alike, result, kernel, work, weights)) or ()
+        times = result.attempt(label, partial(time_variants, work, f"triton:{kernel.name}", kernel, weights)) or {}
+        found = {tiling: time for tiling, time in times.items() if tiling in kept and time is not None}
         if not found:
             continue
-        choices[shape] = min(found, key=lambda name: found[name])
-        result.rows.append({"shape": shape, "best": choices[shape], **{k: round(t, 2) for k, t in found.items()}})
+        choices[label] = min(found, key=found.__getitem__)
+        result.rows.append({"shape": label, "best": choices[label], **{k: round(t, 2) for k, t in found.items()}})
     path = Path(kernelmux_triton.__file__).parent / "tunings" / f"{card(result.device)}.json"
-    kept = json.loads(path.read_text("utf-8")) if path.exists() else {"cards": [], "choices": {}}
-    cards = list(dict.fromkeys([*kept["cards"], result.device.name]))
-    path.write_text(tuning.as_text(cards, {**kept["choices"], **choices}), "utf-8")
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {"cards": [], "choices": {}}
+    cards = list(dict.fromkeys([*before["cards"], result.device.name]))
+    table = {
+        "arch": result.device.arch,
+        "cards": cards,
+        "choices": dict(sorted({**before["choices"], **choices}.items())),
+    }
+    path.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
     print(f"{len(choices)} shapes in {path.name}", flush=True)
 
 
-def tuned(device: Device) -> Iterator[tuple[Any, TensorNode]]:
+def tuned() -> Iterator[tuple[Any, TensorNode]]:
     for n, k in LAYERS.values():
-        for kernel in few_kernels(device):
+        for made, form in FEW:
             for m in (1, 4, 16, 64):
-                yield kernel, matrix_work(n, k, kernel.form, m).node
+                yield made, matrix_work(n, k, form, m).node
         for made in SCALED:
             for m in (128, 512, 2048):
-                yield made(device), matrix_work(n, k, made.form, m).node
+                yield made, matrix_work(n, k, made.form, m).node
     m, n, k = BLOCKS
-    yield fp8.Fp8Block(device), matrix_work(n, k, fp8.Fp8Block.form, m).node
-    for kernel in (few_rows.Fp8Weight(device), few_rows.Dequant(device, "Q4_K"), fp8.Fp8RowFast(device)):
-        for m in (1, 16, 512) if isinstance(kernel, fp8.Fp8Row) else (1, 16):
-            pair = tuple(Value(name, (14336, 4096), kernel.form) for name in ("gate", "up"))
-            yield kernel, make_node("gate_up_swiglu", "gate_up", Value("x", (m, 4096)), weight=pair)
+    yield fp8.Fp8Block, matrix_work(n, k, fp8.Fp8Block.form, m).node
+    for made, form in (*GATED, (fp8.Fp8RowFast, "fp8_row")):
+        for m in (1, 16, 512) if made is fp8.Fp8RowFast else (1, 16):
+            yield made, gated(m, form)
 
 
-def alike(result: Result, shape: str, kernels: list[Any], node: TensorNode) -> list[Any]:
-    """The kernels whose numbers are those of most: each is launched once on the same operands."""
-    device, first = result.device, kernels[0]
-    node = stored_as(node, first, "bf16")
-    weights = random_weights([Work("tune", node, Batch.of(1, 1))], device).get(node, f"triton:{first.name}", first)
+def alike(result: Result, kernel: Any, work: Work, packed: PackedWeights) -> set[str]:
+    """The tilings whose numbers are those of most: each is launched once on the same operands."""
+    device, node = result.device, stored_as(work.node, kernel, "bf16")
+    weights = packed.get(node, f"triton:{kernel.name}", kernel)
     generator = torch.Generator(device.torch).manual_seed(0)
     x = random_planes(node.inputs[0].format, node.inputs[0].extents, generator, 1.0)
 
-    def bound(kernel: Any) -> Any:
-        y, nbytes = empty_planes(node.outputs[0], device.torch), kernel.workspace(node)
+    def bound(tiling: Any) -> Any:
+        tiled = copy(kernel)
+        tiled.variant = tiling
+        y, nbytes = empty_planes(node.outputs[0], device.torch), tiled.workspace(node)
         scratch = torch.empty(nbytes, dtype=torch.uint8, device=device.torch) if nbytes else None
         tensors = Tensors((as_planes(x),), (as_planes(y),), weights, scratch)
-        what = f"{shape}, {kernel.tiling}"
-        return what, y[0], result.tried(what, lambda: kernel.bind(node, tensors, None))
+        what = f"{kernel.work(node)}, {tiling}"
+        return what, y[0], result.tried(what, lambda: tiled.bind(node, tensors, None))
 
     # Compiled several at a time.
+    tilings = kernel.variants(node)
     with ThreadPoolExecutor(THREADS) as pool:
-        every = list(pool.map(bound, kernels))
+        every = list(pool.map(bound, tilings))
     found = {}
-    for kernel, (what, y, launch) in zip(kernels, every, strict=True):
-        if launch and result.tried(what, lambda launch=launch: (launch(), torch.cuda.synchronize())):
-            found[kernel.tiling] = y.float()
+    for tiling, (what, y, launch) in zip(tilings, every, strict=True):
+        if launch and result.tried(what, lambda launch=launch: (launch(), torch.cuda.synchronize(), True)):
+            found[tiling] = what, y.float()
     if not found:
-        return []
-    median = torch.stack(list(found.values())).median(dim=0).values
-    kept = []
-    for kernel in kernels:
-        if kernel.tiling in found:
-            error = float((found[kernel.tiling] - median).square().sum() / median.square().sum())
-            if error <= ALIKE:
-                kept.append(kernel)
-            else:
-                result.notes.append(f"{shape}, {kernel.tiling}: NMSE {error:.2g} against the other tilings.")
-                print("!", result.notes[-1], flush=True)
+        return set()
+    median = torch.stack([y for _, y in found.values()]).median(dim=0).values
+    kept = set()
+    for tiling, (what, y) in found.items():
+        error = float((y - median).square().sum() / median.square().sum())
+        if error <= ALIKE:
+            kept.add(str(tiling))
+        else:
+            result.notes.append(f"{what}: NMSE {error:.2g} against the other tilings.")
+            print("!", result.notes[-1], flush=True)
     return kept
 
 

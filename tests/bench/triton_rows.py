@@ -2,7 +2,7 @@
 
     python tests/bench/triton_rows.py --out docs/results
 
-An 8B llama's rms_norm, add_rms_norm, swiglu and rope with copy (qkv_rope_copy without its product) at 1 and 4,096 rows.
+An 8B llama's rms_norm, add_rms_norm, swiglu and rope_copy at 1 and 4,096 rows.
 CUDA graphs replayed, operands rotated past the L2 cache; medians of 40 replays.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import triton
-from result import Result, arguments
+from result import Result, arguments, kernel_for
 
+from kernelmux.contract import Tensors
 from kernelmux.contract.device import Device, find_device
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, make_node
@@ -27,7 +28,7 @@ from kernelmux.measure.works import Batch, Work
 from kernelmux_triton.elementwise import Swiglu
 from kernelmux_triton.launch import bind
 from kernelmux_triton.norm import AddRmsNorm, RmsNorm
-from kernelmux_triton.rope_copy import bind_rope_copy
+from kernelmux_triton.rope_copy import RopeCopy
 
 K, FEED_FORWARD = 4096, 14336
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -41,7 +42,9 @@ def _empty(x):
 
 def time_empty(device: Device) -> float:
     """Microseconds of a launch that does nothing."""
-    return time_launches([bind(_empty, (1,), torch.empty(1, device=device.torch), num_warps=4)], device).median
+    return time_launches(
+        [bind(_empty, (1,), torch.empty(1, device=device.torch), stream=None, num_warps=4)], device
+    ).median
 
 
 def nodes(m: int) -> Iterator[tuple[Any, TensorNode]]:
@@ -53,16 +56,17 @@ def nodes(m: int) -> Iterator[tuple[Any, TensorNode]]:
 
 
 def time_rope_copy(m: int, device: Device) -> tuple[float, int]:
-    """Microseconds of turning and scattering the rows of one product, and the bytes that are read and written."""
+    """Microseconds of turning and scattering the rows of one stacked product, and the bytes read and written."""
     where, widths = device.torch, (HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM)
     pages = -(-m // PAGE)
     cache = (pages, PAGE, KV_HEADS, DIM)
     node = make_node(
-        "qkv_rope_copy",
-        "qkv",
-        *(Value("x", (m, K)), Value("positions", (m,), "i32"), Value("slots", (m,), "i32")),
+        "rope_copy",
+        "rope_copy",
+        *(Value(port, (m, n), "bf16") for port, n in zip("qkv", widths, strict=True)),
+        *(Value("positions", (m,), "i32"), Value("slots", (m,), "i32")),
         *(Value(f"{port}_cache", cache, "bf16") for port in "kv"),
-        weight=tuple(Value(f"w{port}", (n, K), "bf16") for port, n in zip("qkv", widths, strict=True)),
+        format="bf16",
         rotation=Rotation(theta=5e5, dims=DIM, pairing="adjacent"),
         **{"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": DIM},
     )
@@ -74,7 +78,8 @@ def time_rope_copy(m: int, device: Device) -> tuple[float, int]:
         x = torch.randn(m, sum(widths), device=where).bfloat16()
         q = torch.empty(m, widths[0], dtype=torch.bfloat16, device=where)
         caches = [torch.empty(cache, dtype=torch.bfloat16, device=where) for _ in "kv"]
-        calls.append(bind_rope_copy(node, x, q, caches, positions, positions, ()))
+        tensors = Tensors((*x.split(widths, dim=1), positions, positions, *caches), (q, *caches))
+        calls.append(kernel_for(device, RopeCopy).bind(node, tensors, None))
     return time_launches(calls, device).median, nbytes
 
 

@@ -14,14 +14,11 @@ SMALL = (
     *("mul_mat-*-m64-n1-k256", "mul_mat-*-m17-n31-k512", "mul_mat-*-tiny-scales", "mul_mat-Q4_K-m5-n16-k14336"),
     *("mul_mat-Q[48]_K-outliers", "mul_mat-*f*-zero-row", "mul_mat-f32-denormals"),
     *("mul_mat_add-*-m3-n96-k512-loud*", "mul_mat_add-*-m5-n576-k96-bias", "mul_mat_add-f32-m128-n576-k96"),
-    *(
-        "gate_up_swiglu-*-m[15]",
-        "gate_up_swiglu-*-m128",
-        "gate_up_swiglu-Q8_0-m[15]-bias",
-        "gate_up_swiglu-f32-m5-bias",
-    ),
-    *(f"{op}-{case}" for op in ("qkv", "mul_mat_pair") for case in ("*f*-m[15]", "Q4_1-m5", "Q8_0-m[15]*", "f32-m128")),
-    *("qkv-f32-m5-bias", "mul_mat_pair-f32-m5-bias"),
+    *("gate_up_swiglu-*-m[15]", "gate_up_swiglu-*-m128", "gate_up_swiglu-Q8_0-m[15]-bias"),
+    *("gate_up_swiglu-f32-m5-bias", "gate_up_swiglu-*f16-m3"),
+    *("qkv-f32-m[15]", "qkv-*f16-m3", "qkv-Q4_1-m5", "qkv-Q8_0-m[15]-bias", "qkv-f32-m5-bias", "qkv-f32-m128"),
+    *("mul_mat_pair-f32-m1", "mul_mat_pair-*f16-m3", "mul_mat_pair-Q8_0-m5-bias", "mul_mat_pair-f32-m5-bias"),
+    "mul_mat_pair-f32-m128",
 )
 """Cases that the interpreter is quick with: every kernel, and every branch of it."""
 ANY = ("fp8_weight", "fp8_row", "fp8_tensor", "fp8_row_fast", "fp8_tensor_fast", "fp8_block")

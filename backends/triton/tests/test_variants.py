@@ -4,15 +4,18 @@ import json
 from importlib.resources import files
 
 import pytest
+import torch
 
-from kernelmux.contract import Device, registry
+from kernelmux.conformance.asking import watched
+from kernelmux.conformance.hookup import all_cases
+from kernelmux.contract import Declined, Device, registry
 from kernelmux.graph.formats import Value
-from kernelmux.graph.graph import make_node
+from kernelmux.graph.graph import case_node, make_node
 from kernelmux.measure.table import DEFAULT, Tables
+from offered import H100, offers
 
 pytest.importorskip("triton")
 
-H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
 TABLES = [json.loads(file.read_text("utf-8")) for file in (files("kernelmux_triton") / "tunings").iterdir()]
 FORMATS = {"dense": ("bf16", "f16"), "q4_0": ("Q4_0",), "q4_1": ("Q4_1",), "q8_0": ("Q8_0",), "q4_k": ("Q4_K",)}
 
@@ -73,3 +76,22 @@ def test_every_entry_of_a_shipped_table_names_a_variant_that_there_is(table):
                         known.setdefault(kernel.work(node), set()).update(map(str, kernel.variants(node)))
     odd = {work: variant for work, variant in table["choices"].items() if variant not in known.get(work, ())}
     assert not odd
+
+
+def test_asking_calls_no_cuda_and_writes_nothing(monkeypatch):
+    """Of all of the suite's cases: the answers are the node's and the device's alone."""
+
+    def called(*args, **kwargs):
+        raise AssertionError("CUDA was called")
+
+    offers(product(4096, 4096))  # Imports what it needs.
+    for name in ("device_count", "is_available", "current_stream", "get_device_properties", "get_device_name", "init"):
+        monkeypatch.setattr(torch.cuda, name, called)
+    with watched(Device("cpu")) as seen:
+        for case in all_cases():
+            node = case_node(case)
+            for kernel in offers(node):
+                if not isinstance(kernel, Declined):
+                    kernel.inputs(node), kernel.outputs(node), kernel.packed_bytes(node), kernel.workspace(node)
+                    kernel.variants(node), kernel.work(node)
+    assert seen == []
