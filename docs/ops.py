@@ -1,4 +1,7 @@
-"""Makes docs/ops.md from the ops' own contracts: `python docs/ops.py` (`--check` only compares)."""
+"""Makes docs/ops.md from the ops' own contracts: `python docs/ops.py` (`--check` only compares).
+
+`python docs/ops.py softcap` prints the sections of ops by name, those too that installed backends bring.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,22 @@ import inspect
 import sys
 from pathlib import Path
 
-from kernelmux.contract.hookspecs import Hooks
-from kernelmux.graph.ops import OPS, Fused, Op
+from kernelmux.contract import registry
+from kernelmux.errors import nearest
+from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
 
 PAGE = Path(__file__).with_name("ops.md")
 HEAD = """# The ops
 
-Each is one file of `kernelmux/ops/`: contract, float64 reference, cost and conformance cases. Made by
-`python docs/ops.py` from those files. A kernel may write an output over an input where the op says "may share".
+Each is one file of `kernelmux/graph/ops/`: contract, float64 reference, cost and conformance cases. Made by
+`python docs/ops.py` from those files. A kernel may write an output over an input where the op says that it may be that
+memory. What the hook is told is also what a kernel's `takes` and a policy's `where` select by.
 """
 
 
 def render() -> str:
     """The page: a section an op, plain ones first."""
-    return "\n".join([HEAD, *(_section(op) for op in OPS.values())])
+    return "\n".join([HEAD, *(_section(OPS[name]) for name in OPS if name in CORE_OPS)])
 
 
 def _section(op: Op) -> str:
@@ -32,9 +37,7 @@ def _section(op: Op) -> str:
         lines.append(f"- Node fields: {', '.join(fields)}.")
     if isinstance(op, Fused):
         lines.append(f"- Equals: {' -> '.join(part.op for part in op.pattern)}.")
-    hook = getattr(Hooks, f"dispatch_{op.name}")
-    arguments = ", ".join(list(inspect.signature(hook).parameters)[1:])
-    lines.append(f"- Hook: `dispatch_{op.name}({arguments})`.")
+    lines.append(f"- Hook: `dispatch_{op.name}({', '.join(('node', *op.told, 'device'))})`.")
     return "\n".join([*lines, ""])
 
 
@@ -49,7 +52,19 @@ def _entries(text: str) -> list[str]:
     return entries
 
 
+def described(names: list[str]) -> str:
+    """The sections of ops by name; SystemExit where there is no such op."""
+    registry.current()
+    for name in names:
+        if name not in OPS:
+            sys.exit(f"unknown op {name!r}{nearest(name, OPS)}")
+    return "\n".join(_section(OPS[name]) for name in names)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] and "--check" not in sys.argv:
+        print(described(sys.argv[1:]), end="")
+        sys.exit()
     if "--check" in sys.argv:
         fresh = PAGE.exists() and PAGE.read_text("utf-8") == render()
         sys.exit(0 if fresh else "docs/ops.md is stale: python docs/ops.py")

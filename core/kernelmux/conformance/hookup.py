@@ -23,7 +23,7 @@ from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
-from kernelmux.graph.ops.op import Op
+from kernelmux.graph.ops.op import Op, all_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +70,12 @@ class Filter:
 
 def all_cases() -> tuple[Case, ...]:
     """Every case of every op, in the order of the ops; those of plugins, too, while they are there."""
-    return tuple(case for op in OPS.values() for case in _cases(op))
+    return tuple(case for op in OPS.values() for case in _cases(op, all_weights()))
 
 
 @cache
-def _cases(op: Op) -> tuple[Case, ...]:
+def _cases(op: Op, weights: tuple[str, ...]) -> tuple[Case, ...]:
+    """An op's cases while there are these formats of weights."""
     return tuple(op.cases())
 
 

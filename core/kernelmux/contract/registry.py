@@ -25,6 +25,7 @@ from kernelmux.errors import BackendError, nearest, where_raised
 from kernelmux.graph.formats import FORMATS, Format, add_format
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
+from kernelmux.graph.ops.op import WEIGHTS, all_weights
 
 GROUP = "kernelmux.backends"
 ALLOW = "KERNELMUX_BACKENDS"
@@ -288,6 +289,8 @@ def isolated(**backends: object) -> Iterator[Registry]:
     try:
         for name in ops.keys() - CORE_OPS:
             del OPS[name]
+        for name in set(all_weights()).difference(WEIGHTS):
+            del FORMATS[name]
         for name, plugin in backends.items():
             _current.register(plugin, name)
         yield _current

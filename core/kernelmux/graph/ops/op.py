@@ -254,13 +254,14 @@ def extreme_cases(op: Op, shape: tuple[int, int], fields: Mapping[str, Any] | No
         yield Case(f"{op.name}-{label}", op.name, values, fields or {}, draw, marks=frozenset({"smoke"}))
 
 
-def elementwise_cases(op: Op) -> Iterator[Case]:
-    """Cases of an op without fields, whose inputs all have the shape of its output."""
+def elementwise_cases(op: Op, fields: Mapping[str, Any] | None = None) -> Iterator[Case]:
+    """Cases of an op whose inputs all have the shape of its output."""
+    fields = fields or {}
     for m in ROW_COUNTS:
         for n in (576, 1536, 1, 127, 2049) if m < 128 else (640, 33):
             values = tuple(Value(port, (m, n)) for port in op.inputs)
-            yield Case(f"{op.name}-m{m}-n{n}", op.name, values, marks=marks(m))
+            yield Case(f"{op.name}-m{m}-n{n}", op.name, values, fields, marks=marks(m))
     for m, n in (*((5, n) for n in LONG_ROWS), (MANY_ROWS, 3)):
         values = tuple(Value(port, (m, n)) for port in op.inputs)
-        yield Case(f"{op.name}-m{m}-n{n}", op.name, values, marks=marks(m))
-    yield from extreme_cases(op, (3, 200))
+        yield Case(f"{op.name}-m{m}-n{n}", op.name, values, fields, marks=marks(m))
+    yield from extreme_cases(op, (3, 200), fields)

@@ -1,62 +1,28 @@
-"""acme: eight ops in plain torch. Ids and formats are left to other backends."""
+"""acme: eight ops in plain torch, two ops and a weight format of its own. Ids and conversions are left to others."""
 
-from kernelmux.contract.hookspecs import Declined, hookimpl
+from kernelmux.contract import hookimpl
 
-CONTRACT = 1
-
-
-@hookimpl
-def dispatch_mul_mat(device):
-    return _offer("MulMat", device)
+CONTRACT = 2
 
 
 @hookimpl
-def dispatch_rms_norm(device):
-    return _offer("RmsNorm", device)
+def new_formats():
+    from kernelmux_acme.formats import TERNARY
+
+    return [TERNARY]
 
 
 @hookimpl
-def dispatch_add(device):
-    return _offer("Add", device)
+def new_ops():
+    from kernelmux_acme.ops import MulMatSoftcap, Softcap
+
+    return [Softcap(), MulMatSoftcap()]
 
 
 @hookimpl
-def dispatch_rope(node, device):
-    if node.weight:
-        return Declined("it knows no divisors of frequencies", kernel="angles")
-    return _offer("Rope", device)
-
-
-@hookimpl
-def dispatch_attention(node, cache_format, device):
-    if node.soft_cap or node.window:
-        return Declined("it knows neither windows nor soft caps", kernel="loop")
-    if cache_format != "f32":
-        return Declined(f"it reads caches in f32, not {cache_format}", "format", "loop")
-    return _offer("Attention", device)
-
-
-@hookimpl
-def dispatch_copy(cache_format, device):
-    if cache_format != "f32":
-        return Declined(f"it writes caches in f32, not {cache_format}", "format", "scatter")
-    return _offer("Copy", device)
-
-
-@hookimpl
-def dispatch_mul(device):
-    return _offer("Mul", device)
-
-
-@hookimpl
-def dispatch_silu(device):
-    return _offer("Silu", device)
-
-
-def _offer(name, device):
-    if device.kind != "cpu":
-        return Declined(f"it runs on the CPU, the plan is for {device.kind}", "device")
+def kernel_classes():
     # Here and not above: whoever only lists backends should not wait for torch.
-    from kernelmux_acme import kernels
+    from kernelmux_acme import kernels as k
 
-    return getattr(kernels, name)()
+    products = [k.Ternary, k.MulMat, k.MulMatSoftcap]
+    return [*products, k.RmsNorm, k.Add, k.Mul, k.Silu, k.Softcap, k.Rope, k.Copy, k.Attention]

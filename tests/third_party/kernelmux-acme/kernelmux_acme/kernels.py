@@ -4,12 +4,14 @@ from functools import partial
 
 import torch
 
-from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract import Declined, Kernel
+from kernelmux_acme.formats import COLUMNS, signs
 
 
 class _Float32(Kernel):
     name = "f32"
     precision = 1e-9
+    devices = ("cpu",)
 
     def inputs(self, node):
         return [[value.format] if value.format == "i32" else ["f32"] for value in node.inputs]
@@ -25,6 +27,7 @@ class _Float32(Kernel):
 
 
 class MulMat(_Float32):
+    ops = ("mul_mat",)
     packed = "dense"
 
     def bind(self, node, tensors, stream):
@@ -35,7 +38,52 @@ class MulMat(_Float32):
         return partial(torch.mm, x, weight.T, out=y)
 
 
+class MulMatSoftcap(MulMat):
+    ops = ("mul_mat_softcap",)
+
+    def bind(self, node, tensors, stream):
+        product, (y,) = super().bind(node, tensors, stream), tensors.outputs
+
+        def launch():
+            product()
+            y.div_(node.cap).tanh_().mul_(node.cap)
+
+        return launch
+
+
+class Ternary(_Float32):
+    """A byte a weight, multiplied by the scales into scratch."""
+
+    ops = ("mul_mat",)
+    name = packed = "ternary"
+    takes = {"weight_format": ("acme_ternary",), "bias": (False,)}
+
+    def packed_bytes(self, node):
+        n, k = node.weight[0].extents
+        return n * k + 4 * n * (k // COLUMNS)
+
+    def prepare(self, weights, device):
+        codes, scales = weights[0].planes
+        return signs(codes).unflatten(-1, (-1, COLUMNS)), scales.float().unsqueeze(-1)
+
+    def workspace(self, node):
+        n, k = node.weight[0].extents
+        return 4 * n * k
+
+    def bind(self, node, tensors, stream):
+        (x,), (y,), (trits, scales) = tensors.inputs, tensors.outputs, tensors.packed
+        dense = tensors.workspace.view(torch.float32).view(trits.shape)
+
+        def launch():
+            torch.mul(trits, scales, out=dense)
+            torch.mm(x, dense.flatten(1).T, out=y)
+
+        return launch
+
+
 class RmsNorm(_Float32):
+    ops = ("rms_norm",)
+
     def bind(self, node, tensors, stream):
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
 
@@ -47,23 +95,41 @@ class RmsNorm(_Float32):
 
 
 class Add(_Float32):
+    ops = ("add",)
+
     def bind(self, node, tensors, stream):
         return partial(torch.add, *tensors.inputs, out=tensors.outputs[0])
 
 
 class Mul(_Float32):
+    ops = ("mul",)
+
     def bind(self, node, tensors, stream):
         return partial(torch.mul, *tensors.inputs, out=tensors.outputs[0])
 
 
 class Silu(_Float32):
+    ops = ("silu",)
+
     def bind(self, node, tensors, stream):
         (x,), (y,) = tensors.inputs, tensors.outputs
         return lambda: torch.mul(x, torch.sigmoid(x), out=y)
 
 
+class Softcap(_Float32):
+    ops = ("softcap",)
+
+    def bind(self, node, tensors, stream):
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        return lambda: torch.mul(torch.tanh(x / node.cap), node.cap, out=y)
+
+
 class Rope(_Float32):
+    ops = ("rope",)
     name = "angles"
+
+    def refuses(self, node):
+        return Declined("it knows no divisors of frequencies") if node.weight else None
 
     def bind(self, node, tensors, stream):
         q, k, positions = tensors.inputs
@@ -87,7 +153,9 @@ class Rope(_Float32):
 
 
 class Copy(_Float32):
+    ops = ("copy",)
     name = "scatter"
+    takes = {"cache_format": ("f32",)}
     capturable = False
 
     def bind(self, node, tensors, stream):
@@ -104,8 +172,13 @@ class Copy(_Float32):
 class Attention(_Float32):
     """One sequence after another, one matrix of scores a head."""
 
+    ops = ("attention",)
     name = "loop"
+    takes = {"cache_format": ("f32",)}
     capturable = False
+
+    def refuses(self, node):
+        return Declined("it knows neither windows nor soft caps") if node.soft_cap or node.window else None
 
     def bind(self, node, tensors, stream):
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
