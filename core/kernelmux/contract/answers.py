@@ -27,12 +27,12 @@ class Offer:
 
 def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
     """What `kernel_classes` returned; BackendError where it is no list of sound classes."""
-    if not isinstance(answer, Sequence):
-        raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of Kernel classes")
+    if not isinstance(answer, list | tuple):
+        raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of Kernel classes, [MyKernel]")
     seen: list[tuple[object, ...]] = []
     for kernel in answer:
         if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
-            raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, such as MyKernel")
+            raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, [MyKernel]")
         _check_declarations(kernel)
         if not kernel.ops:
             raise BackendError(f"{kernel.__name__}.ops names no op: say which it implements, as ops = ('add',)")
@@ -86,15 +86,27 @@ def excluded(kernel: Kernel, told: Mapping[str, Any]) -> Declined | None:
             # What a hook is told in words are formats.
             words = told[name] if isinstance(told[name], tuple) else (told[name],)
             kind: ReasonKind = "format" if all(isinstance(word, str) for word in words) else "shape"
-            return Declined(f"it takes {name} {in_words(allowed)}, not {in_words(told[name])}", kind)
+            noun, is_format, _ = name.partition("_format")
+            what = f"{noun}s in {in_words(allowed)}" if is_format else f"{name} {in_words(allowed)}"
+            return Declined(f"it takes {what}, not {in_words(told[name])}", kind)
     return None
+
+
+def checked_list(function: str, answer: Any, kind: type) -> Sequence[Any]:
+    """What `new_ops` or `new_formats` returned; BackendError where it is no list of these."""
+    if not isinstance(answer, list | tuple):
+        raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of {kind.__name__}s")
+    for brought in answer:
+        if not isinstance(brought, kind):
+            raise BackendError(f"{function} lists {_shown(brought)}: it must list instances of {kind.__name__}")
+    return answer
 
 
 def checked_answer(backend: str, function: str, answer: Any) -> Offer:
     """A hook's answer under full names; BackendError where it is not what a hook may answer."""
     kernels: dict[str, Kernel] = {}
     declined: dict[str, Declined] = {}
-    for part in answer if isinstance(answer, Sequence) else [answer]:
+    for part in answer if isinstance(answer, list | tuple) else [answer]:
         if isinstance(part, Declined):
             declined[f"{backend}:{part.kernel}" if part.kernel else backend] = part
         elif isinstance(part, Kernel):
@@ -103,7 +115,7 @@ def checked_answer(backend: str, function: str, answer: Any) -> Offer:
                 raise BackendError(f"two kernels of this op are named {full}")
             kernels[full] = part
         else:
-            raise BackendError(f"{function} answered with {_shown(part)}: a hook answers with Kernel or Declined")
+            raise BackendError(f"{function} answered with {_shown(part)}: it must answer with MyKernel() or Declined")
     return Offer(kernels, declined)
 
 
@@ -124,10 +136,10 @@ def _shown(answer: Any) -> str:
     if answer is None:
         return "None (is a `return` missing?)"
     if isinstance(answer, type):
-        return f"the class {answer.__name__} (an instance is wanted: {answer.__name__}())"
+        return f"the class {answer.__name__}"
     if isinstance(answer, Kernel):
-        return f"an instance of {type(answer).__name__} (its class is wanted)"
-    return f"{answer!r:.40}, a {type(answer).__name__}"
+        return f"an instance of {type(answer).__name__}"
+    return f"{answer!r:.40} ({type(answer).__name__})"
 
 
 def _check_declarations(kernel: Kernel | type[Kernel]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +17,7 @@ from typing import Any
 
 import pluggy
 
-from kernelmux.contract.answers import Offer, checked_answer, checked_classes, dispatch
+from kernelmux.contract.answers import Offer, checked_answer, checked_classes, checked_list, dispatch
 from kernelmux.contract.device import Device
 from kernelmux.contract.hookspecs import CONTRACT, Hooks
 from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel
@@ -71,9 +71,9 @@ class Registry:
             _check_contract(plugin)
             self._hooks.register(plugin, name=name)
             self._own_hooks[name] = self._implementations(plugin)
-            for brought in self._own(name, "new_formats") or ():
+            for brought in self._brought(name, "new_formats", Format):
                 add_format(_checked_format(brought))
-            for op in self._own(name, "new_ops") or ():
+            for op in self._brought(name, "new_ops", Op):
                 _add_op(op)
             self._check_hooks(name, plugin)
         except Exception as error:
@@ -175,6 +175,11 @@ class Registry:
             if own is not None and (odd := set(own.argnames) - set(told)):
                 raise BackendError(f"{name}.dispatch_{op} asks for {min(odd)!r}{nearest(min(odd), told)}")
 
+    def _brought(self, backend: str, hook: str, kind: type) -> Sequence[Any]:
+        """What a backend's hook of that name lists; nothing where it has none."""
+        listed = hook in self._own_hooks[backend]
+        return checked_list(f"{backend}.{hook}()", self._own(backend, hook), kind) if listed else ()
+
     def _own(self, backend: str, hook: str, *arguments: object) -> Any:
         """What a backend's hook of that name returns; None where it has none."""
         own = self._own_hooks[backend].get(hook)
@@ -206,10 +211,8 @@ def _check_contract(plugin: object) -> None:
         raise BackendError(f"the backend {asked}, this kernelmux speaks {CONTRACT}: set CONTRACT, or install its match")
 
 
-def _checked_format(brought: Any) -> Format:
+def _checked_format(brought: Format) -> Format:
     """A format that a backend brings; BackendError where it cannot be used."""
-    if not isinstance(brought, Format):
-        raise BackendError(f"new_formats must give Formats, not {brought!r:.40}")
     if brought.name.lower() in {name.lower() for name in FORMATS if FORMATS[name] != brought}:
         raise BackendError(f"it brings a format named {brought.name!r}, which exists already")
     if brought.dequantize is None or brought.draw is None:
@@ -217,10 +220,8 @@ def _checked_format(brought: Any) -> Format:
     return brought
 
 
-def _add_op(op: Any) -> None:
-    """Adds an op that a backend brings to OPS; BackendError where it is none, or is not whole."""
-    if not isinstance(op, Op):
-        raise BackendError(f"new_ops must give instances of Op or Fused, not {op!r:.40}")
+def _add_op(op: Op) -> None:
+    """Adds an op that a backend brings to OPS; BackendError where it is not whole."""
     if op.name in OPS and type(OPS[op.name]) is not type(op):
         raise BackendError(f"it brings an op named {op.name!r}, which exists already")
     for part in op.pattern if isinstance(op, Fused) else ():

@@ -5,15 +5,16 @@ import types
 import pytest
 import torch
 
-from fake_backend import CPU, FakeKernel, backend, chain, compute, plan_for, whole_backend
+from fake_backend import CPU, FakeKernel, chain, compute, plan_for, whole_backend
 from kernelmux.conformance import run_case
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import CONTRACT, hookimpl
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import CONTRACT, hookimpl, registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import BackendError, PlanError, PolicyError
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import Builder
 from kernelmux.graph.ops import CORE_OPS, OPS, Case, Fused, Part
+from kernelmux.graph.ops.op import Elementwise
 from kernelmux.plan.check import check_policy
 from kernelmux.plan.lock import read_lock, write_lock
 from kernelmux.policy.policy import parse_policy
@@ -34,9 +35,7 @@ class AddSilu(Fused):
     in_place = ((0, 0), (1, 0))
     pattern = (Part("add", ("a", "b"), ("sum",)), Part("silu", ("sum",), ("y",)))
 
-    def arguments(self, node):
-        m, n = node.inputs[0].shape
-        return {"m": m, "n": n}
+    told = Elementwise.told
 
     def cases(self):
         for m, n in ((1, 16), (3, 5)):
@@ -46,7 +45,7 @@ class AddSilu(Fused):
 def plugin(op=AddSilu, hook=None, **others):
     """A backend that has a kernel for add_silu, which it brings, and what `others` say."""
     made = backend(**others)
-    made.fused_ops = hookimpl(lambda: [op() if isinstance(op, type) else op])
+    made.new_ops = hookimpl(lambda: [op() if isinstance(op, type) else op])
     if hook is None:
 
         def hook(node, m, n, device):
@@ -211,7 +210,7 @@ BROKEN = {
     "a core op's name": (plugin(_Clash()), "it brings an op named 'add', which exists already"),
     "no op at all": (
         plugin(types.SimpleNamespace(name="add_silu")),
-        "fused_ops must give Fused ops, not SimpleNamespace",
+        "bad.new_ops() lists namespace(name='add_silu') (SimpleNamespace): it must list instances of Op",
     ),
     "a case that is no node": (plugin(_Odd), "GraphError"),
     "no cases": (plugin(_Caseless), "add_silu"),

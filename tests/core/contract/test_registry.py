@@ -4,18 +4,34 @@ import types
 
 import pytest
 
-from fake_backend import FakeKernel, backend, chain, plan_for, silu_graph, whole_backend
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import CONTRACT, Declined, hookimpl
+from fake_backend import CPU, FakeKernel, chain, plan_for, silu_graph, whole_backend
+from kernelmux.conformance.testing import backend, one_node
+from kernelmux.contract import CONTRACT, Declined, hookimpl, registry
 from kernelmux.contract.registry import ALLOW, Registry
 from kernelmux.errors import BackendError
+from kernelmux.graph.formats import Value
+
+ADD = one_node("add", Value("a", (1, 8)), Value("b", (1, 8)))
 
 GOOD = """
-from kernelmux.contract.hookspecs import Declined, hookimpl
-CONTRACT = 1
+from kernelmux.contract import Declined, hookimpl
+CONTRACT = 2
 @hookimpl
 def dispatch_add(m):
     return Declined("none today")
+"""
+
+CLASSES = """
+from kernelmux.contract import Kernel, hookimpl
+CONTRACT = 2
+class Add(Kernel):
+    ops, name, precision = ("add",), "f32", 1e-9
+    def bind(self, node, tensors, stream): pass
+class Odd(Add):
+    name = "odd"
+@hookimpl
+def kernel_classes():
+    return [Add, Odd]
 """
 
 
@@ -56,6 +72,15 @@ def test_an_installed_backend_is_found_with_its_version(install):
     assert "mine" in found.working
 
 
+def test_one_of_kernel_classes_has_their_ops_and_no_version_but_its_sources(install):
+    install("mine", CLASSES)
+    found = registry.discover()
+    assert found.ops("mine") == ("add",)
+    offer = found.offer(ADD, CPU, "mine")
+    assert list(offer.kernels) == ["mine:f32", "mine:odd"]
+    assert {kernel.own_version for kernel in offer.kernels.values()} == {found.classes("mine")[0]().own_version}
+
+
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
@@ -63,17 +88,18 @@ def test_an_installed_backend_is_found_with_its_version(install):
         ("def broken(:", "SyntaxError"),
         ("raise RuntimeError('no driver\\nsecond line')", "RuntimeError: no driver"),
         ("raise SystemExit('no driver')", "SystemExit"),
-        (GOOD.replace("CONTRACT = 1", ""), "states no contract version"),
-        (GOOD.replace("CONTRACT = 1", "CONTRACT = 2"), f"was built for contract 2, this kernelmux speaks {CONTRACT}"),
+        (GOOD.replace("CONTRACT = 2", ""), "states no contract version"),
+        (GOOD.replace("CONTRACT = 2", "CONTRACT = 1"), f"was built for contract 1, this kernelmux speaks {CONTRACT}"),
         (GOOD.replace("(m)", "(m, rows)"), "rows"),
         (GOOD.replace("dispatch_add", "dispatch_ad"), "dispatch_ad is no hook (did you mean 'dispatch_add'?)"),
         (GOOD.replace("dispatch_add", "add"), "add"),
-        (GOOD.replace("@hookimpl\n", ""), "implements no hook: mark its dispatch functions with @hookimpl"),
-        (GOOD + "def dispatch_mul(m): pass\n", "dispatch_mul"),
+        (GOOD.replace("@hookimpl\n", ""), "implements no hook: mark kernel_classes, or dispatch_<op>, with @hookimpl"),
+        (GOOD + "def dispatch_mul(m): pass\n", "dispatch_mul is not marked: put @hookimpl over it"),
+        (GOOD.replace("dispatch_add(m)", "kernel_class()"), "kernel_class is no hook (did you mean 'kernel_classes'?)"),
     ],
     ids=[
         *("import", "syntax", "raise", "exit", "no contract", "wrong contract"),
-        *("argument", "misspelt", "no prefix", "no marker", "one without marker"),
+        *("argument", "misspelt", "no prefix", "no marker", "one without marker", "misspelt list"),
     ],
 )
 def test_a_broken_backend_is_quarantined_and_the_others_work(install, source, fault):
@@ -83,7 +109,7 @@ def test_a_broken_backend_is_quarantined_and_the_others_work(install, source, fa
     assert _quarantined(found.backends["broken"], fault)
     assert "broken" not in found.working
     assert "mine" in found.working
-    assert found.ask("add", {"m": 1}).declined["mine"] == Declined("none today")
+    assert found.offer(ADD, CPU).declined["mine"] == Declined("none today")
 
 
 def test_two_distributions_that_bring_one_name_are_not_silently_one(install):
@@ -125,33 +151,32 @@ def _raises(node, m):
     raise RuntimeError("no such card\nsecond line")
 
 
+def _forgets(node, m):
+    FakeKernel()
+
+
+WANTED = "it must answer with MyKernel() or Declined"
 ANSWERS = {
-    "a number": 3,
-    "a text": "fast",
-    "a class": FakeKernel,
-    "None in a list": [None],
-    "a kernel's name in a list": [FakeKernel(), "exact"],
-    "two kernels of one name": [FakeKernel("k"), FakeKernel("k")],
+    "an exception": (_raises, "RuntimeError: no such card second line (test_registry.py:"),
+    "a number": (3, f"bad.dispatch_silu answered with 3 (int): {WANTED}"),
+    "a text": ("fast", f"bad.dispatch_silu answered with 'fast' (str): {WANTED}"),
+    # A class is an answer, not something to be asked.
+    "a class": (lambda node, m: FakeKernel, f"bad.dispatch_silu answered with the class FakeKernel: {WANTED}"),
+    "nothing": (_forgets, f"bad.dispatch_silu answered with None (is a `return` missing?): {WANTED}"),
+    "None in a list": ([None], f"bad.dispatch_silu answered with None (is a `return` missing?): {WANTED}"),
+    "a kernel's name in a list": ([FakeKernel(), "exact"], f"bad.dispatch_silu answered with 'exact' (str): {WANTED}"),
+    "two kernels of one name": ([FakeKernel("k"), FakeKernel("k")], "two kernels of this op are named bad:k"),
 }
 
 
-@pytest.mark.parametrize("answer", [_raises, *ANSWERS.values()], ids=["an exception", *ANSWERS])
-def test_a_hook_that_raises_or_answers_nonsense_is_quarantined_and_the_others_answer(answer):
-    # A class is an answer, not something to be asked.
-    hook = (lambda node, m: answer) if isinstance(answer, type) else answer
-    with registry.isolated(bad=backend(silu=hook), good=backend(silu=FakeKernel())) as found:
+@pytest.mark.parametrize(("answer", "fault"), ANSWERS.values(), ids=ANSWERS)
+def test_a_hook_that_raises_or_answers_nonsense_is_quarantined_and_the_others_answer(answer, fault):
+    with registry.isolated(bad=backend(silu=answer), good=backend(silu=FakeKernel())) as found:
         step = plan_for(silu_graph(), found).schedule(1, 1).steps[0]
     assert step.choice.name == "good:f32"
-    assert found.backends["bad"].fault
-    assert _quarantined(found.backends["bad"], found.backends["bad"].fault)
+    assert _quarantined(found.backends["bad"], fault)
     assert "quarantined" in next(loser.reason for loser in step.choice.rejected if loser.kernel == "bad")
     assert found.working == ("good",)
-
-
-def test_two_kernels_of_one_name_are_told_by_it():
-    with registry.isolated(bad=backend(silu=ANSWERS["two kernels of one name"]), good=whole_backend()) as found:
-        plan_for(silu_graph(), found)
-    assert _quarantined(found.backends["bad"], "two kernels of this op are named bad:k")
 
 
 def test_a_backend_that_is_quarantined_while_a_plan_is_made_has_no_kernel_in_it():
@@ -164,9 +189,8 @@ def test_a_backend_that_is_quarantined_while_a_plan_is_made_has_no_kernel_in_it(
     assert first.fingerprint == second.fingerprint
 
 
-@pytest.mark.parametrize("answer", [None, []])
-def test_an_answer_of_nothing_is_a_refusal(answer):
-    with registry.isolated(a=backend(silu=answer), b=backend(silu=FakeKernel())) as found:
+def test_an_answer_of_nothing_is_a_refusal():
+    with registry.isolated(a=backend(silu=[]), b=backend(silu=FakeKernel())) as found:
         choice = plan_for(silu_graph(), found).schedule(1, 1).steps[0].choice
     assert (choice.name, [loser.kernel for loser in choice.rejected]) == ("b:f32", ["a"])
     assert choice.rejected[0].reason
@@ -191,7 +215,7 @@ def test_a_hook_is_told_only_what_it_names():
 def test_kernels_and_refusals_are_filed_under_full_names():
     answer = [FakeKernel("fast"), Declined("too wide", "shape", "small"), FakeKernel("exact")]
     with registry.isolated(a=backend(silu=answer), b=backend(add=FakeKernel())) as found:
-        offer = found.ask("silu", {"node": None, "m": 1})
+        offer = found.offer(one_node("silu", Value("x", (1, 8))), CPU)
     assert list(offer.kernels) == ["a:fast", "a:exact"]
     assert {name: refusal.kind for name, refusal in offer.declined.items()} == {"a:small": "shape", "b": "not offered"}
 

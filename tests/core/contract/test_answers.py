@@ -1,0 +1,177 @@
+"""What backends may answer: each mistake is one line that says which function made it, and what was expected of it."""
+
+import types
+from functools import partial
+
+import pytest
+import torch
+
+from fake_backend import CPU, FakeKernel, plan_for, silu_graph
+from kernelmux.conformance.testing import backend, one_node
+from kernelmux.contract import CONTRACT, Declined, Device, Kernel, Tensors, hookimpl, registry
+from kernelmux.contract.answers import bound
+from kernelmux.errors import BackendError
+from kernelmux.graph.formats import Format, Value
+
+ADD = one_node("add", Value("a", (1, 8)), Value("b", (1, 8)))
+SILU = one_node("silu", Value("x", (4, 8)))
+
+# What lists of classes, ops and formats must be.
+
+
+class Listed(Kernel):
+    """A kernel of silu for a few rows, on any device."""
+
+    ops = ("silu",)
+    name = "f32"
+    precision = 1e-9
+    takes = {"m": "..4"}
+
+    def bind(self, node, tensors, stream):
+        raise AssertionError("nothing is bound here")
+
+
+def variation(**declared):
+    return type("Varied", (Listed,), declared)
+
+
+def listing(answer, **others):
+    """A backend whose kernel_classes returns that, as it is, or what it returns where it is a function."""
+    hook = answer if isinstance(answer, types.FunctionType) else lambda: answer
+    return types.SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=hookimpl(hook), **others)
+
+
+def _fails():
+    raise ImportError("no module of that name")
+
+
+LISTS = {
+    "an exception": (_fails, "ImportError: no module of that name (test_answers.py:"),
+    "nothing": (
+        lambda: None,
+        "bad.kernel_classes() returned None (is a `return` missing?): it must return a list of Kernel classes",
+    ),
+    "a class": (Listed, "bad.kernel_classes() returned the class Listed: it must return a list of Kernel classes"),
+    "an instance": ([Listed()], "bad.kernel_classes() lists an instance of Listed: it must list Kernel classes"),
+    "a name": ([Listed, "f64"], "bad.kernel_classes() lists 'f64' (str): it must list Kernel classes, [MyKernel]"),
+    "no op": ([variation(ops=())], "Varied.ops names no op: say which it implements, as ops = ('add',)"),
+    "an op that is none": ([variation(ops=("silo",))], "Varied.ops: unknown op 'silo' (did you mean 'silu'?)"),
+    "no name": ([variation(name="")], "Varied.name must be a name without its backend, not ''"),
+    "a full name": ([variation(name="bad:f32")], "Varied.name must be a name without its backend, not 'bad:f32'"),
+    "no precision": ([variation(precision=None)], "f32.precision must be a bound on the NMSE, not None"),
+    "two of a name": ([Listed, variation()], "two kernels of silu are named f32"),
+    "what its op is not told": ([variation(takes={"rows": 4})], "Varied.takes: no op of its is told 'rows'"),
+}
+
+
+@pytest.mark.parametrize(("answer", "fault"), LISTS.values(), ids=LISTS)
+def test_a_list_of_classes_that_is_none_says_what_was_expected_and_the_others_answer(answer, fault):
+    with registry.isolated(bad=listing(answer), good=backend(silu=FakeKernel())) as found:
+        offer = found.offer(SILU, CPU)
+        assert list(offer.kernels) == ["good:f32"]
+        assert offer.declined["bad"].reason.startswith("quarantined: ")
+        assert fault in found.backends["bad"].fault
+        assert found.ops("bad") == ()
+
+
+BROUGHT = {
+    "no list of ops": (
+        {"new_ops": None},
+        "bad.new_ops() returned None (is a `return` missing?): it must return a list of",
+    ),
+    "a class of ops": ({"new_ops": [Kernel]}, "bad.new_ops() lists the class Kernel: it must list instances of Op"),
+    "no list of formats": ({"new_formats": 3}, "bad.new_formats() returned 3 (int): it must return a list of Formats"),
+    "a format's name": ({"new_formats": ["q"]}, "bad.new_formats() lists 'q' (str): it must list instances of Format"),
+    "half a format": ({"new_formats": [Format("q", ())]}, "its format 'q' needs `dequantize` and `draw`"),
+    "core's format": ({"new_formats": [Format("q4_k", ())]}, "it brings a format named 'q4_k', which exists already"),
+}
+
+
+@pytest.mark.parametrize(("hooks", "fault"), BROUGHT.values(), ids=BROUGHT)
+def test_what_it_brings_is_checked_at_once(hooks, fault):
+    made = {name: hookimpl(lambda answer=answer: answer) for name, answer in hooks.items()}
+    with registry.isolated(bad=listing([Listed], **made)) as found:
+        assert fault in found.backends["bad"].fault
+
+
+# What classes answer.
+
+
+def answers(classes, node=SILU, device=CPU, **others):
+    """Each kernel, or its refusal, by its name."""
+    with registry.isolated(a=listing(classes, **others)) as found:
+        offer = found.offer(node, device)
+        assert not found.backends["a"].fault
+    return {name.removeprefix("a:"): answer for name, answer in (*offer.kernels.items(), *offer.declined.items())}
+
+
+REFUSED = {
+    "rows": ({"takes": {"m": "..3"}}, "shape", "it takes m ..3, not 4"),
+    "another kind of device": ({"devices": ("cuda",)}, "device", "it runs on cuda, the plan is for cpu"),
+    "what it says itself": (
+        {"refuses": lambda self, node: Declined(f"not of {node.rows} rows on {self.device.kind}", "alignment")},
+        "alignment",
+        "not of 4 rows on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize(("declared", "kind", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_class_is_refused_by_what_it_declares_and_by_what_it_says(declared, kind, reason):
+    found = answers([variation(name="other"), variation(**declared)])
+    assert isinstance(found["other"], Kernel)
+    assert found["f32"] == Declined(reason, kind, "f32")
+
+
+def test_a_class_for_newer_cards_is_refused_on_an_older_one():
+    old, new = (Device("cuda", 0, "card", (major, 0)) for major in (7, 9))
+    classes = [variation(capability=(8, 0))]
+    assert isinstance(answers(classes, device=new)["f32"], Kernel)
+    assert answers(classes, device=old)["f32"].reason == "it needs compute capability 8.0, card has 7.0"
+
+
+def test_classes_come_in_their_order_but_for_those_that_come_late():
+    late = variation(name="late", comes_late=lambda self, node: node.rows == 4)
+    assert list(answers([late, variation(name="a"), variation(name="b")])) == ["a", "b", "late"]
+
+
+def test_a_backend_that_refuses_a_device_is_not_asked_for_its_classes():
+    refusal = hookimpl(lambda device: Declined("too old", "capability"))
+    assert answers(_fails, device_refusal=refusal) == {"a": Declined("too old", "capability")}
+
+
+def test_a_refusal_that_is_none_says_what_was_expected():
+    with registry.isolated(bad=listing([Listed], device_refusal=hookimpl(lambda device: True))) as found:
+        found.offer(SILU, CPU)
+        assert "bad.device_refusal returned True: it must return Declined or None" in found.backends["bad"].fault
+
+
+def test_a_hook_of_its_own_answers_for_its_op_alone():
+    own = hookimpl(lambda node: FakeKernel("own"))
+    both = [variation(ops=("silu", "add"), takes={})]
+    assert list(answers(both, dispatch_silu=own)) == ["own"]
+    assert list(answers(both, ADD, dispatch_silu=own)) == ["f32"]
+
+
+# What a kernel's methods return.
+
+
+def test_a_bind_that_forgets_to_return_is_told_by_the_kernels_name():
+    class Forgets(Listed):
+        def bind(self, node, tensors, stream):
+            partial(torch.sigmoid, *tensors.inputs, out=tensors.outputs[0])
+
+    x = torch.zeros(4, 8)
+    wanted = r"^a:f32\.bind returned None \(is a `return` missing\?\): it must return a call without arguments"
+    with pytest.raises(BackendError, match=wanted) as caught:
+        bound("a:f32", Forgets(), SILU, Tensors((x,), (x,)), None)
+    assert (caught.value.node, caught.value.kernel) == (SILU.name, "a:f32")
+
+
+@pytest.mark.parametrize("what", ["inputs", "outputs"])
+def test_formats_in_a_flat_list_are_told_how_to_nest(what):
+    flat = variation(**{what: lambda self, node: ["f32"]})
+    said = f"bad:f32.{what} must give a list of formats for each, as [['f32']], not ['f32']"
+    with registry.isolated(bad=listing([flat])) as found, pytest.raises(BackendError) as caught:
+        plan_for(silu_graph(), found)
+    assert str(caught.value) == said
