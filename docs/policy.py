@@ -20,7 +20,8 @@ editor complete and check it. Made by `python docs/policy.py` from `kernelmux/gr
 
 For every node, at every row count: the **first rule** that matches decides. Its `use` is tried in order; after it come
 the defaults, then every other installed backend, unless the rule says `on_unsupported = "error"`. `--use OP=KERNEL` on
-the command line is a rule before all others. `kernelmux plan MODEL` shows which rule decided, and why others lost.
+the command line is a rule before all others. `kernelmux plan MODEL` shows which rule decided, `--why NODE` why others
+lost.
 
 A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its kernel would have been chosen for them: it
 has the name of those that read weights, and the backend of the rest (or it is made of that backend's kernels, and says

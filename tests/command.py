@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from unittest import mock
 
@@ -92,3 +94,26 @@ def _command() -> list[str]:
     if importlib.util.find_spec("kernelmux.__main__") is not None:
         return [sys.executable, "-m", "kernelmux"]
     return [str(Path(sys.executable).with_name("kernelmux"))]
+
+
+def read_table(lines: Iterable[str]) -> list[list[str]]:
+    """The rows of a table as it is printed, the heading first: columns are two spaces or more apart."""
+    return [re.split(r"  +", line) for line in lines]
+
+
+def expanded(name: str) -> list[str]:
+    """The nodes that a row of a table is about: `blk.0..2,5.attn_q` is four."""
+    apart = re.split(r"(?<=[.+])([\d.,]*\d)(?=\.[a-z])", name)
+    layers = [[str(layer) for part in listed.split(",") for layer in span(part)] for listed in apart[1::2]]
+    texts = zip(*([text] * max(map(len, layers), default=1) for text in apart[::2]), strict=True)
+    numbers = zip(*layers, strict=True) if layers else [()]
+    return [
+        "".join(part for pair in zip_longest(text, number, fillvalue="") for part in pair)
+        for text, number in zip(texts, numbers, strict=True)
+    ]
+
+
+def span(text: str) -> range:
+    """`3..8`, or a number alone, as a range."""
+    low, _, high = text.partition("..")
+    return range(int(low), int(high or low) + 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -91,17 +93,21 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
 
 
+def line_width() -> int:
+    """Columns of the terminal; the usual number where stdout is none."""
+    from kernelmux.plan.table import WIDTH
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """A table that fits a terminal; tab-separated lines where stdout is not one."""
-    from rich.console import Console
-    from rich.table import Table
+    from kernelmux.plan.table import table
 
-    console = Console()
-    if not console.is_terminal:
-        for row in (headings, *rows):
-            typer.echo("\t".join(str(cell) for cell in row))
-        return
-    table = Table(*headings, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        lines = [*([title] if title else []), *table(headings, cells, line_width())]
+    else:
+        lines = ["\t".join(row) for row in (headings, *cells)]
+    for line in lines:
+        typer.echo(line)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import Json, ModelPath, print_table
+from kernelmux.cli.common import Json, ModelPath, line_width
 
 if TYPE_CHECKING:
     from kernelmux.graph.formats import Value
-    from kernelmux.graph.graph import Graph
+    from kernelmux.graph.graph import Graph, TensorNode
 
 
 def graph(
@@ -27,17 +30,40 @@ def graph(
     elif dot:
         typer.echo(to_dot(built))
     else:
-        rows = [
-            (
-                node.name,
-                node.op,
-                " ".join(value.name for value in node.inputs),
-                " ".join(_type(value) for value in node.outputs),
-                " ".join(_type(value) for value in node.weights),
-            )
-            for node in built.ops
-        ]
-        print_table(("node", "op", "inputs", "outputs", "weights"), rows, f"{built.name}: {len(rows)} nodes")
+        for line in _lines(built, line_width()):
+            typer.echo(line)
+
+
+def _lines(graph: Graph, width: int) -> Iterator[str]:
+    """The graph as a table, alike layers as one row."""
+    from kernelmux.plan.table import grouped, short, table, wrapped
+
+    rows = [(short(name), *cells) for name, cells in grouped((node.name, _cells(node)) for node in graph.ops)]
+    title = f"{graph.name}: {len(graph.ops)} nodes; inputs as .name are of the same layer, as -1.name of the one before"
+    yield from wrapped(title, width, "  ")
+    yield ""
+    yield from table(("node", "op", "inputs", "outputs", "weights"), rows, width)
+
+
+def _cells(node: TensorNode) -> tuple[str, str, str, str]:
+    """Op, inputs, outputs and weights of a node, in words that are the same for alike nodes of all layers."""
+    from kernelmux.plan.table import first_layer, relative
+
+    layer = first_layer(node.name)
+    inputs = [value.name for value in node.inputs]
+    if layer is not None:
+        inputs = [re.sub(r"^\w+\.\{(-?\d+)\}", _offset, relative(name, layer)) for name in inputs]
+    return node.op, " ".join(inputs), _types(node.outputs), _types(node.weights)
+
+
+def _offset(found: re.Match[str]) -> str:
+    return found[1] if found[1] != "0" else ""
+
+
+def _types(values: Iterable[Value]) -> str:
+    """Formats and extents, equal ones counted: `f32[m,64] x2`."""
+    counts = Counter(_type(value) for value in values)
+    return " ".join(kind if count == 1 else f"{kind} x{count}" for kind, count in counts.items())
 
 
 def to_dot(graph: Graph) -> str:

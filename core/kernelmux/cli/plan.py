@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,20 +16,20 @@ from kernelmux.cli.common import (
     RandomModel,
     Use,
     asked_device,
+    line_width,
     make_plan,
     open_asked,
     print_json,
-    print_table,
+    traced,
 )
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
-    from kernelmux.plan.choice import Rejection
     from kernelmux.plan.plan import Plan
-    from kernelmux.plan.schedule import Schedule
     from kernelmux.run.model import Model
 
 
+@traced
 def plan(
     model: OptionalModelPath = None,
     random: RandomModel = None,
@@ -37,20 +37,32 @@ def plan(
     use: Use = None,
     device: DeviceName = "cpu",
     device_as: DeviceAs = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Show the choices for so many rows: 1 is decode.")] = 1,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=1, help="Only the choices for so many rows: 1 is decode, which JSON shows."),
+    ] = None,
     why: Annotated[str | None, typer.Option("--why", metavar="NODE", help="All about one node.")] = None,
     diff: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--diff", metavar="A B", help="Which nodes move between two policies or lock files, and why."),
     ] = None,
     lock: Annotated[Path | None, typer.Option("--lock", metavar="FILE", help="Write the plan to a lock file.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also every refusal, names in full, tracebacks.")] = False,
     json: Json = False,
 ) -> None:
-    """Show the kernel of every node, the reason, and who was passed over."""
+    """Show the kernel of every node and the reason, alike layers as one row."""
+    from dataclasses import asdict
+
+    from kernelmux.plan import explain
+    from kernelmux.plan.diff import moves, show_diff
+
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
         before, after = (_plan_of(opened, path, use, target) for path in diff)
-        _show_diff(before, after, json)
+        if json:
+            print_json({"moves": [asdict(move) for move in moves(before, after)]})
+        else:
+            typer.echo(show_diff(before, after, line_width()))
         return
     made = make_plan(opened, policy, use, target)
     if lock is not None:
@@ -58,64 +70,15 @@ def plan(
 
         write_lock(made, lock)
         typer.echo(f"{lock}: locked {made.fingerprint}", err=True)
-    if why is not None:
-        _show_node(made, why, json)
+    if why is not None and json:
+        print_json(explain.why_data(made, why))
+    elif why is not None:
+        typer.echo(made.why(why))
     elif json:
-        print_json(describe(made, made.schedule(rows, rows), rows))
+        print_json({**explain.describe(made, rows or 1), "capture": capturing(made)})
     else:
-        _show(made, made.schedule(rows, rows))
-
-
-def describe(plan: Plan, schedule: Schedule, rows: int) -> dict[str, Any]:
-    """The plan at one row count, for a script."""
-    return {
-        "fingerprint": plan.fingerprint,
-        "graph": plan.graph.name,
-        "policy": plan.policy.source,
-        "device": plan.device.device_class,
-        "rows": rows,
-        "buckets": plan.buckets,
-        "launches": schedule.launches,
-        "conversions": schedule.conversions,
-        "capture": capturing(plan),
-        "bytes": {
-            "activations": schedule.layout.nbytes,
-            "workspace": schedule.layout.largest_workspace,
-            "weights": plan.packed_bytes,
-            "second_copies": plan.extra_copy_bytes,
-            "kv_per_token": plan.kv_bytes_per_token,
-        },
-        "nodes": [
-            {
-                "name": step.node.name,
-                "op": step.node.op,
-                "kernel": step.choice.name,
-                "reason": step.choice.reason,
-                "rejected": [_loser(loser) for loser in step.choice.rejected],
-            }
-            for step in schedule.steps
-        ],
-    }
-
-
-def summary(plan: Plan, schedule: Schedule) -> list[str]:
-    """A few lines: how many nodes of each op each kernel got, and what the plan needs."""
-    from kernelmux.graph.formats import human_bytes
-    from kernelmux.plan.plan import kernel_counts
-
-    lines = []
-    for op, kernels in kernel_counts(schedule).items():
-        total = sum(kernels.values())
-        lines.append(f"{op:<15} {', '.join(f'{count}/{total} {name}' for name, count in kernels.items())}")
-    copies = f" ({human_bytes(plan.extra_copy_bytes)} of it second copies)" if plan.extra_copy_bytes else ""
-    lines += [
-        f"{schedule.launches} launches at up to {schedule.m} rows, {schedule.conversions} of them conversions; "
-        f"buckets up to {', '.join(str(top) for top in plan.buckets)} rows; fingerprint {plan.fingerprint}",
-        f"weights {human_bytes(plan.packed_bytes)}{copies}, activations {human_bytes(schedule.layout.nbytes)} with "
-        f"{human_bytes(schedule.layout.largest_workspace)} of workspace, cache {human_bytes(plan.kv_bytes_per_token)} "
-        "a token",
-    ]
-    return lines + capturing(plan)
+        for line in (explain.show(made, rows, line_width(), verbose), *capturing(made)):
+            typer.echo(line)
 
 
 def capturing(plan: Plan) -> list[str]:
@@ -134,84 +97,7 @@ def capturing(plan: Plan) -> list[str]:
     return lines
 
 
-def _show(plan: Plan, schedule: Schedule) -> None:
-    cells = [
-        (
-            step.node.name,
-            step.node.op,
-            step.choice.name,
-            step.choice.reason,
-            "; ".join(f"{loser.kernel}: {loser.reason}" for loser in step.choice.rejected if loser.kind != "outranked"),
-        )
-        for step in schedule.steps
-    ]
-    print_table(("node", "op", "kernel", "reason", "passed over"), cells)
-    typer.echo("")
-    for line in summary(plan, schedule):
-        typer.echo(line)
-
-
-def _show_node(plan: Plan, name: str, json: bool) -> None:
-    """One node's kernel in every bucket, with all candidates."""
-    from kernelmux.errors import PlanError, nearest
-
-    buckets = []
-    for top in plan.buckets:
-        for step in plan.schedule(top, top).steps:
-            if name in (step.node.name, *plan.fused.get(step.node.name, ())):
-                buckets.append((top, step))
-    if not buckets:
-        known = {step.node.name for schedule in plan.schedules.values() for step in schedule.steps}
-        known.update(part for parts in plan.fused.values() for part in parts)
-        raise PlanError(f"no node {name!r}{nearest(name, known).partition(';')[0]}; kernelmux plan lists them")
-    if json:
-        document = [
-            {
-                "rows": top,
-                "node": step.node.name,
-                "kernel": step.choice.name,
-                "reason": step.choice.reason,
-                "rejected": [_loser(loser) for loser in step.choice.rejected],
-            }
-            for top, step in buckets
-        ]
-        print_json({"node": name, "buckets": document})
-        return
-    for top, step in buckets:
-        typer.echo(
-            f"up to {top} rows: {step.node.name} ({step.node.op}) runs {step.choice.name}, by {step.choice.reason}"
-        )
-        for loser in step.choice.rejected:
-            typer.echo(f"  not {loser.kernel}: {loser.reason} [{loser.kind}]")
-
-
 def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device) -> Plan:
     from kernelmux.plan.lock import is_lock
 
     return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device)
-
-
-def _show_diff(before: Plan, after: Plan, json: bool) -> None:
-    """Every node whose kernel differs at some row count, with the new reason."""
-    moves = []
-    for top in sorted({*before.buckets, *after.buckets}):
-        ours, theirs = (
-            {step.node.name: step.choice for step in p.schedule(min(top, p.max_rows), min(top, p.max_rows)).steps}
-            for p in (before, after)
-        )
-        for name in dict.fromkeys((*ours, *theirs)):
-            was, now = ours.get(name), theirs.get(name)
-            if (was and was.name) != (now and now.name):
-                reason = now.reason if now else "another node takes its place"
-                moves.append((top, name, was.name if was else "-", now.name if now else "-", reason))
-    if json:
-        keys = ("rows", "node", "before", "after", "reason")
-        print_json({"moves": [dict(zip(keys, move, strict=True)) for move in moves]})
-        return
-    if moves:
-        print_table(("up to rows", "node", "before", "after", "reason"), moves)
-    typer.echo(f"{len(moves)} nodes move; fingerprints {before.fingerprint} and {after.fingerprint}")
-
-
-def _loser(loser: Rejection) -> dict[str, str]:
-    return {"kernel": loser.kernel, "reason": loser.reason, "kind": loser.kind}

@@ -22,7 +22,7 @@ from kernelmux.cli.common import (
     print_json,
     traced,
 )
-from kernelmux.cli.plan import summary
+from kernelmux.cli.plan import capturing
 
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
@@ -116,18 +116,21 @@ def _stream(answer: Generation, echo: bool) -> tuple[list[str], bool]:
 
 def _print_statistics(answer: Generation, plan: Plan) -> None:
     """To stderr, so that stdout holds the answer alone."""
+    from kernelmux.plan.explain import summary
+
     lines = [
         "",
         f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *summary(plan, plan.schedule(1, 1)),
+        *capturing(plan),
     ]
     for line in lines:
         typer.echo(line, err=True)
 
 
 def _describe(answer: Generation, plan: Plan, text: str, interrupted: bool) -> dict[str, Any]:
-    from kernelmux.plan.plan import kernel_counts
+    from kernelmux.plan.explain import kernel_counts
 
     return {
         "text": text,

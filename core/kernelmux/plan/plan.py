@@ -26,6 +26,7 @@ from kernelmux.graph.rewrite import fuse
 from kernelmux.measure.table import Tables
 from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, row_counts
 from kernelmux.plan.choice import Choice, Rejection, Taken
+from kernelmux.plan.explain import show, why
 from kernelmux.plan.formats import Step
 from kernelmux.plan.offers import Offers
 from kernelmux.plan.requirements import check_requirements
@@ -59,6 +60,18 @@ class Plan:
     """(node, kernel) pairs that raised in a walk."""
     locked: Locked | None = field(default=None, compare=False, repr=False)
     """Of a plan from a lock file: its choices, by bucket and node."""
+
+    def __str__(self) -> str:
+        """The table of `kernelmux plan`."""
+        return show(self)
+
+    def __repr__(self) -> str:
+        buckets = ", ".join(map(str, self.buckets))
+        return f"<Plan {self.fingerprint}: {self.graph.name} on {self.device.device_class}, up to {buckets} rows>"
+
+    def why(self, node: str) -> str:
+        """All about one node, as `kernelmux plan --why` says it; PlanError for an unknown name."""
+        return why(self, node)
 
     def without(self, node: str, kernel: str) -> Plan:
         """The plan that would have been made had the kernel declined the node."""
@@ -271,12 +284,3 @@ def _top(tops: Sequence[int], rows: int) -> int:
         if rows <= top:
             return top
     raise PlanError(f"the plan takes up to {tops[-1]} rows, {rows} were asked for; plan with max_rows={rows}")
-
-
-def kernel_counts(schedule: Schedule) -> Mapping[str, Mapping[str, int]]:
-    """How many nodes of each op each kernel got: {op: {kernel: nodes}}, in walking order."""
-    counts: dict[str, dict[str, int]] = {}
-    for step in schedule.steps:
-        of_op = counts.setdefault(step.node.op, {})
-        of_op[step.choice.name] = of_op.get(step.choice.name, 0) + 1
-    return counts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from command import Result, assert_one_line_error, call_command
+from command import Result, assert_one_line_error, call_command, expanded, read_table
 from kernelmux.graph.graph import Graph
 from kernelmux.models import open_model
 from tiny_model import write_tiny_llama
@@ -24,15 +24,22 @@ def dot(tiny: Path) -> str:
     return call_command("graph", tiny, "--dot").out
 
 
-def test_the_table_has_a_line_for_every_node_in_the_order_of_the_walk(tiny: Path):
+def test_the_table_has_every_node_in_one_row_in_the_order_of_a_layer(tiny: Path):
     result = call_command("graph", tiny)
-    lines = [line.split("\t") for line in result.out.splitlines()]
-    assert lines[0] == ["node", "op", "inputs", "outputs", "weights"]
+    title, table = result.out.split("\n\n")
+    heading, *rows = read_table(line for line in table.splitlines() if not line.startswith(" "))
+    assert heading == ["node", "op", "inputs", "outputs", "weights"]
     graph = open_model(tiny).graph
-    assert [(name, op) for name, op, *_ in lines[1:]] == [(node.name, node.op) for node in graph.ops]
-    assert [name.removeprefix("blk.0.") for name, *_ in lines[1:] if name.startswith("blk.0.")] == list(LAYER)
-    (query,) = (line for line in lines if line[0] == "blk.0.attn_q")
-    assert query[2:] == ["blk.0.attn_norm", "f32[m,64]", "f32[64,64]"]
+    assert title.startswith(f"{graph.name}: {len(graph.ops)} nodes; ")
+    shown = [(node, op) for name, op, *_ in rows for node in expanded(name)]
+    assert sorted(shown) == sorted((node.name, node.op) for node in graph.ops)
+    assert [name.removeprefix("blk.0.") for name, _ in shown if name.startswith("blk.0.")] == list(LAYER)
+    (query,) = (row for row in rows if row[0] == "blk.0..1.attn_q")
+    assert query[2:] == [".attn_norm", "f32[m,64]", "f32[64,64]"]
+    (first,), (other,) = ([row[2] for row in rows if row[0] == f"blk.{layer}.attn_norm"] for layer in (0, 1))
+    assert (first, other) == ("embed", "-1.ffn_add")
+    assert len(rows) < len(graph.ops)
+    assert all(len(line) <= 100 for line in result.out.splitlines())
 
 
 def test_json_is_the_graph_and_comes_back_as_the_same(tiny: Path):

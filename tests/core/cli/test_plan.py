@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
 
-from command import assert_one_line_error, call_command
+from command import assert_one_line_error, call_command, expanded, read_table, span
 from kernelmux.contract.device import find_device
 from tiny_model import write_tiny_llama
 
@@ -61,17 +62,78 @@ def test_the_fingerprint_is_that_of_the_choices(q4: Path):
     assert prints[0] == prints[1] != prints[2]["fingerprint"]
 
 
-def test_the_table_has_a_line_for_every_node_and_ends_with_the_kernels_of_each_op(q4: Path):
-    result = call_command("plan", q4)
-    table, _, summary = result.out.partition("\n\n")
-    lines = [line.split("\t") for line in table.splitlines()]
-    document = planned(q4)
-    assert lines[0][:4] == ["node", "op", "kernel", "reason"]
-    assert [line[:4] for line in lines[1:]] == [
-        [node[key] for key in ("name", "op", "kernel", "reason")] for node in document["nodes"]
+def table(*arguments: object) -> tuple[list[list[str]], str]:
+    """The rows of the command's table, its heading first, and what stands around it."""
+    result = call_command("plan", *arguments)
+    assert (result.code, result.err) == (0, "")
+    assert all(len(line) <= 100 for line in result.out.splitlines())
+    title, lines, rest = result.out.split("\n\n", 2)
+    return read_table(lines.splitlines()), f"{title}\n{rest}"
+
+
+def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_reason(q4: Path):
+    (heading, *rows), around = table(q4)
+    assert heading == ["node", "op", "rows", "kernel", "reason"]
+    for count in (1, 8, 9, 512):
+        document = planned(q4, "--rows", count)
+        shown = {
+            node: (op.split()[0], kernel, reason)
+            for name, op, held, kernel, reason in rows
+            for node in expanded(name)
+            if count in span(held)
+        }
+        assert shown == {
+            node["name"]: (node["op"], node["kernel"], node["reason"].replace("default.toml:", "line "))
+            for node in document["nodes"]
+        }
+        assert document["fingerprint"] in around
+        assert f"{document['launches']} launches ({document['conversions']} conversions)" in around
+    assert "by default.toml" in around
+
+
+def test_alike_layers_are_one_row_for_decoding_and_one_for_prompts(q4: Path):
+    rows, _ = table(q4)
+    assert [row[1:4] for row in rows if row[0] == "blk.0..1.attn_q"] == [
+        ["mul_mat Q4_0", "1..8", "torch:int4"],
+        ["mul_mat Q4_0", "9..512", next(iter(kernels(planned(q4, "--rows", 9))))],
     ]
-    assert "15/15 torch:int4" in summary
-    assert document["fingerprint"] in summary
+    assert not [row for row in rows if re.match(r"blk\.\d+\.[a-z]", row[0])]
+
+
+def test_with_a_row_count_the_table_shows_its_bucket_alone(q4: Path):
+    rows, around = table(q4, "--rows", 20)
+    assert {row[2] for row in rows[1:]} == {"9..512"}
+    assert around.count("launches") == 1
+
+
+def test_refusals_stand_under_verbose_once_each(q4: Path):
+    assert "torch:int8" not in call_command("plan", q4).out
+    result = call_command("plan", q4, "--verbose")
+    _, _, refusals, _ = result.out.split("\n\n")
+    assert refusals.splitlines()[0].split("  ")[0] == "node"
+    said = [line for line in refusals.splitlines() if "torch:int8" in line]
+    assert len(said) == 1
+    assert re.match(r"blk\.0\.\.1\.attn_q, attn_k,.*  torch:int8  +it takes weights in", said[0])
+    assert all(len(line) <= 100 for line in result.out.splitlines())
+
+
+def test_a_backend_that_is_not_here_is_told_of_in_one_line_at_the_end(q4: Path, tmp_path: Path):
+    path = policy(tmp_path, RULE.replace('"torch"', '"numba", "torch:f32"'))
+    result = call_command("plan", q4, "--policy", path)
+    _, *said = " ".join(result.out.split()).split("not on this device: ")
+    assert len(said) == 1
+    assert "numba (not installed: pip install kernelmux-numba)" in said[0]
+    assert "numba" not in result.out.split("\n\n")[1]
+
+
+@pytest.mark.parametrize("device", [(), ("--device-as", "cuda sm_90 NVIDIA H200")], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("format", ["Q4_K_M", "bf16"])
+def test_a_model_of_32_layers_fits_a_screen(format: str, device: tuple[str, ...]):
+    result = call_command("plan", "--random", f"llama-8b:{format}", *device)
+    lines = result.out.splitlines()
+    assert result.code == 0
+    assert 20 < len(lines) <= 50
+    assert max(map(len, lines)) <= 100
 
 
 def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):

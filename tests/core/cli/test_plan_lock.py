@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
 
-from command import Result, assert_one_line_error, call_command
+from command import Result, assert_one_line_error, call_command, expanded, read_table
 from tiny_model import write_tiny_llama
 
 SMALL = '[[rule]]\nop = "mul_mat"\nm = "1..8"\nuse = "torch:int4"\n\n[defaults]\nuse = ["torch:f32", "torch"]\n'
@@ -87,12 +88,12 @@ def test_run_refuses_a_lock_of_another_model(q4: Path, tiny: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "hint"),
     [
-        ('"torch:int4"', '"torch:int5"', "torch:int5"),
-        ('"device_class": "cpu"', '"device_class": "cuda H100 sm_90"', "device class"),
-        ('"mul_mat torch:int4": "1"', '"mul_mat torch:int4": "0"', "version of mul_mat torch:int4 is 1"),
+        ('"name": "torch:int4"', '"name": "torch:int5"', "torch:int5"),
+        ('"device_class": "cpu', '"device_class": "cuda sm_90 H100', "device class"),
+        ('"mul_mat torch:int4": "', '"mul_mat torch:int4": "0', "version of mul_mat torch:int4 is "),
         ('"fingerprint": "', '"fingerprint": "0', "fingerprint"),
-        ('"lock": 1', '"lock": 99', "lock file of version 1"),
-        ("{", "", "not JSON"),
+        ('"lock": 2', '"lock": 99', "lock file of version 2"),
+        ("{", "", "not a lock file"),
     ],
     ids=["kernel", "device class", "version", "fingerprint", "format", "damage"],
 )
@@ -146,9 +147,21 @@ def test_why_tells_of_one_node_in_every_bucket(q4: Path, small: Path):
 def test_why_is_readable_too(q4: Path, small: Path):
     result = call_command("plan", q4, "--policy", small, "--why", "blk.0.attn_norm")
     assert result.code == 0
-    first, *losers = result.out.splitlines()
-    assert first.startswith("up to 8 rows: blk.0.attn_norm (rms_norm) runs torch:f32, by defaults")
-    assert any(line.startswith("  not reference:f32: ") and line.endswith("[outranked]") for line in losers)
+    assert all(len(line) <= 100 for line in result.out.splitlines())
+    first, *losers = result.out.replace("\n    ", " ").splitlines()
+    assert first.startswith("rows 1..512: blk.0.attn_norm (rms_norm) runs torch:f32: defaults")
+    (line,) = (line for line in losers if re.match(r"  not .*reference:f32\b", line))
+    assert line.endswith("[outranked]")
+
+
+def test_why_tells_of_fused_candidates_too(q4: Path, small: Path):
+    options = ("plan", q4, "--policy", small, "--use", "gate_up_swiglu=torch:int4", "--why", "blk.0.ffn_up")
+    considered = answer(*options, "--json")["considered"]
+    fused = {loser["kernel"]: loser for loser in considered if loser["kernel"].endswith(" of gate_up_swiglu")}
+    assert fused["reference:f64 of gate_up_swiglu"]["kind"] == "outranked"
+    _, _, said = call_command(*options).out.partition("fused candidates:\n")
+    assert "reference:f64 of gate_up_swiglu" in " ".join(said.split())
+    assert fused["reference:f64 of gate_up_swiglu"]["reason"] in " ".join(said.split())
 
 
 @pytest.mark.parametrize("part", ["ffn_gate", "ffn_up", "ffn_silu", "ffn_mul"])
@@ -206,12 +219,32 @@ def test_a_policy_does_not_differ_from_itself(q4: Path, small: Path):
 def test_diff_is_readable_too_and_tells_of_nodes_that_come_and_go(q4: Path, whole: Path, plain: Path):
     result = call_command("plan", q4, "--diff", whole, plain)
     assert result.code == 0
-    heading, *lines, last = result.out.splitlines()
-    assert heading.split("\t") == ["up to rows", "node", "before", "after", "reason"]
-    cells = {node: (before, after) for _, node, before, after, _ in (line.split("\t") for line in lines)}
-    assert cells["blk.0.ffn_gate+ffn_up+ffn_silu+ffn_mul"] == ("reference:f32", "-")
-    assert cells["blk.0.ffn_gate"] == ("-", "reference:f32")
-    assert last.startswith(f"{len(lines)} nodes move; ")
+    lines, last = result.out.split("\n\n")
+    heading, *rows = read_table(lines.splitlines())
+    assert heading == ["node", "rows", "before", "after", "reason"]
+    cells = {node: (rows, *kernels) for name, rows, *kernels, _ in rows for node in expanded(name)}
+    assert cells["blk.0.ffn_gate"] == ("1..512", "-", "reference:f32")
+    assert [row[1:4] for row in rows if row[0].startswith("blk.0..1.ffn_gate+")] == [["1..512", "reference:f32", "-"]]
+    nodes = {move["node"] for move in moves(q4, "--diff", whole, plain)}
+    assert len(rows) < len(nodes)
+    assert last.startswith(f"{len(nodes)} nodes move; ")
+
+
+def test_diff_has_alike_layers_and_row_counts_in_one_row(q4: Path, small: Path, tmp_path: Path):
+    other = tmp_path / "other.toml"
+    other.write_text(f'[[rule]]\nop = "silu"\nuse = "reference:f64"\n\n{SMALL}')
+    lines, last = call_command("plan", q4, "--diff", small, other).out.split("\n\n")
+    silu = [row for row in read_table(lines.splitlines()) if ".as_" not in row[0]][1:]
+    assert silu == [["blk.0..1.ffn_silu", "1..512", "torch:f32", "reference:f64", "rule 1 (line 1)"]]
+    assert " nodes move; " in last
+
+
+def reasons(model: Path, policy: Path) -> set[str]:
+    """Why each node of a plan has its kernel: a lock keeps that too."""
+    nodes = (
+        json.loads(call_command("plan", model, "--policy", policy, "--json", "--rows", n).out)["nodes"] for n in "18"
+    )
+    return {node["reason"] for each in nodes for node in each}
 
 
 def test_diff_takes_locks(q4: Path, small: Path, whole: Path, tmp_path: Path):
@@ -223,7 +256,7 @@ def test_diff_takes_locks(q4: Path, small: Path, whole: Path, tmp_path: Path):
     assert {(m["rows"], m["node"], m["before"], m["after"]) for m in forth} == {
         (m["rows"], m["node"], m["after"], m["before"]) for m in back
     }
-    assert {move["reason"] for move in back} <= {"locked plan", "another node takes its place"}
+    assert {move["reason"] for move in back} <= {*reasons(q4, small), "another node takes its place"}
 
 
 def test_a_lock_is_known_by_what_it_holds(q4: Path, small: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
 from kernelmux.errors import KernelmuxError, PlanError
 from kernelmux.graph.graph import Builder
-from kernelmux.plan.plan import kernel_counts
+from kernelmux.plan.explain import kernel_counts
 
 FLOATS = ["f32", "bf16"]
 
