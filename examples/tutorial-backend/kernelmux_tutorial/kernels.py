@@ -1,15 +1,16 @@
-"""The kernels, in numpy. Each says what it needs, and binds itself once to memory that it then runs on many times."""
+"""The kernels, in numpy. Each says what it takes, and binds itself once to memory that it then runs on many times."""
 
 import numpy as np
 import torch
 
-from kernelmux.contract.hookspecs import Kernel
+from kernelmux.contract import Declined, Kernel
 
 
 class Float32(Kernel):
     """What all kernels here declare."""
 
     name = "f32"
+    devices = ("cpu",)
     # The bound on the squared error over the squared result, against float64. The suite holds the kernel to it.
     precision = 1e-10
 
@@ -23,39 +24,37 @@ class Float32(Kernel):
 
 
 class Add(Float32):
+    ops = ("add",)
+
     def bind(self, node, tensors, stream):
         # All that is slow happens here, once. `.numpy()` is a view: the memory is the plan's, and its address is fixed.
-        a, b = (x.numpy() for x in tensors.inputs)
-        (y,) = (y.numpy() for y in tensors.outputs)
+        a, b, y = (x.numpy() for x in (*tensors.inputs, *tensors.outputs))
         # What is returned is the launch. It has no arguments and looks nothing up; `out=y` writes where the plan says.
         return lambda: np.add(a, b, out=y)
 
 
 class Silu(Float32):
+    ops = ("silu",)
+
     def bind(self, node, tensors, stream):
-        x, y = tensors.inputs[0].numpy(), tensors.outputs[0].numpy()
-
-        def launch():
-            # exp of large numbers is infinite, and x over infinity rightly 0: no reason for numpy to warn.
-            with np.errstate(over="ignore"):
-                np.divide(x, 1 + np.exp(-x), out=y)
-
-        return launch
+        x, y = (x.numpy() for x in (*tensors.inputs, *tensors.outputs))
+        # Far below 0 the result is 0 to float32, and exp would be infinite.
+        return lambda: np.divide(x, 1 + np.exp(-np.maximum(x, -80)), out=y)
 
 
 class RmsNorm(Float32):
+    ops = ("rms_norm",)
     packed = "f32"  # the name of the packed form: kernels that share it share the copy
 
     def packed_bytes(self, node):
-        return sum(4 * value.extents[0] for value in node.gamma)
+        return 4 * node.gamma[0].extents[0]
 
     def prepare(self, weights, device):
         # The model's tensors come as the file holds them, in the order weight, bias, gamma; here it is gamma alone.
         return tuple(weight.dequantize() for weight in weights)
 
     def bind(self, node, tensors, stream):
-        x, y = tensors.inputs[0].numpy(), tensors.outputs[0].numpy()
-        gamma = tensors.packed[0].numpy()
+        x, y, gamma = (x.numpy() for x in (*tensors.inputs, *tensors.outputs, *tensors.packed))
 
         def launch():
             scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + node.epsilon)
@@ -67,8 +66,15 @@ class RmsNorm(Float32):
 class MulMat(Float32):
     """Rows times 4-bit weights. GGUF keeps 32 of them in a block: w = scale * q + minimum, with q from 0 to 15."""
 
+    ops = ("mul_mat",)
     name = "int4"
     packed = "bytes"
+    # Of what the op's hook is told (docs/ops.md), what it takes: values, or a range as "..64".
+    takes = {"weight_format": ("Q4_0", "Q4_1")}
+
+    def refuses(self, node):
+        # What cannot be said that way: a clause for a person, which is in every plan.
+        return Declined("it adds no bias") if node.bias else None
 
     def packed_bytes(self, node):
         # Known before anything is packed, so that `kernelmux plan` can say what a policy costs.
@@ -94,8 +100,7 @@ class MulMat(Float32):
         return 4 * n * k
 
     def bind(self, node, tensors, stream):
-        x, y = tensors.inputs[0].numpy(), tensors.outputs[0].numpy()
-        quants, scales, minima = (part.numpy() for part in tensors.packed)
+        x, y, quants, scales, minima = (x.numpy() for x in (*tensors.inputs, *tensors.outputs, *tensors.packed))
         dense = tensors.workspace.numpy().view(np.float32).reshape(quants.shape)
         matrix = dense.reshape(node.weight[0].extents)
 
