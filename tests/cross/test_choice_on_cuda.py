@@ -7,23 +7,20 @@ import pytest
 import kernelmux_torch
 import kernelmux_triton
 from fake_backend import llama_graph
-from kernelmux.contract import registry
+from kernelmux.contract import hookimpl, registry
 from kernelmux.contract.device import Device
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import default_policy, parse_policy
 
 H100 = Device("cuda", 0, "NVIDIA H100", (9, 0))
-OTHERS = ("dispatch_mul_mat", "dispatch_attention")
+OTHERS = {"mul_mat", "attention"}
 """Ops whose kernels are not what is asked about here."""
 
 
 def row_wise():
-    """The backend with the hooks of the row-wise ops alone."""
-    plugin = types.ModuleType("kernelmux_triton")
-    hooks = {name: value for name, value in vars(kernelmux_triton).items() if name.startswith("dispatch_")}
-    vars(plugin).update({name: hook for name, hook in hooks.items() if name not in OTHERS})
-    plugin.CONTRACT = kernelmux_triton.CONTRACT
-    return plugin
+    """The backend with the kernels of the row-wise ops alone."""
+    classes = [kernel for kernel in kernelmux_triton.kernel_classes() if not OTHERS & set(kernel.ops)]
+    return types.SimpleNamespace(CONTRACT=kernelmux_triton.CONTRACT, kernel_classes=hookimpl(lambda: classes))
 
 
 def planned(policy, **sizes):
@@ -42,10 +39,12 @@ def test_by_default_cuda_multiplies_in_torch_and_does_the_rest_in_triton(rows):
     assert kernels(planned(default_policy()), rows) == [
         ("embed", "triton:bf16"),
         ("rms_norm", "triton:f32"),
-        ("qkv_rope_copy", "torch:bf16"),
+        ("qkv", "torch:bf16"),
+        ("rope_copy", "triton:f32"),
         ("mul_mat", "torch:bf16"),
         ("add_rms_norm", "triton:f32"),
-        ("gate_up_swiglu", "torch:bf16"),
+        ("mul_mat_pair", "torch:bf16"),
+        ("swiglu", "triton:f32"),
         ("mul_mat_add", "torch:bf16"),
         ("embed", "triton:rows"),
         ("rms_norm", "triton:f32"),

@@ -30,9 +30,6 @@ class AddSilu(Fused):
     name, inputs, outputs = "add_silu", ("a", "b"), ("y",)
     pattern = (Part("add", ("a", "b"), ("sum",)), Part("silu", ("sum",), ("y",)))
 
-    def arguments(self, node):
-        return {}
-
     def cases(self):
         yield Case("add_silu-m1-n16", self.name, (Value("a", (1, 16)), Value("b", (1, 16))))
 
@@ -40,7 +37,7 @@ class AddSilu(Fused):
 def plugin():
     """A backend that brings an op."""
     made = backend()
-    made.fused_ops = hookimpl(lambda: [AddSilu()])
+    made.new_ops = hookimpl(lambda: [AddSilu()])
     return made
 
 
@@ -167,10 +164,11 @@ def test_large_cases_run_where_they_are_asked_for():
         (offering(Right, "add"), "mime", "unknown backend 'mime'"),
         (SimpleNamespace(), "mine", "is quarantined"),
         (backend(add=Declined("not today")), "mine", "takes none"),
-        (backend(add=lambda node, m: None), "mine", "takes none"),
+        (backend(add=[]), "mine", "takes none"),
+        (backend(add=lambda node, m: None), "mine", "broke while it was asked: .*is a `return` missing"),
         (backend(add=Declined("not today", kernel="kernel")), "mine", "takes none"),
     ],
-    ids=["unknown", "quarantined", "declines", "nothing", "declines by name"],
+    ids=["unknown", "quarantined", "declines", "nothing", "no return", "declines by name"],
 )
 def test_a_backend_that_takes_nothing_is_an_error(plugin, asked, said):
     with registry.isolated(mine=plugin) as current, pytest.raises(BackendError, match=said):
