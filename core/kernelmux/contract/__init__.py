@@ -7,7 +7,17 @@ All that a backend imports to say what it has comes from here.
 from kernelmux.contract import cuda as cuda
 from kernelmux.contract.device import Device, on_stream
 from kernelmux.contract.hookspecs import CONTRACT, Hooks, hookimpl, hookspec
-from kernelmux.contract.kernel import EVERY_OP, Answer, CurrentStream, Declined, Kernel, Launch, Planes, Tensors, in_turn
+from kernelmux.contract.kernel import (
+    EVERY_OP,
+    Answer,
+    CurrentStream,
+    Declined,
+    Kernel,
+    Launch,
+    Planes,
+    Tensors,
+    in_turn,
+)
 
 __all__ = [
     "CONTRACT",
