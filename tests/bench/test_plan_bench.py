@@ -4,9 +4,9 @@ import pytest
 
 import kernelmux_reference
 import kernelmux_torch
-from fake_backend import CPU, FakeKernel, backend, chain, llama_graph
-from kernelmux.contract import registry
-from kernelmux.contract.hookspecs import Declined
+from fake_backend import CPU, FakeKernel, chain, llama_graph
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import Declined, registry
 from kernelmux.graph.ops import OPS
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import default_policy, parse_policy

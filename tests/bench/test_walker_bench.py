@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fake_backend import CPU, FakeKernel, backend, chain, plan_for
+from fake_backend import CPU, FakeKernel, chain, plan_for
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.run.walker import Walker

@@ -58,7 +58,8 @@ def admits(allowed: object, value: object) -> bool:
 
 
 def in_words(allowed: object) -> str:
-    """`Q4_0 or Q4_1`, `..64`: what is allowed, for a message."""
+    """`Q4_0 and Q4_1`, `..64`: what is allowed, or what there is, for a message."""
     if isinstance(allowed, Sequence) and not isinstance(allowed, str):
-        return " or ".join(str(one) for one in allowed)
+        *first, last = (str(one) for one in dict.fromkeys(allowed))
+        return f"{', '.join(first)} and {last}" if first else last
     return str(allowed)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from kernelmux.contract import registry
-from kernelmux.contract.device import Device, known_kinds
+from kernelmux.contract.device import PLATFORMS, Device, known_kinds
 from kernelmux.errors import GraphError, nearest
 from kernelmux.graph.domain import Range, admits, parse_range
 from kernelmux.graph.formats import CACHE_FORMATS, lookup
@@ -126,7 +126,7 @@ _Capability = Annotated[
     PlainSerializer(lambda capability: ".".join(map(str, capability))),
     WithJsonSchema({"type": "string"}),
 ]
-_DeviceKind = Annotated[str, BeforeValidator(_device_kind), WithJsonSchema({"type": "string"})]
+_DeviceKind = Annotated[str, BeforeValidator(_device_kind), WithJsonSchema({"enum": list(PLATFORMS)})]
 _Where = Annotated[
     Mapping[str, Range | tuple[str | float | bool | int, ...]],
     BeforeValidator(_arguments),

@@ -77,5 +77,5 @@ def test_verbose_lists_every_kernel_with_what_it_takes():
     }
     assert kernels["reference:f64"]["ops"] == ["*"]
     assert kernels["reference:f64"]["precision"] == 1e-20
-    assert kernels["torch:int4"]["takes"]["weight_format"] == "Q4_0 or Q4_1"
+    assert kernels["torch:int4"]["takes"]["weight_format"] == "Q4_0 and Q4_1"
     assert "torch:int4 of mul_mat: NMSE up to 5e-05; " in call_command("backends", "--verbose").out
