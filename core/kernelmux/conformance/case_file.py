@@ -135,7 +135,9 @@ def _case_name(node: TensorNode) -> str:
     parts = [f"captured/{node.op}"]
     for key, told in node.contract.arguments(node).items():
         several = told if isinstance(told, tuple | list) else (told,)
-        if several and all(isinstance(item, int | str) for item in several):
+        if told is True:
+            parts.append(key)
+        elif told is not False and several and all(isinstance(item, int | str) for item in several):
             parts.append(("" if isinstance(several[0], str) else key) + "+".join(map(str, several)))
     return "-".join(parts)
 
