@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from command import TIMEOUT, clean_environment
+from kernelmux.contract.device import ENTRY_POINTS
 from kernelmux.policy.policy import parse_policy
 
 ROOT = Path(__file__).parents[2]
@@ -75,14 +76,14 @@ def test_the_python_of_a_document_runs(document: Path, smollm2: Path, tmp_path: 
 
 
 @documents
-def test_the_toml_of_a_document_is_a_policy_or_registers_a_backend(document: Path):
+def test_the_toml_of_a_document_is_a_policy_or_registers_a_package(document: Path):
     for line, text in fenced(document, "toml"):
         source = f"{document.name}:{line}"
         project = tomllib.loads(text).get("project")
         if project is None:
             assert parse_policy(text, source).document, source
         else:
-            assert GROUP in project.get("entry-points", {GROUP: ()}), source
+            assert {GROUP, ENTRY_POINTS} & set(project.get("entry-points", {GROUP: ()})), source
 
 
 @pytest.mark.model

@@ -31,7 +31,9 @@ Use = Annotated[
     list[str] | None,
     typer.Option("--use", metavar="OP=KERNEL", help="Outranks the policy, as mul_mat=torch:f32; may be repeated."),
 ]
-DeviceName = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
+DeviceName = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="cpu, cuda, rocm or a package's kind; cuda:1 is the second.")
+]
 DeviceAs = Annotated[
     str | None,
     typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,17 @@ def test_a_new_kind_of_device_is_found_described_and_listed(npu: Npu):
     assert described_device(found.device_class).device_class == found.device_class
     with pytest.raises(PlanError, match=r"unknown device 'tpu'; known: .*npu"):
         find_device("tpu")
+
+
+def test_the_class_of_the_docs_page_describes_and_finds(monkeypatch: pytest.MonkeyPatch):
+    page = Path(__file__).parents[3] / "docs" / "adding-a-device.md"
+    space: dict[str, Any] = {}
+    exec(page.read_text("utf-8").split("```python\n")[1].split("```")[0], space)
+    monkeypatch.setattr(devices, "PLATFORMS", dict(devices.PLATFORMS))
+    devices.add_platform(space["Npu"]())
+    assert described_device("npu v2 Acme 100").device_class == "npu v2 Acme 100"
+    with pytest.raises(PlanError, match="no Acme NPU"):
+        find_device("npu:1")
 
 
 def test_an_installed_package_brings_a_kind_of_device(monkeypatch: pytest.MonkeyPatch):
