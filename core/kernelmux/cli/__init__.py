@@ -50,6 +50,9 @@ def main() -> None:
     except KernelmuxError as error:
         print(f"kernelmux: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # A file that cannot be written to its end, or stdout.
+        print(f"kernelmux: {error}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

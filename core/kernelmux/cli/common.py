@@ -46,7 +46,11 @@ def asked_device(name: str, described: str | None) -> Device:
     """The device of a name on this machine, or the one that is described instead: to plan for, not to run on."""
     from kernelmux.contract.device import described_device, find_device
 
-    return find_device(name) if described is None else described_device(described)
+    if described is None:
+        return find_device(name)
+    if name != "cpu":
+        raise typer.BadParameter(f"it stands in place of --device {name}: ask for one", param_hint="--device-as")
+    return described_device(described)
 
 
 def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Model:

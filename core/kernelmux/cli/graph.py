@@ -24,6 +24,8 @@ def graph(
     """Show a model's compute graph: every node with its op, inputs, outputs and weights."""
     from kernelmux.models import open_model
 
+    if dot and json:
+        raise typer.BadParameter("DOT and JSON are two forms: ask for one", param_hint="--dot")
     built = open_model(model).graph
     if json:
         typer.echo(built.to_json())

@@ -56,6 +56,8 @@ def plan(
     from kernelmux.plan import explain
     from kernelmux.plan.diff import moves, show_diff
 
+    _refuse_together("--diff" if diff else "", policy=policy, why=why, rows=rows, lock=lock, verbose=verbose)
+    _refuse_together("--why" if why else "", rows=rows)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
         before, after = (_plan_of(opened, path, use, target) for path in diff)
@@ -79,6 +81,12 @@ def plan(
     else:
         for line in (explain.show(made, rows, line_width(), verbose), *capturing(made)):
             typer.echo(line)
+
+
+def _refuse_together(option: str, **others: object) -> None:
+    """An error where others are asked for beside an option that has no use for them."""
+    if option and (asked := [f"--{name}" for name, value in others.items() if value]):
+        raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
 
 
 def capturing(plan: Plan) -> list[str]:

@@ -17,7 +17,7 @@ from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
-from kernelmux.contract.answers import Offer
+from kernelmux.contract.answers import Offer, checked_formats, checked_variants
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
@@ -60,6 +60,8 @@ def run_case(
     # Not before it is known that the kernel takes the case: numbers are most of a refused one's time.
     drawn = draw_case(case)
     try:
+        # Untold the first, as in a plan that nothing was measured for.
+        found.variant = next(iter(checked_variants(found, node).values()), None)
         weights = [drawn.weights[value.name] for value in node.weights]
         trial = Trial(drawn.planes, weights, _store(node, found, variant), found, target)
         declared.pure(trial, kernel.partition(":")[0], registry, node)
@@ -101,7 +103,7 @@ def choices(node: TensorNode, kernel: Kernel) -> Mapping[str, Sequence[str]]:
     # What the op updates is input and output at once: it has the format that the case states.
     kept = {f"inputs{source}" for source, _ in node.contract.updates}
     kept |= {f"outputs{target}" for _, target in node.contract.updates}
-    sides = {"inputs": kernel.inputs(node), "outputs": kernel.outputs(node)}
+    sides = checked_formats(kernel.name, kernel, node)
     places = {f"{side}{index}": formats for side, listed in sides.items() for index, formats in enumerate(listed)}
     return {place: formats for place, formats in places.items() if len(formats) > 1 and place not in kept}
 

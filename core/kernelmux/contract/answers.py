@@ -13,6 +13,7 @@ from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel, Launch, ReasonKind, Tensors
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.domain import admits, in_words
+from kernelmux.graph.formats import FORMATS
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import OPS
 
@@ -33,7 +34,11 @@ def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
     for kernel in answer:
         if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
             raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, [MyKernel]")
+        if missing := sorted(kernel.__abstractmethods__):
+            raise BackendError(f"{kernel.__name__} has no {missing[0]}: a kernel must define it")
         _check_declarations(kernel)
+        if isinstance(ops := getattr(kernel, "ops", ()), str):
+            raise BackendError(f"{kernel.__name__}.ops must be a tuple of names, ({ops!r},)")
         if not kernel.ops:
             raise BackendError(f"{kernel.__name__}.ops names no op: say which it implements, as ops = ('add',)")
         for op in kernel.ops:
@@ -61,7 +66,11 @@ def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) 
         kernel = made()
         kernel.device = device
         outside = excluded(kernel, told)
-        refusal = outside or kernel.refuses(node)
+        refusal: Any = outside or kernel.refuses(node)
+        if not isinstance(refusal, Declined | None):
+            raise BackendError(
+                f"{kernel.name}.refuses returned {_shown(refusal)}: it must return Declined(reason) or None"
+            )
         if refusal is None:
             (late if kernel.comes_late(node) else early).append(kernel)
             continue
@@ -119,6 +128,30 @@ def checked_answer(backend: str, function: str, answer: Any) -> Offer:
     return Offer(kernels, declined)
 
 
+def checked_formats(name: str, kernel: Kernel, node: TensorNode) -> Mapping[str, Sequence[Sequence[str]]]:
+    """What a kernel's `inputs` and `outputs` returned; BackendError where that is no list of formats for each."""
+    answers = {"inputs": kernel.inputs(node), "outputs": kernel.outputs(node)}
+    for what, values in (("inputs", node.inputs), ("outputs", node.outputs)):
+        formats = answers[what]
+        listed = isinstance(formats, list | tuple) and all(isinstance(each, list | tuple) for each in formats)
+        if not listed:
+            shown = repr(formats) if formats else _shown(formats)
+            raise BackendError(f"{name}.{what} must give a list of formats for each, as [['f32']], not {shown}")
+        if len(formats) != len(values) or not all(formats):
+            raise BackendError(f"{name}.{what} must give formats for each of {len(values)} {what} of a {node.op}")
+        if unknown := [format for each in formats for format in each if format not in FORMATS]:
+            raise BackendError(f"{name}.{what}: unknown format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
+    return answers
+
+
+def checked_variants(kernel: Kernel, node: TensorNode) -> Mapping[str, Any]:
+    """What a kernel's `variants` returned, by their names; BackendError where that is no list."""
+    answer = kernel.variants(node)
+    if not isinstance(answer, list | tuple):
+        raise BackendError(f"{kernel.name}.variants returned {_shown(answer)}: it must return a list, [] for none")
+    return {str(variant): variant for variant in answer}
+
+
 def bound(name: str, kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
     """What a kernel's `bind` returned; BackendError where that cannot be called."""
     launch = kernel.bind(node, tensors, stream)
@@ -139,7 +172,7 @@ def _shown(answer: Any) -> str:
         return f"the class {answer.__name__}"
     if isinstance(answer, Kernel):
         return f"an instance of {type(answer).__name__}"
-    return f"{answer!r:.40} ({type(answer).__name__})"
+    return f"{' '.join(repr(answer).split()):.40} ({type(answer).__name__})"
 
 
 def _check_declarations(kernel: Kernel | type[Kernel]) -> None:

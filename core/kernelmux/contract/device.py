@@ -178,6 +178,8 @@ class Cpu(Platform):
         return {"features": frozenset({"bf16"})} if device.arch == self.arch else {}
 
     def find(self, index: int) -> Device:
+        if index:
+            raise PlanError(f"there is no device cpu:{index}: the processor is one device, cpu")
         import torch
 
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from kernelmux.contract.answers import checked_variants
 from kernelmux.contract.cache import Cache, library_versions, read_table, source_hash, update_table
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
@@ -43,7 +44,7 @@ class Tables:
 
     def pick(self, kernel: Kernel, node: TensorNode) -> tuple[Any, str] | None:
         """The variant that a kernel had better run a node with, its extents known, and why; None where it has none."""
-        named = {str(variant): variant for variant in kernel.variants(node)}
+        named = checked_variants(kernel, node)
         if not named:
             return None
         package, work = type(kernel).__module__.partition(".")[0], kernel.work(node)

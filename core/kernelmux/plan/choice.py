@@ -6,9 +6,9 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+from kernelmux.contract.answers import checked_formats, checked_variants
 from kernelmux.contract.kernel import Declined, Kernel, Launch, ReasonKind, Tensors
 from kernelmux.errors import BackendError, nearest
-from kernelmux.graph.formats import FORMATS
 from kernelmux.graph.graph import TensorNode
 
 
@@ -57,7 +57,7 @@ class Choice:
         if taken is None:
             return self.kernel
         kernel = copy(self.kernel)
-        named = {str(variant): variant for variant in kernel.variants(node)}
+        named = checked_variants(kernel, node)
         if not named:
             return kernel
         if taken.variant not in named:
@@ -76,14 +76,7 @@ def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
     Only activations of rows and columns can: not ids, and not a cache. BackendError where the kernel's declarations do
     not fit the node at all.
     """
-    inputs, outputs = kernel.inputs(node), kernel.outputs(node)
-    for what, values, formats in (("inputs", node.inputs, inputs), ("outputs", node.outputs, outputs)):
-        if isinstance(formats, str) or any(isinstance(each, str) for each in formats):
-            raise BackendError(f"{name}.{what} must give a list of formats for each, as [['f32']], not {formats!r}")
-        if len(formats) != len(values) or not all(formats):
-            raise BackendError(f"{name}.{what} must give formats for each of {len(values)} {what} of a {node.op}")
-        if unknown := [format for each in formats for format in each if format not in FORMATS]:
-            raise BackendError(f"{name}.{what}: unknown format {unknown[0]!r}{nearest(unknown[0], FORMATS)}")
+    inputs = checked_formats(name, kernel, node)["inputs"]
     for value, accepted in zip(node.inputs, inputs, strict=True):
         fixed = len(value.shape) != 2 or value.format == "i32"
         if fixed and value.format not in accepted:

@@ -6,14 +6,16 @@ from, and the choice, formats and variants of every step; alike steps are writte
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
@@ -68,6 +70,13 @@ class Lock(BaseModel):
     """By a label, which begins with the kernel's name."""
     schedules: dict[str, dict[str, str]]
     """By `m/outs`, of each node the label of its step."""
+    checksum: str
+    """Of all the rest: what a hand has changed since and nothing else gives away, as a reason or the policy."""
+
+    def sealed(self) -> Lock:
+        """The lock with the checksum of what it says."""
+        said = self.model_dump_json(exclude={"checksum"})
+        return self.model_copy(update={"checksum": hashlib.sha256(said.encode()).hexdigest()[:16]})
 
     def by_bucket(self) -> Locked:
         """The choices of every node by its bucket's rows."""
@@ -134,7 +143,8 @@ def _to_lock(plan: Plan) -> Lock:
         notes=plan.notes,
         steps=steps,
         schedules=schedules,
-    )
+        checksum="",
+    ).sealed()
 
 
 def _label(name: str, taken: Mapping[str, object]) -> str:
@@ -168,6 +178,8 @@ def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device
         raise PlanError(f"{path}: {error}; lock it anew", file=str(path), node=error.node) from error
     plan = replace(plan, considered=lock.considered, notes=lock.notes)
     _compare(path, lock, _to_lock(plan))
+    if lock != lock.sealed():
+        raise PlanError(f"{path}: it was edited since it was written; lock it anew", file=str(path))
     return plan
 
 
@@ -184,14 +196,25 @@ def _parse(path: str | Path) -> tuple[Lock, Policy, Locked]:
         raise PlanError(f"{path}: not a lock file of version {VERSION}; write one with plan --lock", file=str(path))
     try:
         lock = Lock.model_validate_json(text)
-        if min(locked := lock.by_bucket()) < 1:
-            raise ValueError(f"a bucket of {min(locked)} rows")
         if odd := {label for nodes in lock.schedules.values() for label in nodes.values()} - lock.steps.keys():
             raise ValueError(f"{min(odd)!r} is none of its steps")
+        if odd := {rows for rows in lock.schedules if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", rows)}:
+            raise ValueError(f"its schedules' {min(odd)!r} is no pair of row counts, as 1/1")
+        if not (locked := lock.by_bucket()):
+            raise ValueError("it has no schedules")
         return lock, _policy_from_dict(lock.policy), locked
     except (ValueError, TypeError, IndexError, KeyError) as error:
-        said = " ".join(str(error).split())[:120]
-        raise PlanError(f"{path}: not a plan's lock file: {said}; write it with plan --lock", file=str(path)) from error
+        raise PlanError(
+            f"{path}: not a plan's lock file: {_said(error)}; write it with plan --lock", file=str(path)
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, and where in the file."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{first['msg'].lower()} at {'.'.join(map(str, first['loc']))}"
+    return " ".join(str(error).split())[:120]
 
 
 def _compare(path: str | Path, lock: Lock, found: Lock) -> None:

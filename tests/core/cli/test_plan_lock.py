@@ -271,3 +271,20 @@ def test_diff_names_the_file_that_is_wrong(q4: Path, small: Path, tmp_path: Path
     assert_one_line_error(
         call_command("plan", q4, "--diff", tmp_path / "none.json", small), "none.json", "No such file"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--diff", "small", "whole", "--lock", "x.lock"), "--diff is without --lock"),
+        (("--diff", "small", "whole", "--policy", "small", "--rows", 1), "--diff is without --policy and --rows"),
+        (("--why", "logits", "--rows", 1), "--why is without --rows"),
+        (("--device", "cuda:1", "--device-as", "cuda sm_90 NVIDIA H200"), "in place of --device cuda:1"),
+        (("--device", "cpu:5"), "there is no device cpu:5"),
+    ],
+)
+def test_options_that_have_no_use_for_each_other_are_an_error(q4: Path, small: Path, whole: Path, options, said: str):
+    filled = [{"small": small, "whole": whole}.get(option, option) for option in options]
+    result = call_command("plan", q4, *filled)
+    assert result.code == 2
+    assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from fake_backend import CPU, FakeKernel, plan_for, silu_graph
+from kernelmux.conformance.run import run_case
 from kernelmux.conformance.testing import backend, one_node
 from kernelmux.contract import CONTRACT, Declined, Device, Kernel, Tensors, hookimpl, registry
 from kernelmux.contract.answers import bound
 from kernelmux.errors import BackendError
 from kernelmux.graph.formats import Format, Value
+from kernelmux.graph.ops import OPS
 
 ADD = one_node("add", Value("a", (1, 8)), Value("b", (1, 8)))
 SILU = one_node("silu", Value("x", (4, 8)))
@@ -56,6 +58,8 @@ LISTS = {
     "a name": ([Listed, "f64"], "bad.kernel_classes() lists 'f64' (str): it must list Kernel classes, [MyKernel]"),
     "no op": ([variation(ops=())], "Varied.ops names no op: say which it implements, as ops = ('add',)"),
     "an op that is none": ([variation(ops=("silo",))], "Varied.ops: unknown op 'silo' (did you mean 'silu'?)"),
+    "ops as a word": ([variation(ops="silu")], "Varied.ops must be a tuple of names, ('silu',)"),
+    "no bind": ([type("Bare", (Kernel,), {"ops": ("silu",)})], "Bare has no bind: a kernel must define it"),
     "no name": ([variation(name="")], "Varied.name must be a name without its backend, not ''"),
     "a full name": ([variation(name="bad:f32")], "Varied.name must be a name without its backend, not 'bad:f32'"),
     "no precision": ([variation(precision=None)], "f32.precision must be a bound on the NMSE, not None"),
@@ -175,3 +179,47 @@ def test_formats_in_a_flat_list_are_told_how_to_nest(what):
     with registry.isolated(bad=listing([flat])) as found, pytest.raises(BackendError) as caught:
         plan_for(silu_graph(), found)
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("forgets", "said"),
+    [
+        (
+            "outputs",
+            "f32.outputs must give a list of formats for each, as [['f32']], not None (is a `return` missing?)",
+        ),
+        ("variants", "f32.variants returned None (is a `return` missing?): it must return a list, [] for none"),
+    ],
+)
+def test_a_forgotten_return_is_told_by_plan_and_by_check(forgets, said):
+    lost = variation(**{forgets: lambda self, node: None}, takes={})
+    with registry.isolated(bad=listing([lost])) as found:
+        with pytest.raises(BackendError) as caught:
+            plan_for(silu_graph(), found)
+        assert said in str(caught.value)
+        case = next(case for case in OPS["silu"].cases() if "smoke" in case.marks)
+        assert said in run_case(case, "bad:f32", found, "cpu").failures[0]
+
+
+def test_refuses_that_returns_words_is_told_by_name():
+    worded = variation(refuses=lambda self, node: "too wide")
+    with registry.isolated(bad=listing([worded])) as found:
+        found.offer(SILU, CPU)
+        fault = found.backends["bad"].fault
+    assert "f32.refuses returned 'too wide' (str): it must return Declined(reason) or None" in fault
+
+
+def test_the_suite_runs_a_kernel_with_its_first_variant():
+    seen = []
+
+    def bind(self, node, tensors, stream):
+        seen.append(self.variant)
+        x, y = tensors.inputs[0][0], tensors.outputs[0][0]
+        return lambda: torch.mul(x, torch.sigmoid(x), out=y)
+
+    tiled = variation(variants=lambda self, node: [16, 32], bind=bind, takes={})
+    with registry.isolated(a=listing([tiled])) as found:
+        case = next(case for case in OPS["silu"].cases() if "smoke" in case.marks)
+        outcome = run_case(case, "a:f32", found, "cpu")
+    assert outcome.status == "pass", outcome.failures
+    assert set(seen) == {16}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,48 @@ def test_a_plan_read_back_is_the_same_plan(tmp_path):
     found = read(tmp_path / "p.json")
     assert_same_plan(found, plan)
     assert found == plan
+
+
+def edited(path, edit):
+    """The lock file with an edit of its JSON."""
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda lock: next(iter(lock["steps"].values())).update(reason="because"),
+        lambda lock: lock["policy"]["document"]["defaults"].update(on_error="next"),
+        lambda lock: lock["policy"]["document"]["rule"][1].update(use=["a"]),
+        lambda lock: lock.update(banned=[["a:fast", "x"]]),
+        lambda lock: lock.update(notes=["no"]),
+        lambda lock: lock.update(checksum="0" * 16),
+    ],
+    ids=["reason", "on_error", "use", "banned", "notes", "checksum"],
+)
+def test_what_a_hand_has_changed_is_never_taken_for_the_plan(tmp_path, edit):
+    locked(tmp_path / "p.json")
+    edited(tmp_path / "p.json", edit)
+    with pytest.raises(PlanError, match="lock it anew"):
+        read(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda lock: lock.pop("graph"), "field required at graph"),
+        (lambda lock: lock.update(schedules={}), "it has no schedules"),
+        (lambda lock: lock["schedules"].update(many={}), "'many' is no pair of row counts, as 1/1"),
+        (lambda lock: lock["schedules"]["4/4"].update(logits="c:nope"), "'c:nope' is none of its steps"),
+    ],
+)
+def test_a_damaged_file_says_where(tmp_path, edit, said):
+    locked(tmp_path / "p.json")
+    edited(tmp_path / "p.json", edit)
+    with pytest.raises(PlanError, match=re.escape(said)):
+        read(tmp_path / "p.json")
 
 
 def test_a_lock_of_a_plan_that_was_read_is_the_same_file(tmp_path):
