@@ -65,6 +65,12 @@ def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Mo
     raise typer.BadParameter("name a GGUF file, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")
 
 
+def refuse_together(option: str, **others: object) -> None:
+    """An error where others are asked for beside an option that has no use for them."""
+    if option and (asked := [f"--{name}" for name, value in others.items() if value]):
+        raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
+
+
 def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str | Device) -> Plan:
     """A plan as asked for; what must be told of it is said in red on stderr."""
     made = model.plan(policy, use=use or (), device=device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import Json, ModelPath, line_width
+from kernelmux.cli.common import Json, ModelPath, line_width, refuse_together
 
 if TYPE_CHECKING:
     from kernelmux.graph.formats import Value
@@ -24,8 +24,7 @@ def graph(
     """Show a model's compute graph: every node with its op, inputs, outputs and weights."""
     from kernelmux.models import open_model
 
-    if dot and json:
-        raise typer.BadParameter("DOT and JSON are two forms: ask for one", param_hint="--dot")
+    refuse_together("--dot" if dot else "", json=json)
     built = open_model(model).graph
     if json:
         typer.echo(built.to_json())

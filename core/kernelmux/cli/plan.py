@@ -20,6 +20,7 @@ from kernelmux.cli.common import (
     make_plan,
     open_asked,
     print_json,
+    refuse_together,
     traced,
 )
 
@@ -56,8 +57,8 @@ def plan(
     from kernelmux.plan import explain
     from kernelmux.plan.diff import moves, show_diff
 
-    _refuse_together("--diff" if diff else "", policy=policy, why=why, rows=rows, lock=lock, verbose=verbose)
-    _refuse_together("--why" if why else "", rows=rows)
+    refuse_together("--diff" if diff else "", policy=policy, why=why, rows=rows, lock=lock, verbose=verbose)
+    refuse_together("--why" if why else "", rows=rows)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
         before, after = (_plan_of(opened, path, use, target) for path in diff)
@@ -83,14 +84,8 @@ def plan(
             typer.echo(line)
 
 
-def _refuse_together(option: str, **others: object) -> None:
-    """An error where others are asked for beside an option that has no use for them."""
-    if option and (asked := [f"--{name}" for name, value in others.items() if value]):
-        raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
-
-
 def capturing(plan: Plan) -> list[str]:
-    """On CUDA, which decode steps run as CUDA graphs, and which kernels keep the others from it."""
+    """Where the device captures graphs: which decode steps run as one, and which kernels keep the others from it."""
     from kernelmux.run.capture import CAPTURED_ROWS, captured_rows
 
     if not plan.device.platform.captures:

@@ -1,4 +1,4 @@
-"""What is checked of a launch in a CUDA graph: that it gives the same bytes, and how many device launches it is."""
+"""What is checked of a launch in a captured graph: that it gives the same bytes, and how many device launches it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def captured(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:
-    """The same launch, replayed from a CUDA graph, gives the same bytes, in as many device launches as declared.
+    """The same launch, replayed from a captured graph, gives the same bytes, in as many device launches as declared.
 
     It is captured while the inputs hold other numbers: a graph keeps addresses, and nothing of what was there.
     """

@@ -76,7 +76,7 @@ def capture_cases(session: Session, path: Path) -> Iterator[None]:
     """Writes what the session runs within the block to `path`, even where it raises. KernelmuxError if it cannot.
 
     Nodes that differ only in name and layer are one case, and its step state is that of the last such step; of those
-    that a CUDA graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
+    that a graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
     gives the plain ones.
     """
     try:

@@ -110,7 +110,7 @@ class Kernel(ABC):
     launches: ClassVar[int] = 1
     """Device launches of a call, at most: a library may split its work."""
     capturable: ClassVar[bool] = True
-    """False where a launch reads host state or allocates, so that a CUDA graph cannot hold it."""
+    """False where a launch reads host state or allocates, so that a captured graph cannot hold it."""
     packed: ClassVar[str] = ""
     """The name of the packed weights' form; kernels with the same name, on the same weights, share one copy."""
     devices: ClassVar[tuple[str, ...]] = ()

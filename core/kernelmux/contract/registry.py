@@ -30,7 +30,7 @@ from kernelmux.graph.ops.op import WEIGHTS, all_weights
 GROUP = "kernelmux.backends"
 ALLOW = "KERNELMUX_BACKENDS"
 """Environment variable: a comma-separated list of the only backends to load."""
-OWN_HOOKS = ("device_refusal", "kernel_classes", "new_ops", "new_formats")
+OWN_HOOKS = tuple(name for name in vars(Hooks) if not name.startswith("_"))
 
 
 @dataclass

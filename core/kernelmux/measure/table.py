@@ -47,13 +47,18 @@ class Tables:
         named = checked_variants(kernel, node)
         if not named:
             return None
-        package, work = type(kernel).__module__.partition(".")[0], kernel.work(node)
+        package, work = package_of(kernel), kernel.work(node)
         if package not in self._of_package:
             self._of_package[package] = read_tables(package, self.device)
         for table in self._of_package[package]:
             if (variant := table.choices.get(work, "")) in named:
                 return named[variant], table.source
         return next(iter(named.values())), DEFAULT
+
+
+def package_of(kernel: Kernel) -> str:
+    """The package that a kernel is from: it ships the tables, and those made here are kept for it."""
+    return type(kernel).__module__.partition(".")[0]
 
 
 def read_tables(package: str, device: Device) -> tuple[Table, ...]:

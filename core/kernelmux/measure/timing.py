@@ -29,7 +29,7 @@ class Timing:
     p10: float
     p90: float
     captured: bool = False
-    """Whether a CUDA graph was replayed; False counts Python's part of each launch too."""
+    """Whether a captured graph was replayed; False counts Python's part of each launch too."""
 
     @staticmethod
     def of(samples: Sequence[float], captured: bool = False) -> Timing:

@@ -16,7 +16,7 @@ from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry
 from kernelmux.measure.ops import bind_once, find_kernels, random_weights, time_kernel
-from kernelmux.measure.table import remember
+from kernelmux.measure.table import package_of, remember
 from kernelmux.measure.works import Work
 
 THREADS = 6
@@ -45,7 +45,7 @@ def measure_works(
             known = {variant: time for variant, time in times.items() if time is not None}
             if known:
                 best[label] = min(known, key=known.__getitem__)
-                remember(type(kernel).__module__.partition(".")[0], device, {label: best[label]})
+                remember(package_of(kernel), device, {label: best[label]})
     return best
 
 

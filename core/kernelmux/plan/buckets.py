@@ -39,6 +39,11 @@ class Bucket:
         return tuple((node, choice.name, choice.reason) for node, choice in sorted(self.choices.items()))
 
 
+def first_row(tops: Sequence[int], top: int) -> int:
+    """The least row count of the bucket that ends at `top`."""
+    return max((other for other in tops if other < top), default=0) + 1
+
+
 def row_counts(policy: Policy, max_rows: int) -> list[int]:
     """Row counts to choose at: powers of two, and each bound of the policy, so that a rule holds for a whole bucket."""
     powers = (2**power for power in range(max_rows.bit_length()))

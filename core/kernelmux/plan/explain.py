@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import PlanError, nearest
 from kernelmux.graph.formats import human_bytes
+from kernelmux.plan.buckets import first_row
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.table import WIDTH, grouped, merged, short, spans, table, wrapped
 
@@ -155,7 +156,7 @@ def _rows(plan: Plan, tops: Sequence[int]) -> str:
 
 def bounds(buckets: Sequence[int], tops: Sequence[int]) -> Iterator[tuple[int, int]]:
     """The least and the largest row count of these buckets."""
-    return ((max((b for b in buckets if b < top), default=0) + 1, top) for top in tops)
+    return ((first_row(buckets, top), top) for top in tops)
 
 
 def _needs(plan: Plan, schedules: Sequence[Schedule]) -> Iterator[str]:

@@ -10,13 +10,9 @@ import bisect
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value, aligned, lookup, value_bytes
 from kernelmux.graph.graph import TensorNode
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

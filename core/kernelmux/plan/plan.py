@@ -24,7 +24,7 @@ from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode, nameless
 from kernelmux.graph.rewrite import fuse
 from kernelmux.measure.table import Tables
-from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, row_counts
+from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, first_row, row_counts
 from kernelmux.plan.choice import Choice, Rejection, Taken
 from kernelmux.plan.explain import show, why
 from kernelmux.plan.formats import Step
@@ -94,10 +94,10 @@ class Plan:
 
     def nodes_meant(self, step: Step, top: int) -> Iterator[tuple[TensorNode, int]]:
         """The nodes that a step stands for, itself and its plain parts, at the row counts that tell in its bucket."""
-        below = max((bucket for bucket in self.buckets if bucket < top), default=0)
+        low = first_row(self.buckets, top)
         for name in (step.node.name, *self.fused.get(step.node.name, ())):
             node = step.node if name == step.node.name else self._plain[name]
-            yield from ((node, rows) for rows in self.policy.telling_rows(below + 1, top))
+            yield from ((node, rows) for rows in self.policy.telling_rows(low, top))
 
     @cached_property
     def _plain(self) -> Mapping[str, TensorNode]:
@@ -248,7 +248,7 @@ class _Scheduling:
             return choice
         low = top
         if isinstance(node.inputs[0].shape[0], str):
-            low = max((other for other in self.tops if other < top), default=0) + 1
+            low = first_row(self.tops, top)
         key = choice, nameless(node), low, top
         if key not in self._taken:
             self._taken[key] = taken_variants(self.tables, choice, node, low, top)

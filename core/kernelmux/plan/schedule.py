@@ -42,7 +42,7 @@ class Schedule:
 
     @cached_property
     def not_capturable(self) -> tuple[Step, ...]:
-        """The steps whose kernels a CUDA graph cannot hold: with any of them the schedule runs eagerly."""
+        """The steps whose kernels a captured graph cannot hold: with any of them the schedule runs eagerly."""
         return tuple(step for step in self.steps if not step.choice.kernel.capturable)
 
     def rows(self, node: TensorNode) -> int:

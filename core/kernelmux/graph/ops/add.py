@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.ops.op import Case, Elementwise, Operands, elementwise_cases
+from kernelmux.graph.ops.op import Elementwise, Operands
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +29,3 @@ class Add(Elementwise):
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         a, b = operands.inputs
         return (a + b,)
-
-    def cases(self) -> Iterator[Case]:
-        return elementwise_cases(self)

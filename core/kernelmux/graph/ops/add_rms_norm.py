@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
 from kernelmux.graph.ops.rms_norm import RmsNorm
-
-if TYPE_CHECKING:
-    pass
 
 
 class AddRmsNorm(Fused):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
@@ -14,14 +14,12 @@ from kernelmux.graph.ops.op import (
     all_weights,
     column_count,
     extreme_cases,
+    has_bias,
     loud,
     marks,
     row_count,
     weight_formats,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 class GateUpSwiglu(Fused):
@@ -49,7 +47,7 @@ class GateUpSwiglu(Fused):
         "n": lambda node: node.weight[0].shape[0],
         "k": column_count,
         "weight_formats": weight_formats,
-        "bias": lambda node: bool(node.bias),
+        "bias": has_bias,
     }
 
     def cases(self) -> Iterator[Case]:

@@ -21,6 +21,7 @@ from kernelmux.graph.ops.op import (
     all_weights,
     column_count,
     extreme_cases,
+    has_bias,
     loud,
     marks,
     row_count,
@@ -52,7 +53,7 @@ class MulMat(Op):
         "n": lambda node: node.weight[0].shape[0],
         "k": column_count,
         "weight_format": lambda node: node.weight[0].format,
-        "bias": lambda node: bool(node.bias),
+        "bias": has_bias,
     }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.mul_mat import MulMat
 from kernelmux.graph.ops.op import ROW_COUNTS, Case, all_weights, extremes, loud, marks
-
-if TYPE_CHECKING:
-    pass
 
 
 class MulMatAdd(Fused):

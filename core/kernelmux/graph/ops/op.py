@@ -78,6 +78,11 @@ def weight_formats(node: TensorNode) -> tuple[str, ...]:
     return tuple(weight.format for weight in node.weight)
 
 
+def has_bias(node: TensorNode) -> bool:
+    """Whether a bias is added to each of the node's products."""
+    return bool(node.bias)
+
+
 class Op(ABC):
     """The contract that every kernel of this op keeps."""
 
@@ -164,6 +169,9 @@ class Elementwise(Op):
             fits = other.shape == first.shape
             self.require(fits, node, f"{first.name} is {first.shape}, {other.name} is {other.shape}")
         return (self.output(node, 0, first.shape, format),)
+
+    def cases(self) -> Iterator[Case]:
+        return elementwise_cases(self)
 
 
 ROW_COUNTS = (1, 2, 3, 5, 8, 16, 17, 64, 128, 200, 512)

@@ -14,6 +14,7 @@ from kernelmux.graph.ops.op import (
     all_weights,
     column_count,
     extreme_cases,
+    has_bias,
     loud,
     marks,
     row_count,
@@ -46,7 +47,7 @@ class Qkv(Fused):
         "n": lambda node: tuple(weight.shape[0] for weight in node.weight),
         "k": column_count,
         "weight_formats": weight_formats,
-        "bias": lambda node: bool(node.bias),
+        "bias": has_bias,
     }
 
     widths: ClassVar[tuple[int, ...]] = (96, 32, 32)

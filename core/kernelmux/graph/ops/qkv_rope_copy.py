@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.ops.fused import Fused, Part
@@ -14,15 +13,13 @@ from kernelmux.graph.ops.op import (
     Draw,
     all_weights,
     column_count,
+    has_bias,
     loud,
     marks,
     row_count,
     weight_formats,
 )
-from kernelmux.graph.ops.rope import Rotation
-
-if TYPE_CHECKING:
-    pass
+from kernelmux.graph.ops.rope import Rope, Rotation
 
 
 class QkvRopeCopy(Fused):
@@ -49,12 +46,9 @@ class QkvRopeCopy(Fused):
     told = {
         "m": row_count,
         "k": column_count,
-        "num_heads": attrgetter("num_heads"),
-        "num_kv_heads": attrgetter("num_kv_heads"),
-        "head_dim": attrgetter("head_dim"),
-        "rotation": attrgetter("rotation"),
+        **Rope.told,
         "weight_formats": lambda node: weight_formats(node)[:3],
-        "bias": lambda node: bool(node.bias),
+        "bias": has_bias,
         "cache_format": lambda node: node.inputs[3].format,
     }
 

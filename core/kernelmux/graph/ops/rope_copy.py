@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 from kernelmux.graph.ops.copy import Copy
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, extremes, row_count
+from kernelmux.graph.ops.op import ROW_COUNTS, Case, extremes
 from kernelmux.graph.ops.rope import SCALINGS, Rope, Rotation
 
 PLAIN = Rotation(theta=1e4, dims=64)
@@ -37,14 +36,7 @@ class RopeCopy(Fused):
         Part("rope", ("q_flat", "k_flat", "positions"), ("q", "k"), weight=0),
         Part("copy", ("k", "v", "slots", "k_cache", "v_cache"), ("k_cache_out", "v_cache_out")),
     )
-    told = {
-        "m": row_count,
-        "num_heads": attrgetter("num_heads"),
-        "num_kv_heads": attrgetter("num_kv_heads"),
-        "head_dim": attrgetter("head_dim"),
-        "rotation": attrgetter("rotation"),
-        "cache_format": lambda node: node.inputs[5].format,
-    }
+    told = {**Rope.told, "cache_format": lambda node: node.inputs[5].format}
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:

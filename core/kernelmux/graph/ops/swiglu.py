@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, column_count, extreme_cases, marks, row_count
-
-if TYPE_CHECKING:
-    pass
 
 
 class Swiglu(Fused):
