@@ -27,6 +27,7 @@ class Npu(Platform):
     """`stream.enqueue` is how its kernels launch. `free` is what `free_bytes` says."""
 
     kind = "npu"
+    lost = ("tile memory is gone",)
 
     def __init__(self):
         self.free, self.now, self.streams = None, Stream(), []

@@ -6,6 +6,7 @@ Every message is a small lesson: what was asked, what exists, and what would wor
 from __future__ import annotations
 
 import difflib
+import itertools
 import sys
 import traceback
 from collections.abc import Iterable
@@ -85,21 +86,28 @@ def nearest(asked: str, known: Iterable[str]) -> str:
 
 
 def where_raised(error: BaseException) -> str:
-    """`file.py:123`: the innermost line of the backend that core called, or the innermost of all where it called none.
+    """`package/file.py:12`: the innermost line of the backend that core called; where it called none, of all.
 
     The package that core entered is the backend's; what that goes on to call, a library or core itself, is not.
     """
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{Path(error.filename).name}:{error.lineno}"
+        return place(error.filename, error.lineno)
     frames = [
-        (str(frame.f_globals.get("__name__")).partition(".")[0], f"{Path(frame.f_code.co_filename).name}:{line}")
+        (str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
     if not frames:
         return "an unknown line"
-    entered = next((index for index, (package, _) in enumerate(frames) if package == "kernelmux"), 0)
+    entered = next((index for index, (package, *_) in enumerate(frames) if package == "kernelmux"), 0)
     theirs = [frame for frame in frames[entered:] if frame[0] not in _BETWEEN] or frames[-1:]
-    return [place for package, place in theirs if package == theirs[0][0]][-1]
+    return [place(file, line) for package, file, line in theirs if package == theirs[0][0]][-1]
+
+
+def place(file: str, line: int | None) -> str:
+    """`package/file.py:12`: a line of a file, which is named from its outermost package on."""
+    path = Path(file)
+    packages = itertools.takewhile(lambda folder: folder.name and (folder / "__init__.py").is_file(), path.parents)
+    return "/".join([*reversed([folder.name for folder in packages]), f"{path.name}:{line}"])
 
 
 _BETWEEN = {"kernelmux", "torch", *sys.stdlib_module_names}

@@ -1,5 +1,6 @@
 """Errors: one tree to catch, what each is about, where it was raised, and the nearest spelling of an unknown name."""
 
+import importlib
 import json
 import pickle
 import sys
@@ -99,6 +100,22 @@ def test_the_line_of_an_error_is_not_that_of_a_library_that_the_backend_calls(tm
     assert where_raised(raised_by(through_core, theirs.kernel)) == "somebody.py:5"
 
 
+def test_a_place_begins_at_the_outermost_package(tmp_path, monkeypatch):
+    folder = tmp_path / "kernelmux_acme" / "fast"
+    folder.mkdir(parents=True)
+    for package in (folder.parent, folder):
+        (package / "__init__.py").touch()
+    (folder / "kernels.py").write_text("def kernel():\n    raise ValueError\n")
+    (folder / "broken.py").write_text("x = 1\ndef kernel(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    kernels = importlib.import_module("kernelmux_acme.fast.kernels")
+    assert where_raised(raised_by(through_core, kernels.kernel)) == "kernelmux_acme/fast/kernels.py:2"
+    error = raised_by(importlib.import_module, "kernelmux_acme.fast.broken")
+    assert where_raised(error) == "kernelmux_acme/fast/broken.py:2"
+    for module in ("kernelmux_acme", "kernelmux_acme.fast", "kernelmux_acme.fast.kernels"):
+        monkeypatch.delitem(sys.modules, module)
+
+
 def test_the_line_of_an_error_is_not_that_of_core_which_the_backend_calls(tmp_path):
     source = """from kernelmux.contract.answers import checked_classes
 
@@ -110,7 +127,7 @@ def kernel():
 
 def test_the_line_of_an_error_of_no_backend_is_the_innermost():
     assert where_raised(raised_by(through_core, lambda: json.loads("{"))).startswith("test_errors.py:")
-    assert where_raised(raised_by(checked_classes, "f", None)).startswith("answers.py:")
+    assert where_raised(raised_by(checked_classes, "f", None)).startswith("kernelmux/contract/answers.py:")
     assert where_raised(raised_by(through_core, torch.nn.Linear(2, 3).forward)).startswith("walk.py:")
 
 

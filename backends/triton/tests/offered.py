@@ -10,7 +10,7 @@ H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
 
 def offers(node, device=H100):
     """What the hook of the node's op answers."""
-    return dispatch(kernelmux_triton.kernel_classes(), node, device)
+    return dispatch("triton", kernelmux_triton.kernel_classes(), node, device)
 
 
 def offered_on(device=H100):

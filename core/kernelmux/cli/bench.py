@@ -95,9 +95,11 @@ def model(
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
     """The nodes that `--shape` and `--op` name, at every row count."""
+    from kernelmux.contract import registry
     from kernelmux.measure.works import matrix_work, model_works
     from kernelmux.models import open_random
 
+    registry.current()  # A backend may bring the format.
     sizes, _, format = shape.partition(":")
     n, cross, k = sizes.partition("x")
     if cross and n.isdigit() and k.isdigit():

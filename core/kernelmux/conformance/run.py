@@ -103,7 +103,7 @@ def choices(node: TensorNode, kernel: Kernel) -> Mapping[str, Sequence[str]]:
     # What the op updates is input and output at once: it has the format that the case states.
     kept = {f"inputs{source}" for source, _ in node.contract.updates}
     kept |= {f"outputs{target}" for _, target in node.contract.updates}
-    sides = checked_formats(kernel.name, kernel, node)
+    sides = checked_formats(kernel, node)
     places = {f"{side}{index}": formats for side, listed in sides.items() for index, formats in enumerate(listed)}
     return {place: formats for place, formats in places.items() if len(formats) > 1 and place not in kept}
 

@@ -198,7 +198,7 @@ class Trial:
             host=tuple(room.host),
         )
         self.synchronize()
-        call = bound(self.kernel.name, self.kernel, self.node, tensors, self.stream)
+        call = bound(self.kernel, self.node, tensors, self.stream)
         self.synchronize()
         for index, (value, memory, old) in enumerate(zip(self.node.inputs, room.inputs, before, strict=True)):
             if (index in updated or memory not in room.outputs) and not same([memory.snapshot()], [old]):

@@ -5,15 +5,18 @@ Enters: a hook's answer, or a backend's kernel classes and a node. Leaves: an Of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from inspect import getattr_static, signature
+from types import FunctionType
 from typing import Any
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel, Launch, ReasonKind, Tensors
-from kernelmux.errors import BackendError, nearest
+from kernelmux.contract.kernel import EVERY_OP, CurrentStream, Declined, Kernel, Launch, ReasonKind, Tensors
+from kernelmux.errors import BackendError, nearest, place
 from kernelmux.graph.domain import admits, in_words
-from kernelmux.graph.formats import FORMATS
+from kernelmux.graph.formats import FORMATS, Value
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import OPS
 
@@ -26,35 +29,39 @@ class Offer:
     declined: Mapping[str, Declined]
 
 
-def checked_classes(function: str, answer: Any) -> tuple[type[Kernel], ...]:
-    """What `kernel_classes` returned; BackendError where it is no list of sound classes."""
+def checked_classes(backend: str, answer: Any) -> tuple[type[Kernel], ...]:
+    """What a backend's `kernel_classes` returned; BackendError where it is no list of sound classes."""
+    function = f"{backend}.kernel_classes()"
     if not isinstance(answer, list | tuple):
         raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of Kernel classes, [MyKernel]")
     seen: list[tuple[object, ...]] = []
     for kernel in answer:
         if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
             raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, [MyKernel]")
+        _check_declarations(backend, kernel)
+        subject = f"{backend}:{kernel.name}"
         if missing := sorted(kernel.__abstractmethods__):
-            raise BackendError(f"{kernel.__name__} has no {missing[0]}: a kernel must define it")
-        _check_declarations(kernel)
+            raise BackendError(f"{subject} has no {missing[0]}: a kernel must define it")
         if isinstance(ops := getattr(kernel, "ops", ()), str):
-            raise BackendError(f"{kernel.__name__}.ops must be a tuple of names, ({ops!r},)")
+            raise BackendError(f"{subject}.ops must be a tuple of names, ({ops!r},)")
         if not kernel.ops:
-            raise BackendError(f"{kernel.__name__}.ops names no op: say which it implements, as ops = ('add',)")
+            raise BackendError(f"{subject}.ops names no op: say which it implements, as ops = ('add',)")
         for op in kernel.ops:
             if op not in OPS and op != EVERY_OP:
-                raise BackendError(f"{kernel.__name__}.ops: unknown op {op!r}{nearest(op, OPS)}")
+                raise BackendError(f"{subject}.ops: unknown op {op!r}{nearest(op, OPS)}")
             # One name may stand for several classes, on different devices or for different arguments.
             if (same := (op, kernel.name, kernel.devices, kernel.takes)) in seen:
-                raise BackendError(f"two kernels of {op} are named {kernel.name}")
+                raise BackendError(f"two kernels of {op} are named {subject}")
             seen.append(same)
         told = {name for op in kernel.ops if op != EVERY_OP for name in OPS[op].told}
         if odd := kernel.takes.keys() - told:
-            raise BackendError(f"{kernel.__name__}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
+            raise BackendError(f"{subject}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
     return tuple(answer)
 
 
-def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) -> list[Kernel | Declined]:
+def dispatch(
+    backend: str, classes: Sequence[type[Kernel]], node: TensorNode, device: Device
+) -> list[Kernel | Declined]:
     """What the hook of the node's op answers for a backend of these classes: each kernel, or why not."""
     early: list[Kernel] = []
     late: list[Kernel] = []
@@ -68,9 +75,8 @@ def dispatch(classes: Sequence[type[Kernel]], node: TensorNode, device: Device) 
         outside = excluded(kernel, told)
         refusal: Any = outside or kernel.refuses(node)
         if not isinstance(refusal, Declined | None):
-            raise BackendError(
-                f"{kernel.name}.refuses returned {_shown(refusal)}: it must return Declined(reason) or None"
-            )
+            subject = f"{backend}:{kernel.name}"
+            raise BackendError(f"{subject}.refuses returned {_shown(refusal)}: it must return Declined(reason) or None")
         if refusal is None:
             (late if kernel.comes_late(node) else early).append(kernel)
             continue
@@ -119,18 +125,19 @@ def checked_answer(backend: str, function: str, answer: Any) -> Offer:
         if isinstance(part, Declined):
             declined[f"{backend}:{part.kernel}" if part.kernel else backend] = part
         elif isinstance(part, Kernel):
-            _check_declarations(part)
-            if (full := f"{backend}:{part.name}") in kernels:
-                raise BackendError(f"two kernels of this op are named {full}")
-            kernels[full] = part
+            _check_declarations(backend, part)
+            part.backend = backend
+            if part.full_name in kernels:
+                raise BackendError(f"two kernels of this op are named {part.full_name}")
+            kernels[part.full_name] = part
         else:
             raise BackendError(f"{function} answered with {_shown(part)}: it must answer with MyKernel() or Declined")
     return Offer(kernels, declined)
 
 
-def checked_formats(name: str, kernel: Kernel, node: TensorNode) -> Mapping[str, Sequence[Sequence[str]]]:
+def checked_formats(kernel: Kernel, node: TensorNode) -> Mapping[str, Sequence[Sequence[str]]]:
     """What a kernel's `inputs` and `outputs` returned; BackendError where that is no list of formats for each."""
-    answers = {"inputs": kernel.inputs(node), "outputs": kernel.outputs(node)}
+    name, answers = kernel.full_name, {"inputs": kernel.inputs(node), "outputs": kernel.outputs(node)}
     for what, values in (("inputs", node.inputs), ("outputs", node.outputs)):
         formats = answers[what]
         listed = isinstance(formats, list | tuple) and all(isinstance(each, list | tuple) for each in formats)
@@ -148,19 +155,35 @@ def checked_variants(kernel: Kernel, node: TensorNode) -> Mapping[str, Any]:
     """What a kernel's `variants` returned, by their names; BackendError where that is no list."""
     answer = kernel.variants(node)
     if not isinstance(answer, list | tuple):
-        raise BackendError(f"{kernel.name}.variants returned {_shown(answer)}: it must return a list, [] for none")
+        raise BackendError(f"{kernel.full_name}.variants returned {_shown(answer)}: it must return a list, [] for none")
     return {str(variant): variant for variant in answer}
 
 
-def bound(name: str, kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+def stored(node: TensorNode, kernel: Kernel, wanted: Callable[[str, Value], str]) -> TensorNode:
+    """The node with each value, as `inputs0`, in the format `wanted` of it, or the kernel's best if it has not that."""
+
+    declared = checked_formats(kernel, node)
+
+    def settled(side: str, values: Sequence[Value]) -> Iterator[Value]:
+        for index, (value, formats) in enumerate(zip(values, declared[side], strict=True)):
+            format = wanted(f"{side}{index}", value)
+            yield replace(value, format=format if format in formats else formats[0])
+
+    inputs = tuple(settled("inputs", node.inputs))
+    outputs = tuple(settled("outputs", node.outputs))
+    if kernel.joins(node):
+        # One matrix has one format.
+        outputs = tuple(replace(value, format=outputs[0].format) for value in outputs)
+    return replace(node, inputs=inputs, outputs=outputs)
+
+
+def bound(kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
     """What a kernel's `bind` returned; BackendError where that cannot be called."""
     launch = kernel.bind(node, tensors, stream)
     if not callable(launch):
-        raise BackendError(
-            f"{name}.bind returned {_shown(launch)}: it must return a call without arguments that enqueues the work",
-            node=node.name,
-            kernel=name,
-        )
+        name, what = kernel.full_name, "a call without arguments that enqueues the work"
+        said = f"{name}.bind returned {_shown(launch)}: it must return {what}"
+        raise BackendError(said, node=node.name, kernel=name)
     return launch
 
 
@@ -175,11 +198,35 @@ def _shown(answer: Any) -> str:
     return f"{' '.join(repr(answer).split()):.40} ({type(answer).__name__})"
 
 
-def _check_declarations(kernel: Kernel | type[Kernel]) -> None:
-    """BackendError where a kernel's declarations are missing or cannot be meant."""
-    owner = kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__
+def _check_declarations(backend: str, kernel: Kernel | type[Kernel]) -> None:
+    """BackendError where a kernel's declarations are missing or cannot be meant, or its methods cannot be called."""
+    made = kernel if isinstance(kernel, type) else type(kernel)
     name, precision = getattr(kernel, "name", None), getattr(kernel, "precision", None)
     if not (isinstance(name, str) and name and ":" not in name):
-        raise BackendError(f"{owner}.name must be a name without its backend, not {name!r}")
+        raise BackendError(f"{backend}:{made.__name__}.name must be a name without its backend, not {name!r}")
     if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
-        raise BackendError(f"{name}.precision must be a bound on the NMSE, not {precision!r}")
+        raise BackendError(f"{backend}:{name}.precision must be a bound on the NMSE, not {precision!r}")
+    if fault := _signature_fault(made):
+        raise BackendError(f"{backend}:{name}.{fault}")
+
+
+@cache
+def _signature_fault(made: type[Kernel]) -> str:
+    """The first method of a class that cannot be called as its base's, where it stands, and how it is called."""
+    for base in (Kernel, CurrentStream):
+        for method, stated in vars(base).items():
+            own = getattr_static(made, method, None)
+            if method.startswith("_") or own is stated or not issubclass(made, base):
+                continue
+            if isinstance(stated, FunctionType) and isinstance(own, FunctionType):
+                asked = signature(stated).parameters
+                try:
+                    signature(own).bind(*asked)
+                except TypeError:
+                    at = place(own.__code__.co_filename, own.__code__.co_firstlineno)
+                    return f"{method}{_parameters(own)} must take ({', '.join(asked)}) ({at})"
+    return ""
+
+
+def _parameters(function: FunctionType) -> str:
+    return f"({', '.join(map(str, signature(function).parameters.values()))})"

@@ -32,6 +32,19 @@ class Cuda(Platform):
     copied_bytes = 2**31
     matrix_size = 8192
     past_cache = 100 * 2**20
+    # The runtime's and cuBLAS' words.
+    full = ("out of memory", "_ALLOC_FAILED")
+    # Faults that end the context, in the CUDA runtime's error strings.
+    lost = (
+        "illegal memory access",
+        "misaligned address",
+        "illegal instruction",
+        "invalid program counter",
+        "device-side assert",
+        "unspecified launch failure",
+        "hardware stack error",
+        "uncorrectable ECC error",
+    )
 
     def torch_name(self, index: int) -> str:
         return f"cuda:{index}"

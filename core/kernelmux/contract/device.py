@@ -90,6 +90,10 @@ class Platform:
     """Rows and columns of the matrices that are multiplied to find the arithmetic's ceiling."""
     past_cache: ClassVar[int] = 64 * 2**20
     """Bytes that operands in rotation cover at least."""
+    full: ClassVar[tuple[str, ...]] = ("out of memory",)
+    """Words by which an error, of whatever type, says that the device's memory is full."""
+    lost: ClassVar[tuple[str, ...]] = ()
+    """Words by which an error says that the device is lost to this process: every later call fails too."""
 
     def torch_name(self, index: int) -> str:
         """What torch calls the device."""
@@ -251,9 +255,9 @@ def on_stream(launch: Callable[[], object], stream: Any) -> Callable[[], object]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory is full: torch's allocator, CUDA itself, or cuBLAS."""
-    text = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "_ALLOC_FAILED" in text
+    """Whether an error says that a device's memory is full, in the words of torch or of some kind of device."""
+    words = {word for platform in PLATFORMS.values() for word in platform.full}
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
 
 
 def out_of_memory(device: str, error: BaseException) -> str:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kernelmux.contract.cache import source_hash
 from kernelmux.contract.device import Device, on_stream
+from kernelmux.contract.weights import dense
+from kernelmux.graph.formats import FORMATS, Value, Weight
 
 if TYPE_CHECKING:
     import torch
 
-    from kernelmux.graph.formats import Weight
     from kernelmux.graph.graph import TensorNode
 
 ReasonKind = Literal[
@@ -112,7 +113,13 @@ class Kernel(ABC):
     capturable: ClassVar[bool] = True
     """False where a launch reads host state or allocates, so that a captured graph cannot hold it."""
     packed: ClassVar[str] = ""
-    """The name of the packed weights' form; kernels with the same name, on the same weights, share one copy."""
+    """The name of the packed weights' form; kernels with the same name, on the same weights, share one copy.
+
+    Where it is that of a plain format, core makes each weight dense in it, unless `prepare` is overridden."""
+    input_formats: ClassVar[Sequence[str]] = ()
+    """The formats that it reads activations in, best first; as the graph states them where there are none."""
+    output_formats: ClassVar[Sequence[str]] = ()
+    """The formats that it writes activations in, likewise."""
     devices: ClassVar[tuple[str, ...]] = ()
     """Kinds of device that it runs on; empty: all that its backend does."""
     capability: ClassVar[tuple[int, int]] = (0, 0)
@@ -126,6 +133,8 @@ class Kernel(ABC):
 
     device: Device = Device("cpu")
     """The device that the instance was made for."""
+    backend: str = ""
+    """The backend that offers it; core says so."""
     variant: Any = None
     """Of a kernel with variants the one that the plan has taken for the node's rows; None before."""
 
@@ -150,20 +159,22 @@ class Kernel(ABC):
         return ""
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        """The formats that each input may have, best first. As the graph states them, unless overridden."""
-        return [[value.format] for value in node.inputs]
+        """The formats that each input may have, best first. Unless overridden, what `input_formats` says."""
+        return [_formats(value, self.input_formats) for value in node.inputs]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        """The formats that each output can be written in, best first. As the graph states them, unless overridden."""
-        return [[value.format] for value in node.outputs]
+        """The formats that each output can be written in, best first. Unless overridden, what `output_formats` says."""
+        return [_formats(value, self.output_formats) for value in node.outputs]
 
     def packed_bytes(self, node: TensorNode) -> int:
         """Bytes that `prepare` will hold for this node, known before anything is packed."""
-        return 0
+        return sum(FORMATS[self.packed].nbytes(value.extents) for value in node.weights) if self._packs_dense else 0
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         """The packed form of the node's weights (weight, bias, gamma, in this order), made once and shared."""
-        return ()
+        if not self._packs_dense:
+            return ()
+        return tuple(dense(weight, FORMATS[self.packed].dtype, device) for weight in weights)
 
     def workspace(self, node: TensorNode) -> int:
         """Bytes of scratch that a launch needs, at the node's row count."""
@@ -177,15 +188,29 @@ class Kernel(ABC):
         """
 
     @property
+    def full_name(self) -> str:
+        """With its backend, as plans and policies say it: `torch:int4`."""
+        return f"{self.backend}:{self.name}"
+
+    @property
     def own_version(self) -> str:
         """What a plan's fingerprint holds: the version that it states, else that of its package's source."""
         return self.version or source_hash(type(self))
+
+    @property
+    def _packs_dense(self) -> bool:
+        return self.packed in FORMATS and FORMATS[self.packed].plain
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+
+def _formats(value: Value, formats: Sequence[str]) -> Sequence[str]:
+    """Those for rows of activations; ids, lengths and caches are as the graph states them."""
+    return formats if formats and len(value.shape) == 2 and value.format != "i32" else [value.format]
 
 
 class CurrentStream(Kernel):

@@ -18,14 +18,14 @@ from typing import Any
 import pluggy
 
 from kernelmux.contract.answers import Offer, checked_answer, checked_classes, checked_list, dispatch
+from kernelmux.contract.brought import add_format, add_op, forget_brought, known, make_known
 from kernelmux.contract.device import Device
 from kernelmux.contract.hookspecs import CONTRACT, Hooks
 from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel
 from kernelmux.errors import BackendError, nearest, where_raised
-from kernelmux.graph.formats import FORMATS, Format, add_format
-from kernelmux.graph.graph import TensorNode, case_node
-from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
-from kernelmux.graph.ops.op import WEIGHTS, all_weights
+from kernelmux.graph.formats import Format
+from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import OPS, Op
 
 GROUP = "kernelmux.backends"
 ALLOW = "KERNELMUX_BACKENDS"
@@ -66,21 +66,18 @@ class Registry:
             raise BackendError(f"backend {name!r} is registered already; each needs a name of its own")
         backend = Backend(name, version or str(getattr(plugin, "__version__", "?")), plugin, tuple(libraries))
         self.backends[name] = backend
-        ops, formats = set(OPS), set(FORMATS)
+        before = known()
         try:
             _check_contract(plugin)
             self._hooks.register(plugin, name=name)
             self._own_hooks[name] = self._implementations(plugin)
             for brought in self._brought(name, "new_formats", Format):
-                add_format(_checked_format(brought))
+                add_format(brought)
             for op in self._brought(name, "new_ops", Op):
-                _add_op(op)
+                add_op(op)
             self._check_hooks(name, plugin)
         except Exception as error:
-            for op_name in OPS.keys() - ops:
-                del OPS[op_name]
-            for format_name in FORMATS.keys() - formats:
-                del FORMATS[format_name]
+            make_known(*before)
             self._quarantine(backend, error)
         return backend
 
@@ -101,7 +98,8 @@ class Registry:
 
     def ops(self, backend: str) -> tuple[str, ...]:
         """The ops that a backend has kernels or a hook for."""
-        own, classes = self._own_hooks.get(backend, {}), self.classes(backend)
+        classes = self.classes(backend)
+        own = {} if self.backends[backend].fault else self._own_hooks[backend]
         return tuple(
             op
             for op in OPS
@@ -109,12 +107,14 @@ class Registry:
         )
 
     def classes(self, backend: str) -> tuple[type[Kernel], ...]:
-        """A backend's kernel classes; none, and a fault on record, where asking for them fails."""
+        """A backend's kernel classes; none of a quarantined one, as one is for which asking fails."""
+        if self.backends[backend].fault:
+            return ()
         if backend not in self._classes:
             self._classes[backend] = ()
             if (own := self._own_hooks.get(backend, {}).get("kernel_classes")) is not None:
                 try:
-                    self._classes[backend] = checked_classes(f"{backend}.kernel_classes()", own.function())
+                    self._classes[backend] = checked_classes(backend, own.function())
                 except Exception as error:
                     self._quarantine(self.backends[backend], error)
         return self._classes[backend]
@@ -125,7 +125,7 @@ class Registry:
         declined: dict[str, Declined] = {}
         for name in [only] if only else self.working:
             try:
-                theirs = self._answer(name, node, device)
+                theirs = Offer({}, {}) if self.backends[name].fault else self._answer(name, node, device)
             except Exception as error:
                 self._quarantine(self.backends[name], error)
             else:
@@ -143,7 +143,7 @@ class Registry:
             told = {"node": node, "device": device, **node.contract.arguments(node)}
             answer = own.function(*(told[key] for key in own.argnames))
         else:
-            answer = dispatch(self.classes(backend), node, device)
+            answer = dispatch(backend, self.classes(backend), node, device)
         if not answer and isinstance(answer, list):
             return Offer({}, {backend: Declined(f"{backend} has no {node.op}", "not offered")})
         return checked_answer(backend, f"{backend}.dispatch_{node.op}", answer)
@@ -211,29 +211,6 @@ def _check_contract(plugin: object) -> None:
         raise BackendError(f"the backend {asked}, this kernelmux speaks {CONTRACT}: set CONTRACT, or install its match")
 
 
-def _checked_format(brought: Format) -> Format:
-    """A format that a backend brings; BackendError where it cannot be used."""
-    if brought.name.lower() in {name.lower() for name in FORMATS if FORMATS[name] != brought}:
-        raise BackendError(f"it brings a format named {brought.name!r}, which exists already")
-    if brought.dequantize is None or brought.draw is None:
-        raise BackendError(f"its format {brought.name!r} needs `dequantize` and `draw`: references and cases use them")
-    return brought
-
-
-def _add_op(op: Op) -> None:
-    """Adds an op that a backend brings to OPS; BackendError where it is not whole."""
-    if op.name in OPS and type(OPS[op.name]) is not type(op):
-        raise BackendError(f"it brings an op named {op.name!r}, which exists already")
-    for part in op.pattern if isinstance(op, Fused) else ():
-        if part.op not in OPS:
-            raise BackendError(f"the pattern of {op.name!r} names the op {part.op!r}{nearest(part.op, OPS)}")
-    OPS[op.name] = op
-    try:
-        op.arguments(case_node(next(op.cases())))
-    except Exception as error:
-        raise BackendError(f"its op {op.name!r} has no sound first case: {type(error).__name__}: {error}") from error
-
-
 def _libraries(entry: EntryPoint) -> tuple[str, ...]:
     """The names of the distributions that a backend's own requires, extras' too, and its own."""
     if entry.dist is None:
@@ -285,19 +262,13 @@ def register(backend: object, name: str | None = None) -> Backend:
 def isolated(**backends: object) -> Iterator[Registry]:
     """Within the block, only the backends given here exist, and what they bring: for tests."""
     global _current
-    before, ops, formats = _current, dict(OPS), dict(FORMATS)
+    before, existed = _current, known()
     _current = Registry()
     try:
-        for name in ops.keys() - CORE_OPS:
-            del OPS[name]
-        for name in set(all_weights()).difference(WEIGHTS):
-            del FORMATS[name]
+        forget_brought()
         for name, plugin in backends.items():
             _current.register(plugin, name)
         yield _current
     finally:
         _current = before
-        OPS.clear()
-        OPS.update(ops)
-        FORMATS.clear()
-        FORMATS.update(formats)
+        make_known(*existed)

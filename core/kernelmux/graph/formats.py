@@ -86,7 +86,7 @@ class Format:
     draw: Callable[[tuple[int, ...], torch.Generator], tuple[torch.Tensor, ...]] | None = field(
         default=None, compare=False
     )
-    """Of a format that a backend brings: valid planes of a random weight of that shape, for cases and random models."""
+    """Of a format that a backend brings: valid planes of a random weight of that shape, on the generator's device."""
 
     @property
     def plain(self) -> bool:
@@ -178,11 +178,6 @@ FORMATS: dict[str, Format] = {
 
 CACHE_FORMATS = ("bf16", "f16", "f32", "fp8_row")
 """What the cache of keys and values may be stored as: each head of a position by itself, its scale too."""
-
-
-def add_format(format: Format) -> None:
-    """Adds a weight format that a backend brings."""
-    FORMATS[format.name] = format
 
 
 def lookup(name: str) -> Format:

@@ -86,7 +86,7 @@ def time_kernel(work: Work, name: str, kernel: Kernel, weights: PackedWeights, a
     node, device = stored_as(work.node, kernel, activations), weights.device
     packed, stream = weights.get(node, name, kernel), device.platform.stream(device)
     tensors = list(_rotation(work, node, kernel, packed, device))
-    calls = [bound(name, kernel, node, operands, stream) for operands in tensors]
+    calls = [bound(kernel, node, operands, stream) for operands in tensors]
     timing = time_launches(calls, device, kernel.capturable, stream)
     packed_bytes = sum(part.nbytes for part in packed)
     return OpTiming(work, name, node, timing, packed_bytes, len(tensors) * _operand_bytes(node, packed))
@@ -97,7 +97,7 @@ def bind_once(work: Work, name: str, kernel: Kernel, weights: PackedWeights) -> 
     node, device = stored_as(work.node, kernel, ""), weights.device
     packed = weights.get(node, name, kernel)
     operands = next(_rotation(work, node, kernel, packed, device))
-    bound(name, kernel, node, operands, device.platform.stream(device))
+    bound(kernel, node, operands, device.platform.stream(device))
 
 
 def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kernelmux.errors import ModelError, nearest
 from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph.ops.blocks import random_blocks
+from kernelmux.graph.ops.op import brought_weights
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.tokenizer import BYTES
 
@@ -51,7 +52,7 @@ MIXED = "Q4_K_M"
 """llama.cpp's mixture: Q4_K, with Q6_K where errors cost most."""
 
 STORED = ("f32", "bf16", "f16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", MIXED)
-"""What the matrices of a random model may be stored as; its norms are f32."""
+"""What the matrices of a random model may be stored as, beside formats that backends bring; its norms are f32."""
 
 NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What llama.cpp stores instead where a row is no multiple of 256."""
@@ -62,9 +63,9 @@ def random_file(asked: str) -> ModelFile:
     shape, _, stored = asked.partition(":")
     if shape not in SHAPES:
         raise ModelError(f"--random {asked}: unknown shape {shape!r}{nearest(shape, SHAPES)}")
-    known = {name.lower(): name for name in STORED}
+    known = {name.lower(): name for name in dict.fromkeys((*STORED, *brought_weights()))}
     if stored.lower() not in known:
-        raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, STORED)}")
+        raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, known.values())}")
     sizes, stored = SHAPES[shape], known[stored.lower()]
     weights = {
         name: Weight(name, extents, stored_as(name, extents, stored, sizes), ())

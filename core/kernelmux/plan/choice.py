@@ -70,13 +70,13 @@ class Choice:
         return kernel
 
 
-def unreadable(name: str, kernel: Kernel, node: TensorNode) -> Declined | None:
+def unreadable(kernel: Kernel, node: TensorNode) -> Declined | None:
     """The refusal of a kernel that wants an input in a format into which it cannot be converted.
 
     Only activations of rows and columns can: not ids, and not a cache. BackendError where the kernel's declarations do
     not fit the node at all.
     """
-    inputs = checked_formats(name, kernel, node)["inputs"]
+    inputs = checked_formats(kernel, node)["inputs"]
     for value, accepted in zip(node.inputs, inputs, strict=True):
         fixed = len(value.shape) != 2 or value.format == "i32"
         if fixed and value.format not in accepted:

@@ -140,7 +140,7 @@ class Selector:
         if name not in offer.kernels:
             return self._absence(name, backend, offer)
         kernel = offer.kernels[name]
-        if (fault := unreadable(name, kernel, node)) is not None:
+        if (fault := unreadable(kernel, node)) is not None:
             return fault
         if not self.within_budget(kernel, rule):
             budget = self.policy.max_error(rule)

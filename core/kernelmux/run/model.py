@@ -37,6 +37,7 @@ def load(path: str | Path) -> Model:
 
 def load_random(asked: str, device: str = "cpu") -> Model:
     """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
+    registry.current()  # A backend may bring the format.
     return Model(open_random(asked, device))
 
 

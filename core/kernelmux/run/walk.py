@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kernelmux.contract.device import is_out_of_memory, out_of_memory
+from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes
 from kernelmux.errors import LaunchError, where_raised
 from kernelmux.plan.formats import Step
@@ -24,7 +24,7 @@ class Walk:
     outputs: Mapping[str, Planes]
     """The graph's outputs by name; the next walk overwrites them."""
     launches: int
-    device: str
+    device: Device
 
     def __call__(self) -> int:
         pending = iter(self.calls)
@@ -38,35 +38,24 @@ class Walk:
         return self.launches
 
 
-# What CUDA says of faults that end the context (the CUDA runtime's error strings): every later call fails too.
-_STICKY = (
-    "illegal memory access",
-    "misaligned address",
-    "illegal instruction",
-    "invalid program counter",
-    "device-side assert",
-    "unspecified launch failure",
-    "hardware stack error",
-    "uncorrectable ECC error",
-)
 _SUSPECTS = 4
 """Nodes that the message about a sticky fault names: launches are asynchronous, so an earlier one may be to blame."""
 
 
-def launch_error(steps: Sequence[Step], index: int, device: str, error: Exception) -> LaunchError:
+def launch_error(steps: Sequence[Step], index: int, device: Device, error: Exception) -> LaunchError:
     """What to say when the step at `index` has raised."""
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
     message = (
-        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device}, "
+        f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device.torch}, "
         f"with {shapes}: {type(error).__name__}: {error} ({where_raised(error)})"
     )
     if is_out_of_memory(error):
-        message = f"{out_of_memory(device, error)}: {choice.name} wanted it for {node.name} ({node.op})"
-    sticky = any(fault in str(error) for fault in _STICKY)
+        message = f"{out_of_memory(device.torch, error)}: {choice.name} wanted it for {node.name} ({node.op})"
+    sticky = any(fault in str(error) for fault in device.platform.lost)
     if sticky:
         suspects = ", ".join(
             f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])
         )
         message += f". The device is lost to this process; suspects, latest first: {suspects}"
-    return LaunchError(message, node.name, choice.name, sticky, device, index + 1)
+    return LaunchError(message, node.name, choice.name, sticky, device.torch, index + 1)

@@ -65,7 +65,7 @@ class Walker:
                 try:
                     self._packed.get(step.node, step.choice.name, step.choice.kernel)
                 except Exception as error:
-                    raise launch_error(schedule.steps, index, self.plan.device.torch, error) from error
+                    raise launch_error(schedule.steps, index, self.plan.device, error) from error
                 yield step.node.name
 
     def without(self, error: LaunchError) -> Walker:
@@ -122,10 +122,10 @@ class Walker:
                 try:
                     calls.append(self._bind_step(step, schedule.layout, views, host))
                 except Exception as error:
-                    raise launch_error(steps, index, self.plan.device.torch, error) from error
+                    raise launch_error(steps, index, self.plan.device, error) from error
         stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
         outputs = {name: views[physical] for name, physical in stored}
-        return Walk(steps, calls, outputs, schedule.launches, self.plan.device.torch)
+        return Walk(steps, calls, outputs, schedule.launches, self.plan.device)
 
     def _all_dims(self, asked: Mapping[str, int]) -> Mapping[str, int]:
         """Every symbol of the graph: those asked for, and the rest from the buffers' own extents."""
@@ -156,7 +156,7 @@ class Walker:
             workspace=self._scratch(node.name, kernel.workspace(node), layout),
             host=tuple(host.get(value.name) for value in node.inputs),
         )
-        return bound(step.choice.name, kernel, node, tensors, self.stream)
+        return bound(kernel, node, tensors, self.stream)
 
     def _scratch(self, node: str, nbytes: int, layout: Layout) -> torch.Tensor | None:
         """A node's scratch: its place in the arena, or memory of its own where fewer rows need more."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from command import assert_one_line_error, call_command, run_command
-from kernelmux.contract import registry
+from kernelmux.conformance.testing import one_node
+from kernelmux.contract import CONTRACT, Device, Kernel, hookimpl, registry
+from kernelmux.graph.formats import Value
 from kernelmux.graph.ops import OPS
 
 BROKEN = SimpleNamespace(CONTRACT=99)
@@ -41,6 +43,22 @@ def test_a_broken_backend_is_listed_as_quarantined_with_its_fault():
     assert "Traceback" not in plain.out
     assert "Traceback" in verbose.out
     assert rows[0]["fault"].startswith("BackendError: the backend was built for contract 99")
+
+
+def test_a_backend_that_breaks_when_it_is_asked_shows_no_kernels(monkeypatch):
+    def refuses(self, node):
+        return "words"
+
+    odd = type("Odd", (Kernel,), {"ops": ("add",), "name": "odd", "precision": 0, "refuses": refuses, "bind": None})
+    listed = SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=hookimpl(lambda: [odd]))
+    with registry.isolated(odd=listed) as found:
+        assert "odd:odd of add" in call_command("backends", "--verbose").out
+        found.offer(one_node("add", Value("a", (1, 8)), Value("b", (1, 8))), Device("cpu"))
+        shown = call_command("backends", "--verbose").out
+        (row,) = json.loads(call_command("backends", "--verbose", "--json").out)["backends"]
+    assert "quarantined: BackendError: odd:odd.refuses returned 'words' (str)" in shown
+    assert "odd:odd of add" not in shown
+    assert (row["ops"], row["kernels"]) == ([], [])
 
 
 def test_without_any_backend_both_list_and_run_say_what_to_install(tiny: Path):

@@ -56,15 +56,18 @@ LISTS = {
     "a class": (Listed, "bad.kernel_classes() returned the class Listed: it must return a list of Kernel classes"),
     "an instance": ([Listed()], "bad.kernel_classes() lists an instance of Listed: it must list Kernel classes"),
     "a name": ([Listed, "f64"], "bad.kernel_classes() lists 'f64' (str): it must list Kernel classes, [MyKernel]"),
-    "no op": ([variation(ops=())], "Varied.ops names no op: say which it implements, as ops = ('add',)"),
-    "an op that is none": ([variation(ops=("silo",))], "Varied.ops: unknown op 'silo' (did you mean 'silu'?)"),
-    "ops as a word": ([variation(ops="silu")], "Varied.ops must be a tuple of names, ('silu',)"),
-    "no bind": ([type("Bare", (Kernel,), {"ops": ("silu",)})], "Bare has no bind: a kernel must define it"),
-    "no name": ([variation(name="")], "Varied.name must be a name without its backend, not ''"),
-    "a full name": ([variation(name="bad:f32")], "Varied.name must be a name without its backend, not 'bad:f32'"),
-    "no precision": ([variation(precision=None)], "f32.precision must be a bound on the NMSE, not None"),
-    "two of a name": ([Listed, variation()], "two kernels of silu are named f32"),
-    "what its op is not told": ([variation(takes={"rows": 4})], "Varied.takes: no op of its is told 'rows'"),
+    "no op": ([variation(ops=())], "bad:f32.ops names no op: say which it implements, as ops = ('add',)"),
+    "an op that is none": ([variation(ops=("silo",))], "bad:f32.ops: unknown op 'silo' (did you mean 'silu'?)"),
+    "ops as a word": ([variation(ops="silu")], "bad:f32.ops must be a tuple of names, ('silu',)"),
+    "no bind": (
+        [type("Bare", (Kernel,), {"ops": ("silu",), "name": "bare", "precision": 0})],
+        "bad:bare has no bind: a kernel must define it",
+    ),
+    "no name": ([variation(name="")], "bad:Varied.name must be a name without its backend, not ''"),
+    "a full name": ([variation(name="bad:f32")], "bad:Varied.name must be a name without its backend, not 'bad:f32'"),
+    "no precision": ([variation(precision=None)], "bad:f32.precision must be a bound on the NMSE, not None"),
+    "two of a name": ([Listed, variation()], "two kernels of silu are named bad:f32"),
+    "what its op is not told": ([variation(takes={"rows": 4})], "bad:f32.takes: no op of its is told 'rows'"),
 }
 
 
@@ -160,6 +163,34 @@ def test_a_hook_of_its_own_answers_for_its_op_alone():
 # What a kernel's methods return.
 
 
+SIGNATURES = {
+    "too few": (
+        "bind",
+        lambda self, node, tensors: None,
+        "(self, node, tensors) must take (self, node, tensors, stream)",
+    ),
+    "too many": ("outputs", lambda self, node, more: [["f32"]], "(self, node, more) must take (self, node)"),
+    "no self": ("refuses", lambda node: None, "(node) must take (self, node)"),
+}
+
+
+@pytest.mark.parametrize(("method", "wrong", "said"), SIGNATURES.values(), ids=SIGNATURES)
+def test_a_method_that_core_cannot_call_is_told_by_its_own_line(method, wrong, said):
+    line = wrong.__code__.co_firstlineno
+    with registry.isolated(bad=listing([variation(**{method: wrong})])) as found:
+        found.offer(SILU, CPU)
+        assert f"bad:f32.{method}{said} (test_answers.py:{line})" in found.backends["bad"].fault
+    own = type("Own", (FakeKernel,), {method: wrong})()
+    with registry.isolated(bad=backend(silu=own)) as found:
+        found.offer(SILU, CPU)
+        assert f"bad:f32.{method}{said} (test_answers.py:{line})" in found.backends["bad"].fault
+
+
+def test_a_method_may_take_more_where_that_has_a_default():
+    wider = variation(refuses=lambda self, node, deeply=False: None, workspace=lambda *anything: 0)
+    assert list(answers([wider])) == ["f32"]
+
+
 def test_a_bind_that_forgets_to_return_is_told_by_the_kernels_name():
     class Forgets(Listed):
         def bind(self, node, tensors, stream):
@@ -167,8 +198,10 @@ def test_a_bind_that_forgets_to_return_is_told_by_the_kernels_name():
 
     x = torch.zeros(4, 8)
     wanted = r"^a:f32\.bind returned None \(is a `return` missing\?\): it must return a call without arguments"
+    kernel = Forgets()
+    kernel.backend = "a"
     with pytest.raises(BackendError, match=wanted) as caught:
-        bound("a:f32", Forgets(), SILU, Tensors((x,), (x,)), None)
+        bound(kernel, SILU, Tensors((x,), (x,)), None)
     assert (caught.value.node, caught.value.kernel) == (SILU.name, "a:f32")
 
 
@@ -186,9 +219,9 @@ def test_formats_in_a_flat_list_are_told_how_to_nest(what):
     [
         (
             "outputs",
-            "f32.outputs must give a list of formats for each, as [['f32']], not None (is a `return` missing?)",
+            "bad:f32.outputs must give a list of formats for each, as [['f32']], not None (is a `return` missing?)",
         ),
-        ("variants", "f32.variants returned None (is a `return` missing?): it must return a list, [] for none"),
+        ("variants", "bad:f32.variants returned None (is a `return` missing?): it must return a list, [] for none"),
     ],
 )
 def test_a_forgotten_return_is_told_by_plan_and_by_check(forgets, said):
@@ -206,7 +239,7 @@ def test_refuses_that_returns_words_is_told_by_name():
     with registry.isolated(bad=listing([worded])) as found:
         found.offer(SILU, CPU)
         fault = found.backends["bad"].fault
-    assert "f32.refuses returned 'too wide' (str): it must return Declined(reason) or None" in fault
+    assert "bad:f32.refuses returned 'too wide' (str): it must return Declined(reason) or None" in fault
 
 
 def test_the_suite_runs_a_kernel_with_its_first_variant():

@@ -200,6 +200,18 @@ class _Odd(AddSilu):
         yield Case("add_silu-odd", self.name, (Value("a", (1, 8)), Value("b", (1, 9))))
 
 
+class _Dangling(AddSilu):
+    pattern = (Part("add", ("a", "b"), ("sum",)), Part("silu", ("summ",), ("y",)))
+
+
+class _Unproduced(AddSilu):
+    pattern = (Part("add", ("a", "b"), ("sum",)), Part("silu", ("sum",), ("z",)))
+
+
+class _Doubled(AddSilu):
+    pattern = (Part("add", ("a", "b"), ("sum", "rest")), Part("silu", ("sum",), ("y",)))
+
+
 class _Caseless(AddSilu):
     def cases(self):
         return iter(())
@@ -212,6 +224,12 @@ BROKEN = {
         plugin(types.SimpleNamespace(name="add_silu")),
         "bad.new_ops() lists namespace(name='add_silu') (SimpleNamespace): it must list instances of Op",
     ),
+    "a value that nothing produces": (
+        plugin(_Dangling),
+        "the pattern of 'add_silu': silu reads 'summ' (did you mean 'sum'?); known: a, b, sum",
+    ),
+    "an output that nothing produces": (plugin(_Unproduced), "'add_silu' does not produce the output 'y'; known: a,"),
+    "one output too many": (plugin(_Doubled), "the pattern of 'add_silu': add has outputs y; 2 are named"),
     "a case that is no node": (plugin(_Odd), "GraphError"),
     "no cases": (plugin(_Caseless), "add_silu"),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import Weight
+from kernelmux.graph.formats import FORMATS, Format, Plane, Weight
 from kernelmux.models import open_random
 from kernelmux.models.random import SHAPES, STORED, RandomWeights, random_file
 from kernelmux.run.model import load_random
@@ -84,6 +84,19 @@ def test_q4_k_m_of_narrow_rows_uses_blocks_of_32():
 def test_an_unknown_name_is_told_the_nearest(asked: str, hint: str):
     with pytest.raises(ModelError, match=hint):
         random_file(asked)
+
+
+def test_a_format_that_a_backend_brings_is_one_of_a_random_model_too(monkeypatch: pytest.MonkeyPatch):
+    def draw(shape, generator):
+        return (torch.randint(-3, 4, shape, generator=generator, device=generator.device).to(torch.int8),)
+
+    steps = Format("steps", (Plane("steps", "int8"),), dequantize=lambda planes: planes[0].float() / 64, draw=draw)
+    monkeypatch.setitem(FORMATS, "steps", steps)
+    model = load_random("tiny:STEPS")
+    assert model.graph.values["blk.0.attn_q.weight"].format == "steps"
+    assert model.forward([1, 2], model.plan(use=["*=reference"])).isfinite().all()
+    with pytest.raises(ModelError, match=r"did you mean 'steps'\?\); known: .*, steps"):
+        random_file("tiny:step")
 
 
 def test_text_is_read_byte_by_byte():

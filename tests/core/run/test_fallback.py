@@ -11,19 +11,22 @@ import torch
 import kernelmux
 import kernelmux_reference
 from fake_backend import CPU, FakeKernel, chain, compute, plan_for, silu_graph, whole_backend
+from fake_platform import Npu
 from kernelmux.conformance.testing import backend
+from kernelmux.contract import device as devices
 from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import LaunchError
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused
 from kernelmux.plan.lock import read_lock, write_lock
+from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import Model
 from kernelmux.run.session import Feed
 from kernelmux.run.walker import Walker
 
 NEXT = '[defaults]\nuse = ["flaky"]\non_error = "next"\n'
-STICKY = "CUDA error: an illegal memory access was encountered"
+STICKY = "tile memory is gone"
 PLAIN_OPS = [op for op in CORE_OPS if not isinstance(OPS[op], Fused)]
 
 
@@ -175,11 +178,11 @@ def _plain():
 FIRST = '[[rule]]\nop = "silu"\nuse = "flaky"\n'
 
 
-def walk(policy, graph=None, **backends):
+def walk(policy, graph=None, device=CPU, **backends):
     """One walk by a session's rule: again without a kernel that raised, where the policy says so."""
     with registry.isolated(**backends) as found:
-        plan = plan_for(graph or silu_graph(), found, policy)
-    walker = Walker(plan, PackedWeights({}, CPU), {"x": torch.ones(8, 8)})
+        plan = make_plan(graph or silu_graph(), parse_policy(policy, "p.toml"), found, device, 8)
+    walker = Walker(plan, PackedWeights({}, device), {"x": torch.ones(8, 8)})
     while True:
         try:
             walker.bind(m=3)()
@@ -250,13 +253,23 @@ def test_a_fallback_that_breaks_a_requirement_is_no_fallback():
         walk(policy, flaky=backend(silu=Flaky(1)), good=whole_backend())
 
 
-def test_a_fault_of_the_device_is_not_tried_again_and_names_the_suspects():
+@pytest.mark.parametrize(("kind", "sticky"), [("npu", True), ("cpu", False)])
+def test_a_fault_of_the_device_is_not_tried_again_and_names_the_suspects(monkeypatch, kind, sticky):
+    """Which words say so is the kind's own."""
+    monkeypatch.setattr(devices, "PLATFORMS", dict(devices.PLATFORMS))
+    devices.add_platform(Npu())
     good = whole_backend()
     graph = chain("silu", "add", "mul", "silu", "add", "mul")
     flaky = whole_backend(mul=Flaky(2, error=RuntimeError(STICKY)))
+    device = devices.find_device(kind)
+    if not sticky:
+        chosen = walk(NEXT, graph, device, flaky=flaky, good=good).schedule(1, 1).steps
+        assert [step.choice.name for step in chosen] == ["flaky:f32"] * 5 + ["good:f32"]
+        return
     with pytest.raises(LaunchError) as caught:
-        walk(NEXT, graph, flaky=flaky, good=good)
+        walk(NEXT, graph, device, flaky=flaky, good=good)
     assert caught.value.sticky
+    assert f"on {device.torch}, with" in str(caught.value)
     message = str(caught.value)
     assert "The device is lost to this process" in message
     suspects = message.partition("latest first: ")[2]

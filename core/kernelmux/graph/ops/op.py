@@ -189,9 +189,14 @@ WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS)
 """Every weight format of core."""
 
 
+def brought_weights() -> tuple[str, ...]:
+    """Those that backends have brought."""
+    return tuple(name for name, format in FORMATS.items() if format.draw is not None)
+
+
 def all_weights() -> tuple[str, ...]:
-    """Those, and the formats that backends have brought."""
-    return (*WEIGHTS, *(name for name, format in FORMATS.items() if format.draw is not None))
+    """Core's, and those that backends have brought."""
+    return (*WEIGHTS, *brought_weights())
 
 
 COMMON_WEIGHTS = ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8_128x128")
