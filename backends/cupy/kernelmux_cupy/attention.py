@@ -5,7 +5,6 @@ What a row sees is cut into splits, which blocks attend to at once; a second ker
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from kernelmux.graph.formats import lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 ROWS = 64
 """Rows up to which each may as well read the cache by itself."""
@@ -40,6 +39,7 @@ class Attention(Kernel):
     precision = 1e-9
     launches = 2
     takes = {"m": f"..{ROWS}", "head_dim": f"..{HEAD_DIM}", "cache_format": FLOATS}
+    input_formats = output_formats = FLOATS
 
     def refuses(self, node: TensorNode) -> Declined | None:
         (_, cache, values, *_), dim = formats(node.inputs), node.head_dim
@@ -48,12 +48,6 @@ class Attention(Kernel):
         if dim % (whole := LOAD // lookup(cache).dtype.itemsize):
             return Declined(f"it loads {whole} numbers of {cache} at once, head_dim is {dim}", "alignment")
         return None
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, *([value.format] for value in node.inputs[1:])]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
 
     def workspace(self, node: TensorNode) -> int:
         m, splits = node.rows, self._splits(node)

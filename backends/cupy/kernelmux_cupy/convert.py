@@ -11,7 +11,7 @@ from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, QUANTIZED
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 THREADS = 256
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 THREADS = 256
 
@@ -24,9 +23,7 @@ class Copy(Kernel):
     precision = 1e-11
     strided = True
     takes = {"cache_format": FLOATS}
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
+    input_formats = FLOATS
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         k, v, *_ = tensors.inputs

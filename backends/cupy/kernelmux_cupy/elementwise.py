@@ -11,7 +11,7 @@ from kernelmux.contract import Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, emitted, formats, written
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 THREADS = 256
 EACH = 4
@@ -24,9 +24,7 @@ class Elementwise(Kernel):
     ops = ("add", "mul", "silu", "swiglu")
     name = "f32"
     precision = 1e-11
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS for _ in node.inputs]
+    input_formats = FLOATS
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [emitted(node.outputs[0]) if node.op == "swiglu" else FLOATS]

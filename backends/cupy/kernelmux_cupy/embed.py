@@ -14,7 +14,7 @@ from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 """The types of blocks.cuh."""
@@ -29,12 +29,7 @@ class Embed(Kernel):
     precision = 1e-11
     packed = "file"
     takes = {"table_format": (*FLOATS, *BLOCKS)}
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["i32"], FLOATS][: len(node.inputs)]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    input_formats = output_formats = FLOATS
 
     def packed_bytes(self, node: TensorNode) -> int:
         return sum(value.nbytes for value in node.weight)

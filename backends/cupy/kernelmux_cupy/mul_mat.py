@@ -16,8 +16,8 @@ from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, QUANTIZED, emitted, formats, written
 from kernelmux_cupy.launch import Argument, bind
-from kernelmux_cupy.load import function
 from kernelmux_cupy.pack import TILED, pack, packed_bytes
+from kernelmux_cupy.source import function
 from kernelmux_cupy.tuning import ROW_COUNTS, Card, Shape, Tuning, tune
 
 DENSE_ROWS = 8
@@ -26,7 +26,18 @@ VECTOR = 8
 """Columns of a weight that a thread loads at once."""
 
 
-class Dp4a(Kernel):
+class Product(Kernel):
+    """Weights as their kernel wants them, biases in float32."""
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        matrices = (packed_bytes(w.format, *w.extents) if w.format in TILED else w.nbytes for w in node.weight)
+        return sum(matrices) + sum(4 * bias.extents[0] for bias in node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(_on_device(weight, device) for weight in weights)
+
+
+class Dp4a(Product):
     """Integers of weights and activations multiplied by `__dp4a` as they are stored, their sums scaled in float32.
 
     A residual is added to the sum before it is rounded; several matrices, each of its own format, are one launch.
@@ -46,13 +57,6 @@ class Dp4a(Kernel):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [emitted(value) for value in node.outputs]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        weights = sum(packed_bytes(weight.format, *weight.extents) for weight in node.weight)
-        return weights + sum(4 * bias.extents[0] for bias in node.bias)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(_on_device(weight, device) for weight in weights)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (integers, scales, sums), *residuals = tensors.inputs
@@ -81,11 +85,12 @@ class Dp4aGateUpSwiglu(Dp4a):
     gated = True
 
 
-class Dense(Kernel):
+class Dense(Product):
     """Rows of two-byte weights as the file has them, read once for a few rows of activations."""
 
     ops = ("mul_mat",)
     precision = 1e-11
+    output_formats = FLOATS
 
     def refuses(self, node: TensorNode) -> Declined | None:
         if (k := node.inputs[0].extents[1]) % VECTOR:
@@ -94,16 +99,6 @@ class Dense(Kernel):
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.name, *(format for format in FLOATS if format != self.name)]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        (weight,) = node.weight
-        return 2 * weight.extents[0] * weight.extents[1] + sum(4 * bias.extents[0] for bias in node.bias)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(_on_device(weight, device) for weight in weights)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,), (weight, *bias) = tensors.inputs, tensors.outputs, tensors.packed

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from kernelmux.contract import Kernel, Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_cupy.formats import FLOATS, emitted, formats, written
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 WIDE = 4
 """Columns that a thread takes at a time, where rows are multiples of it."""
@@ -31,18 +28,10 @@ class RmsNorm(Kernel):
     precision = 1e-11
     packed = "f32"
     takes = {"hidden_dim": f"..{LONGEST}"}
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS for _ in node.inputs]
+    input_formats = FLOATS
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [emitted(node.outputs[-1])]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return 4 * node.gamma[0].extents[0]
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return (weights[0].dequantize().to(device.torch),)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs

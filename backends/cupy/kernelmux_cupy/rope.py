@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 
 from kernelmux.contract import Kernel, Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Rotation
 from kernelmux_cupy.formats import FLOATS, formats
 from kernelmux_cupy.launch import bind
-from kernelmux_cupy.load import function
+from kernelmux_cupy.source import function
 
 HEADS = 8
 """Heads that a block turns: the angles of a row are computed once for them."""
@@ -33,18 +30,7 @@ class Rope(Kernel):
     precision = 1e-11
     packed = "f32"
     strided = True
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS, ["i32"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return sum(4 * value.extents[0] for value in node.weight)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize().to(device.torch) for weight in weights)
+    input_formats = output_formats = FLOATS
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k, positions = tensors.inputs

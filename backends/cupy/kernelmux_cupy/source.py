@@ -53,21 +53,21 @@ def _missing(capability: tuple[int, int]) -> Declined | None:
     return None
 
 
-def compile(file: str, device: Device, **defines: int | str) -> Any:
-    """The module of `cuda/FILE.cu` for a device, its macros defined so; from the cache on disk where that has it.
+def function(file: str, name: str, device: Device, **defines: int | str) -> Any:
+    """The CuPy function `name` of `cuda/FILE.cu`, its macros defined so; from the cache on disk where that has it.
 
     BackendError, with NVRTC's own words, where it does not compile.
     """
-    assert device.capability is not None
-    return _load(file, device.capability, device.index, tuple(sorted(defines.items())))
+    return _module(file, device, tuple(sorted(defines.items()))).get_function(name)
 
 
 @cache
-def _load(file: str, capability: tuple[int, int], index: int, defines: tuple[tuple[str, int | str], ...]) -> Any:
+def _module(file: str, device: Device, defines: tuple[tuple[str, int | str], ...]) -> Any:
     import cupy
 
-    code = _code(file, capability, defines)
-    with cupy.cuda.Device(index):
+    assert device.capability is not None
+    code = _code(file, device.capability, defines)
+    with cupy.cuda.Device(device.index):
         module = cupy.cuda.function.Module()
         module.load(code)
     return module

@@ -32,9 +32,6 @@ class _Reference(CurrentStream):
         kept = {target for _, target in node.contract.updates}
         return [[v.format] if index in kept else _formats(v) for index, v in enumerate(node.outputs)]
 
-    def packed_bytes(self, node: TensorNode) -> int:
-        return sum(self.dtype.itemsize * _elements(value) for value in node.weights)
-
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return tuple(weight.dequantize(self.dtype).to(device.torch) for weight in weights)
 
@@ -63,13 +60,13 @@ class _Reference(CurrentStream):
 
 
 class Float32(_Reference):
-    name = "f32"
+    name = packed = "f32"
     precision = 1e-10
     dtype = torch.float32
 
 
 class Float64(_Reference):
-    name = "f64"
+    name = packed = "f64"
     precision = 1e-20
     dtype = torch.float64
 
@@ -94,7 +91,3 @@ def _store_changed(format: str, result: torch.Tensor, before: torch.Tensor, plan
     quantize_planes(format, result[changed], rows)
     for plane, part in zip(planes, rows, strict=True):
         plane[changed] = part
-
-
-def _elements(value: Value) -> int:
-    return int(torch.Size(value.extents).numel())

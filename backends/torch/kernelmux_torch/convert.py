@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from kernelmux.contract import Launch, Tensors
@@ -34,9 +33,7 @@ class Quantize(TorchKernel):
     name = "quantize"
     precision = 1e-11
     capturable = False
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    input_formats = FLOATS
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (planes,), format = tensors.inputs, tensors.outputs, node.outputs[0].format
@@ -52,9 +49,7 @@ class Dequantize(TorchKernel):
     name = "dequantize"
     precision = 1e-11
     capturable = False
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    output_formats = FLOATS
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (planes,), (y,), format = tensors.inputs, tensors.outputs, node.inputs[0].format

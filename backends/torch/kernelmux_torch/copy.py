@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from kernelmux.contract import Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.kernel import FLOATS, TorchKernel
@@ -18,9 +16,7 @@ class Copy(TorchKernel):
     # The host waits for the slots: what torch makes of `nonzero` and of the indexing.
     on_card = 20
     takes = {"cache_format": FLOATS}
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
+    input_formats = FLOATS
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         k, v, slots, *caches = tensors.inputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,12 +15,7 @@ from kernelmux_torch.kernel import FLOATS, TorchKernel
 class _Elementwise(TorchKernel):
     name = "f32"
     precision = 1e-11
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS for _ in node.inputs]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    input_formats = output_formats = FLOATS
 
 
 class Add(_Elementwise):

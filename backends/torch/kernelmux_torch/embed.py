@@ -19,6 +19,7 @@ class Rows(TorchKernel):
     name = "rows"
     precision = 1e-11
     packed = "file"
+    input_formats = ("f32",)
 
     def refuses(self, node: TensorNode) -> Declined | None:
         if node.weight and self.device.kind != "cpu":
@@ -26,9 +27,6 @@ class Rows(TorchKernel):
         if node.weight and len(lookup(node.weight[0].format).planes) > 1:
             return Declined(f"it looks rows up in tables of one plane, not {node.weight[0].format}", "format")
         return None
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["i32"], ["f32"]][: len(node.inputs)]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS if node.weight else ["f32"]]

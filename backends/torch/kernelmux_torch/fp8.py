@@ -13,12 +13,11 @@ from torch.nn.functional import ScalingType
 
 from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.weights import converted
+from kernelmux.contract.weights import converted, dense
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.cuda.mul_mat import STACKED
 from kernelmux_torch.kernel import TorchKernel
-from kernelmux_torch.weights import dense
 
 BLOCK = 128
 """Columns, and of weights also rows, that share a scale in `fp8_block`."""
@@ -35,6 +34,7 @@ class Fp8Tensor(TorchKernel):
     name = "fp8_tensor"
     precision = 6e-3
     packed = "fp8_tensor"
+    input_formats: Sequence[str] = ("fp8_tensor",)
     # At few rows and long k a second launch adds the parts of a split sum.
     on_card = 2
     side_by_side = True
@@ -45,9 +45,6 @@ class Fp8Tensor(TorchKernel):
         if self.device.kind != "cpu" and (n % 16 or k % 16):
             return Declined(f"cuBLASLt takes n and k in sixteens, they are {n} and {k}", "alignment")
         return None
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [[self.packed]]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # cuBLASLt adds a bias to bf16 only.
@@ -76,6 +73,7 @@ class Fp8Row(Fp8Tensor):
     ops = ("mul_mat", *STACKED)
     name = "fp8_row"
     packed = "fp8_row"
+    input_formats = ("fp8_row",)
 
     def refuses(self, node: TensorNode) -> Declined | None:
         return _not_hopper(self.device) or super().refuses(node)
@@ -109,6 +107,7 @@ class Fp8Block(Fp8Tensor):
     name = "fp8_block"
     packed = "fp8_128x128"
     on_card = 5
+    input_formats = ("fp8_block",)
 
     def refuses(self, node: TensorNode) -> Declined | None:
         n, k = _sizes(node)
@@ -118,9 +117,6 @@ class Fp8Block(Fp8Tensor):
             reason = f"its scales are those of {BLOCK} by {BLOCK} weights, n and k are {n} and {k}"
             return Declined(reason, "alignment")
         return Declined("torch's block-scaled GEMM adds no bias", "unsupported") if node.bias else None
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["fp8_block"]]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [["bf16"]]

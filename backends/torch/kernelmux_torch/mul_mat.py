@@ -9,10 +9,9 @@ import torch
 
 from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
+from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.kernel import TorchKernel
-from kernelmux_torch.weights import dense
 
 GROUP = 32
 """Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
@@ -28,26 +27,21 @@ class F32(TorchKernel):
     name = "f32"
     precision = 1e-11
     packed = "f32"
-    dtype = torch.float32
+    input_formats: Sequence[str] = ("f32",)
+    output_formats: Sequence[str] = ("f32",)
 
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f32"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f32"]]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return self.dtype.itemsize * sum(torch.Size(value.extents).numel() for value in node.weights)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(dense(weight, self.dtype, device) for weight in weights)
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights are made."""
+        return lookup(self.packed).dtype
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        (x,), (y,) = tensors.inputs, tensors.outputs
-        weight, *bias = tensors.packed
+        (x,), y, (weight, *bias) = tensors.inputs, tensors.matrix, tensors.packed
         if bias:
             return partial(torch.addmm, bias[0], x, weight.T, out=y)
-        return partial(torch.mm, x, weight.T, out=y)
+        if y.dtype == x.dtype:
+            return partial(torch.mm, x, weight.T, out=y)
+        return partial(torch.mm, x, weight.T, out_dtype=y.dtype, out=y)
 
 
 class Bf16(F32):
@@ -56,16 +50,10 @@ class Bf16(F32):
     name = "bf16"
     precision = 5e-5
     packed = "bf16"
-    dtype = torch.bfloat16
+    input_formats = output_formats = ("bf16",)
 
     def comes_late(self, node: TensorNode) -> bool:
         return self.device.kind == "cpu" and "bf16" not in self.device.features
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["bf16"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["bf16"]]
 
 
 class Int4(TorchKernel):
@@ -81,18 +69,14 @@ class Int4(TorchKernel):
     precision = 5e-5
     packed = "int4"
     takes: Mapping[str, object] = {"weight_format": ("Q4_0", "Q4_1")}
+    input_formats = ("bf16",)
+    # torch allocates its result, so that it is copied in any case: into either format at one cost.
+    output_formats = ("f32", "bf16")
 
     def refuses(self, node: TensorNode) -> Declined | None:
         if (n := node.weight[0].extents[0]) % 16:
             return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment")
         return Declined("torch's int4 kernel adds no bias", "unsupported") if node.bias else None
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["bf16"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        # torch allocates its result, so that it is copied in any case: into either format at one cost.
-        return [["f32", "bf16"]]
 
     def packed_bytes(self, node: TensorNode) -> int:
         n, k = node.weight[0].extents

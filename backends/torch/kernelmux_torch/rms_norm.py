@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from kernelmux.contract import Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.kernel import FLOATS, TorchKernel
 
@@ -20,18 +16,8 @@ class RmsNorm(TorchKernel):
     packed = "f32"
     # Five calls, and a fill before the norm of a row that torch splits over blocks.
     on_card = 6
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f32"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return 4 * node.gamma[0].extents[0]
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return (weights[0].dequantize().to(device.torch),)
+    input_formats = ("f32",)
+    output_formats = FLOATS
 
     def workspace(self, node: TensorNode) -> int:
         m, k = node.inputs[0].extents

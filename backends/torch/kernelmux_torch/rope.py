@@ -9,8 +9,6 @@ from functools import partial
 import torch
 
 from kernelmux.contract import Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Rotation
 from kernelmux_torch.kernel import TorchKernel
@@ -25,18 +23,7 @@ class Rope(TorchKernel):
     packed = "f32"
     # Three for the turns; of q and of k the halves gathered, turned and written, and the part that passes.
     on_card = 15
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f32"], ["f32"], ["i32"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["f32"], ["f32"]]
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize().to(device.torch) for weight in weights)
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return sum(4 * value.extents[0] for value in node.weight)
+    input_formats = output_formats = ("f32",)
 
     def workspace(self, node: TensorNode) -> int:
         assert node.rotation is not None

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kernelmux.conformance.testing import nmse, one_node
-from kernelmux.contract import Tensors, registry
+from kernelmux.contract import Tensors, registry, weights
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value, Weight
-from kernelmux_torch import mul_mat, weights
+from kernelmux_torch import mul_mat
 from kernelmux_torch.cuda import mul_mat as on_cuda
 
 CARD = Device("cuda", 0, "some card", (9, 0))

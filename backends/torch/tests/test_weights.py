@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kernelmux.contract.device import Device
+from kernelmux.contract.weights import dense
 from kernelmux.graph.formats import Value, Weight, empty_planes, quantize_planes
 from kernelmux.graph.ops.blocks import random_blocks
-from kernelmux_torch.weights import dense
 
 CPU = Device("cpu")
 

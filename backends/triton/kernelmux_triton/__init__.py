@@ -45,7 +45,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(fp8.Fp8RowStacked, fp8.Fp8RowFastStacked, fp8.Fp8BlockStacked),
         *(decode.Decode, decode.DecodeF32, prefill.Prefill, prefill.PrefillF32),
         *(norm.RmsNorm, norm.AddRmsNorm),
-        *(elementwise.Add, elementwise.Mul, elementwise.Silu, elementwise.Swiglu),
+        *(elementwise.Elementwise, elementwise.Swiglu),
         *(rope.Rope, rope_copy.RopeCopy, copy.Copy),
         *(embed.Bf16, embed.F32, embed.Rows),
         *(convert.Convert, convert.Quantize, convert.Dequantize, convert.Requantize),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -20,9 +19,7 @@ class Copy(Kernel):
     ops = ("copy",)
     name = "f32"
     precision = 1e-11
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS, *([value.format] for value in node.inputs[2:])]
+    input_formats = FLOATS
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         k, v, slots, k_cache, v_cache = tensors.inputs

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -20,37 +19,25 @@ LONGEST = 32768
 """Columns of a row that a program keeps in registers: fp8_row is written of no longer ones."""
 
 
-class _Elementwise(Kernel):
+class Elementwise(Kernel):
     """In float32, rounded once."""
 
+    ops: tuple[str, ...] = ("add", "mul", "silu")
     name = "f32"
     precision = 1e-11
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS for _ in node.inputs]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    input_formats = output_formats = FLOATS
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         # Of one input the second is the first: it is not read.
         a, b = (*tensors.inputs, *tensors.inputs)[:2]
-        return _bind(node.op, a, b, tensors.outputs[0], node.outputs[0].format, stream)
+        m, n = a.shape
+        group, column_major = scaling(node.outputs[0].format, n)
+        wide = max(group, min(TILE, triton.next_power_of_2(n)))
+        args = (a, b, *planes(tensors.outputs[0]), node.op, a.stride(0), b.stride(0), n, group, column_major, wide)
+        return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, stream=stream, num_warps=warps(wide))
 
 
-class Add(_Elementwise):
-    ops = ("add",)
-
-
-class Mul(_Elementwise):
-    ops = ("mul",)
-
-
-class Silu(_Elementwise):
-    ops = ("silu",)
-
-
-class Swiglu(_Elementwise):
+class Swiglu(Elementwise):
     """Gate and up may be columns of one matrix."""
 
     ops = ("swiglu",)
@@ -58,14 +45,6 @@ class Swiglu(_Elementwise):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [emitted(node.outputs[-1], LONGEST)]
-
-
-def _bind(op: str, a: torch.Tensor, b: torch.Tensor, y: Any, format: str, stream: Any) -> Launch:
-    m, n = a.shape
-    group, column_major = scaling(format, n)
-    wide = max(group, min(TILE, triton.next_power_of_2(n)))
-    args = (a, b, *planes(y), op, a.stride(0), b.stride(0), n, group, column_major, wide)
-    return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, stream=stream, num_warps=warps(wide))
 
 
 @triton.jit

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
 from kernelmux.contract import Kernel, Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
 from kernelmux_triton.rows import FLOATS, emitted, planes, reciprocal, scale_of, scaling, store_row, warps
@@ -32,18 +29,10 @@ class RmsNorm(Kernel):
     name = "f32"
     precision = 1e-11
     packed = "f32"
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    input_formats = FLOATS
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [emitted(node.outputs[0])]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return 4 * node.gamma[0].extents[0]
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return (weights[0].dequantize().to(device.torch),)
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
@@ -54,9 +43,6 @@ class AddRmsNorm(RmsNorm):
     """The norm of the unrounded sum."""
 
     ops = ("add_rms_norm",)
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS]
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, emitted(node.outputs[1])]

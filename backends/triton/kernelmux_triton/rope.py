@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 
 from kernelmux.contract import Kernel, Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Rotation
 from kernelmux_triton.launch import bind
@@ -30,18 +28,7 @@ class Rope(Kernel):
     name = "f32"
     precision = 1e-11
     packed = "f32"
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS, ["i32"]]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, FLOATS]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return sum(4 * value.extents[0] for value in node.weight)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(weight.dequantize().to(device.torch) for weight in weights)
+    input_formats = output_formats = FLOATS
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k, positions = tensors.inputs

@@ -5,7 +5,6 @@ Queries, keys and values may be columns of one matrix, as one stacked product wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -24,12 +23,6 @@ class RopeCopy(Rope):
     ops = ("rope_copy",)
     takes = {"cache_format": FLOATS}
     strided = True
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [*(FLOATS for _ in range(3)), *([value.format] for value in node.inputs[3:])]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS, *([value.format] for value in node.outputs[1:])]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, k, v, positions, slots, k_cache, v_cache = tensors.inputs

@@ -5,7 +5,7 @@ For what kernels do in `prepare`. Enters: a `Weight` [n, k] as the file has it. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,25 @@ def dequantized_rows(weight: Weight) -> Iterator[tuple[slice, torch.Tensor]]:
     for rows in row_ranges(n, k):
         planes = planes_of_rows(weight.format, weight.planes, rows)
         yield rows, replace(weight, shape=(rows.stop - rows.start, k), planes=planes).dequantize()
+
+
+def dense(weight: Weight, dtype: torch.dtype, device: Device) -> torch.Tensor:
+    """A weight, of any shape, in `dtype` on the device; the model's own memory where that is what it holds."""
+    if lookup(weight.format).plain or len(weight.shape) == 1:
+        return weight.dequantize(dtype).to(device.torch)
+    return stacked([weight], dtype, device)
+
+
+def stacked(weights: Sequence[Weight], dtype: torch.dtype, device: Device) -> torch.Tensor:
+    """Weights [n, k] below one another, in `dtype` on the device."""
+    import torch
+
+    heights = [weight.shape[0] for weight in weights]
+    whole = torch.empty(sum(heights), weights[0].shape[1], dtype=dtype, device=device.torch)
+    for weight, place in zip(weights, torch.split(whole, heights), strict=True):
+        for rows, part in dequantized_rows(weight):
+            place[rows].copy_(part)
+    return whole
 
 
 def converted(weight: Weight, format: str, device: Device) -> tuple[torch.Tensor, ...]:

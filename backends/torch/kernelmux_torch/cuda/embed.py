@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,9 +20,6 @@ class F32(mul_mat.F32):
     def refuses(self, node: TensorNode) -> Declined | None:
         return None if node.weight else Declined("it looks rows up in a weight", "unsupported")
 
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["i32"]]
-
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (ids,), (table,), (y,) = tensors.inputs, tensors.packed, tensors.outputs
         return partial(torch.index_select, table, 0, ids, out=y)
@@ -35,7 +31,4 @@ class Bf16(F32):
     name = "bf16"
     precision = 1e-5
     packed = "bf16"
-    dtype = torch.bfloat16
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [["bf16"]]
+    output_formats = ("bf16",)

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 
 from kernelmux.contract import Device, Launch, Tensors
+from kernelmux.contract.weights import dense, stacked
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import mul_mat
-from kernelmux_torch.weights import dense, stacked
 
 SPLIT = 2
 """Launches of a GEMM whose sum cuBLAS splits: at few rows and long k a second one adds the parts."""
@@ -27,9 +27,6 @@ class Bf16(mul_mat.Bf16):
     on_card = SPLIT
     side_by_side = True
 
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [[self.packed]]
-
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # The epilogue adds a bias of the weight's type to a result of that type.
         alone = len(node.outputs) == 1 and not node.bias
@@ -41,14 +38,6 @@ class Bf16(mul_mat.Bf16):
         whole = stacked(matrices, self.dtype, device) if len(matrices) > 1 else dense(matrices[0], self.dtype, device)
         return (whole, *([torch.cat(biases)] if biases else []))
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        (x,), y, (weight, *bias) = tensors.inputs, tensors.matrix, tensors.packed
-        if bias:
-            return partial(torch.addmm, bias[0], x, weight.T, out=y)
-        if y.dtype == x.dtype:
-            return partial(torch.mm, x, weight.T, out=y)
-        return partial(torch.mm, x, weight.T, out_dtype=y.dtype, out=y)
-
 
 class F16(Bf16):
     """Weights and activations in float16, summed in float32, written in either; sums over 65504 need float32."""
@@ -58,7 +47,7 @@ class F16(Bf16):
     name = "f16"
     precision = 1e-6
     packed = "f16"
-    dtype = torch.float16
+    input_formats = ("f16",)
 
 
 class F32(mul_mat.F32):
@@ -84,9 +73,6 @@ class Bf16Add(mul_mat.Bf16):
     # One GEMM adds the residual, and no bias beside it.
     takes = {"bias": (False,)}
     on_card = SPLIT + 1
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [[self.packed], [self.packed]]
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x, residual), (y,), (weight,) = tensors.inputs, tensors.outputs, tensors.packed
