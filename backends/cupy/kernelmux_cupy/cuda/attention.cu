@@ -61,17 +61,14 @@ struct Mixed {
 };
 
 __device__ __forceinline__ void add_lane(Mixed &mixed, int step) {
-#pragma unroll
-    for (int query = 0; query < GROUP; ++query) {
+    UNROLLED(query, GROUP) {
         const float other = __shfl_xor_sync(WARP, mixed.peak[query], step);
         const float highest = fmaxf(mixed.peak[query], other);
         const float own = exp2f(mixed.peak[query] - highest), others = exp2f(other - highest);
         mixed.peak[query] = highest;
         mixed.total[query] = mixed.total[query] * own + __shfl_xor_sync(WARP, mixed.total[query], step) * others;
-#pragma unroll
-        for (int each = 0; each < EACH; ++each)
-#pragma unroll
-            for (int i = 0; i < ITEMS; ++i) {
+        UNROLLED(each, EACH)
+            UNROLLED(i, ITEMS) {
                 float &sum = mixed.sums[query][each][i];
                 sum = sum * own + __shfl_xor_sync(WARP, sum, step) * others;
             }
@@ -111,35 +108,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
     __syncthreads();
 
     Mixed mixed;
-#pragma unroll
-    for (int query = 0; query < GROUP; ++query) {
+    UNROLLED(query, GROUP) {
         mixed.peak[query] = LOWEST;
         mixed.total[query] = 0.0f;
-#pragma unroll
-        for (int each = 0; each < EACH; ++each)
-#pragma unroll
-            for (int i = 0; i < ITEMS; ++i) mixed.sums[query][each][i] = 0.0f;
+        UNROLLED(each, EACH)
+            UNROLLED(i, ITEMS) mixed.sums[query][each][i] = 0.0f;
     }
 
     const int *pages = block_table + (long long)range.sequence * width;
     // The pages of the next tile are looked up while this one's keys are on their way.
     int page[UNROLL];
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
+    UNROLLED(u, UNROLL) {
         const int position = first + u * TEAMS + team;
         page[u] = position < last ? pages[position / PAGE] : 0;
     }
     for (int start = first; start < last; start += TILE) {
         Piece keys[UNROLL][EACH], values[UNROLL][EACH];
         bool inside[UNROLL];
-#pragma unroll
-        for (int u = 0; u < UNROLL; ++u) {
+        UNROLLED(u, UNROLL) {
             const int position = start + u * TEAMS + team;
             inside[u] = position < last;
             const long long slot = (long long)page[u] * PAGE + position % PAGE;
             const long long at = (slot * kv_heads + kv_head) * D;
-#pragma unroll
-            for (int each = 0; each < EACH; ++each) {
+            UNROLLED(each, EACH) {
                 const int piece = each * LANES + lane;
                 // What lies beyond a sequence may be anything: it is never read.
                 keys[u][each] = piece_at(k_cache + at + piece * ITEMS, inside[u] && piece < PIECES);
@@ -150,41 +141,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
         }
 
         float scores[GROUP][UNROLL];
-#pragma unroll
-        for (int query = 0; query < GROUP; ++query)
-#pragma unroll
-            for (int u = 0; u < UNROLL; ++u) scores[query][u] = 0.0f;
-#pragma unroll
-        for (int each = 0; each < EACH; ++each)
-#pragma unroll
-            for (int quarter = 0; quarter < ITEMS / 4; ++quarter) {
+        UNROLLED(query, GROUP)
+            UNROLLED(u, UNROLL) scores[query][u] = 0.0f;
+        UNROLLED(each, EACH)
+            UNROLLED(quarter, ITEMS / 4) {
                 float dense[UNROLL][4];
-#pragma unroll
-                for (int u = 0; u < UNROLL; ++u)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) dense[u][i] = to_float(keys[u][each].item[quarter * 4 + i]);
-#pragma unroll
-                for (int query = 0; query < GROUP; ++query) {
+                UNROLLED(u, UNROLL)
+                    UNROLLED(i, 4) dense[u][i] = to_float(keys[u][each].item[quarter * 4 + i]);
+                UNROLLED(query, GROUP) {
                     float part[4];
                     read(&queries[query][each][quarter][lane][0], 0, part);
-#pragma unroll
-                    for (int u = 0; u < UNROLL; ++u)
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) scores[query][u] += part[i] * dense[u][i];
+                    UNROLLED(u, UNROLL)
+                        UNROLLED(i, 4) scores[query][u] += part[i] * dense[u][i];
                 }
             }
-#pragma unroll
-        for (int query = 0; query < GROUP; ++query)
+        UNROLLED(query, GROUP)
 #pragma unroll
             for (int step = LANES / 2; step > 0; step /= 2)
-#pragma unroll
-                for (int u = 0; u < UNROLL; ++u) scores[query][u] += __shfl_xor_sync(WARP, scores[query][u], step);
+                UNROLLED(u, UNROLL) scores[query][u] += __shfl_xor_sync(WARP, scores[query][u], step);
 
-#pragma unroll
-        for (int query = 0; query < GROUP; ++query) {
+        UNROLLED(query, GROUP) {
             float highest = mixed.peak[query];
-#pragma unroll
-            for (int u = 0; u < UNROLL; ++u) {
+            UNROLLED(u, UNROLL) {
                 float &score = scores[query][u];
                 if (cap > 0.0f) score = cap * LOG2E * tanhf(score);
                 if (inside[u]) highest = fmaxf(highest, score);
@@ -192,25 +170,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
             const float faded = exp2f(mixed.peak[query] - highest);
             mixed.peak[query] = highest;
             mixed.total[query] *= faded;
-#pragma unroll
-            for (int u = 0; u < UNROLL; ++u) {
+            UNROLLED(u, UNROLL) {
                 scores[query][u] = inside[u] ? exp2f(scores[query][u] - highest) : 0.0f;
                 mixed.total[query] += scores[query][u];
             }
-#pragma unroll
-            for (int each = 0; each < EACH; ++each)
-#pragma unroll
-                for (int i = 0; i < ITEMS; ++i) mixed.sums[query][each][i] *= faded;
+            UNROLLED(each, EACH)
+                UNROLLED(i, ITEMS) mixed.sums[query][each][i] *= faded;
         }
-#pragma unroll
-        for (int u = 0; u < UNROLL; ++u)
-#pragma unroll
-            for (int each = 0; each < EACH; ++each)
-#pragma unroll
-                for (int i = 0; i < ITEMS; ++i) {
+        UNROLLED(u, UNROLL)
+            UNROLLED(each, EACH)
+                UNROLLED(i, ITEMS) {
                     const float value = to_float(values[u][each].item[i]);
-#pragma unroll
-                    for (int query = 0; query < GROUP; ++query)
+                    UNROLLED(query, GROUP)
                         mixed.sums[query][each][i] += scores[query][u] * value;
                 }
     }
@@ -219,18 +190,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
     for (int step = LANES; step < 32; step *= 2) add_lane(mixed, step);
     const int warp = threadIdx.x / 32;
     if (threadIdx.x % 32 < LANES) {
-#pragma unroll
-        for (int query = 0; query < GROUP; ++query) {
+        UNROLLED(query, GROUP) {
             if (lane == 0) {
                 peaks[warp][query] = mixed.peak[query];
                 totals[warp][query] = mixed.total[query];
             }
-#pragma unroll
-            for (int each = 0; each < EACH; ++each) {
+            UNROLLED(each, EACH) {
                 const int piece = each * LANES + lane;
                 if (piece < PIECES)
-#pragma unroll
-                    for (int i = 0; i < ITEMS; ++i) sums[warp][query][piece * ITEMS + i] = mixed.sums[query][each][i];
+                    UNROLLED(i, ITEMS) sums[warp][query][piece * ITEMS + i] = mixed.sums[query][each][i];
             }
         }
     }
@@ -239,10 +207,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
         const int query = i / D, column = i % D;
         if (member + query >= group) break;
         float highest = LOWEST, total = 0.0f, sum = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; ++w) highest = fmaxf(highest, peaks[w][query]);
-#pragma unroll
-        for (int w = 0; w < WARPS; ++w) {
+        UNROLLED(w, WARPS) highest = fmaxf(highest, peaks[w][query]);
+        UNROLLED(w, WARPS) {
             const float weight = exp2f(peaks[w][query] - highest);
             total += weight * totals[w][query];
             sum += weight * sums[w][query][column];
@@ -271,8 +237,7 @@ extern "C" __global__ void weigh(const float *found, const float *weights, Y *y,
     const int lane = threadIdx.x % 32;
     // Each warp for itself, two splits a lane: no warp waits for another but to read what the first wrote.
     float peak[2], weight[2], highest = LOWEST;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    UNROLLED(half, 2) {
         const int split = half * 32 + lane;
         weight[half] = split < splits ? weights[2 * (at + split) + 1] : 0.0f;
         peak[half] = weight[half] == 0.0f ? LOWEST : weights[2 * (at + split)];
@@ -280,8 +245,7 @@ extern "C" __global__ void weigh(const float *found, const float *weights, Y *y,
     }
     highest = largest<32>(highest);
     float all = 0.0f;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    UNROLLED(half, 2) {
         const float share = exp2f(peak[half] - highest);
         all += share * weight[half];
         if (threadIdx.x < 32) shares[half * 32 + lane] = share;
@@ -289,8 +253,7 @@ extern "C" __global__ void weigh(const float *found, const float *weights, Y *y,
     all = total<32>(all);
     // Splits that saw something come first.
     int used = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) used += __popc(__ballot_sync(WARP, weight[half] != 0.0f));
+    UNROLLED(half, 2) used += __popc(__ballot_sync(WARP, weight[half] != 0.0f));
     __syncthreads();
     const int column = threadIdx.x;
     if (column >= D) return;

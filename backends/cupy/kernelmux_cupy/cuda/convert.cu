@@ -22,12 +22,10 @@ extern "C" __global__ void quantize(const FROM *x, char4 *y, float *scales, floa
     follow();
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     float v[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) v[j] = i < count ? to_float(x[4 * i + j]) : 0.0f;
+    UNROLLED(j, 4) v[j] = i < count ? to_float(x[4 * i + j]) : 0.0f;
     const float peak = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
     const float scale = q8_scale(largest<8>(peak));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) v[j] = q8_value(v[j], scale);
+    UNROLLED(j, 4) v[j] = q8_value(v[j], scale);
     const float sum = total<8>(v[0] + v[1] + v[2] + v[3]);
     if (i >= count) return;
     y[i] = make_char4((signed char)v[0], (signed char)v[1], (signed char)v[2], (signed char)v[3]);

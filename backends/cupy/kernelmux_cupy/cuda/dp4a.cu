@@ -122,11 +122,9 @@ __device__ PRODUCT void product(
 
     Sums<TILES> sums;
     sums.clear();
-#pragma unroll
-    for (int unit = 0; unit < STAGES; ++unit) ask_weights(unit);
+    UNROLLED(unit, STAGES) ask_weights(unit);
     wait_for_inputs();
-#pragma unroll
-    for (int unit = 0; unit < STAGES; ++unit) ask_rows(unit);
+    UNROLLED(unit, STAGES) ask_rows(unit);
     for (int unit = 0; unit < units; ++unit) {
         ring.wait();
         const u8 *slot = ring.slot(unit);

@@ -24,8 +24,7 @@ extern "C" __global__ void elementwise(
         read(a, at, left);
         read(b, at, right);
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) left[i] = OP(left[i], right[i]);
+    UNROLLED(i, 4) left[i] = OP(left[i], right[i]);
     written.store(at, left, whole);
     if (whole) return;
     for (; at < count; ++at) written.store_one(at, OP(to_float(a[at]), to_float(b[at])));

@@ -28,8 +28,7 @@ __device__ __forceinline__ uint4 read_once(const void *at) {
 template <class T>
 __device__ __forceinline__ void unpack(float *to, uint4 v) {
     const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    UNROLLED(i, 4) {
         to[2 * i] = to_float(T{(u16)words[i]});
         to[2 * i + 1] = to_float(T{(u16)(words[i] >> 16)});
     }
@@ -49,45 +48,35 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv(
     const int vectors = k / 8;
     float sums[OUTPUTS][ROWS] = {};
     const WEIGHT *from[OUTPUTS];
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o) from[o] = weights + (long long)min(first + o, n - 1) * k;
+    UNROLLED(o, OUTPUTS) from[o] = weights + (long long)min(first + o, n - 1) * k;
 
     uint4 held[OUTPUTS][AHEAD];
     const auto ask = [&](int v) {
-#pragma unroll
-        for (int a = 0; a < AHEAD; ++a)
-#pragma unroll
-            for (int o = 0; o < OUTPUTS; ++o)
+        UNROLLED(a, AHEAD)
+            UNROLLED(o, OUTPUTS)
                 held[o][a] = v + 32 * a < vectors ? read_once(from[o] + 8 * (v + 32 * a)) : make_uint4(0, 0, 0, 0);
     };
     ask(lane);
     wait_for_inputs();
     if (first >= n) return;
     for (int v = lane; v < vectors; v += 32 * AHEAD) {
-#pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
+        UNROLLED(a, AHEAD) {
             if (v + 32 * a >= vectors) break;
             float w[OUTPUTS][8];
-#pragma unroll
-            for (int o = 0; o < OUTPUTS; ++o) unpack<WEIGHT>(w[o], held[o][a]);
-#pragma unroll
-            for (int row = 0; row < ROWS; ++row) {
+            UNROLLED(o, OUTPUTS) unpack<WEIGHT>(w[o], held[o][a]);
+            UNROLLED(row, ROWS) {
                 float in[8];
                 // Beyond the last row that one is read again, and not written.
                 read_eight(in, x + (long long)min(row, m - 1) * k + 8 * (v + 32 * a));
-#pragma unroll
-                for (int o = 0; o < OUTPUTS; ++o)
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) sums[o][row] = fmaf(w[o][i], in[i], sums[o][row]);
+                UNROLLED(o, OUTPUTS)
+                    UNROLLED(i, 8) sums[o][row] = fmaf(w[o][i], in[i], sums[o][row]);
             }
         }
         ask(v + 32 * AHEAD);
     }
     let_next_start();
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o)
-#pragma unroll
-        for (int row = 0; row < ROWS; ++row) {
+    UNROLLED(o, OUTPUTS)
+        UNROLLED(row, ROWS) {
             const float sum = total<32>(sums[o][row]);
             const int j = first + o;
             if (lane == 0 && j < n && row < m) put(y + (long long)row * n + j, bias ? sum + bias[j] : sum);

@@ -53,8 +53,7 @@ struct Sums {
     float of[TILES][ROWS];
 
     __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int i = 0; i < TILES * ROWS; ++i) of[i / ROWS][i % ROWS] = 0.0f;
+        UNROLLED(i, TILES * ROWS) of[i / ROWS][i % ROWS] = 0.0f;
     }
 
     template <class F, class G>
@@ -65,20 +64,16 @@ struct Sums {
             Held<G> two;
             one.read(slot, chunk, lane);
             if (TILES == 2) two.read(slot + 32 * F::LANE, chunk, lane);
-#pragma unroll
-            for (int c = 0; c < CHUNK; ++c) {
+            UNROLLED(c, CHUNK) {
                 const u8 *at = rows + 32 * (chunk + c), *scales = rows + COLUMNS + 4 * (chunk + c);
                 int w[8], v[8];
                 Scale s = scale_of<F>(one, chunk, c), r = s;
-#pragma unroll
-                for (int i = 0; i < 8; ++i) w[i] = one.word(c, i);
+                UNROLLED(i, 8) w[i] = one.word(c, i);
                 if (TILES == 2) {
                     r = scale_of<G>(two, chunk, c);
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) v[i] = two.word(c, i);
+                    UNROLLED(i, 8) v[i] = two.word(c, i);
                 }
-#pragma unroll
-                for (int row = 0; row < ROWS; ++row) {
+                UNROLLED(row, ROWS) {
                     const int4 low = *(const int4 *)(at + row * STAGED), high = *(const int4 *)(at + row * STAGED + 16);
                     const float scale = *(const float *)(scales + row * STAGED);
                     float sum = 0.0f;
@@ -93,7 +88,6 @@ struct Sums {
     // To `kept` [TILES][ROWS][PITCH], 32 of each.
     template <int PITCH>
     __device__ __forceinline__ void keep(float *kept, int lane) const {
-#pragma unroll
-        for (int i = 0; i < TILES * ROWS; ++i) kept[i * PITCH + lane] = of[i / ROWS][i % ROWS];
+        UNROLLED(i, TILES * ROWS) kept[i * PITCH + lane] = of[i / ROWS][i % ROWS];
     }
 };

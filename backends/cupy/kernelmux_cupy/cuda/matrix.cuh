@@ -29,8 +29,7 @@ struct Factors {
     float scale[EIGHTS][2][CHUNK], sum[EIGHTS][2][CHUNK];
 
     __device__ __forceinline__ void read(const u8 *rows, int chunk, int lane) {
-#pragma unroll
-        for (int i = 0; i < 2 * EIGHTS; ++i) {
+        UNROLLED(i, 2 * EIGHTS) {
             const int row = min(i / 2 * 8 + lane % 4 * 2 + i % 2, ROWS - 1);
             const Several *at = (const Several *)(rows + row * STAGED + COLUMNS + 4 * chunk);
             *(Several *)scale[i / 2][i % 2] = *at;
@@ -64,8 +63,7 @@ struct Sums {
     float of[TILES][4][2 * EIGHTS];
 
     __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int i = 0; i < TILES * 8 * EIGHTS; ++i) of[i / (8 * EIGHTS)][i / (2 * EIGHTS) % 4][i % (2 * EIGHTS)] = 0.0f;
+        UNROLLED(i, TILES * 8 * EIGHTS) of[i / (8 * EIGHTS)][i / (2 * EIGHTS) % 4][i % (2 * EIGHTS)] = 0.0f;
     }
 
     template <class F, class G>
@@ -79,11 +77,9 @@ struct Sums {
             x.read(rows, chunk, lane);
             one.read_scales(slot, chunk, own);
             if (TILES == 2) two.read_scales(slot + 32 * F::LANE, chunk, own);
-#pragma unroll
-            for (int c = 0; c < CHUNK; ++c) {
+            UNROLLED(c, CHUNK) {
                 int low[EIGHTS], high[EIGHTS];
-#pragma unroll
-                for (int e = 0; e < EIGHTS; ++e) {
+                UNROLLED(e, EIGHTS) {
                     const int row = min(8 * e + lane / 4, ROWS - 1);
                     const int *at = (const int *)(rows + row * STAGED + 32 * (chunk + c)) + lane % 4;
                     low[e] = at[0];
@@ -100,13 +96,10 @@ struct Sums {
     // To `kept` [TILES][ROWS][PITCH], 32 of each.
     template <int PITCH>
     __device__ __forceinline__ void keep(float *kept, int lane) const {
-#pragma unroll
-        for (int t = 0; t < TILES; ++t)
-#pragma unroll
-            for (int i = 0; i < 2 * EIGHTS; ++i) {
+        UNROLLED(t, TILES)
+            UNROLLED(i, 2 * EIGHTS) {
                 const int row = i / 2 * 8 + lane % 4 * 2 + i % 2;
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
+                UNROLLED(j, 4)
                     if (row < ROWS) kept[(t * ROWS + row) * PITCH + lane / 4 + 8 * j] = of[t][j][i];
             }
     }
@@ -117,8 +110,7 @@ private:
     __device__ __forceinline__ void add_block(
         float (&to)[4][2 * EIGHTS], const u8 *tile, int chunk, int c, Scale own, const int (&low)[EIGHTS],
         const int (&high)[EIGHTS], const Factors &x, int lane) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        UNROLLED(half, 2) {
             int a[4];
             read_words<F>(a[0], a[2], tile, chunk + c, lane / 4 + 16 * half, lane % 4);
             read_words<F>(a[1], a[3], tile, chunk + c, lane / 4 + 16 * half + 8, lane % 4);
@@ -128,16 +120,14 @@ private:
                 m[0] = __shfl_sync(WARP, own.m, 2 * half, 4);
                 m[1] = __shfl_sync(WARP, own.m, 2 * half + 1, 4);
             }
-#pragma unroll
-            for (int e = 0; e < EIGHTS; ++e) {
+            UNROLLED(e, EIGHTS) {
                 int first[4], rest[4];
                 if constexpr (F::SCALES == SIXTEENS) {
                     multiply(first, a[0], a[1], low[e]);
                     multiply(rest, a[2], a[3], high[e]);
                 } else
                     multiply(first, a, low[e], high[e]);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
+                UNROLLED(i, 4) {
                     float &sum = to[2 * half + i / 2][2 * e + i % 2];
                     const float scale = x.scale[e][i % 2][c];
                     if constexpr (F::SCALES == SIXTEENS)

@@ -17,31 +17,25 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm(
     const long long row = (long long)blockIdx.x * columns;
     float x[CHUNKS][WIDE], share[CHUNKS][WIDE];
     float squares = 0.0f;
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    UNROLLED(chunk, CHUNKS) {
         const int column = WIDE * (threadIdx.x + chunk * blockDim.x);
-#pragma unroll
-        for (int i = 0; i < WIDE; ++i) x[chunk][i] = share[chunk][i] = 0.0f;
+        UNROLLED(i, WIDE) x[chunk][i] = share[chunk][i] = 0.0f;
         if (column < columns) {
             read(a, row + column, x[chunk]);
             read(gamma, column, share[chunk]);
             if (ADD) {
                 float other[WIDE];
                 read(b, row + column, other);
-#pragma unroll
-                for (int i = 0; i < WIDE; ++i) x[chunk][i] += other[i];
+                UNROLLED(i, WIDE) x[chunk][i] += other[i];
                 write(total, row + column, x[chunk]);
             }
         }
-#pragma unroll
-        for (int i = 0; i < WIDE; ++i) squares += x[chunk][i] * x[chunk][i];
+        UNROLLED(i, WIDE) squares += x[chunk][i] * x[chunk][i];
     }
     const float factor = rsqrtf(block_sum(squares) / (float)columns + epsilon);
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    UNROLLED(chunk, CHUNKS) {
         const int column = WIDE * (threadIdx.x + chunk * blockDim.x);
-#pragma unroll
-        for (int i = 0; i < WIDE; ++i) x[chunk][i] *= factor * share[chunk][i];
+        UNROLLED(i, WIDE) x[chunk][i] *= factor * share[chunk][i];
         written.store(row + column, x[chunk], column < columns);
     }
 }

@@ -3,6 +3,9 @@
 // No header of the CUDA toolkit is needed: NVRTC comes without them.
 #pragma once
 
+// A loop whose every turn is written out.
+#define UNROLLED(i, count) _Pragma("unroll") for (int i = 0; i < (count); ++i)
+
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;

@@ -26,8 +26,7 @@ __device__ __forceinline__ void copy_unit(u8 *to, const u8 *from) {
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(WIDTH));
 #else
-#pragma unroll
-    for (int i = 0; i < WIDTH / 4; ++i) ((u32 *)to)[i] = ((const u32 *)from)[i];
+    UNROLLED(i, WIDTH / 4) ((u32 *)to)[i] = ((const u32 *)from)[i];
 #endif
 }
 

@@ -11,14 +11,12 @@ template <class T, int N> struct alignas(sizeof(T) * N) Several { T item[N]; };
 // N numbers from `at` on, a multiple of N.
 template <int N, class T> __device__ __forceinline__ void read(const T *from, long long at, float (&to)[N]) {
     const Several<T, N> several = *reinterpret_cast<const Several<T, N> *>(from + at);
-#pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = to_float(several.item[i]);
+    UNROLLED(i, N) to[i] = to_float(several.item[i]);
 }
 
 template <int N, class T> __device__ __forceinline__ void write(T *to, long long at, const float (&from)[N]) {
     Several<T, N> several;
-#pragma unroll
-    for (int i = 0; i < N; ++i) put(&several.item[i], from[i]);
+    UNROLLED(i, N) put(&several.item[i], from[i]);
     *reinterpret_cast<Several<T, N> *>(to + at) = several;
 }
 
@@ -56,15 +54,13 @@ template <> struct Written<q8_32> {
     template <int N> __device__ __forceinline__ void store(long long at, const float (&x)[N], bool there) const {
         static_assert(N == 4, "a lane holds four columns");
         float peak = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) peak = fmaxf(peak, fabsf(x[i]));
+        UNROLLED(i, 4) peak = fmaxf(peak, fabsf(x[i]));
         const float scale = q8_scale(largest<8>(peak));
         // One division for four columns.
         const float share = 1.0f / q8_step(scale);
         int sum = 0;
         u32 word = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        UNROLLED(i, 4) {
             const int steps = __float2int_rn(x[i] * share);
             sum += steps;
             word |= (u32)(steps & 0xff) << (8 * i);
