@@ -33,7 +33,7 @@ from kernelmux.errors import PolicyError
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import Builder, Graph
 from kernelmux.graph.ops import OPS
-from kernelmux.graph.ops.op import extremes
+from kernelmux.graph.ops.cases import extremes
 from kernelmux.plan.check import check_policy
 from kernelmux.plan.lock import read_lock, write_lock
 from kernelmux.plan.plan import Plan

@@ -22,7 +22,8 @@ from kernelmux.errors import GraphError, KernelmuxError, LaunchError
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import LEAF, Graph, TensorNode
 from kernelmux.graph.ops import Case
-from kernelmux.graph.ops.op import Draw, elements, marks
+from kernelmux.graph.ops.cases import Draw, marks
+from kernelmux.graph.ops.op import elements
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
 
@@ -109,15 +110,9 @@ def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]]) -> str:
 def _alone(node: TensorNode) -> Graph:
     """A node as a graph of its own: without its layer, and its values named by the op's ports."""
     ports = zip(node.contract.inputs, node.inputs, strict=False)
-    alone = replace(
-        node,
-        name=node.op,
-        layer=None,
-        inputs=tuple(replace(value, name=port) for port, value in ports),
-        weight=_numbered("weight", node.weight),
-        bias=_numbered("bias", node.bias),
-        gamma=_numbered("gamma", node.gamma),
-    )
+    groups: dict[str, Any] = {key: _numbered(key, getattr(node, key)) for key in ("weight", "bias", "gamma")}
+    inputs = tuple(replace(value, name=port) for port, value in ports)
+    alone = replace(node, name=node.op, layer=None, inputs=inputs, **groups)
     inferred = zip(alone.contract.infer(alone, "f32"), node.outputs, strict=True)
     outputs = tuple(replace(named, format=value.format) for named, value in inferred)
     leaves = [TensorNode(name=v.name, op=LEAF, outputs=(v,), role="state") for v in alone.inputs]
@@ -216,7 +211,7 @@ def _draws(node: TensorNode, values: Mapping[str, Any]) -> dict[str, Draw]:
         given = _ends(operands[name], stated) if isinstance(stated, dict) else _listed(operands[name], stated)
         low, high = limits.get(name, (-(2**31), 2**31 - 1))
         _require(low <= float(given.min()) and float(given.max()) <= high, f"{name} must be from {low} to {high}")
-        draws[name] = partial(_between, operands[name], given) if isinstance(stated, dict) else _as_listed(given)
+        draws[name] = partial(_between if isinstance(stated, dict) else _as_listed, operands[name], given)
     for value in node.inputs:
         _require(value.format != "i32" or value.name in draws, f"{value.name} is i32: `values` must state it")
     return draws
@@ -229,16 +224,8 @@ def _listed(value: Value, stated: Any) -> torch.Tensor:
     return given
 
 
-def _tensor(stated: Any) -> torch.Tensor:
-    """A nested list as a tensor; one of bool, which fits nothing, where it is none."""
-    try:
-        return torch.tensor(stated)
-    except (TypeError, ValueError, RuntimeError):
-        return torch.empty(0, dtype=torch.bool)
-
-
-def _as_listed(given: torch.Tensor) -> Draw:
-    return lambda generator: given.to(torch.int32)
+def _as_listed(value: Value, given: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return given.to(torch.int32)
 
 
 def _ends(value: Value, stated: Mapping[str, Any]) -> torch.Tensor:
@@ -253,8 +240,15 @@ def _between(value: Value, ends: torch.Tensor, generator: torch.Generator) -> to
     low, high = ends.tolist()
     if value.format == "i32":
         return torch.randint(low, high + 1, value.extents, generator=generator, dtype=torch.int32)
-    drawn: torch.Tensor = low + (high - low) * torch.rand(value.extents, generator=generator)
-    return drawn
+    return torch.empty(value.extents).uniform_(low, high, generator=generator)
+
+
+def _tensor(stated: Any) -> torch.Tensor:
+    """A nested list as a tensor; one of bool, which fits nothing, where it is none."""
+    try:
+        return torch.tensor(stated)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0, dtype=torch.bool)
 
 
 def _limits(node: TensorNode) -> Mapping[str, tuple[int, int]]:

@@ -23,7 +23,8 @@ from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
-from kernelmux.graph.ops.op import Op, all_weights
+from kernelmux.graph.ops.cases import all_weights
+from kernelmux.graph.ops.op import Op
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,11 @@ class Offer:
     kernels: Mapping[str, Kernel]
     declined: Mapping[str, Declined]
 
+    @property
+    def names(self) -> list[str]:
+        """The kernels that are mentioned."""
+        return [name for name in (*self.kernels, *self.declined) if ":" in name]
+
 
 def checked_classes(backend: str, answer: Any) -> tuple[type[Kernel], ...]:
     """What a backend's `kernel_classes` returned; BackendError where it is no list of sound classes."""
@@ -181,9 +186,12 @@ def bound(kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> La
     """What a kernel's `bind` returned; BackendError where that cannot be called."""
     launch = kernel.bind(node, tensors, stream)
     if not callable(launch):
-        name, what = kernel.full_name, "a call without arguments that enqueues the work"
-        said = f"{name}.bind returned {_shown(launch)}: it must return {what}"
-        raise BackendError(said, node=node.name, kernel=name)
+        raise BackendError(
+            f"{kernel.full_name}.bind returned {_shown(launch)}: "
+            "it must return a call without arguments that enqueues the work",
+            node=node.name,
+            kernel=kernel.full_name,
+        )
     return launch
 
 

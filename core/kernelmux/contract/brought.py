@@ -11,7 +11,7 @@ from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.formats import FORMATS, Format
 from kernelmux.graph.graph import case_node
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
-from kernelmux.graph.ops.op import brought_weights
+from kernelmux.graph.ops.cases import brought_weights
 
 Known = tuple[Mapping[str, Op], Mapping[str, Format]]
 """Ops and formats by name."""

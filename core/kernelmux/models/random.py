@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kernelmux.errors import ModelError, nearest
 from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph.ops.blocks import random_blocks
-from kernelmux.graph.ops.op import brought_weights
+from kernelmux.graph.ops.cases import brought_weights
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.tokenizer import BYTES
 

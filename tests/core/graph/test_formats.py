@@ -20,7 +20,7 @@ from kernelmux.graph.formats import (
 )
 from kernelmux.graph.ops import OPS
 from kernelmux.graph.ops.blocks import random_blocks
-from kernelmux.graph.ops.op import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
+from kernelmux.graph.ops.cases import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
 
 OWN = ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"]
 PLAIN = ["f32", "f16", "bf16"]

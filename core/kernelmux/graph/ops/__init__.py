@@ -9,6 +9,7 @@ from __future__ import annotations
 from kernelmux.graph.ops.add import Add
 from kernelmux.graph.ops.add_rms_norm import AddRmsNorm
 from kernelmux.graph.ops.attention import Attention
+from kernelmux.graph.ops.cases import Case
 from kernelmux.graph.ops.convert import Convert
 from kernelmux.graph.ops.copy import Copy
 from kernelmux.graph.ops.embed import Embed
@@ -18,7 +19,7 @@ from kernelmux.graph.ops.mul import Mul
 from kernelmux.graph.ops.mul_mat import MulMat
 from kernelmux.graph.ops.mul_mat_add import MulMatAdd
 from kernelmux.graph.ops.mul_mat_pair import MulMatPair
-from kernelmux.graph.ops.op import Case, Cost, Op, Operands
+from kernelmux.graph.ops.op import Cost, Op, Operands
 from kernelmux.graph.ops.qkv import Qkv
 from kernelmux.graph.ops.qkv_rope_copy import QkvRopeCopy
 from kernelmux.graph.ops.rms_norm import RmsNorm

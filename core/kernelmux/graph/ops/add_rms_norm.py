@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.cases import LONG_ROWS, ROW_COUNTS, Case, extreme_cases
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import LONG_ROWS, ROW_COUNTS, Case, extreme_cases, marks
-from kernelmux.graph.ops.rms_norm import RmsNorm
+from kernelmux.graph.ops.rms_norm import RmsNorm, norm_case
 
 
 class AddRmsNorm(Fused):
@@ -28,20 +28,10 @@ class AddRmsNorm(Fused):
     told = RmsNorm.told
 
     def cases(self) -> Iterator[Case]:
-        for m in ROW_COUNTS:
-            for k in (576, 127):
-                yield self._case(f"m{m}-k{k}", m, k)
-        for k in (1, 640, 2048, 4096, *LONG_ROWS):
-            yield self._case(f"m5-k{k}", 5, k)
+        sizes = [(m, k) for m in ROW_COUNTS for k in (576, 127)]
+        for m, k in (*sizes, *((5, k) for k in (1, 640, 2048, 4096, *LONG_ROWS))):
+            yield norm_case(self, f"m{m}-k{k}", m, k)
         # Tiny sums, where epsilon decides the answer.
-        yield self._case("tiny", 4, 64, scale=1e-3)
-        yield self._case("huge", 2, 576, scale=1e4)
+        yield norm_case(self, "tiny", 4, 64, scale=1e-3)
+        yield norm_case(self, "huge", 2, 576, scale=1e4)
         yield from extreme_cases(self, (3, 200), {"gamma": (Value("gamma", (200,)),), "epsilon": 1e-6})
-
-    def _case(self, label: str, m: int, k: int, scale: float = 1.0) -> Case:
-        import torch
-
-        fields = {"gamma": (Value("gamma", (k,)),), "epsilon": 1e-5}
-        draw = {port: lambda generator: torch.randn(m, k, generator=generator) * scale for port in self.inputs}
-        inputs = tuple(Value(port, (m, k)) for port in self.inputs)
-        return Case(f"add_rms_norm-{label}", self.name, inputs, fields, draw, marks=marks(m))

@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import Case, Op, Operands, extremes, marks, row_count
+from kernelmux.graph.ops.cases import Case, extremes
+from kernelmux.graph.ops.op import Op, Operands, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +57,8 @@ class Attention(Op):
             node,
             f"{node.num_heads} query heads do not divide over {node.num_kv_heads} kv heads",
         )
-        width = node.num_heads * node.head_dim
-        self.require(q.shape[1:] == (width,), node, f"{q.name} is {q.shape}, rows must hold {width}")
-        for cache in (k_cache, v_cache):
-            fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
-            self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
+        self.require_heads(node, q, node.num_heads)
+        self.require_caches(node, k_cache, v_cache)
         return (self.output(node, 0, q.shape, format),)
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
@@ -253,7 +251,7 @@ class Attention(Op):
                 [row + [spare] * (width - len(row)) for row in dealt], dtype=torch.int32
             ),
         }
-        return Case(f"attention-{label}", self.name, inputs, fields, draw, marks=marks(m, math.prod(cache_shape)))
+        return self.make_case(label, inputs, fields, draw, weights=math.prod(cache_shape))
 
 
 _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value, lookup
-from kernelmux.graph.ops.op import Draw
+from kernelmux.graph.ops.cases import Draw
 
 if TYPE_CHECKING:
     import torch

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import FORMATS, Value, lookup
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, Draw, Op, Operands, column_count, extremes, marks, row_count
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, Draw, at_extremes
+from kernelmux.graph.ops.op import Op, Operands, column_count, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -52,11 +54,9 @@ class Convert(Op):
 
     def cases(self) -> Iterator[Case]:
         activations = [name for name, format in FORMATS.items() if format.rounding]
-        for source in activations:
-            for target in activations:
-                if source != target:
-                    for m in ROW_COUNTS if "f32" in (source, target) else (1, 3, 17, 64):
-                        yield self._case(source, target, m, 256)
+        for source, target in itertools.permutations(activations, 2):
+            for m in ROW_COUNTS if "f32" in (source, target) else (1, 3, 17, 64):
+                yield self._case(source, target, m, 256)
         for other in activations[1:]:
             for source, target in (("f32", other), (other, "f32")):
                 yield self._case(source, target, 5, 14336)
@@ -66,24 +66,23 @@ class Convert(Op):
         for target in activations[1:]:
             # A block of zeros must come out as zeros: its scale is 0, which nothing may be divided by.
             yield self._drawn("zero-blocks", target, _with_zero_blocks)
-            for label, spread in extremes().items():
+            for case in at_extremes(partial(self._drawn, target=target)):
                 # One scale for all is coarse for the small rows: it is what that format means.
-                if (target, label) != ("fp8_tensor", "uneven"):
-                    yield self._drawn(label, target, partial(spread, shape=(3, 256)))
+                if case.name != "convert-f32-fp8_tensor-uneven":
+                    yield case
         # What only a scale for each row, or each block, gets right.
         yield self._drawn("uneven-rows", "fp8_row", _uneven_rows)
         yield self._drawn("uneven-rows", "fp8_block", _uneven_rows)
         yield self._drawn("uneven-blocks", "q8_32", _uneven_blocks)
         yield self._drawn("far-blocks", "fp8_block", _far_blocks)
 
-    def _drawn(self, label: str, target: str, draw: Draw) -> Case:
+    def _drawn(self, label: str, target: str, draw: Draw | None = None) -> Case:
         """[3, 256] of f32, drawn so."""
-        name = f"convert-f32-{target}-{label}"
-        return Case(name, self.name, (Value("x", (3, 256)),), {}, {"x": draw}, target, marks(1))
+        drawn = {"x": draw} if draw else {}
+        return self.make_case(f"f32-{target}-{label}", [Value("x", (3, 256))], draw=drawn, format=target, smoke=True)
 
     def _case(self, source: str, target: str, m: int, n: int) -> Case:
-        name = f"convert-{source}-{target}-m{m}-n{n}"
-        return Case(name, self.name, (Value("x", (m, n), source),), format=target, marks=marks(m))
+        return self.make_case(f"{source}-{target}-m{m}-n{n}", [Value("x", (m, n), source)], format=target)
 
 
 def _with_zero_blocks(generator: torch.Generator) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks, row_count
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
+from kernelmux.graph.ops.op import Op, Operands, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -43,13 +43,10 @@ class Copy(Op):
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         k, v, slots, k_cache, v_cache = node.inputs
         self.require_rows(node, k, v)
-        width = node.num_kv_heads * node.head_dim
         for rows in (k, v):
-            self.require(rows.shape[1:] == (width,), node, f"{rows.name} is {rows.shape}, rows must hold {width}")
+            self.require_heads(node, rows, node.num_kv_heads)
         self.require(slots.shape == k.shape[:1], node, f"slots is {slots.shape}, k is {k.shape}")
-        for cache in (k_cache, v_cache):
-            fits = len(cache.shape) == 4 and cache.shape[2:] == (node.num_kv_heads, node.head_dim)
-            self.require(fits, node, f"{cache.name} is {cache.shape}, not [pages, page_size, num_kv_heads, head_dim]")
+        self.require_caches(node, k_cache, v_cache)
         return tuple(self.output(node, i, c.shape, c.format) for i, c in enumerate((k_cache, v_cache)))
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
@@ -89,11 +86,9 @@ class Copy(Op):
         yield self.case("fp8_row-pages-of-1", 5, 3, 64, padding=1, page_size=1, format="fp8_row")
         # More slots than 16 bits count, the last one among them.
         yield self.case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
-        for label, spread in extremes().items():
-            for format in ("f32", "bf16", "fp8_row"):
-                case = self.case(f"{format}-{label}", 3, 3, 64, format=format)
-                rows = dict.fromkeys(("k", "v"), partial(spread, shape=(3, 3 * 64)))
-                yield replace(case, draw={**case.draw, **rows})
+        for format in ("f32", "bf16", "fp8_row"):
+            few = partial(self.case, m=3, heads=3, dim=64, format=format)
+            yield from at_extremes(few, "k", "v", prefix=f"{format}-")
 
     def case(
         self,
@@ -124,4 +119,4 @@ class Copy(Op):
         caches = [Value(name, (pages, page_size, heads, dim), format) for name in ("k_cache", "v_cache")]
         inputs = (*rows, Value("slots", (m,), "i32"), *caches)
         fields = {"num_kv_heads": heads, "head_dim": dim}
-        return Case(f"copy-{label}", self.name, inputs, fields, {"slots": draw}, marks=marks(m))
+        return self.make_case(label, inputs, fields, {"slots": draw})

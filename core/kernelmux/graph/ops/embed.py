@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.blocks import tiny_blocks
-from kernelmux.graph.ops.op import (
+from kernelmux.graph.ops.cases import (
     BLOCK_WEIGHTS,
     PLAIN_WEIGHTS,
     ROW_COUNTS,
     SUPERBLOCK_WEIGHTS,
     Case,
-    Draw,
-    Op,
-    Operands,
     all_weights,
-    marks,
-    row_count,
 )
+from kernelmux.graph.ops.op import Op, Operands, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -71,15 +67,13 @@ class Embed(Op):
                 yield self._case(f"{format}-m{m}-k512", m, 512, format)
             yield self._case(f"rows-m{m}", m, 64, as_input=True)
         for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
-            yield self._case(f"{format}-m5-k576", 5, 576, format)
-            yield self._case(f"{format}-m5-k32", 5, 32, format)
+            yield from (self._case(f"{format}-m5-k{k}", 5, k, format) for k in (576, 32))
         for format in PLAIN_WEIGHTS:
-            yield self._case(f"{format}-m3-k1", 3, 1, format)
-            yield self._case(f"{format}-m3-k127", 3, 127, format)
+            yield from (self._case(f"{format}-m3-k{k}", 3, k, format) for k in (1, 127))
         for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
             case = self._case(f"{format}-tiny-scales", 5, 512, format)
             (weight,) = case.fields["weight"]
-            yield replace(case, draw={**case.draw, "weight": tiny_blocks(weight)})
+            yield replace(case, draw={**case.draw, "table": tiny_blocks(weight)})
         # More rows than 16 bits count.
         for format in ("f32", "Q8_0"):
             yield self._case(f"{format}-far", 3, 32, format, rows=70_000, ids=(65_535, 65_536, 69_999))
@@ -105,9 +99,7 @@ class Embed(Op):
                 return torch.tensor(ids, dtype=torch.int32)
             return torch.randint(rows, (m,), generator=generator, dtype=torch.int32)
 
-        drawn: dict[str, Draw] = {"ids": draw}
-        asked = Value("ids", (m,), "i32")
+        asked, table, drawn = Value("ids", (m,), "i32"), Value("table", (rows, k), format), {"ids": draw}
         if as_input:
-            return Case(f"embed-{label}", self.name, (asked, Value("table", (rows, k))), {}, drawn, marks=marks(m))
-        fields = {"weight": (Value("weight", (rows, k), format),)}
-        return Case(f"embed-{label}", self.name, (asked,), fields, drawn, marks=marks(m, rows * k))
+            return self.make_case(label, [asked, table], draw=drawn)
+        return self.make_case(label, [asked], {"weight": (table,)}, drawn, weights=rows * k)

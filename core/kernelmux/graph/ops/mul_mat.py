@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.ops.blocks import tiny_blocks
-from kernelmux.graph.ops.op import (
+from kernelmux.graph.ops.cases import (
     BLOCK_WEIGHTS,
     COMMON_WEIGHTS,
     MANY_ROWS,
@@ -16,16 +16,12 @@ from kernelmux.graph.ops.op import (
     ROW_COUNTS,
     SUPERBLOCK_WEIGHTS,
     Case,
-    Op,
-    Operands,
     all_weights,
-    column_count,
-    extreme_cases,
-    has_bias,
+    at_extremes,
+    linear_fields,
     loud,
-    marks,
-    row_count,
 )
+from kernelmux.graph.ops.op import Op, Operands, column_count, has_bias, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -84,57 +80,40 @@ class MulMat(Op):
         return 2 * node.inputs[0].extents[0] * n * k
 
     def cases(self) -> Iterator[Case]:
+        # Sizes of real models, and awkward ones: one output, one off a tile, a prime, two blocks; 56 superblocks in a
+        # row, where others have 8 at most.
+        sizes = [(m, 96, 256) for m in ROW_COUNTS]
+        sizes += [(m, n, k) for n, k in ((576, 1536), (640, 2048), (31, 512), (257, 256)) for m in (1, 17)]
+        sizes += [(1, 16, 14336), (5, 16, 14336), (64, 1, 256)]
         for format in all_weights():
-            for m in ROW_COUNTS:
-                yield self._case(format, m, 96, 256)
-            # Sizes of real models, and awkward ones: one output, one off a tile, a prime, two blocks.
-            for n, k in ((576, 1536), (640, 2048), (31, 512), (257, 256)):
-                yield self._case(format, 1, n, k)
-                yield self._case(format, 17, n, k)
-            # 56 superblocks in a row, where other cases have 8 at most.
-            yield self._case(format, 1, 16, 14336)
-            yield self._case(format, 5, 16, 14336)
-            yield self._case(format, 64, 1, 256)
-            for m in (1, 3):
-                yield self._case(format, m, 48, 256, bias=True)
+            yield from (self._case(format, *size) for size in sizes)
+            yield from (self._case(format, m, 48, 256, bias=True) for m in (1, 3))
             yield from self._extremes(format)
         for format in (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS):
             for n, k in ((1536, 576), (192, 576), (2048, 640), (7, 32), (33, 96)):
-                yield self._case(format, 1, n, k)
-                yield self._case(format, 5, n, k)
+                yield from (self._case(format, m, n, k) for m in (1, 5))
         for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
             yield self._tiny_scales(format)
         for format in PLAIN_WEIGHTS:
-            for n, k in ((3, 1), (13, 17), (64, 127)):
-                yield self._case(format, 3, n, k)
-        for format in ("f32", "Q4_0", "Q8_0"):
-            # As many outputs as a small vocabulary has.
-            yield self._case(format, 1, MANY_ROWS, 32)
+            yield from (self._case(format, 3, n, k) for n, k in ((3, 1), (13, 17), (64, 127)))
+        # As many outputs as a small vocabulary has.
+        yield from (self._case(format, 1, MANY_ROWS, 32) for format in ("f32", "Q4_0", "Q8_0"))
+        large = [(m, n, k) for m in (1, 128, 512) for n, k in ((2048, 8192), (4096, 14336), (14336, 4096))]
         for format in COMMON_WEIGHTS:
             yield self._case(format, 17, 257, 256, bias=True)
-            yield self._case(format, 1031, 96, 256)
-            yield self._case(format, 1, 4099, 256)
-            yield self._case(format, 5, 4099, 256)
-            for m in (1, 128, 512):
-                yield self._case(format, m, 2048, 8192)
-                yield self._case(format, m, 4096, 14336)
-                yield self._case(format, m, 14336, 4096)
+            yield from (self._case(format, *size) for size in ((1031, 96, 256), (1, 4099, 256), (5, 4099, 256), *large))
 
     def _case(self, format: str, m: int, n: int, k: int, bias: bool = False) -> Case:
-        fields = {"weight": (Value("weight", (n, k), format),)}
-        if bias:
-            fields["bias"] = (Value("bias", (n,)),)
-        name = f"mul_mat-{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}"
-        return Case(name, self.name, (Value("x", (m, k)),), fields, {"bias": loud(n)}, marks=marks(m, n * k))
+        label = f"{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}"
+        fields = linear_fields([""], [n], [format], k, bias)
+        return self.make_case(label, [Value("x", (m, k))], fields, {"b": loud(n)}, weights=n * k)
 
     def _tiny_scales(self, format: str) -> Case:
-        weight = Value("weight", (32, 512), format)
-        draw = {"weight": tiny_blocks(weight)}
-        name = f"mul_mat-{format}-tiny-scales"
-        return Case(name, self.name, (Value("x", (5, 512)),), {"weight": (weight,)}, draw, marks=marks(5))
+        fields = linear_fields([""], [32], [format], 512)
+        draw = {"w": tiny_blocks(*fields["weight"])}
+        return self.make_case(f"{format}-tiny-scales", [Value("x", (5, 512))], fields, draw)
 
     def _extremes(self, format: str) -> Iterator[Case]:
-        fields = {"weight": (Value("weight", (64, 256), format),)}
-        for case in extreme_cases(self, (3, 256), fields):
-            name = case.name.replace("mul_mat-", f"mul_mat-{format}-")
-            yield dataclasses.replace(case, name=name, marks=case.marks if format in COMMON_WEIGHTS else marks(3))
+        fields, common = linear_fields([""], [64], [format], 256), format in COMMON_WEIGHTS
+        make = partial(self.make_case, inputs=[Value("x", (3, 256))], fields=fields, smoke=common)
+        return at_extremes(make, prefix=f"{format}-")

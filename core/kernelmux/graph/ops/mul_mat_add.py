@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, linear_fields, loud
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.mul_mat import MulMat
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, all_weights, extremes, loud, marks
 
 
 class MulMatAdd(Fused):
@@ -32,24 +31,17 @@ class MulMatAdd(Fused):
 
     def cases(self) -> Iterator[Case]:
         for format in ("f32", "bf16", "Q4_0", "Q8_0"):
-            for m in ROW_COUNTS:
-                yield self._case(format, m, 576, 96)
+            for m, k in (*((m, 96) for m in ROW_COUNTS), (1, 1536), (17, 1536)):
+                yield self._case(f"{format}-m{m}-n576-k{k}", format, m, 576, k)
             for m in (1, 5):
-                yield self._case(format, m, 576, 96, bias=True)
-            for m in (1, 17):
-                yield self._case(format, m, 576, 1536)
+                yield self._case(f"{format}-m{m}-n576-k96-bias", format, m, 576, 96, bias=True)
         for format in all_weights():
-            yield self._case(format, 3, 96, 512, loudly=True)
-        yield self._case("f32", 5, 257, 127)
-        for label, spread in extremes().items():
-            case = self._case("Q8_0", 3, 96, 512)
-            draw = {value.name: partial(spread, shape=value.extents) for value in case.inputs}
-            yield replace(case, name=f"mul_mat_add-Q8_0-{label}", draw=draw)
+            yield self._case(f"{format}-m3-n96-k512-loud", format, 3, 96, 512, loudly=True)
+        yield self._case("f32-m5-n257-k127", "f32", 5, 257, 127)
+        yield from at_extremes(partial(self._case, format="Q8_0", m=3, n=96, k=512), prefix="Q8_0-")
 
-    def _case(self, format: str, m: int, n: int, k: int, bias: bool = False, loudly: bool = False) -> Case:
+    def _case(self, label: str, format: str, m: int, n: int, k: int, bias: bool = False, loudly: bool = False) -> Case:
         """`loudly`: the residual is as large as the product, as it is in a model's later layers."""
         inputs = (Value("x", (m, k)), Value("residual", (m, n)))
-        fields = {"weight": (Value("weight", (n, k), format),), "bias": (Value("bias", (n,)),) if bias else ()}
-        draw = {"bias": loud(n), **({"residual": loud(n, m)} if loudly else {})}
-        name = f"mul_mat_add-{format}-m{m}-n{n}-k{k}{'-bias' if bias else ''}{'-loud' if loudly else ''}"
-        return Case(name, self.name, inputs, fields, draw, marks=marks(m))
+        draw = {"b": loud(n), **({"residual": loud(n, m)} if loudly else {})}
+        return self.make_case(label, inputs, linear_fields([""], [n], [format], k, bias), draw)

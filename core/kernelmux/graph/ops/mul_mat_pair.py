@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kernelmux.graph.ops.qkv import Qkv, products
+from kernelmux.graph.ops.qkv import Products, products
 
 
-class MulMatPair(Qkv):
+class MulMatPair(Products):
     """first = x W1ᵀ; second = x W2ᵀ (each + its bias).
 
     Axes: m rows; n_1, n_2 outputs; k inputs.
@@ -18,4 +18,6 @@ class MulMatPair(Qkv):
     outputs = ("first", "second")
     pattern = products(*outputs)
     widths = (96, 96)
+    wide = (576, 576)
+    odd = (512, 128)
     mixed = ("Q4_K", "Q6_K")

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, linear_fields, loud
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import (
-    ROW_COUNTS,
-    Case,
-    all_weights,
-    column_count,
-    extreme_cases,
-    has_bias,
-    loud,
-    marks,
-    row_count,
-    weight_formats,
-)
+from kernelmux.graph.ops.op import column_count, has_bias, row_count, weight_formats
 
 
 def products(*ports: str) -> tuple[Part, ...]:
@@ -27,7 +17,60 @@ def products(*ports: str) -> tuple[Part, ...]:
     return tuple(Part("mul_mat", ("x",), (port,), weight=index) for index, port in enumerate(ports))
 
 
-class Qkv(Fused):
+class Products(Fused):
+    """A fused op that begins with several products of one input, and what its cases are."""
+
+    inputs = ("x",)
+    fields = ("weight",)
+    optional = ("bias",)
+    told = {
+        "m": row_count,
+        "n": lambda node: tuple(weight.shape[0] for weight in node.weight),
+        "k": column_count,
+        "weight_formats": weight_formats,
+        "bias": has_bias,
+    }
+
+    widths: ClassVar[tuple[int, ...]]
+    """Outputs of most cases."""
+    wide: ClassVar[tuple[int, ...]]
+    """Those of a small model."""
+    odd: ClassVar[tuple[int, ...]]
+    """Those of 1000 inputs."""
+    mixed: ClassVar[tuple[str, ...]]
+
+    def cases(self) -> Iterator[Case]:
+        count = len(self.widths)
+        most = (*((format,) * count for format in ("f32", "Q4_1", "Q8_0")), self.mixed)
+        for formats in most:
+            yield from (self._case(formats, m) for m in ROW_COUNTS)
+            yield from (self._case(formats, m, bias=True) for m in (1, 5))
+        alike = [(format,) * count for format in all_weights()]
+        yield from (self._case(formats, 3) for formats in alike if formats not in most)
+        for format in ("f32", "Q4_0", "Q8_0"):
+            yield from (self._case((format,) * count, m, self.wide, 576) for m in (1, 17))
+        yield self._case(("f32",) * count, 5, self.odd, 1000)
+        for format in ("f32", "Q8_0"):
+            make = partial(self._labelled, formats=(format,) * count, m=3)
+            yield from at_extremes(make, prefix=f"{format}-")
+
+    def _case(
+        self, formats: Sequence[str], m: int, widths: Sequence[int] = (), k: int = 512, bias: bool = False
+    ) -> Case:
+        sizes = f"-n{widths[0]}-k{k}" if widths else ""
+        label = f"{'-'.join(dict.fromkeys(formats))}-m{m}{sizes}{'-bias' if bias else ''}"
+        return self._labelled(label, formats, m, widths or self.widths, k, bias)
+
+    def _labelled(
+        self, label: str, formats: Sequence[str], m: int, widths: Sequence[int] = (), k: int = 512, bias: bool = False
+    ) -> Case:
+        widths = widths or self.widths
+        ports = [part.outputs[0] for part in self.pattern if part.op == "mul_mat"]
+        draw = {f"b{port}": loud(n) for port, n in zip(ports, widths, strict=True)}
+        return self.make_case(label, [Value("x", (m, k))], linear_fields(ports, widths, formats, k, bias), draw)
+
+
+class Qkv(Products):
     """q = x Wqᵀ; k = x Wkᵀ; v = x Wvᵀ (each + its bias).
 
     Axes: m rows; n_q, n_k, n_v outputs; hidden_dim inputs.
@@ -37,54 +80,9 @@ class Qkv(Fused):
     """
 
     name = "qkv"
-    inputs = ("x",)
-    outputs: ClassVar[tuple[str, ...]] = ("q", "k", "v")
-    fields = ("weight",)
-    optional = ("bias",)
-    pattern = products("q", "k", "v")
-    told = {
-        "m": row_count,
-        "n": lambda node: tuple(weight.shape[0] for weight in node.weight),
-        "k": column_count,
-        "weight_formats": weight_formats,
-        "bias": has_bias,
-    }
-
-    widths: ClassVar[tuple[int, ...]] = (96, 32, 32)
-    """Outputs of most cases; those of one small model are six times as many."""
-    mixed: ClassVar[tuple[str, ...]] = ("Q4_K", "Q4_K", "Q6_K")
-
-    def cases(self) -> Iterator[Case]:
-        count = len(self.outputs)
-        most = (*((format,) * count for format in ("f32", "Q4_1", "Q8_0")), self.mixed)
-        for formats in most:
-            for m in ROW_COUNTS:
-                yield self._case(formats, m)
-            for m in (1, 5):
-                yield self._case(formats, m, bias=True)
-        for format in all_weights():
-            if (format,) * count not in most:
-                yield self._case((format,) * count, 3)
-        for format in ("f32", "Q4_0", "Q8_0"):
-            for m in (1, 17):
-                yield self._case((format,) * count, m, tuple(6 * n for n in self.widths), 576)
-        yield self._case(("f32",) * count, 5, (512, 128, 128)[:count], 1000)
-        for format in ("f32", "Q8_0"):
-            for case in extreme_cases(self, (3, 512), self._fields((format,) * count, self.widths, 512, bias=False)):
-                name = case.name.replace(f"{self.name}-", f"{self.name}-{format}-")
-                yield replace(case, name=name, marks=marks(3))
-
-    def _case(
-        self, formats: Sequence[str], m: int, widths: Sequence[int] = (), k: int = 512, bias: bool = False
-    ) -> Case:
-        sizes = f"-n{widths[0]}-k{k}" if widths else ""
-        name = f"{self.name}-{'-'.join(dict.fromkeys(formats))}-m{m}{sizes}{'-bias' if bias else ''}"
-        widths = widths or self.widths
-        draw = {f"b{port}": loud(n) for port, n in zip(self.outputs, widths, strict=True)}
-        fields = self._fields(formats, widths, k, bias)
-        return Case(name, self.name, (Value("x", (m, k)),), fields, draw, marks=marks(m))
-
-    def _fields(self, formats: Sequence[str], widths: Sequence[int], k: int, bias: bool) -> dict[str, Any]:
-        ports = tuple(zip(self.outputs, widths, formats, strict=True))
-        weights = tuple(Value(f"w{port}", (n, k), format) for port, n, format in ports)
-        return {"weight": weights, "bias": tuple(Value(f"b{port}", (n,)) for port, n, _ in ports) if bias else ()}
+    outputs = ("q", "k", "v")
+    pattern = products(*outputs)
+    widths = (96, 32, 32)
+    wide = (576, 192, 192)
+    odd = (512, 128, 128)
+    mixed = ("Q4_K", "Q4_K", "Q6_K")

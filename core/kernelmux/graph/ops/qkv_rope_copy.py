@@ -6,19 +6,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, Draw, all_weights, linear_fields, loud
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import (
-    ROW_COUNTS,
-    Case,
-    Draw,
-    all_weights,
-    column_count,
-    has_bias,
-    loud,
-    marks,
-    row_count,
-    weight_formats,
-)
+from kernelmux.graph.ops.op import column_count, has_bias, row_count, weight_formats
+from kernelmux.graph.ops.qkv import products
 from kernelmux.graph.ops.rope import Rope, Rotation
 
 
@@ -39,7 +30,7 @@ class QkvRopeCopy(Fused):
     optional = ("bias",)
     updates = ((3, 1), (4, 2))
     pattern = (
-        *(Part("mul_mat", ("x",), (f"{port}_flat",), weight=index) for index, port in enumerate(("q", "k", "v"))),
+        *products("q_flat", "k_flat", "v_flat"),
         Part("rope", ("q_flat", "k_flat", "positions"), ("q", "k"), weight=3),
         Part("copy", ("k", "v_flat", "slots", "k_cache", "v_cache"), ("k_cache_out", "v_cache_out")),
     )
@@ -88,23 +79,13 @@ class QkvRopeCopy(Fused):
         block = lookup(format).block
         k, pages = -(-96 // block) * block, 6 + m // page_size
         widths = (heads * dim, kv_heads * dim, kv_heads * dim)
-        weights = [Value(f"w{port}", (n, k), format) for port, n in zip("qkv", widths, strict=True)]
-        fields: dict[str, Any] = {
-            "weight": (*weights, *([Value("divisors", (dim // 2,))] if divisors else [])),
-            "bias": tuple(Value(f"b{p}", (n,)) for p, n in zip("qkv", widths, strict=True)) if bias else (),
-            "rotation": Rotation(theta=1e4, dims=dim, pairing=pairing),
-            "num_heads": heads,
-            "num_kv_heads": kv_heads,
-            "head_dim": dim,
-        }
+        fields: dict[str, Any] = linear_fields("qkv", widths, [format] * 3, k, bias)
+        fields["weight"] += (Value("divisors", (dim // 2,)),) if divisors else ()
+        rotation = Rotation(theta=1e4, dims=dim, pairing=pairing)
+        fields |= {"rotation": rotation, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
         shape = (pages, page_size, kv_heads, dim)
-        inputs = (
-            Value("x", (m, k)),
-            Value("positions", (m,), "i32"),
-            Value("slots", (m,), "i32"),
-            Value("k_cache", shape, cache),
-            Value("v_cache", shape, cache),
-        )
+        ids = [Value(port, (m,), "i32") for port in ("positions", "slots")]
+        inputs = [Value("x", (m, k)), *ids, Value("k_cache", shape, cache), Value("v_cache", shape, cache)]
 
         def slots(generator: torch.Generator) -> torch.Tensor:
             order = torch.randperm(pages * page_size, generator=generator)[:m]
@@ -117,4 +98,4 @@ class QkvRopeCopy(Fused):
             **{f"b{port}": loud(n) for port, n in zip("qkv", widths, strict=True)},
             "divisors": lambda generator: 1 + torch.rand(dim // 2, generator=generator) * 7,
         }
-        return Case(f"qkv_rope_copy-{label}", self.name, inputs, fields, draw, marks=marks(m))
+        return self.make_case(label, inputs, fields, draw)

@@ -7,18 +7,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import (
-    LONG_ROWS,
-    MANY_ROWS,
-    ROW_COUNTS,
-    Case,
-    Op,
-    Operands,
-    column_count,
-    extreme_cases,
-    marks,
-    row_count,
-)
+from kernelmux.graph.ops.cases import LONG_ROWS, MANY_ROWS, ROW_COUNTS, Case, extreme_cases
+from kernelmux.graph.ops.op import Op, Operands, column_count, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -60,19 +50,19 @@ class RmsNorm(Op):
         return 4 * super().flops(node)
 
     def cases(self) -> Iterator[Case]:
-        for m in ROW_COUNTS:
-            for k in (576, 640, 2048, 4096, 127, 1) if m < 128 else (576, 127):
-                yield self._case(f"m{m}-k{k}", m, k, 1e-5)
-        for m, k in (*((5, k) for k in LONG_ROWS), (MANY_ROWS, 3)):
-            yield self._case(f"m{m}-k{k}", m, k, 1e-5)
+        sizes = [(m, k) for m in ROW_COUNTS for k in ((576, 640, 2048, 4096, 127, 1) if m < 128 else (576, 127))]
+        for m, k in (*sizes, *((5, k) for k in LONG_ROWS), (MANY_ROWS, 3)):
+            yield norm_case(self, f"m{m}-k{k}", m, k)
         # Tiny rows, where epsilon decides the answer: a kernel that drops it is off by orders of magnitude.
-        yield self._case("tiny", 4, 64, 1e-5, scale=1e-3)
-        yield self._case("huge", 2, 576, 1e-6, scale=1e4)
+        yield norm_case(self, "tiny", 4, 64, scale=1e-3)
+        yield norm_case(self, "huge", 2, 576, epsilon=1e-6, scale=1e4)
         yield from extreme_cases(self, (3, 200), {"gamma": (Value("gamma", (200,)),), "epsilon": 1e-6})
 
-    def _case(self, label: str, m: int, k: int, epsilon: float, scale: float = 1.0) -> Case:
-        import torch
 
-        fields = {"gamma": (Value("gamma", (k,)),), "epsilon": epsilon}
-        draw = {"x": lambda generator: torch.randn(m, k, generator=generator) * scale}
-        return Case(f"rms_norm-{label}", self.name, (Value("x", (m, k)),), fields, draw, marks=marks(m))
+def norm_case(op: Op, label: str, m: int, k: int, epsilon: float = 1e-5, scale: float = 1.0) -> Case:
+    """A case of an op that takes gamma and epsilon, all its inputs drawn from N(0, scale²)."""
+    import torch
+
+    fields = {"gamma": (Value("gamma", (k,)),), "epsilon": epsilon}
+    draw = dict.fromkeys(op.inputs, lambda generator: torch.randn(m, k, generator=generator) * scale)
+    return op.make_case(label, [Value(port, (m, k)) for port in op.inputs], fields, draw)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, Op, Operands, extremes, marks, row_count
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
+from kernelmux.graph.ops.op import Op, Operands, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +99,7 @@ class Rope(Op):
         assert node.rotation is not None
         self.require_rows(node, q, k)
         for rows, heads in ((q, node.num_heads), (k, node.num_kv_heads)):
-            width = heads * node.head_dim
-            self.require(rows.shape[1:] == (width,), node, f"{rows.name} is {rows.shape}, rows must hold {width}")
+            self.require_heads(node, rows, heads)
         self.require(positions.shape == q.shape[:1], node, f"positions is {positions.shape}, q is {q.shape}")
         dims = node.rotation.dims
         fits = 0 < dims <= node.head_dim and dims % 2 == 0
@@ -149,10 +149,8 @@ class Rope(Op):
             yield self.case(f"{pairing}-shuffled", 17, plain, shuffled=True)
             for m in (128, 200, 512):
                 yield self.case(f"{pairing}-m{m}", m, plain, first=m, shuffled=m == 200)
-            for label, spread in extremes().items():
-                case = self.case(f"{pairing}-{label}", 3, plain, first=500)
-                wide = {value.name: partial(spread, shape=value.extents) for value in case.inputs[:2]}
-                yield replace(case, draw={**case.draw, **wide})
+            spread = partial(self.case, m=3, rotation=plain, first=500)
+            yield from at_extremes(spread, "q", "k", prefix=f"{pairing}-")
 
     def case(
         self,
@@ -168,12 +166,8 @@ class Rope(Op):
     ) -> Case:
         import torch
 
-        fields: dict[str, Any] = {
-            "rotation": rotation,
-            "num_heads": heads,
-            "num_kv_heads": kv_heads,
-            "head_dim": dim,
-        }
+        sizes = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
+        fields: dict[str, Any] = {"rotation": rotation, **sizes}
 
         def positions(generator: torch.Generator) -> torch.Tensor:
             # Of several sequences in one step, positions neither start at 0 nor rise.
@@ -184,12 +178,8 @@ class Rope(Op):
         if divisors:
             fields["weight"] = (Value("divisors", (rotation.dims // 2,)),)
             draw["divisors"] = lambda generator: 1 + torch.rand(rotation.dims // 2, generator=generator) * 7
-        inputs = (
-            Value("q", (m, heads * dim)),
-            Value("k", (m, kv_heads * dim)),
-            Value("positions", (m,), "i32"),
-        )
-        return Case(f"rope-{label}", self.name, inputs, fields, draw, marks=marks(m))
+        inputs = (Value("q", (m, heads * dim)), Value("k", (m, kv_heads * dim)), Value("positions", (m,), "i32"))
+        return self.make_case(label, inputs, fields, draw)
 
 
 SCALINGS: Mapping[str, Mapping[str, Any]] = {

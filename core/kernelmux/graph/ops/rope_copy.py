@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
 from kernelmux.graph.ops.copy import Copy
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import ROW_COUNTS, Case, extremes
 from kernelmux.graph.ops.rope import SCALINGS, Rope, Rotation
 
 PLAIN = Rotation(theta=1e4, dims=64)
@@ -53,10 +52,7 @@ class RopeCopy(Fused):
             yield self._case(f"padding-{padding}-of-{m}", m, padding=padding)
         yield self._case("pages-of-1", 5, page_size=1)
         yield self._case("divisors", 9, divisors=True)
-        for label, spread in extremes().items():
-            case = self._case(label, 3)
-            wide = {value.name: partial(spread, shape=value.extents) for value in case.inputs[:3]}
-            yield replace(case, draw={**case.draw, **wide})
+        yield from at_extremes(partial(self._case, m=3), "q", "k", "v")
 
     def _case(
         self,
@@ -76,4 +72,4 @@ class RopeCopy(Fused):
         kept = Copy().case(label, m, kv_heads, dim, **copied)
         (q, k, positions), (_, v, *rest) = turned.inputs, kept.inputs
         draw = {**turned.draw, **kept.draw}
-        return Case(f"rope_copy-{label}", self.name, (q, k, v, positions, *rest), turned.fields, draw, marks=kept.marks)
+        return self.make_case(label, (q, k, v, positions, *rest), turned.fields, draw)

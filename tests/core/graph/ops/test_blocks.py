@@ -6,7 +6,7 @@ import torch
 
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.ops.blocks import _BLOCKS, random_blocks, tiny_blocks
-from kernelmux.graph.ops.op import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
+from kernelmux.graph.ops.cases import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
 
 formats = pytest.mark.parametrize("name", [*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS])
 

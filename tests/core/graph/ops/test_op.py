@@ -9,7 +9,7 @@ from kernelmux.conformance.draw import draw_case
 from kernelmux.contract import hookimpl, registry
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import CORE_OPS, OPS
-from kernelmux.graph.ops.op import ROW_COUNTS, WEIGHTS
+from kernelmux.graph.ops.cases import ROW_COUNTS, WEIGHTS
 
 ops = pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
 

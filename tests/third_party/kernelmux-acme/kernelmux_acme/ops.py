@@ -4,8 +4,9 @@ from operator import attrgetter
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops import Case, Fused, Part
+from kernelmux.graph.ops.cases import ROW_COUNTS, all_weights, elementwise_cases, extreme_cases, marks
 from kernelmux.graph.ops.mul_mat import MulMat
-from kernelmux.graph.ops.op import ROW_COUNTS, Elementwise, all_weights, elementwise_cases, extreme_cases, marks
+from kernelmux.graph.ops.op import Elementwise
 
 CAP = {"cap": 30.0}
 
