@@ -9,12 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernelmux.contract import Declined, Kernel, Planes
-from kernelmux.graph.formats import as_tuple, lookup
+from kernelmux.contract import Declined, Kernel, Tensors
+from kernelmux.graph.formats import lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.e4m3 import BACK, UP, halves
+from kernelmux_triton.rows import FLOATS, planes
 
-FLOATS = ("f32", "bf16", "f16")
 CACHES = (*FLOATS, "fp8_row")
 """Formats of the cache; of fp8_row products are made in bfloat16."""
 WIDEST = 256
@@ -28,6 +28,7 @@ class Cached(Kernel):
     ops = ("attention",)
     precision: ClassVar[float] = 1e-5
     takes: Mapping[str, object] = {"cache_format": CACHES[1:], "head_dim": f"..{WIDEST}"}
+    output_formats = FLOATS
 
     def refuses(self, node: TensorNode) -> Declined | None:
         k_format, v_format = node.inputs[1].format, node.inputs[2].format
@@ -41,8 +42,13 @@ class Cached(Kernel):
         rest = [name for name in FLOATS if name != multiplied(node)]
         return [[multiplied(node), *rest], *([value.format] for value in node.inputs[1:])]
 
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    @staticmethod
+    def caches(node: TensorNode, tensors: Tensors) -> tuple[torch.Tensor, ...]:
+        """Keys, their scales, values, theirs; e4m3 as pairs. Where there are no scales nobody reads them."""
+        (keys, k_scales, _), (values, v_scales, _) = (planes(cache) for cache in tensors.inputs[1:3])
+        if scaled(node):
+            keys, values = keys.view(torch.int16), values.view(torch.int16)
+        return keys, k_scales, values, v_scales
 
 
 def scaled(node: TensorNode) -> bool:
@@ -63,12 +69,6 @@ def itemsize(node: TensorNode) -> int:
 def splits_queries(node: TensorNode) -> bool:
     """Whether queries hold more than the format of the products: they are multiplied in two parts then."""
     return node.inputs[0].format != multiplied(node)
-
-
-def planes_of(cache: Planes) -> tuple[torch.Tensor, torch.Tensor]:
-    """A cache's numbers and their scales; where it has none, the numbers again, which nobody reads as scales."""
-    data, *scales = as_tuple(cache)
-    return data, scales[0] if scales else data
 
 
 def pow2(extent: int) -> int:

@@ -16,7 +16,7 @@ import triton
 
 from kernelmux.contract import Declined, Launch, Tensors, in_turn
 from kernelmux.graph.graph import TensorNode
-from kernelmux_triton.attention_cache import Cached, itemsize, planes_of, pow2, scaled, splits_queries, wide_of
+from kernelmux_triton.attention_cache import Cached, itemsize, pow2, scaled, splits_queries, wide_of
 from kernelmux_triton.decode_kernels import attend, weigh
 from kernelmux_triton.launch import bind
 
@@ -68,12 +68,9 @@ class Decode(Cached):
         return 4 * sum(_sizes(node, self._most_programs))
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
-        (y,) = tensors.outputs
+        q, _, _, query_start, kv_len, block_table = tensors.inputs
+        (y,), caches = tensors.outputs, self.caches(node, tensors)
         assert tensors.workspace is not None
-        (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
-        if scaled(node):
-            keys, values = keys.view(torch.int16), values.view(torch.int16)
         m, seqs, programs, tall = len(q), len(kv_len), self._programs(node), _tall(node)
         sizes = _sizes(node, programs)
         found, weights, spans = tensors.workspace.view(torch.float32)[: sum(sizes)].split(sizes)
@@ -83,10 +80,10 @@ class Decode(Cached):
         attends = bind(
             attend,
             (programs,),
-            *(q, y, found, weights, spans, keys, k_scales, values, v_scales, query_start, kv_len, block_table),
+            *(q, y, found, weights, spans, *caches, query_start, kv_len, block_table),
             *(m, seqs, block_table.stride(0)),
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
-            *(*heads, keys.shape[1], wide_of(node), pack, tall),
+            *(*heads, caches[0].shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, rows, max(16, min(pow2(seqs), COMPARED // rows))),
             *(scaled(node), splits_queries(node), not q.is_cpu),
             stream=stream,

@@ -19,11 +19,11 @@ from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows_kernels
 from kernelmux_triton.few_rows_gemv import gemv
 from kernelmux_triton.few_rows_pack import PLANES
-from kernelmux_triton.few_rows_tilings import Dot, Gemv, Tiling, Weights
+from kernelmux_triton.few_rows_tilings import Dot, Gemv, Weights
 from kernelmux_triton.launch import bind
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
+from kernelmux_triton.rows import FLOATS
 
-FLOATS = ("f32", "bf16", "f16")
 MOST = 64
 """Rows that are multiplied at once: the weights are read once."""
 LEAST = 2**23
@@ -34,9 +34,11 @@ PRODUCTS = ("mul_mat", "mul_mat_add", "gate_up_swiglu", "qkv", "mul_mat_pair")
 class FewRows(Kernel):
     """What the kernels of all weights share."""
 
-    ops = PRODUCTS
+    ops: tuple[str, ...] = PRODUCTS
     launches = 2
-    taken: Sequence[str] = ("bf16", "f32", "f16")
+    input_formats: Sequence[str] = ("bf16", "f32", "f16")
+    """Of what is multiplied; a residual may be any of FLOATS."""
+    output_formats: Sequence[str] = FLOATS
     form: str
     """How weights are kept; of `Dequant` as they are stored."""
     reads: Weights
@@ -46,10 +48,7 @@ class FewRows(Kernel):
         return self.reads
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [self.taken, *(FLOATS for _ in node.inputs[1:])]
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS for _ in node.outputs]
+        return [self.input_formats, *(FLOATS for _ in node.inputs[1:])]
 
     def packed_bytes(self, node: TensorNode) -> int:
         return stored_bytes(node, self.form)
@@ -57,18 +56,30 @@ class FewRows(Kernel):
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         return packed(weights, self.form, device)
 
-    def variants(self, node: TensorNode) -> Sequence[Tiling]:
+    def variants(self, node: TensorNode) -> Sequence[Any]:
         return worth_choosing(node, self.weights(node).tilings(node.rows))
 
+    def tiling(self, node: TensorNode) -> Any:
+        """The variant that it was told to take, or the first."""
+        return self.variant or self.variants(node)[0]
+
     def work(self, node: TensorNode) -> str:
-        return few_rows_work(self.weights(node), node)
+        return work_of(self.weights(node).name, node, height(node))
 
     def workspace(self, node: TensorNode) -> int:
-        return workspace(node, self.variant or self.variants(node)[0], self.device)
+        tiling, m, rows = self.tiling(node), node.inputs[0].extents[0], height(node)
+        if not isinstance(tiling, Dot):
+            return 0
+        # The parts of sums whose columns are split.
+        splits, _ = tiling.splits(rows, node.weight[0].extents[1], self.device.processors)
+        return 4 * splits * m * rows if splits > 1 else 0
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        tiling = self.variant or self.variants(node)[0]
-        return bind_few(self.weights(node), tiling, node, tensors, self.device, stream)
+        """Packed are planes of W (two or three, one where dense), then the bias."""
+        weights, tiling, operands = self.weights(node), self.tiling(node), Operands.of(node, tensors)
+        if isinstance(tiling, Gemv):
+            return _bind_gemv(weights, tiling, operands, stream)
+        return _bind_dot(weights, tiling, operands, tensors.workspace, self.device, stream)
 
 
 class Fp8Weight(FewRows):
@@ -111,7 +122,7 @@ class Bf16(FewRows):
     precision = 5e-5
     takes = {"m": f"..{MOST}", "weight_format": ("bf16",), "weight_formats": ("bf16",)}
     reads = Weights("dense")
-    taken = ("bf16", "f32")
+    input_formats = ("bf16", "f32")
 
 
 class F16(FewRows):
@@ -121,7 +132,7 @@ class F16(FewRows):
     precision = 1e-6
     takes = {"m": f"..{MOST}", "weight_format": ("f16",), "weight_formats": ("f16",)}
     reads = Weights("dense")
-    taken = ("f16",)
+    input_formats = ("f16",)
 
 
 def worth_choosing(node: TensorNode, tilings: Sequence[Any]) -> Sequence[Any]:
@@ -129,15 +140,10 @@ def worth_choosing(node: TensorNode, tilings: Sequence[Any]) -> Sequence[Any]:
     return tilings if height(node) * node.weight[0].extents[1] >= LEAST else tilings[:1]
 
 
-def few_rows_work(weights: Weights, node: TensorNode) -> str:
-    """What a tiling of few rows is chosen by."""
-    name = f"{weights.name} gated" if is_gated(node) else weights.name
-    return work_of(name, node.rows, height(node), node.weight[0].extents[1])
-
-
-def work_of(name: str, m: int, n: int, k: int) -> str:
+def work_of(name: str, node: TensorNode, n: int) -> str:
     """A class of work: the kernel, rows (a power of two that covers them), outputs and inputs."""
-    return f"{name} m{1 << (m - 1).bit_length()} {n}x{k}"
+    gated = " gated" if is_gated(node) else ""
+    return f"{name}{gated} m{1 << (node.rows - 1).bit_length()} {n}x{node.weight[0].extents[1]}"
 
 
 def height(node: TensorNode) -> int:
@@ -148,25 +154,6 @@ def height(node: TensorNode) -> int:
 def is_gated(node: TensorNode) -> bool:
     """Whether gate and up are multiplied, for one output."""
     return node.op == "gate_up_swiglu"
-
-
-def workspace(node: TensorNode, tiling: Tiling, device: Device) -> int:
-    """Bytes for the parts of sums whose columns are split."""
-    if isinstance(tiling, Gemv):
-        return 0
-    m, rows = node.inputs[0].extents[0], height(node)
-    splits, _ = tiling.splits(rows, node.weight[0].extents[1], device.processors)
-    return 4 * splits * m * rows if splits > 1 else 0
-
-
-def bind_few(
-    weights: Weights, tiling: Tiling, node: TensorNode, tensors: Tensors, device: Device, stream: Any
-) -> Launch:
-    """The launch of a node with few rows: packed planes of W (two or three, one where dense), then the bias."""
-    operands = Operands.of(node, tensors)
-    if isinstance(tiling, Gemv):
-        return _bind_gemv(weights, tiling, operands, stream)
-    return _bind_dot(weights, tiling, operands, tensors.workspace, device, stream)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,16 +14,14 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.contract import Declined, Kernel, Launch, Tensors
-from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
+from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows, fp8_kernels
-from kernelmux_triton.few_rows import FLOATS, MOST, PRODUCTS, Operands
+from kernelmux_triton.few_rows import MOST, FewRows, Operands
 from kernelmux_triton.few_rows_tilings import Tiling as FewRowsTiling
 from kernelmux_triton.few_rows_tilings import Weights
 from kernelmux_triton.launch import bind
-from kernelmux_triton.mul_mat_weights import packed, stored_bytes
+from kernelmux_triton.rows import FLOATS
 
 DEEP = 128
 """Columns of x and W in a tile: a row of 128 bytes, as shared memory likes them."""
@@ -85,18 +83,16 @@ PAIRED = (Gemm(128, 128, 3, 8, flat=True), Gemm(128, 128, 4, 8), Gemm(128, 64, 4
 PAIRED_EXACT = (Gemm(128, 64, 4, 8, flat=True), Gemm(128, 64, 4, 8), Gemm(64, 64, 4, 4, programs=2))
 
 
-class Fp8Row(Kernel):
+class Fp8Row(FewRows):
     """A scale for each row of the activations and of the weight, sums of 128 columns added in float32."""
 
-    ops = PRODUCTS
     name = "fp8_row"
     precision = 6e-3
     capability = (9, 0)
     form = packed = "fp8_row"
     taken = "fp8_row"
+    output_formats = ("bf16", "f32", "f16")
     reads = Weights("fp8", "row", fast=False)
-    # Of few rows and long ones the parts of split sums are added by a second one.
-    launches = 2
 
     def refuses(self, node: TensorNode) -> Declined | None:
         m, k = node.rows, node.weight[0].extents[1]
@@ -110,32 +106,15 @@ class Fp8Row(Kernel):
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.taken], *(FLOATS for _ in node.inputs[1:])]
 
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [("bf16", "f32", "f16") for _ in node.outputs]
-
-    def packed_bytes(self, node: TensorNode) -> int:
-        return stored_bytes(node, self.form)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return packed(weights, self.form, device)
-
     def variants(self, node: TensorNode) -> Sequence[Tiling]:
-        m, n = node.rows, _outputs(node)
-        if m <= MOST:
-            return few_rows.worth_choosing(node, self.reads.tilings(m))
-        covered, count = 1 << (m - 1).bit_length(), self.device.processors
+        if node.rows <= MOST:
+            return super().variants(node)
+        covered, n, count = 1 << (node.rows - 1).bit_length(), _outputs(node), self.device.processors
         ordered = sorted(self.gemms(few_rows.is_gated(node)), key=lambda tiling: tiling.cost(covered, n, count))
         return few_rows.worth_choosing(node, ordered)
 
     def work(self, node: TensorNode) -> str:
-        m, n, k = node.rows, _outputs(node), node.weight[0].extents[1]
-        if m <= MOST:
-            return few_rows.few_rows_work(self.reads, node)
-        return few_rows.work_of(f"{self.name}{' gated' if few_rows.is_gated(node) else ''}", m, n, k)
-
-    def workspace(self, node: TensorNode) -> int:
-        tiling = self.variant or self.variants(node)[0]
-        return 0 if isinstance(tiling, Gemm) else few_rows.workspace(node, tiling, self.device)
+        return super().work(node) if node.rows <= MOST else few_rows.work_of(self.name, node, _outputs(node))
 
     def gemms(self, gated: bool) -> Sequence[Gemm]:
         """Those for many rows."""
@@ -144,9 +123,9 @@ class Fp8Row(Kernel):
         return FAST if self.reads.fast else EXACT
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        tiling = self.variant or self.variants(node)[0]
+        tiling = self.tiling(node)
         if not isinstance(tiling, Gemm):
-            return few_rows.bind_few(self.reads, tiling, node, tensors, self.device, stream)
+            return super().bind(node, tensors, stream)
         o = Operands.of(node, replace(tensors, outputs=(tensors.matrix,)))
         # Two pieces of a tile of float32 are as large as one of bfloat16.
         pieces = 1 if o.gated else max(tiling.pieces, o.y[0].itemsize // 2 if tiling.wide > 128 else 1)

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernelmux.contract import Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux_triton.attention_cache import Cached, itemsize, planes_of, pow2, scaled, splits_queries, wide_of
+from kernelmux_triton.attention_cache import Cached, itemsize, pow2, scaled, splits_queries, wide_of
 from kernelmux_triton.launch import bind
 from kernelmux_triton.prefill_kernels import attend
 
@@ -60,13 +59,12 @@ class Prefill(Cached):
     name = "prefill"
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
-        (y,) = tensors.outputs
-        (keys, k_scales), (values, v_scales) = planes_of(k_cache), planes_of(v_cache)
+        q, _, _, query_start, kv_len, block_table = tensors.inputs
+        (y,), (keys, k_scales, values, v_scales) = tensors.outputs, self.caches(node, tensors)
         m, seqs, dim, heads = len(q), len(kv_len), node.head_dim, node.num_heads
         tuning, wide, pack = self.tuning(node), wide_of(node), _pack(node)
         tall, tile = self._tall(node, tuning), self._tile(node, tuning)
-        read: list[Any] = [keys.view(torch.int16), values.view(torch.int16)] if scaled(node) else [keys, values]
+        read: list[Any] = [keys, values]
         if tuning.copies:
             flat = [cache.view(-1, node.num_kv_heads * dim) for cache in (keys, values)]
             read = [TensorDescriptor.from_tensor(cache, [tile, dim]) for cache in flat]
