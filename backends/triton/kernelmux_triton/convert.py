@@ -7,7 +7,7 @@ which are read twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from kernelmux.contract import Declined, Kernel, Launch, Tensors, in_turn
-from kernelmux.contract.device import Device
 from kernelmux.graph.formats import ALL, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.launch import bind
@@ -43,7 +42,10 @@ class Convert(Kernel):
     takes: Mapping[str, object] = {"source": FLOATS, "target": FLOATS}
 
     def refuses(self, node: TensorNode) -> Declined | None:
-        return _too_old(node, self.device)
+        wanted = any(value.format.startswith("fp8") for value in (*node.inputs, *node.outputs))
+        if wanted and self.device.capability is not None and self.device.capability < (8, 9):
+            return Declined(f"Triton has e4m3 from compute capability 8.9 on, not on {self.device.name}", "capability")
+        return None
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
@@ -62,9 +64,7 @@ class Quantize(Convert):
 
     name = "quantize"
     takes = {"source": FLOATS, "target": GROUPED}
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    input_formats = FLOATS
 
 
 class Dequantize(Convert):
@@ -72,9 +72,7 @@ class Dequantize(Convert):
 
     name = "dequantize"
     takes = {"source": QUANTIZED, "target": FLOATS}
-
-    def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
+    output_formats = FLOATS
 
 
 class Requantize(Convert):
@@ -84,17 +82,12 @@ class Requantize(Convert):
     takes = {"source": QUANTIZED, "target": GROUPED}
 
 
-class RequantizeWhole(Kernel):
+class RequantizeWhole(Convert):
     """One scale for all: programs leave their largest magnitudes in scratch, then each reads them all and divides."""
 
-    ops = ("convert",)
     name = "requantize"
-    precision = 1e-11
-    takes: Mapping[str, object] = {"source": QUANTIZED, "target": ("fp8_tensor",)}
+    takes = {"source": QUANTIZED, "target": ("fp8_tensor",)}
     launches = 2
-
-    def refuses(self, node: TensorNode) -> Declined | None:
-        return _too_old(node, self.device)
 
     def workspace(self, node: TensorNode) -> int:
         return 4 * PEAKS
@@ -118,17 +111,7 @@ class QuantizeWhole(RequantizeWhole):
 
     name = "quantize"
     takes = {"source": FLOATS, "target": ("fp8_tensor",)}
-
-    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [FLOATS]
-
-
-def _too_old(node: TensorNode, device: Device) -> Declined | None:
-    """Why a card has no e4m3 for a node that wants it."""
-    wanted = any(value.format.startswith("fp8") for value in (*node.inputs, *node.outputs))
-    if wanted and device.capability is not None and device.capability < (8, 9):
-        return Declined(f"Triton has e4m3 from compute capability 8.9 on, not on {device.name}", "capability")
-    return None
+    input_formats = FLOATS
 
 
 def _read(format: str, columns: int) -> tuple[int, bool, bool]:
@@ -144,19 +127,10 @@ def _warps(elements: int) -> int:
 
 @triton.jit
 def _convert(
-    x,
-    x_scales,
-    y,
-    scales,
-    sums,
-    COLUMNS: tl.constexpr,
-    FROM: tl.constexpr,
-    FROM_COLUMN_MAJOR: tl.constexpr,
-    WHOLE: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, x_scales, y, scales, sums,
+    COLUMNS: tl.constexpr, FROM: tl.constexpr, FROM_COLUMN_MAJOR: tl.constexpr, WHOLE: tl.constexpr,
+    GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """x, y [m, COLUMNS]; a program takes WIDE columns of a row."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     first = tl.program_id(1) * WIDE
@@ -166,19 +140,10 @@ def _convert(
 
 @triton.jit
 def _convert_long(
-    x,
-    x_scales,
-    y,
-    scales,
-    sums,
-    COLUMNS: tl.constexpr,
-    FROM: tl.constexpr,
-    FROM_COLUMN_MAJOR: tl.constexpr,
-    WHOLE: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, x_scales, y, scales, sums,
+    COLUMNS: tl.constexpr, FROM: tl.constexpr, FROM_COLUMN_MAJOR: tl.constexpr, WHOLE: tl.constexpr,
+    GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """A row a program, in two passes, to one scale a row."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     peaks = tl.zeros([WIDE], tl.float32)
@@ -196,17 +161,9 @@ def _convert_long(
 # `rows` and `programs` change with the batch, and are not specialised.
 @triton.jit(do_not_specialize=["rows", "programs"])
 def _peaks(
-    x,
-    x_scales,
-    peaks,
-    rows,
-    programs,
-    COLUMNS: tl.constexpr,
-    FROM: tl.constexpr,
-    FROM_COLUMN_MAJOR: tl.constexpr,
-    WHOLE: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, x_scales, peaks, rows, programs,
+    COLUMNS: tl.constexpr, FROM: tl.constexpr, FROM_COLUMN_MAJOR: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """peaks [programs]: each program's largest magnitude, of every `programs`-th tile of x [rows, COLUMNS]."""
     tiles: tl.constexpr = (COLUMNS + WIDE - 1) // WIDE
     found = tl.zeros([WIDE], tl.float32)
@@ -223,20 +180,11 @@ def _peaks(
 
 @triton.jit(do_not_specialize=["rows", "programs"])
 def _divide(
-    x,
-    x_scales,
-    peaks,
-    rows,
-    programs,
-    COLUMNS: tl.constexpr,
-    FROM: tl.constexpr,
-    FROM_COLUMN_MAJOR: tl.constexpr,
-    WHOLE: tl.constexpr,
-    y,
-    scale_out,
-    PEAKS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, x_scales, peaks, rows, programs,
+    COLUMNS: tl.constexpr, FROM: tl.constexpr, FROM_COLUMN_MAJOR: tl.constexpr, WHOLE: tl.constexpr,
+    y, scale_out,
+    PEAKS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """y [rows, COLUMNS] and its one scale; a program takes WIDE columns of a row."""
     # From the end, where the first pass stopped: what it read last is still in the cache.
     row = (rows - 1 - tl.program_id(0)).to(tl.int64)

@@ -34,17 +34,9 @@ class Copy(Kernel):
 
 @triton.jit
 def _copy(
-    k,
-    v,
-    slots,
-    k_cache,
-    k_scales,
-    v_cache,
-    v_scales,
-    DIM: tl.constexpr,
-    WIDE: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    k, v, slots, k_cache, k_scales, v_cache, v_scales,
+    DIM: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """k, v [m, heads, DIM] to caches [slots, heads, DIM], row i to slots[i]; a row of slot -1 stays out.
 
     One program a row and head. Bytes: each number read once and written once.

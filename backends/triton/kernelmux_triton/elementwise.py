@@ -49,19 +49,10 @@ class Swiglu(Elementwise):
 
 @triton.jit
 def _elementwise(
-    a,
-    b,
-    y,
-    scales,
-    sums,
-    OP: tl.constexpr,
-    STRIDE: tl.constexpr,
-    OTHER: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    a, b, y, scales, sums,
+    OP: tl.constexpr, STRIDE: tl.constexpr, OTHER: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+    COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """a, b [m, COLUMNS] in rows STRIDE and OTHER apart, y [m, COLUMNS]; a program takes WIDE columns of a row, once."""
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * WIDE

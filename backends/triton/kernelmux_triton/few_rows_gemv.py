@@ -39,27 +39,26 @@ def _finish_row(
 
 
 @triton.jit
-def _add(acc, w, x, at, inside, LANE: tl.constexpr, SHARES: tl.constexpr, TALL: tl.constexpr):
-    """acc [TALL, SHARES] + w [TALL, SHARES * LANE] x, the LANE columns of a share being one thread's."""
-    part = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    return acc + tl.sum(tl.reshape(w * part[None, :], [TALL, SHARES, LANE]), axis=2)
+def _add(
+    acc, low, high, scale, minimum, x, at, inside,
+    WEIGHT: tl.constexpr, NIBBLES: tl.constexpr, LANE: tl.constexpr, SHARES: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
+    """acc [TALL, SHARES] + W x of the columns `at`, a thread's share of them added up in its place.
 
-
-@triton.jit
-def _add_bytes(acc, q, scale, x, at, inside, SHARES: tl.constexpr, TALL: tl.constexpr):
-    """The same of q8_0: two threads have 16 of a block's 32 columns each."""
-    part = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    return acc + scale * tl.sum(tl.reshape(q * part[None, :], [TALL, SHARES, 16]), axis=2)
-
-
-@triton.jit
-def _add_nibbles(acc, low, high, scale, minimum, x, at, inside, SHARES: tl.constexpr, TALL: tl.constexpr):
-    """The same of nibbles: a thread has the 32 columns of a block in 16 bytes, SHARES blocks in all."""
+    `low` [TALL, SHARES * LANE] are W's numbers; of q8_0 two threads have 16 of a block's 32 columns each. Of nibbles a
+    thread has a block in 16 bytes, whose other columns, 16 on, are `high`.
+    """
     first = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(x + at + 16, mask=inside, other=0.0).to(tl.float32)
-    products = tl.sum(tl.reshape(low * first[None, :] + high * second[None, :], [TALL, SHARES, 16]), axis=2)
-    together = tl.sum(tl.reshape(first + second, [SHARES, 16]), axis=1)
-    return acc + (scale * products + minimum * together[None, :])
+    if NIBBLES:
+        second = tl.load(x + at + 16, mask=inside, other=0.0).to(tl.float32)
+        products = tl.sum(tl.reshape(low * first[None, :] + high * second[None, :], [TALL, SHARES, 16]), axis=2)
+        together = tl.sum(tl.reshape(first + second, [SHARES, 16]), axis=1)
+        part = scale * products + minimum * together[None, :]
+    else:
+        part = tl.sum(tl.reshape(low * first[None, :], [TALL, SHARES, LANE]), axis=2)
+        if WEIGHT == "q8_0":
+            part = scale * part
+    return acc + part
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -75,7 +74,6 @@ def gemv(
     tile = tl.program_id(0)
     row, row_inside = rows_of(tile, n, GATED, TALL)
     nibbles: tl.constexpr = (WEIGHT == "q4_0") or (WEIGHT == "q4_1") or (WEIGHT == "q4_k")
-    bytes: tl.constexpr = WEIGHT == "q8_0"
     # Columns of the w that is loaded, and the share of them that one thread adds up.
     held: tl.constexpr = WIDE // 2 if nibbles else WIDE
     shares: tl.constexpr = held // LANE
@@ -100,36 +98,24 @@ def gemv(
             there = row_inside[:, None] & (block < k // 32)[None, :]
             scale, minimum = affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
             low, high = (stored & 15).to(tl.float32), (stored >> 4).to(tl.float32)
-            acc0 = _add_nibbles(acc0, low, high, scale, minimum, x, at, inside, shares, TALL)
-            if ROWS > 1:
-                acc1 = _add_nibbles(acc1, low, high, scale, minimum, x1, at, inside, shares, TALL)
-            if ROWS > 2:
-                acc2 = _add_nibbles(acc2, low, high, scale, minimum, x2, at, inside, shares, TALL)
-                acc3 = _add_nibbles(acc3, low, high, scale, minimum, x3, at, inside, shares, TALL)
         else:
             at = start + lane
             inside = at < k
-            stored = tl.load(
-                w + row[:, None] * k + at[None, :], mask=row_inside[:, None] & inside[None, :], other=0.0
-            ).to(tl.float32)
-            if bytes:
+            low = tl.load(w + row[:, None] * k + at[None, :], mask=row_inside[:, None] & inside[None, :], other=0.0).to(
+                tl.float32
+            )
+            high, scale, minimum = low, low, low
+            if WEIGHT == "q8_0":
                 block = start // 32 + tl.arange(0, shares // 2)
                 there = row_inside[:, None] & (block < k // 32)[None, :]
                 scale, _ = affine(scales, pairs, row[:, None], block[None, :], there, k // 32, WEIGHT)
                 scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [TALL, shares // 2, 2]), [TALL, shares])
-                acc0 = _add_bytes(acc0, stored, scale, x, at, inside, shares, TALL)
-                if ROWS > 1:
-                    acc1 = _add_bytes(acc1, stored, scale, x1, at, inside, shares, TALL)
-                if ROWS > 2:
-                    acc2 = _add_bytes(acc2, stored, scale, x2, at, inside, shares, TALL)
-                    acc3 = _add_bytes(acc3, stored, scale, x3, at, inside, shares, TALL)
-            else:
-                acc0 = _add(acc0, stored, x, at, inside, LANE, shares, TALL)
-                if ROWS > 1:
-                    acc1 = _add(acc1, stored, x1, at, inside, LANE, shares, TALL)
-                if ROWS > 2:
-                    acc2 = _add(acc2, stored, x2, at, inside, LANE, shares, TALL)
-                    acc3 = _add(acc3, stored, x3, at, inside, LANE, shares, TALL)
+        acc0 = _add(acc0, low, high, scale, minimum, x, at, inside, WEIGHT, nibbles, LANE, shares, TALL)
+        if ROWS > 1:
+            acc1 = _add(acc1, low, high, scale, minimum, x1, at, inside, WEIGHT, nibbles, LANE, shares, TALL)
+        if ROWS > 2:
+            acc2 = _add(acc2, low, high, scale, minimum, x2, at, inside, WEIGHT, nibbles, LANE, shares, TALL)
+            acc3 = _add(acc3, low, high, scale, minimum, x3, at, inside, WEIGHT, nibbles, LANE, shares, TALL)
     if WEIGHT == "fp8":
         of_row = tl.load(scales + row, mask=row_inside, other=0.0)[:, None]
         acc0, acc1, acc2, acc3 = acc0 * of_row, acc1 * of_row, acc2 * of_row, acc3 * of_row

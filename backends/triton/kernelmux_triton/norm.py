@@ -64,20 +64,10 @@ def _bind(node: TensorNode, a: Any, b: Any, total: Any, gamma: Any, y: Any, stre
 
 @triton.jit
 def _norm(
-    a,
-    b,
-    total,
-    gamma,
-    y,
-    scales,
-    sums,
-    EPSILON: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ADD: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
+    a, b, total, gamma, y, scales, sums,
+    EPSILON: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
     """a, b, total, y [m, COLUMNS], gamma [COLUMNS] in float32; a program a row, which reads and writes it once."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDE)
@@ -93,20 +83,10 @@ def _norm(
 
 @triton.jit
 def _norm_long(
-    a,
-    b,
-    total,
-    gamma,
-    y,
-    scales,
-    sums,
-    EPSILON: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ADD: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
+    a, b, total, gamma, y, scales, sums,
+    EPSILON: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
     """The same in two passes, of which the second alone writes: the sum may lie where an input does."""
     # One scale for all of the row is known after the first pass, those of blocks when they are written.
     whole: tl.constexpr = GROUP > WIDE

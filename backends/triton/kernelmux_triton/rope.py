@@ -75,23 +75,10 @@ def _turns(rotation: Rotation, device: torch.device) -> torch.Tensor:
 
 @triton.jit
 def _rope(
-    q,
-    k,
-    q_out,
-    k_out,
-    positions,
-    turns,
-    divisors,
-    MAGNITUDE: tl.constexpr,
-    DIVIDED: tl.constexpr,
-    ADJACENT: tl.constexpr,
-    DIMS: tl.constexpr,
-    DIM: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    WIDE: tl.constexpr,
-    TALL: tl.constexpr,
-):
+    q, k, q_out, k_out, positions, turns, divisors,
+    MAGNITUDE: tl.constexpr, DIVIDED: tl.constexpr, ADJACENT: tl.constexpr, DIMS: tl.constexpr, DIM: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     cos, sin = angle(row, positions, turns, divisors, MAGNITUDE, DIVIDED, DIMS, WIDE)
     block = tl.program_id(1)
@@ -106,15 +93,9 @@ def _rope(
 
 @triton.jit
 def angle(
-    row,
-    positions,
-    turns,
-    divisors,
-    MAGNITUDE: tl.constexpr,
-    DIVIDED: tl.constexpr,
-    DIMS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    row, positions, turns, divisors,
+    MAGNITUDE: tl.constexpr, DIVIDED: tl.constexpr, DIMS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Cosine and sine of a row's pairs; whole turns are taken off in float64, so that far positions lose nothing."""
     pair = tl.arange(0, WIDE)
     there = pair < DIMS // 2
@@ -128,18 +109,10 @@ def angle(
 
 @triton.jit
 def turn(
-    x,
-    y,
-    first,
-    cos,
-    sin,
-    ADJACENT: tl.constexpr,
-    DIMS: tl.constexpr,
-    DIM: tl.constexpr,
-    HEADS: tl.constexpr,
-    WIDE: tl.constexpr,
+    x, y, first, cos, sin,
+    ADJACENT: tl.constexpr, DIMS: tl.constexpr, DIM: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr,
     TALL: tl.constexpr,
-):
+):  # fmt: skip
     """Turns `TALL` heads from `first` on of the row at x into the row at y, which may be the same memory."""
     head, pair = first + tl.arange(0, TALL), tl.arange(0, WIDE)
     there = (head < HEADS)[:, None]

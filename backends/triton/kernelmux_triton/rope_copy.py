@@ -36,29 +36,12 @@ class RopeCopy(Rope):
 
 @triton.jit
 def _rope_copy(
-    q,
-    k,
-    v,
-    q_out,
-    k_cache,
-    v_cache,
-    positions,
-    slots,
-    Q_STRIDE: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    turns,
-    divisors,
-    MAGNITUDE: tl.constexpr,
-    DIVIDED: tl.constexpr,
-    ADJACENT: tl.constexpr,
-    DIMS: tl.constexpr,
-    DIM: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    WIDE: tl.constexpr,
-    TALL: tl.constexpr,
-):
+    q, k, v, q_out, k_cache, v_cache, positions, slots,
+    Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr,
+    turns, divisors,
+    MAGNITUDE: tl.constexpr, DIVIDED: tl.constexpr, ADJACENT: tl.constexpr, DIMS: tl.constexpr, DIM: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, TALL: tl.constexpr,
+):  # fmt: skip
     """Of a row queries turned into q_out, keys turned into their cache, values into theirs."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row).to(tl.int64)

@@ -76,17 +76,9 @@ def place(row, rows, group, NUMBER: tl.constexpr, COLUMN_MAJOR: tl.constexpr):
 
 @triton.jit
 def load_row(
-    x,
-    scales,
-    row,
-    rows,
-    first,
-    COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
-    WHOLE: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, scales, row, rows, first,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Columns `first` to `first + WIDE` of a row, as float32; `WHOLE` where one scale is all of the tensor's."""
     column = first + tl.arange(0, WIDE)
     values = tl.load(x + row * COLUMNS + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
@@ -105,17 +97,9 @@ def load_row(
 
 @triton.jit
 def store_row(
-    y,
-    scales,
-    sums,
-    row,
-    rows,
-    first,
-    values,
-    COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr,
-):
+    y, scales, sums, row, rows, first, values,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr,
+):  # fmt: skip
     """Writes `values`, float32 [WIDE] and zeros beyond the row, as columns from `first` on, with their groups' scales.
 
     WIDE is a multiple of GROUP. Where y is int8, the sums of what the groups' numbers stand for are written too.
