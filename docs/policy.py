@@ -16,7 +16,8 @@ HEAD = """# The policy file
 
 A policy is a TOML file that says which kernel runs which op. It is data only: no expressions, no includes.
 `kernelmux policy check FILE [--model MODEL]` finds its mistakes; [policy.schema.json](policy.schema.json) lets an
-editor complete and check it. Made by `python docs/policy.py` from `kernelmux/grammar.py`.
+editor complete and check it. Its exit code is 0 where there is nothing to say, 1 where there are
+findings, 2 where a file cannot be read. Made by `python docs/policy.py` from `kernelmux/policy/grammar.py`.
 
 For every node, at every row count: the **first rule** that matches decides. Its `use` is tried in order; after it come
 the defaults, then every other installed backend, unless the rule says `on_unsupported = "error"`. `--use OP=KERNEL` on
@@ -24,8 +25,11 @@ the command line is a rule before all others. `kernelmux plan MODEL` shows which
 lost.
 
 A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its kernel would have been chosen for them: it
-has the name of those that read weights, and the backend of the rest (or it is made of that backend's kernels, and says
-so). A rule that names a fused op decides for itself.
+has the name of those that read weights, and the backend of the rest. A rule that names a fused op decides for itself.
+
+What is named and cannot be had (a backend that is quarantined, a kernel that `forbid` excludes) is told aloud, and is
+an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no node is told, too.
+`default` in place of a file is the policy that holds without one.
 
 ```toml
 [[rule]]
@@ -36,7 +40,7 @@ use = ["torch:int4"]
 
 [[rule]]
 op = "mul_mat"
-layer = "0..1"
+layer = "0..1"                 # the first two layers of a prompt
 use = ["torch:f32", "reference"]
 max_error = 1e-8               # no kernel with a looser bound
 
@@ -52,7 +56,7 @@ on_error = "next"              # a kernel that raises is replaced, and the step 
 format = "bf16"
 
 [weights]
-copies = 1                     # never two packed forms of one weight
+copies = 2                     # one packed form of a weight for decode, one for prompts
 ```
 
 Ranges are written `5`, `"1..16"`, `"17.."` or `"..16"`, both ends included. A key that takes a list takes a string too.

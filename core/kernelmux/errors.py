@@ -80,9 +80,15 @@ def nearest(asked: str, known: Iterable[str]) -> str:
     """The clause for an unknown name: ` (did you mean 'x'?)` where one is close, then all that exist."""
     names = sorted(known)
     folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(asked.lower(), folded, n=1)
+    # Of the same letters, in whatever order, is nearer than difflib can tell: matmul is mul_mat.
+    alike = [name for name in folded if _letters(name) == _letters(asked.lower())]
+    close = alike or difflib.get_close_matches(asked.lower(), folded, n=1)
     guess = f" (did you mean {folded[close[0]]!r}?)" if close else ""
     return f"{guess}; known: {', '.join(names) or 'none'}"
+
+
+def _letters(name: str) -> list[str]:
+    return sorted(filter(str.isalnum, name))
 
 
 def where_raised(error: BaseException) -> str:

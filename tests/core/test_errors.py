@@ -26,6 +26,10 @@ def test_nearest_suggests_a_name_in_its_own_case():
     assert "did you mean 'Q4_K'" in nearest("q4k", ["f32", "Q4_K"])
 
 
+def test_nearest_knows_a_name_whose_parts_are_turned_around():
+    assert "did you mean 'mul_mat'" in nearest("matmul", ["mat", "mul", "mul_mat"])
+
+
 def test_nearest_only_lists_where_nothing_is_close():
     assert nearest("zzzz", ["b", "a"]) == "; known: a, b"
 

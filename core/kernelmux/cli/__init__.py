@@ -10,6 +10,7 @@ from kernelmux import __version__
 from kernelmux.cli.backends import backends
 from kernelmux.cli.bench import bench
 from kernelmux.cli.check import check
+from kernelmux.cli.common import say
 from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
@@ -48,15 +49,15 @@ def main() -> None:
     try:
         app()
     except KernelmuxError as error:
-        print(f"kernelmux: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"kernelmux: {type(error).__name__}: {error}", err=True)
         sys.exit(2)
     except OSError as error:  # A file that cannot be written to its end, or stdout.
-        print(f"kernelmux: {error}", file=sys.stderr)
+        say(f"kernelmux: {error}", err=True)
         sys.exit(2)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        print(f"kernelmux: {out_of_memory('the device', error)}", file=sys.stderr)
+        say(f"kernelmux: {out_of_memory('the device', error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kernelmux.cli.common import Json, print_json, print_table
+from kernelmux.cli.common import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
     from kernelmux.contract.kernel import Kernel
@@ -77,6 +77,6 @@ def _show_details(row: dict[str, Any]) -> None:
         limits += [f"capability {kernel['capability']} or above"] if kernel["capability"] else []
         takes = f"; {', '.join(limits)}" if limits else ""
         ops = "every op" if kernel["ops"] == ["*"] else " ".join(kernel["ops"])
-        typer.echo(f"  {row['name']}:{kernel['name']} of {ops}: NMSE up to {kernel['precision']:g}{takes}")
+        say(f"  {row['name']}:{kernel['name']} of {ops}: NMSE up to {kernel['precision']:g}{takes}", indent="    ")
     if "traceback" in row:
         typer.echo(f"\n{row['name']}:\n{row['traceback']}")

@@ -26,7 +26,9 @@ RandomModel = Annotated[
     str | None,
     typer.Option("--random", metavar="SHAPE:FORMAT", help="Random weights instead of a file, as llama-8b:Q4_K_M."),
 ]
-PolicyPath = Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="A policy file (TOML).")]
+PolicyPath = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="A policy file (TOML), or `default`.")
+]
 Use = Annotated[
     list[str] | None,
     typer.Option("--use", metavar="OP=KERNEL", help="Outranks the policy, as mul_mat=torch:f32; may be repeated."),
@@ -75,7 +77,7 @@ def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: 
     """A plan as asked for; what must be told of it is said in red on stderr."""
     made = model.plan(policy, use=use or (), device=device)
     for note in made.notes:
-        typer.secho(f"kernelmux: {note}", err=True, fg="red", bold=True)
+        say(f"kernelmux: {note}", err=True, fg="red", bold=True)
     return made
 
 
@@ -110,6 +112,16 @@ def line_width() -> int:
     from kernelmux.plan.table import WIDTH
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+
+
+def say(line: str, err: bool = False, indent: str = "  ", **style: Any) -> None:
+    """A line for a person: on a terminal broken between words at the usual width, elsewhere in one piece."""
+    from kernelmux.plan.table import WIDTH, wrapped
+
+    width = min(shutil.get_terminal_size().columns, WIDTH)
+    terminal = (sys.stderr if err else sys.stdout).isatty()
+    for part in wrapped(line, width, indent) if terminal else [line]:
+        typer.secho(part, err=err, **style)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:

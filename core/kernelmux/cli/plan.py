@@ -42,10 +42,16 @@ def plan(
         int | None,
         typer.Option("--rows", min=1, help="Only the choices for so many rows: 1 is decode, which JSON shows."),
     ] = None,
-    why: Annotated[str | None, typer.Option("--why", metavar="NODE", help="All about one node.")] = None,
+    why: Annotated[
+        str | None, typer.Option("--why", metavar="NODE", help="All about one node, or a row of the table.")
+    ] = None,
     diff: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--diff", metavar="A B", help="Which nodes move between two policies or lock files, and why."),
+        typer.Option(
+            "--diff",
+            metavar="A B",
+            help="Which nodes move between two policies (`default` is one) or lock files, and why.",
+        ),
     ] = None,
     lock: Annotated[Path | None, typer.Option("--lock", metavar="FILE", help="Write the plan to a lock file.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Also every refusal, names in full, tracebacks.")] = False,

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceAs, DeviceName, Json, asked_device, print_json
+from kernelmux.cli.common import DeviceAs, DeviceName, Json, asked_device, print_json, say
 
 policy = typer.Typer(help="Check a policy file, or print the JSON Schema that editors use.", no_args_is_help=True)
 
 
 @policy.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy file (TOML).", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A policy file (TOML), or `default`.", show_default=False)
+    ],
     model: Annotated[
         Path | None, typer.Option("--model", metavar="MODEL", help="Also check it against this GGUF file.")
     ] = None,
@@ -22,29 +24,33 @@ def check(
     device_as: DeviceAs = None,
     json: Json = False,
 ) -> None:
-    """Find names of nothing, rules never reached, rules that match nothing, and requirements that fail: exit code 1."""
+    """Find names of nothing, rules never reached, rules that match nothing, and requirements that fail.
+
+    Exit code 0: nothing found; 1: findings; 2: a file cannot be read, or there is no such device.
+    """
     from kernelmux.contract import registry
     from kernelmux.errors import PolicyError
-    from kernelmux.plan.check import Finding, check_policy
-    from kernelmux.policy.policy import read_policy
+    from kernelmux.models import open_model
+    from kernelmux.plan.check import check_policy
+    from kernelmux.plan.names import Finding
+    from kernelmux.policy.policy import Policy, check_text, policy_text
 
+    target, graph = asked_device(device, device_as), open_model(model).graph if model else None
     try:
-        parsed = read_policy(file)
-        graph = None
-        if model is not None:
-            from kernelmux.models import open_model
-
-            graph = open_model(model).graph
-        found = check_policy(parsed, registry.current(), asked_device(device, device_as), graph)
+        parsed = check_text(policy_text(file), str(file))
     except PolicyError as error:
-        if not file.is_file():
+        if error.line is None:
             raise
-        found = [Finding.of(error)]
+        parsed = [error]
+    if isinstance(parsed, Policy):
+        found = check_policy(parsed, registry.current(), target, graph)
+    else:
+        found = [Finding.of(error) for error in parsed]
     if json:
         print_json({"file": str(file), "findings": [{"line": f.line, "message": f.message} for f in found]})
     else:
         for finding in found:
-            typer.echo(f"{file}:{finding.line}: {finding.message}")
+            say(f"{file}:{finding.line}: {finding.message}")
         if not found:
             typer.echo(f"{file}: no findings")
     if found:

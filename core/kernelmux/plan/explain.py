@@ -13,7 +13,7 @@ from kernelmux.errors import PlanError, nearest
 from kernelmux.graph.formats import human_bytes
 from kernelmux.plan.buckets import first_row
 from kernelmux.plan.choice import Rejection
-from kernelmux.plan.table import WIDTH, grouped, merged, short, spans, table, wrapped
+from kernelmux.plan.table import WIDTH, grouped, listed, members, merged, short, spans, table, wrapped
 
 if TYPE_CHECKING:
     from kernelmux.graph.graph import TensorNode
@@ -91,19 +91,23 @@ def describe(plan: Plan, rows: int) -> dict[str, Any]:
 def why(plan: Plan, name: str) -> str:
     """All about one node, or about what stands for it: kernel, variants and losers in every bucket, fused candidates.
 
-    PlanError for an unknown name.
+    `name` may be that of a row of the table, `blk.0..29.attn_q`. PlanError for an unknown name.
     """
+    names = _nodes_named(plan, name)
     told: dict[str, list[int]] = {}
-    for top, step in _steps_of(plan, name):
-        told.setdefault("\n".join(_reasons(step)), []).append(top)
+    for top, steps in _steps_of(plan, names):
+        texts = [("\n".join(_reasons(step)), None) for step in steps]
+        for text, _ in grouped(texts) if len(texts) > 1 else texts:
+            told.setdefault(text, []).append(top)
     lines = [line for text, tops in told.items() for line in f"rows {_rows(plan, tops)}: {text}".split("\n")]
-    if considered := _considered(plan, name):
+    if considered := _considered(plan, names):
         lines += ["fused candidates:", *_refused(considered)]
     return "\n".join(part for line in lines for part in wrapped(line, WIDTH, "    "))
 
 
 def why_data(plan: Plan, name: str) -> dict[str, Any]:
     """The same for a script."""
+    names = _nodes_named(plan, name)
     return {
         "node": name,
         "buckets": [
@@ -113,9 +117,10 @@ def why_data(plan: Plan, name: str) -> dict[str, Any]:
                 **_choice(step.choice),
                 "variants": [asdict(taken) for taken in step.choice.variants],
             }
-            for top, step in _steps_of(plan, name)
+            for top, steps in _steps_of(plan, names)
+            for step in steps
         ],
-        "considered": [asdict(loser) for loser in _considered(plan, name)],
+        "considered": [asdict(loser) for loser in _considered(plan, names)],
     }
 
 
@@ -205,32 +210,25 @@ def _refusals(plan: Plan, walked: Walked) -> list[tuple[str, str, str]]:
             about.setdefault((loser.kernel, loser.reason), {})[name] = None
     rows: dict[tuple[str, str], list[str]] = {}
     for (kernel, reason), names in about.items():
-        rows.setdefault((_list(names), brief(plan, reason)), []).append(kernel)
+        rows.setdefault((listed(names), brief(plan, reason)), []).append(kernel)
     return [(nodes, _kernels(kernels), reason) for (nodes, reason), kernels in rows.items()]
 
 
-def _list(names: Iterable[str]) -> str:
-    """Names in a row, alike layers as one, and the layers said once: `blk.0..29.attn_q, attn_k`."""
-    listed: dict[str, list[str]] = {}
-    for name, _ in grouped((name, None) for name in names):
-        layers = name.rpartition(".")[0] if ".." in name else name
-        listed.setdefault(layers, []).append(name[len(layers) + 1 :] if ".." in name else "")
-    return ", ".join(f"{layers}.{', '.join(rest)}" if rest[0] else layers for layers, rest in listed.items())
-
-
-def _steps_of(plan: Plan, name: str) -> list[tuple[int, Step]]:
-    """In each bucket the step of a node, or of the fused node that stands for it."""
-    found = []
-    known: set[str] = set()
-    for top in plan.buckets:
-        for step in plan.schedule(top, top).steps:
-            names = (step.node.name, *plan.fused.get(step.node.name, ()))
-            known.update(names)
-            if name in names:
-                found.append((top, step))
-    if not found:
+def _nodes_named(plan: Plan, name: str) -> list[str]:
+    """The nodes that are meant by a name, or by that of a row of the table."""
+    steps = [step for top in plan.buckets for step in plan.schedule(top, top).steps]
+    known = dict.fromkeys(each for step in steps for each in (step.node.name, *plan.fused.get(step.node.name, ())))
+    if not (found := members(name, known)):
         raise PlanError(f"no node {name!r}{nearest(name, known).partition(';')[0]}; kernelmux plan lists them")
     return found
+
+
+def _steps_of(plan: Plan, names: Sequence[str]) -> Iterator[tuple[int, list[Step]]]:
+    """In each bucket the steps of nodes, or of the fused nodes that stand for them."""
+    wanted = set(names)
+    for top in plan.buckets:
+        steps = plan.schedule(top, top).steps
+        yield top, [step for step in steps if {step.node.name, *plan.fused.get(step.node.name, ())} & wanted]
 
 
 def _reasons(step: Step) -> Iterator[str]:
@@ -260,10 +258,10 @@ def _kernels(names: Iterable[str]) -> str:
     return "; ".join(f"{', '.join(kernels)}{op and f' of {op}'}" for op, kernels in by_op.items())
 
 
-def _considered(plan: Plan, name: str) -> list[Rejection]:
-    """The fused candidates that did not take a node's place, or that of the nodes which it stands for."""
-    names = (name, *plan.fused.get(name, ()))
-    return list(dict.fromkeys(loser for each in names for loser in plan.considered.get(each, ())))
+def _considered(plan: Plan, names: Iterable[str]) -> list[Rejection]:
+    """The fused candidates that did not take the nodes' place, or that of those which they stand for."""
+    plain = dict.fromkeys(each for name in names for each in (name, *plan.fused.get(name, ())))
+    return list(dict.fromkeys(loser for each in plain for loser in plan.considered.get(each, ())))
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

@@ -7,7 +7,7 @@ fusions kept, with their kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.errors import PlanError
@@ -48,7 +48,7 @@ class Fusing:
                     raise
                 return None, (Rejection(node.op, str(error), "unsupported"),)
             if named.asked in asked.use:
-                return named, named.rejected
+                return replace(named, rejected=named.rejected + _replaced(parts)), named.rejected
         own = self.selector.own_refusal(node, held, exact=True)
         if own is not None:
             return self._agree(node, rows, rule, parts, own)
@@ -75,8 +75,8 @@ class Fusing:
             if why is None:
                 goes_on = any(choice.on_error == "next" for _, choice in parts)
                 on_error = "next" if goes_on else self.selector.policy.on_error(rule)
-                reason = f"stands for {len(parts)} nodes with its name or backend"
-                return Choice(name, kernel, reason, (), rule, name, on_error), tuple(refused)
+                reason = f"in place of {len(parts)} nodes"
+                return Choice(name, kernel, reason, _replaced(parts), rule, name, on_error), tuple(refused)
             refused.append(Rejection(name, why.reason, why.kind))
         return None, tuple(refused)
 
@@ -88,6 +88,17 @@ class Fusing:
             if not self.selector.within_budget(kernel, choice.rule):
                 return Declined(f"its error bound {kernel.precision:g} is over the budget of {part.op}", "over budget")
         return None
+
+
+def _replaced(parts: Sequence[tuple[TensorNode, Choice]]) -> tuple[Rejection, ...]:
+    """Why the kernels of the plain nodes do not run: a fused one takes their place."""
+    ops: dict[str, dict[str, None]] = {}
+    for part, choice in parts:
+        ops.setdefault(choice.name, {})[part.op] = None
+    return tuple(
+        Rejection(f"{plain} of {', '.join(of)}", f"all {len(parts)} nodes run as one", "outranked")
+        for plain, of in ops.items()
+    )
 
 
 def _stands_for(name: str, part: TensorNode, choice: Choice) -> bool:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,12 +23,12 @@ from kernelmux.graph.graph import Graph
 from kernelmux.plan.choice import Choice, Rejection, Taken, Unbound
 from kernelmux.plan.plan import Plan, make_plan
 from kernelmux.plan.selection import Locked
-from kernelmux.policy.grammar import Document
+from kernelmux.plan.table import listed
 from kernelmux.policy.policy import Policy
 
 VERSION = 2
-SHOWN = 3
-"""Differences that a message names."""
+SHOWN = 12
+"""Differences that a message names, alike ones as one."""
 
 
 class LockedStep(BaseModel):
@@ -62,7 +61,7 @@ class Lock(BaseModel):
     device_class: str
     versions: dict[str, str]
     libraries: dict[str, str]
-    policy: dict[str, Any]
+    policy: Policy
     banned: tuple[tuple[str, str], ...]
     considered: dict[str, tuple[Rejection, ...]]
     notes: tuple[str, ...]
@@ -137,7 +136,7 @@ def _to_lock(plan: Plan) -> Lock:
         device_class=plan.device.device_class,
         versions=dict(plan.versions),
         libraries=dict(plan.libraries),
-        policy=_policy_to_dict(plan.policy),
+        policy=plan.policy,
         banned=tuple(sorted(plan.banned)),
         considered=dict(plan.considered),
         notes=plan.notes,
@@ -153,27 +152,14 @@ def _label(name: str, taken: Mapping[str, object]) -> str:
     return next(label for label in itertools.chain([name], numbered) if label not in taken)
 
 
-def _policy_to_dict(policy: Policy) -> dict[str, Any]:
-    places = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name != "document"}
-    return {"document": policy.document.model_dump(mode="json", exclude_defaults=True), **places}
-
-
-def _policy_from_dict(written: Mapping[str, Any]) -> Policy:
-    places: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in written.items()
-    }
-    places["document"] = Document.model_validate(written["document"])
-    return Policy(**places)
-
-
 def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device) -> Plan:
     """The plan of a lock file, equal in every field. PlanError names each thing that has changed since."""
-    lock, policy, locked = _parse(path)
-    graph = graph.with_cache_format(policy.document.kv.format)
+    lock, locked = _parse(path)
+    graph = graph.with_cache_format(lock.policy.document.kv.format)
     found = lock.model_copy(update={"graph": f"{graph.name} {graph.digest}", "device_class": device.device_class})
     _compare(path, lock, found)
     try:
-        plan = make_plan(graph, policy, registry, device, max(locked), frozenset(lock.banned), locked)
+        plan = make_plan(graph, lock.policy, registry, device, max(locked), frozenset(lock.banned), locked)
     except PlanError as error:
         raise PlanError(f"{path}: {error}; lock it anew", file=str(path), node=error.node) from error
     plan = replace(plan, considered=lock.considered, notes=lock.notes)
@@ -183,7 +169,7 @@ def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device
     return plan
 
 
-def _parse(path: str | Path) -> tuple[Lock, Policy, Locked]:
+def _parse(path: str | Path) -> tuple[Lock, Locked]:
     try:
         text = Path(path).read_text("utf-8")
         version = json.loads(text)["lock"]
@@ -202,8 +188,8 @@ def _parse(path: str | Path) -> tuple[Lock, Policy, Locked]:
             raise ValueError(f"its schedules' {min(odd)!r} is no pair of row counts, as 1/1")
         if not (locked := lock.by_bucket()):
             raise ValueError("it has no schedules")
-        return lock, _policy_from_dict(lock.policy), locked
-    except (ValueError, TypeError, IndexError, KeyError) as error:
+        return lock, locked
+    except (ValueError, TypeError) as error:
         raise PlanError(
             f"{path}: not a plan's lock file: {_said(error)}; write it with plan --lock", file=str(path)
         ) from error
@@ -226,22 +212,35 @@ def _compare(path: str | Path, lock: Lock, found: Lock) -> None:
 
 
 def _differences(lock: Lock, found: Lock) -> Iterator[str]:
-    """Each thing that is not as it was: `the version of add torch:f32 is 2, the plan was locked with 1`."""
+    """Each thing that is not as it was, alike ones as one.
+
+    As `the version of add torch:f32 is 2, the plan was locked with 1`.
+    """
     was, now = _named(lock), _named(found)
-    for name in dict.fromkeys((*was, *now)):
-        if was.get(name) != now.get(name):
-            yield f"the {name} is {now.get(name, 'absent')}, the plan was locked with {was.get(name, 'none')}"
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for key in dict.fromkeys((*was, *now)):
+        what, whose, at = key
+        # Of a step that is new or gone only the kernel is told.
+        kept = key in was and key in now
+        if was.get(key) != now.get(key) and (kept or what not in ("formats", "variant", "on_error")):
+            rows.setdefault((what, whose, now.get(key, "absent"), was.get(key, "none")), []).append(at)
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
+    for (what, whose, after, before), counts in rows.items():
+        alike.setdefault((what, ", ".join(counts), after, before), []).append(whose)
+    for (what, places, after, before), names in alike.items():
+        of, at_rows = f" of {listed(names)}" if names[0] else "", f" at up to {places} rows" if places else ""
+        yield f"the {what}{of}{at_rows} is {after or 'none'}, the plan was locked with {before or 'none'}"
 
 
-def _named(lock: Lock) -> dict[str, str]:
-    """All that two locks can differ in, by what a person would call it."""
-    named = {"graph": lock.graph, "device class": lock.device_class}
-    named |= {f"version of {name}": version for name, version in (lock.versions | lock.libraries).items()}
+def _named(lock: Lock) -> dict[tuple[str, str, str], str]:
+    """All that two locks can differ in, by what a person would call it: of what, and at which rows."""
+    named = {("graph", "", ""): lock.graph, ("device class", "", ""): lock.device_class}
+    named |= {("version", name, ""): version for name, version in (lock.versions | lock.libraries).items()}
     for rows, nodes in lock.schedules.items():
         for node, label in nodes.items():
-            step, at = lock.steps[label], f"{node} at up to {rows} rows"
-            named[f"kernel of {at}"] = step.name
-            named[f"formats of {at}"] = ", ".join(step.formats)
-            named[f"variant of {at}"] = ", ".join(f"{taken.variant} up to {taken.rows}" for taken in step.variants)
-            named[f"on_error of {at}"] = step.on_error
-    return {**named, "fingerprint": lock.fingerprint}
+            step = lock.steps[label]
+            named["kernel", node, rows] = step.name
+            named["formats", node, rows] = ", ".join(step.formats)
+            named["variant", node, rows] = ", ".join(f"{taken.variant} up to {taken.rows}" for taken in step.variants)
+            named["on_error", node, rows] = step.on_error
+    return {**named, ("fingerprint", "", ""): lock.fingerprint}

@@ -1,85 +1,164 @@
-"""Whether the backends and kernels that a policy names exist; and what to say of those that are broken.
+"""Whether a policy can have what it names: backends that exist and work, kernels that they have, none that it forbids.
 
-Enters: a policy, what the backends answered. Leaves: a PolicyError for a name of nothing, notes for the quarantined.
+Enters: a policy, a registry. Leaves: findings; a plan raises some and tells others, `policy check` lists them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+from kernelmux.contract.device import Device
+from kernelmux.contract.kernel import EVERY_OP
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import PolicyError, nearest
-from kernelmux.plan.offers import Offers
+from kernelmux.errors import KernelmuxError, PolicyError, nearest
+from kernelmux.graph.graph import case_node
+from kernelmux.graph.ops import OPS
 from kernelmux.policy.policy import Policy
 
 OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
 """Backends of this project: a policy may name one that is not installed, and goes on without it."""
 
-
-def check_backends(policy: Policy, registry: Registry) -> None:
-    """PolicyError for a backend that is neither installed nor this project's, unless its rule says `next`.
-
-    Where a rule says `error` instead, also for one that is quarantined.
-    """
-    rules = policy.document.rule
-    for place, line, names, rule in _named(policy):
-        for name in names:
-            backend = name.partition(":")[0]
-            strict = None if rule is None else rules[rule].on_unsupported
-            known = registry.backends.get(backend)
-            if known is None and strict != "next" and not (backend in OFFICIAL and line):
-                raise PolicyError(
-                    f"{place}: unknown backend {backend!r}{nearest(backend, registry.backends)}",
-                    file=policy.source,
-                    line=line,
-                    backend=backend,
-                )
-            if known is not None and known.fault and strict == "error":
-                raise PolicyError(
-                    f"{place} asks for {name}, and {backend} is quarantined: {known.fault}",
-                    file=policy.source,
-                    line=line,
-                    backend=backend,
-                )
+Weight = Literal["error", "note", "remark"]
+"""What a plan does about a finding: it raises it, tells of it, or leaves it to `policy check`."""
 
 
-def broken(policy: Policy, registry: Registry) -> tuple[str, ...]:
-    """A line for each backend that a rule or `--use` names and that is quarantined: its rules had to do without."""
-    found: dict[str, str] = {}
-    for place, _, names, rule in _named(policy):
-        for backend in (name.partition(":")[0] for name in names):
-            if rule is not None and backend in registry.backends and (fault := registry.backends[backend].fault):
-                found.setdefault(backend, f"{place} asks for {backend}, which is quarantined: {fault}")
-    return tuple(found.values())
+@dataclass(frozen=True)
+class Finding:
+    """One fault of a policy: its line, and what is wrong."""
+
+    line: int
+    message: str
+    weight: Weight = "error"
+    place: str = ""
+    """What it is told with, where its message does not say it: file and line, or the option."""
+    name: str = ""
+    """The kernel or backend that it is about."""
+
+    @classmethod
+    def of(cls, error: KernelmuxError) -> Finding:
+        """What an error says of a policy."""
+        return cls(error.line or 1, str(error).removeprefix(f"{error.file}:{error.line}: "))
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+    def error(self, policy: Policy) -> PolicyError:
+        """The finding, to be raised."""
+        kernel, backend = self.name if ":" in self.name else None, self.name.partition(":")[0]
+        return PolicyError(str(self), file=policy.source, line=self.line, kernel=kernel, backend=backend)
 
 
-def check_kernels(policy: Policy, offers: Offers, matched: set[int | None]) -> None:
-    """PolicyError for a kernel that the policy names, of a backend that works, and that no answer has mentioned.
+@dataclass(frozen=True)
+class _List:
+    """A list of names: how messages call its table, its lines, and how much it matters that they can be had."""
 
-    Rules that matched no node are left out: what they name may well exist for other graphs.
-    """
-    seen, asked = offers.names(), offers.ops
-    for place, line, names, rule in _named(policy):
-        if rule is not None and rule not in matched:
-            continue
-        ops = set((policy.document.rule[rule].op if rule is not None else None) or asked)
-        for name in names:
-            backend = name.partition(":")[0]
-            theirs = [known for known, of in seen.items() if known.startswith(f"{backend}:") and of & ops]
-            if ":" in name and backend in offers.registry.working and theirs and name not in theirs:
-                raise PolicyError(
-                    f"{place}: unknown kernel {name!r}{nearest(name, theirs)}",
-                    file=policy.source,
-                    line=line,
-                    kernel=name,
-                )
+    table: str
+    line: int
+    place: str
+    key_line: int
+    names: Sequence[str]
+    weight: Weight
+    rule: int | None = None
 
 
-def _named(policy: Policy) -> Iterator[tuple[str, int, Sequence[str], int | None]]:
-    """Each list of names: how messages call its place, its line, the names, and its rule; None outside rules."""
-    document = policy.document
+def _lists(policy: Policy) -> Iterator[_List]:
+    """Every list of names in a policy; `forbid` last."""
+    document, source = policy.document, policy.source
     for index, rule in enumerate(document.rule):
-        yield policy.where(index), policy.lines[index], rule.use, index
-    # Lines of what a file leaves out count as the file's all the same.
-    yield policy.where(None), policy.defaults_line or 1, document.defaults.use, None
-    yield f"forbid ({policy.source}:{policy.forbid_line})", policy.forbid_line or 1, document.forbid, None
+        table, option = policy.where(index), index < len(policy.options)
+        line, key_line = policy.line("rule", index) or 0, policy.line("rule", index, "use") or 0
+        weight: Weight = "error" if option or "error" in (rule.on_unsupported, rule.on_error) else "note"
+        yield _List(table, line, table if option else f"{source}:{key_line}", key_line, rule.use, weight, index)
+    others: list[tuple[str, tuple[str | int, ...], Sequence[str], Weight]] = [
+        (f"requirement {index + 1}", ("require", index, "kernel"), required.kernel, "note")
+        for index, required in enumerate(document.require)
+    ]
+    others += [("defaults", ("defaults", "use"), document.defaults.use, "remark")]
+    others += [("forbid", ("forbid",), document.forbid, "note")]
+    for table, path, names, weight in others:
+        line = policy.line(*path) or 1
+        yield _List(f"{table} ({source}:{line})", line, f"{source}:{line}", line, names, weight)
+
+
+def absent_names(policy: Policy, registry: Registry) -> Iterator[Finding]:
+    """Backends that do not exist or are quarantined, and whatever the policy itself forbids.
+
+    A rule that says `next` may name a backend that nobody has heard of.
+    """
+    forbidden = policy.document.forbid
+    for of in _lists(policy):
+        rule = None if of.rule is None else policy.document.rule[of.rule]
+        option = of.place == of.table
+        for name in of.names:
+            backend = name.partition(":")[0]
+            known = registry.backends.get(backend)
+            optional = (backend in OFFICIAL and not option) or (rule and rule.on_unsupported == "next")
+            if known is None and not optional:
+                weight: Weight = "note" if of.table.startswith("requirement") else "error"
+                said = f"unknown backend {backend!r}{nearest(backend, registry.backends)}"
+                yield Finding(of.key_line, said, weight, of.place, name)
+            asks = f"{of.table} {'names' if of.names is forbidden else 'asks for'} {name}"
+            if known is not None and known.fault:
+                whose = "which" if name == backend else f"and {backend}"
+                yield Finding(of.line, f"{asks}, {whose} is quarantined: {known.fault}", of.weight, name=name)
+            if of.names is not forbidden and {name, backend} & set(forbidden):
+                where = f"forbid ({policy.source}:{policy.line('forbid')})"
+                yield Finding(of.line, f"{asks}, which {where} excludes", of.weight, name=name)
+
+
+def unknown_kernels(
+    policy: Policy,
+    registry: Registry,
+    device: Device,
+    seen: Mapping[str, set[str]],
+    rules: Collection[int | None] | None = None,
+) -> Iterator[Finding]:
+    """Kernels that the policy names, of backends that work, and that these do not have for the rule's ops.
+
+    `seen` are kernels that some answer has mentioned, with the ops that it was about; `rules` the only ones to look at.
+    """
+    known: Mapping[str, set[str]] = seen
+    for of in _lists(policy):
+        if of.rule is not None and rules is not None and of.rule not in rules:
+            continue
+        ops = set((of.rule is not None and policy.document.rule[of.rule].op) or OPS)
+        for name in of.names:
+            backend = name.partition(":")[0]
+            if ":" not in name or backend not in registry.working or known.get(name, set()) & ops:
+                continue
+            if known is seen:
+                known = _all_kernels(registry, device, seen)
+            theirs = {kernel: its for kernel, its in known.items() if kernel.startswith(f"{backend}:")}
+            # Of a backend that does not say what it has nobody can tell.
+            if theirs and not theirs.get(name, set()) & ops:
+                fitting = [kernel for kernel, its in theirs.items() if its & ops]
+                whose = f" of {' and '.join(sorted(ops))}" if name in theirs else ""
+                said = f"unknown kernel {name!r}{whose}{nearest(name, fitting)}"
+                yield Finding(of.key_line, said, "error", of.place, name)
+
+
+def _all_kernels(registry: Registry, device: Device, seen: Mapping[str, set[str]]) -> Mapping[str, set[str]]:
+    """Every kernel that a backend lists, or mentions when it is asked with the cases of each op; and its ops."""
+    found = defaultdict(set, {name: set(ops) for name, ops in seen.items()})
+    for backend in registry.working:
+        for made in registry.classes(backend):
+            found[f"{backend}:{made.name}"].update(OPS if EVERY_OP in made.ops else made.ops)
+    for op in OPS.values():
+        for case in op.cases():
+            for name in registry.offer(case_node(case), device).names:
+                found[name].add(op.name)
+    return found
+
+
+def unreached(policy: Policy) -> Iterator[tuple[int, int, Finding]]:
+    """The rules behind one that matches all that they do: its index, that of the one before, and what to say."""
+    rules = policy.document.rule
+    for index, rule in enumerate(rules):
+        before = next((earlier for earlier in range(index) if rules[earlier].covers(rule)), None)
+        if before is not None:
+            name = policy.where(index).partition(" (")[0]
+            said = f"{name} is never reached: {policy.where(before)} matches all that it does"
+            yield index, before, Finding(policy.line("rule", index) or 0, said)

@@ -5,7 +5,7 @@ Enters: nodes at row counts. Leaves: offers, and what was asked for which op, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kernelmux.contract.answers import Offer
@@ -41,19 +41,11 @@ class Offers:
         return self._offers[key]
 
     @property
-    def ops(self) -> set[str]:
-        """The ops of all nodes that were asked for."""
-        return {node.op for node in self._kinds}
-
     def names(self) -> Mapping[str, set[str]]:
         """Every kernel that an answer has mentioned, by full name, and the ops of the nodes that it was about."""
         op_of = {number: node.op for node, number in self._kinds.items()}
         found: dict[str, set[str]] = {}
         for (kind, _), offer in self._offers.items():
-            for name in _named(offer):
+            for name in offer.names:
                 found.setdefault(name, set()).add(op_of[kind])
         return found
-
-
-def _named(offer: Offer) -> Iterable[str]:
-    return (name for name in (*offer.kernels, *offer.declined) if ":" in name)

@@ -28,8 +28,9 @@ from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, first_row
 from kernelmux.plan.choice import Choice, Rejection, Taken
 from kernelmux.plan.explain import show, why
 from kernelmux.plan.formats import Step
+from kernelmux.plan.names import absent_names
 from kernelmux.plan.offers import Offers
-from kernelmux.plan.requirements import check_requirements
+from kernelmux.plan.requirements import check_requirements, unused
 from kernelmux.plan.schedule import Schedule, make_schedule
 from kernelmux.plan.selection import Locked, Selector
 from kernelmux.plan.variants import taken_variants
@@ -208,9 +209,17 @@ def _make_plan(
     selector.check_names()
     fused = {fusion.node.name: fusion.parts for bucket in buckets for fusion in bucket.fusions}
     considered = _merged([bucket.considered for bucket in buckets])
-    plan = Plan(graph, policy, device, tops, schedules, fused, considered, selector.notes(), registry, banned, locked)
+    plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked)
     check_requirements(plan)
-    return plan
+    return plan if locked else replace(plan, notes=_notes(plan))
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """What a person must be told of the policy, though a plan was made; a broken backend once."""
+    findings = absent_names(plan.policy, plan.registry)
+    loud = [str(finding) for finding in findings if finding.weight == "note"]
+    by_fault = {message.partition(" is quarantined: ")[2] or message: message for message in reversed(loud)}
+    return *reversed(by_fault.values()), *unused(plan)
 
 
 @dataclass
@@ -283,4 +292,7 @@ def _top(tops: Sequence[int], rows: int) -> int:
     for top in tops:
         if rows <= top:
             return top
-    raise PlanError(f"the plan takes up to {tops[-1]} rows, {rows} were asked for; plan with max_rows={rows}")
+    raise PlanError(
+        f"the plan takes up to {tops[-1]} rows a step, {rows} were asked for: longer prompts run in several; "
+        f"in Python, plan(max_rows={rows}) makes room"
+    )

@@ -1,43 +1,80 @@
-"""What a policy requires of a plan: placements that must hold whatever the rules chose.
+"""What a policy says of a finished plan: requirements that must hold, and what matched nothing.
 
-Enters: a Plan. Leaves: a PlanError that names the broken requirement and every node that breaks it.
+Enters: a Plan. Leaves: a PlanError that names the broken requirement and every node that breaks it; or findings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import PlanError
+from kernelmux.plan.names import unreached
 
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
 
 
 def check_requirements(plan: Plan) -> None:
-    """PlanError naming the first requirement that does not hold, with every node that breaks it."""
-    for index, broken in enumerate(broken_requirements(plan)):
-        if broken:
-            required = plan.policy.document.require[index]
-            shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-            file, line = plan.policy.source, plan.policy.require_lines[index]
-            wanted = " or ".join(required.kernel)
-            raise PlanError(f"{file}:{line}: the policy requires {wanted}, but {shown}", file=file, line=line)
-
-
-def broken_requirements(plan: Plan) -> list[list[str]]:
-    """For each requirement of the policy, `node has kernel` of every node that breaks it.
+    """PlanError naming the first requirement that does not hold, with every node that breaks it.
 
     A fused node answers for the plain ones that it stands for.
     """
-    found: list[list[str]] = []
-    for required in plan.policy.document.require:
+    for index, required in enumerate(plan.policy.document.require):
         broken: dict[str, None] = {}
         for schedule in plan.schedules.values():
             for step in schedule.steps:
-                if {step.choice.name, step.choice.name.partition(":")[0]} & set(required.kernel):
+                if {step.choice.name, step.choice.backend} & set(required.kernel):
                     continue
                 top = schedule.rows(step.node)
                 if any(required.matches(node, rows, plan.device) for node, rows in plan.nodes_meant(step, top)):
                     broken[f"{step.node.name} has {step.choice.name} at up to {top} rows"] = None
-        found.append(list(broken))
-    return found
+        if broken:
+            shown = ", ".join(list(broken)[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+            file, line = plan.policy.source, plan.policy.line("require", index)
+            wanted = " or ".join(required.kernel)
+            raise PlanError(f"{file}:{line}: the policy requires {wanted}, but {shown}", file=file, line=line)
+
+
+def unmatched(plan: Plan) -> Iterator[tuple[str, int]]:
+    """The rules that decide for no node of a plan, and the requirements about none: what each is called, its line.
+
+    Not those for another device, and not those behind a rule that matches all that they do.
+    """
+    policy, device = plan.policy, plan.device
+    document = policy.document
+    rules = {index for index, rule in enumerate(document.rule) if rule.is_for(device)}
+    rules -= {index for index, *_ in unreached(policy)}
+    required = {index for index, requirement in enumerate(document.require) if requirement.is_for(device)}
+    for top in plan.buckets:
+        schedule = plan.schedule(top, top)
+        for step in schedule.steps:
+            if not (rules or required):
+                return
+            for node, rows in plan.nodes_meant(step, schedule.rows(step.node)):
+                # What a rule of the file would match but for an option is matched.
+                rules -= {policy.match(node, rows, device, start) for start in {0, len(policy.options)}}
+                required -= {index for index in required if document.require[index].matches(node, rows, device)}
+    yield from ((policy.where(index), policy.line("rule", index) or 0) for index in sorted(rules))
+    for index in sorted(required):
+        line = policy.line("require", index) or 0
+        yield f"requirement {index + 1} ({policy.source}:{line})", line
+
+
+def unused(plan: Plan) -> Iterator[str]:
+    """A line for each rule that is never reached, and one for all of the policy that matches no node.
+
+    Of the default policy, which nobody asked for, nothing is told.
+    """
+    policy = plan.policy
+    asked = range(len(policy.options) if policy.shipped else len(policy.document.rule))
+    for index, before, finding in unreached(policy):
+        outranked = before < len(policy.options) <= index
+        if index in asked and not outranked and policy.document.rule[index].is_for(plan.device):
+            place = f"{policy.source}:{finding.line}: " if finding.line else ""
+            yield place + finding.message
+    if asked or policy.document.require:
+        names = [name for name, line in unmatched(plan) if not (policy.shipped and line)]
+        if names:
+            verb = "match" if len(names) > 1 else "matches"
+            yield f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}"

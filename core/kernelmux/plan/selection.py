@@ -14,7 +14,7 @@ from kernelmux.contract.packed import Form, packed_form
 from kernelmux.errors import BackendError, PlanError
 from kernelmux.graph.graph import TensorNode
 from kernelmux.plan.choice import Choice, Rejection, unreadable
-from kernelmux.plan.names import broken, check_backends, check_kernels
+from kernelmux.plan.names import absent_names, unknown_kernels
 from kernelmux.plan.offers import Offers
 from kernelmux.policy.policy import Policy
 
@@ -47,11 +47,9 @@ class Selector:
             faults = "".join(f"; {b.name}: {b.fault}" for b in registry.backends.values())
             raise BackendError(f"no backend is installed: pip install kernelmux-torch (or kernelmux-reference){faults}")
         if self.locked is None:
-            check_backends(self.policy, registry)
-
-    def notes(self) -> tuple[str, ...]:
-        """What a person must be told of the policy, though a plan was made."""
-        return () if self.locked is not None else broken(self.policy, self.offers.registry)
+            for finding in absent_names(self.policy, registry):
+                if finding.weight == "error":
+                    raise finding.error(self.policy)
 
     def choose(self, node: TensorNode, rows: int, held: Held | None = None, exact: bool = True) -> Choice:
         """The kernel for a node at a row count; PlanError where none takes it.
@@ -77,9 +75,11 @@ class Selector:
         return rule
 
     def check_names(self) -> None:
-        """PolicyError for a kernel that the policy names and that nobody has."""
+        """PolicyError for a kernel that nobody has, which the policy names where some node was meant."""
+        offers = self.offers
         if self.locked is None:
-            check_kernels(self.policy, self.offers, self._matched)
+            for finding in unknown_kernels(self.policy, offers.registry, offers.device, offers.names, self._matched):
+                raise finding.error(self.policy)
 
     def _locked(self, node: TensorNode, rows: int) -> Choice | None:
         """What a lock has for a node, with its kernel; PlanError where that is not offered any more."""
@@ -114,7 +114,7 @@ class Selector:
         if picked is None:
             self.check_names()
             said = self._nobody(node.at(rows), rule, list(rejected.values()))
-            raise PlanError(said, file=self.policy.source, line=self.policy.line(rule), node=node.name)
+            raise PlanError(said, file=self.policy.source, line=self._line(rule), node=node.name)
         name, reason, asked = picked
         on_error = self.policy.on_error(rule)
         return Choice(name, offer.kernels[name], reason, tuple(rejected.values()), rule, asked, on_error)
@@ -183,6 +183,9 @@ class Selector:
             return None
 
         return refuse
+
+    def _line(self, rule: int | None) -> int | None:
+        return self.policy.line("defaults") if rule is None else self.policy.line("rule", rule)
 
     def _nobody(self, node: TensorNode, rule: int | None, rejected: list[Rejection]) -> str:
         shapes = ", ".join(

@@ -43,10 +43,41 @@ def relative(name: str, layer: int) -> str:
 def _absolute(name: str, layers: Sequence[int]) -> str:
     """A relative name with these layers: `blk.0..3,8.attn_q`."""
 
-    def listed(offset: re.Match[str]) -> str:
+    def counted(offset: re.Match[str]) -> str:
         return spans((layer, layer) for layer in sorted(int(offset[1]) + layer for layer in layers))
 
-    return re.sub(r"\{(-?\d+)\}", listed, name)
+    return re.sub(r"\{(-?\d+)\}", counted, name)
+
+
+def members(name: str, known: Iterable[str]) -> list[str]:
+    """The names among those known that a row of a table stands for: `blk.0..3.attn_q`, or one that is known itself."""
+    listed = re.search(r"(?<=[.+])[\d.,]*\d(?=\.[^\d.])", name)
+    layers = [layer for low, high in _spans(listed[0] if listed else "") for layer in range(low, high + 1)]
+
+    def meant(other: str) -> bool:
+        layer = first_layer(other)
+        if other == name or layer is None or layer not in layers:
+            return other == name
+        whole = _absolute(relative(other, layer), layers)
+        return name in (whole, short(whole))
+
+    found = [other for other in known if meant(other)]
+    return found if len(found) == max(len(layers), 1) else []
+
+
+def _spans(listed: str) -> Iterator[tuple[int, int]]:
+    """`0..3,8` as pairs, both ends included."""
+    for low, high in re.findall(r"(\d+)(?:\.\.(\d+))?", listed):
+        yield int(low), int(high or low)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a row, alike layers as one, and the layers said once: `blk.0..29.attn_q, attn_k`."""
+    by_layers: dict[str, list[str]] = {}
+    for name, _ in grouped((name, None) for name in names):
+        layers = name.rpartition(".")[0] if ".." in name else name
+        by_layers.setdefault(layers, []).append(name[len(layers) + 1 :] if ".." in name else "")
+    return ", ".join(f"{layers}.{', '.join(rest)}" if rest[0] else layers for layers, rest in by_layers.items())
 
 
 def merged(walks: Iterable[Iterable[str]]) -> list[str]:

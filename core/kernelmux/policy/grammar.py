@@ -5,9 +5,11 @@ One source for three things: checking a file, the JSON Schema that editors use, 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -16,9 +18,9 @@ from kernelmux.contract import registry
 from kernelmux.contract.device import PLATFORMS, Device, known_kinds
 from kernelmux.errors import GraphError, nearest
 from kernelmux.graph.domain import Range, admits, parse_range
-from kernelmux.graph.formats import CACHE_FORMATS, lookup
-from kernelmux.graph.graph import TensorNode
-from kernelmux.graph.ops import OPS
+from kernelmux.graph.formats import CACHE_FORMATS, FORMATS, lookup
+from kernelmux.graph.graph import TensorNode, case_node
+from kernelmux.graph.ops import OPS, Op
 
 _KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
 
@@ -87,16 +89,47 @@ def _arguments(value: Any) -> Any:
         raise ValueError(f"a table of arguments is needed, as {{ head_dim = 128 }}; known: {', '.join(known)}")
     if odd := sorted(set(value) - set(known)):
         raise ValueError(f"no op is told {odd[0]!r}{nearest(odd[0], known)}")
-    return {name: _allowed(allowed) for name, allowed in value.items()}
+    return {name: _allowed(name, allowed) for name, allowed in value.items()}
 
 
-def _allowed(value: Any) -> Any:
+def _allowed(name: str, value: Any) -> Any:
+    """What hooks may be told under a name; ValueError for what they never are."""
+    told = _told(name, tuple(OPS.values()))
     if isinstance(value, Range) or (isinstance(value, str) and ".." in value):
-        return parse_range(value)
+        allowed = parse_range(value)
+        _check_told(name, told, max(allowed.low, 1) if allowed.high is None else allowed.high)
+        return allowed
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not values or not all(isinstance(each, str | int | float) for each in values):
         raise ValueError(f"{value!r:.40} is neither a range nor a value nor a list of values")
+    if told and all(each in FORMATS for each in told):
+        values = tuple(_format_name(str(each)) for each in values)
+    for each in values:
+        _check_told(name, told, each)
     return values
+
+
+@cache
+def _told(name: str, ops: Sequence[Op]) -> list[Any]:
+    """What hooks are told under a name in all cases of these ops."""
+    found = [op.told[name](case_node(case)) for op in ops if name in op.told for case in op.cases()]
+    parts = itertools.chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in found)
+    # A node outside layers has None.
+    return [0 if each is None else each for each in parts]
+
+
+def _check_told(name: str, told: Sequence[Any], value: Any) -> None:
+    """ValueError for a value of a type that hooks are never told under a name, or that is too small to be one."""
+    types = {type(each) for each in told}
+    least = min([1, *(each for each in told if type(each) is int)])
+    if type(value) is int and float in types:
+        return
+    if type(value) not in types or (type(value) is int and value < least):
+        meant = [words.format(least) for kind, words in _KINDS.items() if kind in types]
+        raise ValueError(f"{name} is never {value!r:.40}: it is {' or '.join(meant) or 'nothing that can be written'}")
+
+
+_KINDS = {bool: "true or false", int: "a whole number from {}", float: "a number", str: "a name"}
 
 
 def _written(where: Mapping[str, object]) -> dict[str, Any]:
@@ -168,12 +201,17 @@ class Selectors(Table):
             (self.op is None or node.op in self.op)
             and (self.m is None or rows in self.m)
             and (self.layer is None or (node.layer is not None and node.layer in self.layer))
-            and (self.device is None or device.kind == self.device)
-            and (self.capability is None or (device.capability or (0, 0)) >= self.capability)
+            and self.is_for(device)
             and (self.weight is None or (bool(node.weight) and all(w.format in self.weight for w in node.weight)))
             and (self.dtype is None or node.outputs[0].format in self.dtype)
             and (self.node is None or any(fnmatchcase(node.name, pattern) for pattern in self.node))
             and (self.where is None or self._fits(node))
+        )
+
+    def is_for(self, device: Device) -> bool:
+        """Whether nodes on a device may be meant."""
+        return (self.device is None or device.kind == self.device) and (
+            self.capability is None or (device.capability or (0, 0)) >= self.capability
         )
 
     def _fits(self, node: TensorNode) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -22,19 +23,24 @@ from kernelmux.errors import PolicyError, nearest
 from kernelmux.graph.graph import TensorNode
 from kernelmux.policy.grammar import TABLES, Document, Rule
 
+DEFAULT = "default"
+"""What the default policy is called where a file is asked for."""
+
+_SHIPPED = resources.files("kernelmux.policy").joinpath("default.toml")
+
 
 @dataclass(frozen=True)
 class Policy:
-    """A checked policy: the document, where it came from, and the line of each rule and requirement."""
+    """A checked policy: the document, where it came from, and the lines of its tables and keys."""
 
     document: Document
     source: str
-    lines: tuple[int, ...]
-    """The line of each rule; 0 for a rule from `--use`."""
-    require_lines: tuple[int, ...] = ()
-    defaults_line: int = 0
-    """0 where the file leaves them out."""
-    forbid_line: int = 0
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """By path, as `defaults` or `rule.0.use`, of what the file has."""
+    options: tuple[str, ...] = ()
+    """The `--use` options whose rules stand before the file's."""
+    shipped: bool = False
+    """Whether nobody asked for it by name: the default policy."""
 
     @cached_property
     def row_bounds(self) -> frozenset[int]:
@@ -49,9 +55,9 @@ class Policy:
         edges = {low, *(bound + step for bound in self.row_bounds for step in (0, 1))}
         return sorted(rows for rows in edges if low <= rows <= high)
 
-    def match(self, node: TensorNode, rows: int, device: Device) -> int | None:
-        """The index of the first rule that matches, or None where the defaults hold."""
-        for index, rule in enumerate(self.document.rule):
+    def match(self, node: TensorNode, rows: int, device: Device, start: int = 0) -> int | None:
+        """The index of the first rule from `start` on that matches, or None where the defaults hold."""
+        for index, rule in enumerate(self.document.rule[start:], start):
             if rule.matches(node, rows, device):
                 return index
         return None
@@ -66,26 +72,31 @@ class Policy:
         own = None if rule is None else self.document.rule[rule].on_error
         return self.document.defaults.on_error if own is None else own
 
-    def line(self, index: int | None) -> int | None:
-        """The line of a rule, or of the defaults; None where the file has none."""
-        return (self.defaults_line if index is None else self.lines[index]) or None
+    def line(self, *path: int | str) -> int | None:
+        """The line of a table or a key, as `line("rule", 0, "use")`; of the table where the file lacks the key.
+
+        None where it lacks the table, or where the rule is an option's.
+        """
+        if path[0] == "rule":
+            number = int(path[1]) - len(self.options)
+            return _line_of(self.lines, ("rule", number, *path[2:])) if number >= 0 else None
+        return _line_of(self.lines, path)
 
     def where(self, index: int | None) -> str:
         """How messages name a rule: `rule 2 (policy.toml:14)`, `--use mul_mat=torch:f32`, or the defaults."""
         if index is None:
-            return (
-                f"defaults ({self.source}:{self.defaults_line})" if self.defaults_line else f"defaults ({self.source})"
-            )
-        if line := self.lines[index]:
-            return f"rule {index - self.lines.count(0) + 1} ({self.source}:{line})"
-        rule = self.document.rule[index]
-        return f"--use {','.join(rule.op or ('*',))}={','.join(rule.use)}"
+            line = self.line("defaults")
+            return f"defaults ({self.source}:{line})" if line else f"defaults ({self.source})"
+        if index < len(self.options):
+            return f"--use {self.options[index]}"
+        return f"rule {index - len(self.options) + 1} ({self.source}:{self.line('rule', index)})"
 
     def with_use(self, options: Iterable[str]) -> Policy:
         """The policy outranked by `OP=KERNEL` options, the last one first; OP `*` is every op, KERNEL may be a list."""
-        rules = [_parse_use(option) for option in options][::-1]
+        options = tuple(options)[::-1]
+        rules = [_parse_use(option) for option in options]
         document = self.document.model_copy(update={"rule": (*rules, *self.document.rule)})
-        return replace(self, document=document, lines=(*(0 for _ in rules), *self.lines))
+        return replace(self, document=document, options=(*options, *self.options))
 
 
 def _parse_use(option: str) -> Rule:
@@ -103,40 +114,73 @@ def _parse_use(option: str) -> Rule:
 
 def default_policy() -> Policy:
     """The policy that holds where no file is given; it is a file of this package."""
-    text = resources.files("kernelmux.policy").joinpath("default.toml").read_text("utf-8")
-    return parse_policy(text, "default.toml")
+    return replace(parse_policy(_SHIPPED.read_text("utf-8"), _SHIPPED.name), shipped=True)
 
 
 def read_policy(path: str | Path) -> Policy:
-    """Reads a policy file; PolicyError names file, line, and what would work."""
+    """Reads a policy file, or `default`; PolicyError names file, line, and what would work."""
+    return default_policy() if _is_default(path) else parse_policy(policy_text(path), str(path))
+
+
+def _is_default(path: str | Path) -> bool:
+    return str(path) == DEFAULT and not Path(path).exists()
+
+
+def policy_text(path: str | Path) -> str:
+    """The text of a policy file, or of `default`; PolicyError, with a line where it is read and is no policy's."""
+    if _is_default(path):
+        return _SHIPPED.read_text("utf-8")
     try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise PolicyError(f"{path}: the policy file cannot be read: {reason}", file=str(path)) from error
-    return parse_policy(text, str(path))
+        written = Path(path).read_bytes()
+        text = written.decode("utf-8-sig")
+    except OSError as error:
+        message = f"{path}: the policy file cannot be read: {error.strerror}"
+        raise PolicyError(message, file=str(path)) from error
+    except UnicodeDecodeError as error:
+        line = written.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text (byte {written[error.start]:#04x}): save it as UTF-8"
+        raise _mistake(str(path), line, message) from error
+    if text.lstrip().startswith("{"):
+        message = "JSON, as a plan's lock file is: run it with --plan, compare it with plan --diff"
+        raise _mistake(str(path), 1, message)
+    return text
 
 
 def parse_policy(text: str, source: str) -> Policy:
-    """Checks a policy's text; `source` is how messages call it."""
+    """Checks a policy's text; `source` is how messages call it. PolicyError for its first mistake counts the others."""
+    found = check_text(text, source)
+    if isinstance(found, Policy):
+        return found
+    first, *others = found
+    if others:
+        more = f"{first}; and {len(others)} more: kernelmux policy check {source}"
+        first = PolicyError(more, file=first.file, line=first.line)
+    raise first
+
+
+def check_text(text: str, source: str) -> Policy | list[PolicyError]:
+    """The policy of a text, or all of its mistakes, by line."""
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else _line_of_fault(text, error)
-        raise PolicyError(f"{source}:{line}: not TOML: {error}", file=source, line=line) from error
+        return [_mistake(source, line, f"not TOML: {error}")]
     lines = _line_numbers(text)
     try:
         document = Document.model_validate(data)
+        return Policy(document, source, {path: line for path, line in lines.items() if _TOLD.fullmatch(path)})
     except ValidationError as error:
-        # A misspelt key comes before the key that is then missing.
-        first = min(error.errors(), key=lambda fault: fault["type"] == "missing")
-        line = _line_of(lines, first["loc"])
-        raise PolicyError(f"{source}:{line}: {_message(first, Document)}", file=source, line=line) from None
-    rules = tuple(_line_of(lines, ("rule", index)) for index in range(len(document.rule)))
-    requires = tuple(_line_of(lines, ("require", index)) for index in range(len(document.require)))
-    defaults, forbid = lines.get(("defaults",), 0), lines.get(("forbid",), 0)
-    return Policy(document, source, rules, requires, defaults, forbid)
+        faults = error.errors()
+    # A key that is missing because it is misspelt is told of once.
+    misspelt = {fault["loc"][:-1] for fault in faults if fault["type"] == "extra_forbidden"}
+    told = [fault for fault in faults if fault["type"] != "missing" or fault["loc"][:-1] not in misspelt]
+    mistakes = [(_line_of(lines, fault["loc"]) or 1, _message(fault, Document)) for fault in told]
+    return [_mistake(source, line, message) for line, message in sorted(mistakes)]
+
+
+def _mistake(source: str, line: int, message: str) -> PolicyError:
+    return PolicyError(f"{source}:{line}: {message}", file=source, line=line)
 
 
 def _line_of_fault(text: str, error: Exception) -> int:
@@ -147,35 +191,34 @@ def _line_of_fault(text: str, error: Exception) -> int:
     return text.count("\n", 0, number.start()) + 1 if number else 1
 
 
+_TOLD = re.compile(r"((rule|require)\.\d+|defaults)(\.use|\.kernel)?|forbid")
+"""The paths whose lines a policy's messages tell."""
 _HEADER = re.compile(r"""\s*(\[\[?)\s*([\w"'.-]+)\s*\]\]?""")
 _KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*[=.]""")
 
 
-def _line_numbers(text: str) -> Mapping[tuple[int | str, ...], int]:
-    """The line of every table and key, for messages (tomllib tells no positions)."""
-    lines: dict[tuple[int | str, ...], int] = {}
-    table: tuple[int | str, ...] = ()
-    counts: dict[str, int] = {}
+def _line_numbers(text: str) -> Mapping[str, int]:
+    """The line of every table and key by its path, for messages (tomllib tells no positions)."""
+    lines: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    table = ""
     for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
-            name = header[2]
-            table = (name,)
+            name = table = header[2]
             if header[1] == "[[":
-                counts[name] = counts.get(name, -1) + 1
-                table = (name, counts[name])
+                table = f"{name}.{counts[name]}"
+                counts[name] += 1
             lines.setdefault(table, number)
-            lines.setdefault((name,), number)
+            lines.setdefault(name, number)
         elif key := _KEY.match(line):
-            lines.setdefault((*table, key[2]), number)
+            lines.setdefault(f"{table}.{key[2]}" if table else key[2], number)
     return lines
 
 
-def _line_of(lines: Mapping[tuple[int | str, ...], int], path: Sequence[int | str]) -> int:
-    """The line of the longest known part of `path`."""
-    for length in range(len(path), 0, -1):
-        if tuple(path[:length]) in lines:
-            return lines[tuple(path[:length])]
-    return 1
+def _line_of(lines: Mapping[str, int], path: Sequence[int | str]) -> int | None:
+    """The line of the longest part of `path` that has one."""
+    starts = (".".join(map(str, path[:length])) for length in range(len(path), 0, -1))
+    return next((lines[start] for start in starts if start in lines), None)
 
 
 def _message(error: Any, table: type[BaseModel]) -> str:

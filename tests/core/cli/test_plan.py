@@ -142,7 +142,7 @@ def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):
 
 
 def test_more_rows_than_the_plan_takes_are_refused_with_both_numbers(q4: Path):
-    assert_one_line_error(call_command("plan", q4, "--rows", 513), "512", "513")
+    assert_one_line_error(call_command("plan", q4, "--rows", 513), "512", "513", "longer prompts run in several")
 
 
 def test_a_policy_file_chooses_and_is_the_reason(q4: Path, tmp_path: Path):
@@ -158,10 +158,12 @@ def test_a_policy_file_chooses_and_is_the_reason(q4: Path, tmp_path: Path):
 def test_use_outranks_the_policy_and_a_later_use_an_earlier_one(q4: Path, tmp_path: Path):
     base = (q4, "--policy", policy(tmp_path, REFERENCE_FIRST))
     once = planned(*base, "--use", "mul_mat=torch:int4")
-    twice = planned(*base, "--use", "mul_mat=torch:int4", "--use", "mul_mat=torch:f32")
+    both = call_command("plan", *base, "--use", "mul_mat=torch:int4", "--use", "mul_mat=torch:f32", "--json")
+    twice = json.loads(both.out)
     assert kernels(once) == {"torch:int4"}
     assert next(node["reason"] for node in once["nodes"] if node["op"] == "mul_mat") == "--use mul_mat=torch:int4"
     assert kernels(twice) == {"torch:f32"}
+    assert both.err.splitlines()[0].startswith("kernelmux: --use mul_mat=torch:int4 is never reached: --use mul_mat=")
     assert kernels(planned(q4, "--use", "*=reference")) == {"reference:f32"}
 
 
@@ -175,6 +177,7 @@ def test_use_outranks_the_policy_and_a_later_use_an_earlier_one(q4: Path, tmp_pa
         ("mul_mat=troch", ["unknown backend 'troch'", "did you mean 'torch'?", "reference"]),
         ("mul_mat=troch:f32", ["unknown backend 'troch'", "did you mean 'torch'?"]),
         ("mul_mat=torch:int44", ["unknown kernel 'torch:int44'", "did you mean 'torch:int4'?"]),
+        ("gate_up_swiglu=torch:int4", ["unknown kernel 'torch:int4' of gate_up_swiglu; known: none"]),
         ("mul_mat=torch int4", ["'torch int4'", "backend:kernel"]),
         ("mul_mat=torch,", ["--use mul_mat=torch,"]),
     ],
@@ -201,17 +204,17 @@ WRONG = {
     "an unknown format": (RULE + 'weight = "Q4_9"\n', ["policy.toml:4", "'Q4_9'", "did you mean 'Q4_"]),
     "an unknown backend in a rule": (
         "\n" + RULE.replace("torch", "troch"),
-        ["policy.toml:2", "unknown backend 'troch'", "did you mean 'torch'?"],
+        ["policy.toml:4: unknown backend 'troch'", "did you mean 'torch'?"],
     ),
     "an unknown backend in the defaults": (
         '\n[defaults]\nuse = ["troch"]\n',
-        ["policy.toml:", "unknown backend 'troch'", "did you mean 'torch'?"],
+        ["policy.toml:3: unknown backend 'troch'", "did you mean 'torch'?"],
     ),
     "an unknown backend that is forbidden": (
         'forbid = ["troch"]\n',
         ["policy.toml:1", "unknown backend 'troch'", "did you mean 'torch'?"],
     ),
-    "an unknown kernel": (RULE.replace("torch", "torch:int44"), ["policy.toml:1", "did you mean 'torch:int4'?"]),
+    "an unknown kernel": (RULE.replace("torch", "torch:int44"), ["policy.toml:3: ", "did you mean 'torch:int4'?"]),
     "an open string": ('[[rule]]\nop = "mul_mat\n', ["policy.toml:2", "not TOML"]),
     "prose": ("this is prose\n", ["policy.toml:1", "not TOML"]),
 }
@@ -238,6 +241,13 @@ def test_a_kernel_that_declines_under_a_rule_that_says_error_is_one_line_with_it
     path = policy(tmp_path, '[[rule]]\nop = "mul_mat"\nuse = ["torch:int8"]\non_unsupported = "error"\n')
     result = call_command("plan", q4, "--policy", path)
     assert_one_line_error(result, "blk.0.attn_q", "policy.toml:1", "torch:int8", "Q8_0")
+
+
+def test_a_lock_that_is_given_as_a_policy_is_told_where_it_goes(q4: Path, tmp_path: Path):
+    path = tmp_path / "x.lock"
+    call_command("plan", q4, "--lock", path)
+    result = call_command("run", q4, "-p", "x", "--policy", path)
+    assert_one_line_error(result, f"{path}:1: JSON, as a plan's lock file is", "run it with --plan")
 
 
 def test_a_policy_file_that_is_missing_or_no_file_is_named(q4: Path, tmp_path: Path):

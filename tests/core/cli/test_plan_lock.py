@@ -155,13 +155,39 @@ def test_why_is_readable_too(q4: Path, small: Path):
 
 
 def test_why_tells_of_fused_candidates_too(q4: Path, small: Path):
-    options = ("plan", q4, "--policy", small, "--use", "gate_up_swiglu=torch:int4", "--why", "blk.0.ffn_up")
+    options = ("plan", q4, "--policy", small, "--why", "blk.0.ffn_up")
     considered = answer(*options, "--json")["considered"]
     fused = {loser["kernel"]: loser for loser in considered if loser["kernel"].endswith(" of gate_up_swiglu")}
     assert fused["reference:f64 of gate_up_swiglu"]["kind"] == "outranked"
     _, _, said = call_command(*options).out.partition("fused candidates:\n")
     assert "reference:f64 of gate_up_swiglu" in " ".join(said.split())
     assert fused["reference:f64 of gate_up_swiglu"]["reason"] in " ".join(said.split())
+
+
+def test_why_takes_the_name_of_a_row_of_the_table(q4: Path, small: Path, whole: Path):
+    one, both = (
+        call_command("plan", q4, "--policy", small, "--why", name).out
+        for name in ("blk.1.attn_output", "blk.0..1.attn_output")
+    )
+    assert both == one.replace("blk.1.", "blk.0..1.")
+    rows = read_table(call_command("plan", q4, "--policy", whole).out.split("\n\n")[1].splitlines())[1:]
+    for name, *_ in rows:
+        document = answer("plan", q4, "--policy", whole, "--why", name, "--json")
+        nodes = {bucket["node"] for bucket in document["buckets"]}
+        if "+..+" in name:
+            before, _, after = (expanded(part) for part in name.partition("+..+"))
+            assert len(nodes) == len(before)
+            assert all(node.startswith(tuple(before)) and node.endswith(tuple(after)) for node in nodes)
+        else:
+            assert nodes == set(expanded(name))
+    refused = call_command("plan", q4, "--policy", small, "--why", "blk.0..7.attn_output")
+    assert_one_line_error(refused, "no node 'blk.0..7.attn_output'")
+
+
+def test_why_tells_what_a_fused_node_takes_the_place_of(q4: Path, whole: Path):
+    said = " ".join(call_command("plan", q4, "--policy", whole, "--why", "blk.0.ffn_up").out.split())
+    assert "(gate_up_swiglu) runs reference:f32: in place of 4 nodes" in said
+    assert "not reference:f32 of mul_mat, silu, mul: all 4 nodes run as one [outranked]" in said
 
 
 @pytest.mark.parametrize("part", ["ffn_gate", "ffn_up", "ffn_silu", "ffn_mul"])
@@ -257,6 +283,11 @@ def test_diff_takes_locks(q4: Path, small: Path, whole: Path, tmp_path: Path):
         (m["rows"], m["node"], m["after"], m["before"]) for m in back
     }
     assert {move["reason"] for move in back} <= {*reasons(q4, small), "another node takes its place"}
+
+
+def test_diff_takes_the_default_policy_by_name(q4: Path, small: Path):
+    assert moves(q4, "--diff", "default", "default") == []
+    assert moves(q4, "--diff", small, "default")
 
 
 def test_a_lock_is_known_by_what_it_holds(q4: Path, small: Path, tmp_path: Path):

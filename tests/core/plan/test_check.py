@@ -41,14 +41,14 @@ def rule(use="a", **selectors):
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        (rule("aa:fast"), 1, "unknown backend 'aa' (did you mean 'a'?); known: a, b"),
-        (rule("a:fats"), 1, "unknown kernel 'a:fats' (did you mean 'a:fast'?); known: a:f32, a:fast, a:wide"),
-        (rule("b:fast"), 1, "unknown kernel 'b:fast'"),
-        (rule(op="add") + rule("zzz"), 4, "unknown backend 'zzz'; known: a, b"),
-        ('[[require]]\nop = "add"\nkernel = "a:f23"\n', 1, "unknown kernel 'a:f23' (did you mean 'a:f32'?)"),
-        ('\n[defaults]\nuse = ["a", "c"]\n', 2, "unknown backend 'c'"),
+        (rule("aa:fast"), 2, "unknown backend 'aa' (did you mean 'a'?); known: a, b"),
+        (rule("a:fats"), 2, "unknown kernel 'a:fats' (did you mean 'a:fast'?); known: a:f32, a:fast, a:wide"),
+        (rule("b:fast"), 2, "unknown kernel 'b:fast'"),
+        (rule(op="add") + rule("zzz"), 5, "unknown backend 'zzz'; known: a, b"),
+        ('[[require]]\nop = "add"\nkernel = "a:f23"\n', 3, "unknown kernel 'a:f23' (did you mean 'a:f32'?)"),
+        ('\n[defaults]\nuse = ["a", "c"]\n', 3, "unknown backend 'c'"),
         ('\n\nforbid = ["a:slow"]\n', 3, "unknown kernel 'a:slow'"),
-        (rule("c", on_unsupported="error"), 1, "unknown backend 'c'"),
+        (rule("c", on_unsupported="error"), 2, "unknown backend 'c'"),
     ],
     ids=["backend", "kernel", "another's kernel", "second rule", "requirement", "defaults", "forbid", "error"],
 )
@@ -83,11 +83,42 @@ def test_names_that_may_be_meant_are_no_findings(text):
     assert check(text) == []
 
 
-def test_a_quarantined_backends_kernels_are_not_called_unknown():
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (rule("bad:int4"), 1, "rule 1 (p.toml:1) asks for bad:int4, and bad is quarantined: "),
+        (rule("a") + rule("bad", on_unsupported="next"), 3, "rule 2 (p.toml:3) asks for bad, which is quarantined: "),
+        ('[[require]]\nkernel = "bad"\n', 2, "requirement 1 (p.toml:2) asks for bad, which is quarantined: "),
+        ('[defaults]\nuse = ["a", "bad"]\n', 2, "defaults (p.toml:2) asks for bad, which is quarantined: "),
+        ('\nforbid = "bad"\n', 2, "forbid (p.toml:2) names bad, which is quarantined: "),
+    ],
+    ids=["kernel", "backend", "requirement", "defaults", "forbid"],
+)
+def test_a_quarantined_backend_is_told_of_and_its_kernels_are_not_called_unknown(text, line, said):
     """What it has nobody can say: `kernelmux backends` shows what is wrong with it."""
     broken = whole_backend()
     broken.CONTRACT = 99
-    assert check(rule("bad:int4"), a=whole_backend(), bad=broken) == []
+    found_line, found = check(text, a=whole_backend(), bad=broken)[0]
+    assert (found_line, found.startswith(said)) == (line, True), found
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (rule("a:fast"), 2, "rule 1 (p.toml:2) asks for a:fast, which forbid (p.toml:1) excludes"),
+        (
+            '[[require]]\nkernel = ["b", "a"]\n',
+            3,
+            "requirement 1 (p.toml:3) asks for a, which forbid (p.toml:1) excludes",
+        ),
+        ('[defaults]\nuse = ["a:f32"]\n', 3, "defaults (p.toml:3) asks for a:f32, which forbid (p.toml:1) excludes"),
+    ],
+    ids=["rule", "requirement", "defaults"],
+)
+def test_what_a_policy_asks_for_and_forbids_is_found(text, line, said):
+    assert check('forbid = ["a"]\n' + text) == [(line, said)]
+    # A backend may be asked for without one of its kernels.
+    assert check('forbid = ["a:fast"]\n' + rule("a")) == []
 
 
 def test_a_kernel_for_one_op_weight_or_row_count_alone_is_known():
@@ -175,9 +206,9 @@ def test_rules_and_requirements_that_match_no_node_are_found():
         + '[[require]]\nop = "qkv"\nkernel = "a"\n[[require]]\nop = "add"\nkernel = "a"\n'
     )
     assert check(text, chain("silu", "add")) == [
-        (1, "rule 1 matches no node of chain"),
-        (4, "rule 2 matches no node of chain"),
-        (11, "requirement 1 matches no node of chain"),
+        (1, "rule 1 matches no node of chain on cpu"),
+        (4, "rule 2 matches no node of chain on cpu"),
+        (11, "requirement 1 matches no node of chain on cpu"),
     ]
     assert check(text) == []
 

@@ -206,7 +206,8 @@ def test_any_plan_is_read_back(tmp_path_factory, graph, policy):
         ({"b": whole_backend(rms_norm=FakeKernel("better"))}, r"locked with b:f32 for blk\.1\.attn_norm, which is not"),
         (
             {"b": whole_backend(rms_norm=FakeKernel(emits=["bf16"]))},
-            r"the formats of blk\.1\.attn_norm at up to 4/4 rows is f32, bf16, the plan was locked with f32, f32",
+            r"the formats of blk\.1\.attn_norm, blk\.1\.ffn_norm at up to 4/4, 8/4, 8/8 rows is f32, bf16, "
+            "the plan was locked with f32, f32; the kernel of",
         ),
     ],
     ids=["layers", "weights", "device", "version", "fused version", "backend gone", "kernel gone", "other formats"],
@@ -216,6 +217,24 @@ def test_a_lock_is_refused_in_one_line_where_something_has_changed(tmp_path, cha
     with pytest.raises(PlanError, match=message) as caught:
         read(tmp_path / "p.json", **changed)
     assert "\n" not in str(caught.value)
+
+
+def test_hundreds_of_differences_are_told_in_a_few_lines_alike_layers_as_one(tmp_path):
+    graph, policy = llama_graph(30), 'fuse = false\n[defaults]\nuse = "a"\n'
+    plan = locked(tmp_path / "p.json", graph, policy)
+    with pytest.raises(PlanError) as caught:
+        read(tmp_path / "p.json", graph, a=whole_backend(mul_mat=BOTH, qkv=BOTH, silu=FakeKernel(emits=["bf16"])))
+    _, _, told = str(caught.value).partition(": ")
+    places = ", ".join(f"{m}/{outs}" for m, outs in plan.schedules)
+    formats, _, version, kernel, last = told.split("; ")
+    assert formats == (
+        f"the formats of blk.0..29.ffn_silu at up to {places} rows is f32, bf16, the plan was locked with f32, f32"
+    )
+    assert version == "the version of convert a:f32 is 1, the plan was locked with none"
+    assert kernel == (
+        f"the kernel of blk.0..29.ffn_silu.as_f32 at up to {places} rows is a:f32, the plan was locked with none"
+    )
+    assert last == "lock it anew"
 
 
 def test_one_card_of_a_class_runs_what_was_locked_on_another(tmp_path):

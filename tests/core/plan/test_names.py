@@ -5,29 +5,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from command import call_command
-from fake_backend import plan_for, silu_graph, whole_backend
+from command import assert_one_line_error, call_command
+from fake_backend import CPU, plan_for, silu_graph, whole_backend
 from kernelmux.contract import registry
 from kernelmux.errors import PolicyError
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import default_policy
 
 BROKEN = SimpleNamespace(CONTRACT=99)
 FAULT = "is quarantined: BackendError: the backend was built for contract 99"
 
 
-def planned(policy="", **more):
-    with registry.isolated(a=whole_backend(), broken=BROKEN) as found:
-        return plan_for(silu_graph(), found, policy, **more)
+def planned(policy="", more=None, use=()):
+    with registry.isolated(a=whole_backend(), broken=BROKEN, **more or {}) as found:
+        return plan_for(silu_graph(), found, policy, use=use)
 
 
 @pytest.mark.parametrize(
     ("asked", "place"),
     [
-        ({"use": ["silu=broken"]}, r"--use silu=broken asks for broken, which "),
-        ({"use": ["*=broken:fast,a"]}, r"--use \*=broken:fast,a asks for broken, which "),
         ({"policy": '[[rule]]\nuse = ["broken", "a"]\n'}, r"rule 1 \(p\.toml:1\) asks for broken, which "),
-        ({"policy": '[[rule]]\nuse = "broken"\non_unsupported = "next"\n'}, r"rule 1 \(p\.toml:1\) asks for broken, "),
+        (
+            {"policy": '[[rule]]\nuse = "broken"\non_unsupported = "next"\n'},
+            r"rule 1 \(p\.toml:1\) asks for broken, which ",
+        ),
+        ({"policy": 'forbid = "broken"\n'}, r"forbid \(p\.toml:1\) names broken, which "),
     ],
-    ids=["use", "a kernel", "rule", "next"],
+    ids=["rule", "next", "forbid"],
 )
 def test_asking_for_a_quarantined_backend_is_noted_with_its_fault(asked, place):
     plan = planned(**asked)
@@ -49,8 +53,113 @@ def test_it_is_an_error_where_the_rule_says_so():
     assert (caught.value.file, caught.value.line, caught.value.backend) == ("p.toml", 1, "broken")
 
 
-def test_the_command_line_says_it_on_stderr_and_goes_on(tiny):
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"use": ["silu=broken"]}, "--use silu=broken asks for broken, which "),
+        ({"use": ["*=broken:fast,a"]}, "--use *=broken:fast,a asks for broken:fast, and broken "),
+        (
+            {"policy": '[[rule]]\nuse = ["a", "broken"]\non_error = "error"\n'},
+            "rule 1 (p.toml:1) asks for broken, which ",
+        ),
+    ],
+    ids=["use", "a kernel", "on_error"],
+)
+def test_it_is_an_error_where_it_is_asked_for_by_name(asked, said):
+    with pytest.raises(PolicyError, match=re.escape(said + FAULT)):
+        planned(**asked)
+
+
+def test_a_backend_that_several_rules_ask_for_is_told_of_once():
+    rules = '[[rule]]\nop = "add"\nuse = "broken"\n[[rule]]\nop = "silu"\nuse = "broken"\n'
+    broken = [note for note in planned(rules).notes if FAULT in note]
+    assert [note.partition(" asks")[0] for note in broken] == ["rule 1 (p.toml:1)"]
+
+
+def test_the_command_line_says_on_stderr_what_is_broken_and_goes_on(tiny, tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text('[[rule]]\nop = "silu"\nuse = "broken"\n')
     with registry.isolated(a=whole_backend(), broken=BROKEN):
-        result = call_command("plan", tiny, "--use", "silu=broken")
+        result = call_command("plan", tiny, "--policy", path)
+        insisting = call_command("plan", tiny, "--use", "silu=broken")
     assert result.code == 0
-    assert f"--use silu=broken asks for broken, which {FAULT}" in result.err
+    assert f"rule 1 ({path}:1) asks for broken, which {FAULT}" in result.err
+    assert_one_line_error(insisting, f"--use silu=broken asks for broken, which {FAULT}")
+
+
+# What a policy both asks for and forbids.
+
+
+def test_a_rule_that_asks_for_what_the_policy_forbids_is_told_of():
+    plan = planned('forbid = "b"\n[[rule]]\nuse = ["b:f32", "a"]\n', more={"b": whole_backend()})
+    assert plan.notes == ("rule 1 (p.toml:2) asks for b:f32, which forbid (p.toml:1) excludes",)
+    assert plan.schedule(1, 1).steps[0].choice.name == "a:f32"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"use": ["silu=b"]}, {"rule": '[[rule]]\nuse = "b"\non_unsupported = "error"\n'}],
+    ids=["use", "rule"],
+)
+def test_asking_by_name_for_what_the_policy_forbids_is_an_error(asked):
+    with pytest.raises(PolicyError, match=r"asks for b, which forbid \(p\.toml:1\) excludes"):
+        planned('forbid = "b"\n' + asked.get("rule", ""), more={"b": whole_backend()}, use=asked.get("use", ()))
+
+
+# What matches nothing.
+
+UNMATCHED = {
+    "no such op": ('[[rule]]\nop = "add"\nuse = "a"\n', (), "rule 1 (p.toml:1) matches no node of "),
+    "too many rows": ('[[rule]]\nm = "9.."\nuse = "a"\n', (), "rule 1 (p.toml:1) matches no node of "),
+    "a requirement": ('[[require]]\nop = "add"\nkernel = "a"\n', (), "requirement 1 (p.toml:1) matches no node of "),
+    "several": (
+        '[[rule]]\nop = "add"\nuse = "a"\n[[require]]\nlayer = 5\nkernel = "a"\n',
+        ("mul=a",),
+        "--use mul=a, rule 1 (p.toml:1), requirement 1 (p.toml:4) match no node of ",
+    ),
+    "an unknown backend": (
+        '[[require]]\nkernel = ["b", "a"]\n',
+        (),
+        "p.toml:2: unknown backend 'b'; known: a, broken",
+    ),
+    "behind another": (
+        '[[rule]]\nuse = "a"\n[[rule]]\nop = "silu"\nuse = "a:f32"\n',
+        (),
+        "p.toml:3: rule 2 is never reached: rule 1 (p.toml:1) matches all that it does",
+    ),
+    "an option twice": (
+        "",
+        ("silu=a", "silu=a:f32"),
+        "--use silu=a is never reached: --use silu=a:f32 matches all that it does",
+    ),
+}
+
+
+@pytest.mark.parametrize(("policy", "use", "said"), UNMATCHED.values(), ids=UNMATCHED)
+def test_what_matches_no_node_is_told_of_in_one_line(policy, use, said):
+    plan = planned(policy, use=use)
+    (note,) = plan.notes
+    assert note == (f"{said}{plan.graph.name} on cpu" if said.endswith("of ") else said)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        '[[rule]]\nop = "silu"\nm = "8"\nuse = "a"\n',
+        '[[rule]]\nop = "add"\ndevice = "cuda"\nuse = "a"\n',
+        '[[rule]]\nop = "add"\ncapability = "9.0"\nuse = "a"\n',
+        '[[require]]\ndevice = "cuda"\nkernel = "a"\n',
+    ],
+    ids=["few rows", "another device", "another card", "another device's requirement"],
+)
+def test_nothing_is_told_of_what_matches_or_is_for_another_device(policy):
+    assert planned(policy).notes == ()
+
+
+def test_nothing_is_told_of_the_default_policy_but_of_options_beside_it():
+    with registry.isolated(torch=whole_backend()) as found:
+        plain, asked = (
+            make_plan(silu_graph(), default_policy().with_use(use), found, CPU) for use in ((), ("add=torch",))
+        )
+    assert plain.notes == ()
+    assert asked.notes == (f"--use add=torch matches no node of {asked.graph.name} on cpu",)

@@ -125,11 +125,11 @@ def test_only_a_broken_backend_says_what_broke_it():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('\n[[rule]]\nuse = "aa"\n', r"rule 1 \(p\.toml:2\): unknown backend 'aa' \(did you mean 'a'\?\); known: a, b"),
-        ('[[rule]]\nuse = "aa:fast"\n', r"rule 1 \(p\.toml:1\): unknown backend 'aa'"),
+        ('\n[[rule]]\nuse = "aa"\n', r"^p\.toml:3: unknown backend 'aa' \(did you mean 'a'\?\); known: a, b"),
+        ('[[rule]]\nuse = "aa:fast"\n', r"^p\.toml:2: unknown backend 'aa'"),
         ('[defaults]\nuse = "aa"\n', r"p\.toml.*unknown backend 'aa' \(did you mean 'a'\?\)"),
-        ('[[rule]]\nuse = "a:fats"\n', r"rule 1 \(p\.toml:1\): unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),
-        ('[[rule]]\nuse = "a:fats"\non_unsupported = "error"\n', r"rule 1 \(p\.toml:1\).*did you mean 'a:fast'"),
+        ('[[rule]]\nuse = "a:fats"\n', r"^p\.toml:2: unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),
+        ('[[rule]]\nuse = "a:fats"\non_unsupported = "error"\n', r"^p\.toml:2: .*did you mean 'a:fast'"),
         ('[defaults]\nuse = "a:fats"\n', r"p\.toml.*unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),
         ('forbid = "aa"\n', r"p\.toml.*unknown backend 'aa' \(did you mean 'a'\?\)"),
         ('forbid = "a:fats"\n', r"p\.toml.*unknown kernel 'a:fats' \(did you mean 'a:fast'\?\)"),

@@ -129,6 +129,14 @@ MISTAKES = [
     ('[[rule]]\nuse = "a"\nmax_error = nan', 3, "max_error: "),
     ('[[rule]]\nuse = "a"\ndevice = "gpu"', 3, "device: unknown kind of device 'gpu' .*known: cpu, cuda, rocm"),
     ('[[rule]]\nuse = "a"\ncapability = "90"', 3, r"capability: '90' is no compute capability: write it as '9\.0'"),
+    ('[[rule]]\nuse = "a"\nwhere = { n = true }', 3, "where: n is never True: it is a whole number from 1"),
+    ('[[rule]]\nuse = "a"\nwhere = { n = [64, -5] }', 3, "where: n is never -5: it is a whole number from 1"),
+    ('[[rule]]\nuse = "a"\nwhere = { head_dim = 1.5 }', 3, "where: head_dim is never 1.5: it is a whole number"),
+    ('[[rule]]\nuse = "a"\nwhere = { k = "0..0" }', 3, "where: k is never 0: it is a whole number from 1"),
+    ('[[rule]]\nuse = "a"\nwhere = { weight_format = "4.." }', 3, "where: weight_format is never 4: it is a name"),
+    ('[[rule]]\nuse = "a"\nwhere = { weight_format = "q4k" }', 3, "where: unknown format 'q4k' .*did you mean 'Q4_K'"),
+    ('[[rule]]\nuse = "a"\nwhere = { bias = 1 }', 3, "where: bias is never 1: it is true or false"),
+    ('[[rule]]\nuse = "a"\nwhere = { rotation = "x" }', 3, "where: rotation is never 'x': it is nothing that can be"),
     ('[[rule]]\nuse = "a"\non_unsupported = "stop"', 3, "on_unsupported: .*'next'.*'error'"),
     ('[[rule]]\nuse = "torch int4"', 2, "use: 'torch int4' is no kernel: write 'backend' or 'backend:kernel'"),
     ('[[rule]]\nuse = "torch:"', 2, "use: 'torch:' is no kernel"),
@@ -139,6 +147,7 @@ MISTAKES = [
     ('# a\u2028line?\n# \x85\n[[rule]]\nuse = "a"\nopp = 1', 5, "unknown key 'opp'"),
     ('[[rule]]\nuse = "a"\nm = ' + "1" * 5000, 3, "."),
     ("m = " + "[" * 5000, 1, "not TOML"),
+    ('[[rule]]\nusse = "a"\nop = "matmul"', 2, r"unknown key 'usse'.*; and 1 more: kernelmux policy check p\.toml$"),
 ]
 
 
@@ -148,6 +157,18 @@ def test_a_mistake_names_file_line_and_what_would_work(text, line, message):
         parse_policy(text, "p.toml")
     error = caught.value
     assert str(error).startswith(f"{error.file}:{error.line}: ")
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["layer = 0", 'layer = "0..3"', 'm = "0.."', "epsilon = 1", "bias = true", "n = [4096, 1]", 'n = "..5"'],
+)
+def test_what_a_hook_may_be_told_is_no_mistake(where):
+    assert rule(f"where = {{ {where} }}").where
+
+
+def test_formats_in_where_are_spelt_as_formats_are():
+    assert rule('where = { weight_format = ["q4_k", "BF16"] }').where == {"weight_format": ("Q4_K", "bf16")}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
