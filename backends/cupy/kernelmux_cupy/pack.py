@@ -1,13 +1,14 @@
 """Quantised weights in tiles: 32 rows by a few blocks of 32 columns, laid out for `cuda/formats.cuh`.
 
 Enters: a GGUF weight's blocks [n, bytes]. Leaves: bytes [groups of 32 rows, tiles, bytes of a tile], as many as the
-file has but for rows that fill the last group. `unpack` is the exact inverse. Works where the blocks lie, CPU or CUDA.
+file has but for rows that fill the last group. Works where the blocks lie, CPU or CUDA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -19,20 +20,21 @@ from kernelmux.graph.formats import Weight, lookup
 ROWS = 32
 """Rows of a tile: one a lane."""
 
+Split = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+
 
 @dataclass(frozen=True)
 class Tiled:
     """How a format's blocks come apart: `split` gives integers, `upper` says how many bits lie beyond the first four.
 
-    `split` takes blocks [..., bytes] of one GGUF block each to integers [..., columns] (uint8) and fields of scales;
-    `join` is its inverse. `flip` is the integers' sign bit where there is no minimum: flipped, they are in two's
+    `split` takes blocks [..., bytes] of one GGUF block each to integers [..., columns] (uint8) and fields of scales.
+    `flip` is the integers' sign bit where there is no minimum: flipped, they are in two's
     complement around zero.
     """
 
     bits: int
     flip: int
-    split: Callable[[Tensor], tuple[Tensor, list[Tensor]]]
-    join: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    split: Split
     scales: Sequence[int]
     """Bytes of each field of scales, for one GGUF block."""
 
@@ -86,23 +88,6 @@ def pack_blocks(format: str, blocks: Tensor, k: int) -> Tensor:
     return torch.cat(laid, dim=-1)
 
 
-def unpack(format: str, packed: Tensor, n: int, k: int) -> Tensor:
-    """The blocks [n, bytes] that were packed."""
-    tiled, blocks = TILED[format], tile_blocks(k)
-    groups, per_tile, _ = packed.shape
-    sizes = tiled.fields(format, blocks)
-    fields = []
-    for field, size in zip(packed.split([ROWS * size for size in sizes], dim=-1), sizes, strict=True):
-        width = min(16, size)
-        vectors = field.view(groups, per_tile, size // width, ROWS, width).permute(0, 3, 1, 2, 4)
-        fields.append(vectors.reshape(groups * ROWS, per_tile, size)[:n])
-    planes = 2 if tiled.bits in (5, 6) else 1
-    q = _integers([field.reshape(n, k // 32, -1) for field in fields[:planes]], tiled.bits) ^ tiled.flip
-    whole = k // lookup(format).block
-    scales = [field.reshape(n, whole, -1) for field in fields[planes:]]
-    return tiled.join(q.reshape(n, whole, -1), scales).reshape(n, -1)
-
-
 def _planes(q: Tensor, bits: int) -> list[Tensor]:
     """Integers [..., 32] as 16 bytes of nibbles, columns 0 to 15 in the low ones, and the bits above those.
 
@@ -117,33 +102,13 @@ def _planes(q: Tensor, bits: int) -> list[Tensor]:
     size, words = bits - 4, 8 // (bits - 4)
     upper = (q >> 4).view(*q.shape[:-1], 8 // words, words, 4)
     parts = [upper[..., i, :] << size * i for i in range(words)]
-    return [nibbles, _or(parts).flatten(-2)]
-
-
-def _integers(planes: Sequence[Tensor], bits: int) -> Tensor:
-    """The inverse of `_planes`."""
-    if bits == 8:
-        return planes[0]
-    low = torch.cat([planes[0] & 15, planes[0] >> 4], dim=-1)
-    if bits == 4:
-        return low
-    size, words = bits - 4, 8 // (bits - 4)
-    upper = planes[1].view(*low.shape[:-1], 8 // words, 4)
-    parts = torch.stack([upper >> size * i & (2**size - 1) for i in range(words)], dim=-2)
-    return low | parts.reshape(low.shape) << 4
-
-
-def _or(parts: Sequence[Tensor]) -> Tensor:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole | part
-    return whole
+    return [nibbles, reduce(torch.bitwise_or, parts).flatten(-2)]
 
 
 # GGUF's blocks (ggml's quantisation formats): scales, upper bits, nibbles of a block's first and second half..
 
 
-def _simple(scale: int, upper: bool) -> tuple[Callable[..., tuple[Tensor, list[Tensor]]], Callable[..., Tensor]]:
+def _simple(scale: int, upper: bool) -> Split:
     """Of Q4_0 to Q5_1: `scale` bytes, four bytes of fifth bits where there are any, 16 bytes of nibbles."""
 
     def split(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -154,23 +119,11 @@ def _simple(scale: int, upper: bool) -> tuple[Callable[..., tuple[Tensor, list[T
             q = q | (rest[0].unsqueeze(-1) >> shifts & 1).flatten(-2) << 4
         return q, [scales]
 
-    def join(q: Tensor, scales: Sequence[Tensor]) -> Tensor:
-        low = q & 15
-        parts = [scales[0], low[..., :16] | low[..., 16:] << 4]
-        if upper:
-            bits = (q >> 4).view(*q.shape[:-1], 4, 8)
-            parts.insert(1, _or([bits[..., i] << i for i in range(8)]))
-        return torch.cat(parts, dim=-1)
-
-    return split, join
+    return split
 
 
 def _split_q8_0(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
     return blocks[..., 2:], [blocks[..., :2]]
-
-
-def _join_q8_0(q: Tensor, scales: Sequence[Tensor]) -> Tensor:
-    return torch.cat([scales[0], q], dim=-1)
 
 
 def _split_q4_k(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -179,23 +132,11 @@ def _split_q4_k(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
     return torch.cat([nibbles & 15, nibbles >> 4], dim=-2).flatten(-3), [blocks[..., :16]]
 
 
-def _join_q4_k(q: Tensor, scales: Sequence[Tensor]) -> Tensor:
-    pairs = (q & 15).view(*q.shape[:-1], 4, 2, 32)
-    return torch.cat([scales[0], (pairs[..., 0, :] | pairs[..., 1, :] << 4).flatten(-2)], dim=-1)
-
-
 def _split_q5_k(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
     """As Q4_K, with 32 bytes of fifth bits before the nibbles: bit b of byte j is column j of block b."""
     low, scales = _split_q4_k(torch.cat([blocks[..., :16], blocks[..., 48:]], dim=-1))
     upper = torch.stack([blocks[..., 16:48] >> b & 1 for b in range(8)], dim=-2)
     return low | upper.flatten(-2) << 4, scales
-
-
-def _join_q5_k(q: Tensor, scales: Sequence[Tensor]) -> Tensor:
-    bits = (q >> 4).view(*q.shape[:-1], 8, 32)
-    upper = _or([bits[..., b, :] << b for b in range(8)])
-    rest = _join_q4_k(q, scales)
-    return torch.cat([rest[..., :16], upper, rest[..., 16:]], dim=-1)
 
 
 def _split_q6_k(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -208,23 +149,14 @@ def _split_q6_k(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
     return (q | pairs << 4).flatten(-2), [scales, last]
 
 
-def _join_q6_k(q: Tensor, scales: Sequence[Tensor]) -> Tensor:
-    halves = q.view(*q.shape[:-1], 2, 2, 64)
-    low = halves & 15
-    nibbles = (low[..., 0, :] | low[..., 1, :] << 4).flatten(-2)
-    quarters = (q >> 4).view(*q.shape[:-1], 2, 4, 32)
-    upper = _or([quarters[..., i, :] << 2 * i for i in range(4)]).flatten(-2)
-    return torch.cat([nibbles, upper, *scales], dim=-1)
-
-
 TILED = {
-    "Q4_0": Tiled(4, 8, *_simple(2, False), (2,)),
-    "Q4_1": Tiled(4, 0, *_simple(4, False), (4,)),
-    "Q5_0": Tiled(5, 16, *_simple(2, True), (2,)),
-    "Q5_1": Tiled(5, 0, *_simple(4, True), (4,)),
-    "Q8_0": Tiled(8, 0, _split_q8_0, _join_q8_0, (2,)),
-    "Q4_K": Tiled(4, 0, _split_q4_k, _join_q4_k, (16,)),
-    "Q5_K": Tiled(5, 0, _split_q5_k, _join_q5_k, (16,)),
-    "Q6_K": Tiled(6, 32, _split_q6_k, _join_q6_k, (16, 2)),
+    "Q4_0": Tiled(4, 8, _simple(2, False), (2,)),
+    "Q4_1": Tiled(4, 0, _simple(4, False), (4,)),
+    "Q5_0": Tiled(5, 16, _simple(2, True), (2,)),
+    "Q5_1": Tiled(5, 0, _simple(4, True), (4,)),
+    "Q8_0": Tiled(8, 0, _split_q8_0, (2,)),
+    "Q4_K": Tiled(4, 0, _split_q4_k, (16,)),
+    "Q5_K": Tiled(5, 0, _split_q5_k, (16,)),
+    "Q6_K": Tiled(6, 32, _split_q6_k, (16, 2)),
 }
 """The formats that can be packed."""

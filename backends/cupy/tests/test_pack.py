@@ -6,7 +6,8 @@ import torch
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.ops.blocks import random_blocks
-from kernelmux_cupy.pack import TILED, pack, pack_blocks, packed_bytes, unpack
+from kernelmux_cupy.pack import TILED, pack, pack_blocks, packed_bytes
+from unpacking import unpack
 
 CPU = Device("cpu")
 SHAPES = [(64, 512), (33, 256), (1, 1024), (96, 64), (7, 32), (40, 96)]

@@ -1,7 +1,7 @@
-"""GGUF's blocks of 4 and 8 bits in planes that a Triton program loads side by side, and back.
+"""GGUF's blocks of 4 and 8 bits in planes that a Triton program loads side by side.
 
 Enters: a weight's blocks [n, bytes], uint8. Leaves: planes, as few_rows_kernels.py states them: integers (nibbles
-[n, k/2] uint8 or [n, k] int8), scales [n, k/32], of Q4_K also pairs [n, k/256]. `unpack` is the exact inverse.
+[n, k/2] uint8 or [n, k] int8), scales [n, k/32], of Q4_K also pairs [n, k/256].
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ class Planes:
     items: Shapes
     split: Callable[[Tensor], tuple[Tensor, ...]]
     """Blocks [n, blocks, bytes] to planes."""
-    join: Callable[[tuple[Tensor, ...], int], Tensor]
-    """The inverse; it is told how many GGUF blocks a row has."""
 
     def shapes(self, n: int, k: int) -> list[tuple[tuple[int, int], torch.dtype]]:
         """Shape and dtype of each plane of a weight [n, k]."""
@@ -40,37 +38,19 @@ def pack(format: str, blocks: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.contiguous() for part in PLANES[format].split(blocks.view(len(blocks), -1, size)))
 
 
-def unpack(format: str, planes: tuple[Tensor, ...]) -> Tensor:
-    """The blocks [n, bytes] that were packed."""
-    n, fmt = len(planes[0]), lookup(format)
-    columns = planes[0].shape[1] * (1 if planes[0].dtype == torch.int8 else 2)
-    return PLANES[format].join(planes, columns // fmt.block).reshape(n, -1)
-
-
 def _words(fields: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes [n, blocks, bytes of one item] as items [n, blocks]."""
     return fields.contiguous().view(dtype).squeeze(-1)
 
 
-def _bytes(items: Tensor) -> Tensor:
-    """The inverse of `_words`."""
-    return items.contiguous().unsqueeze(-1).view(torch.uint8)
-
-
-def _simple(
-    scale: torch.dtype, integers: torch.dtype
-) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., Tensor]]:
+def _simple(scale: torch.dtype, integers: torch.dtype) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Of Q4_0, Q4_1 and Q8_0: one item of scales before the integers, which are in the kernels' order."""
     size = scale.itemsize
 
     def split(blocks: Tensor) -> tuple[Tensor, ...]:
         return blocks[..., size:].contiguous().view(integers).flatten(1), _words(blocks[..., :size], scale)
 
-    def join(planes: tuple[Tensor, ...], blocks: int) -> Tensor:
-        q, scales = planes
-        return torch.cat([_bytes(scales), q.view(torch.uint8).view(len(q), blocks, -1)], dim=-1)
-
-    return split, join
+    return split
 
 
 def _split_q4_k(blocks: Tensor) -> tuple[Tensor, ...]:
@@ -90,24 +70,11 @@ def _split_q4_k(blocks: Tensor) -> tuple[Tensor, ...]:
     return halves.reshape(n, -1), together.reshape(n, -1), _words(pairs, torch.int32)
 
 
-def _join_q4_k(planes: tuple[Tensor, ...], blocks: int) -> Tensor:
-    halves, together, pairs = planes
-    n = len(halves)
-    halves = halves.view(n, blocks, 4, 2, 16)
-    q = torch.cat([halves & 15, halves >> 4], dim=-1)
-    nibbles = (q[..., 0, :] | q[..., 1, :] << 4).flatten(2)
-    scales, minima = together.contiguous().view(torch.uint8).view(n, blocks, 8, 2).unbind(dim=-1)
-    first = scales[..., :4] | (scales[..., 4:] >> 4) << 6
-    second = minima[..., :4] | (minima[..., 4:] >> 4) << 6
-    rest = (scales[..., 4:] & 15) | (minima[..., 4:] & 15) << 4
-    return torch.cat([_bytes(pairs), first, second, rest, nibbles], dim=-1)
-
-
 _NIBBLES = (2, torch.uint8)
 PLANES = {
-    "Q4_0": Planes("q4_0", (_NIBBLES, (32, torch.float16)), *_simple(torch.float16, torch.uint8)),
-    "Q4_1": Planes("q4_1", (_NIBBLES, (32, torch.int32)), *_simple(torch.int32, torch.uint8)),
-    "Q8_0": Planes("q8_0", ((1, torch.int8), (32, torch.float16)), *_simple(torch.float16, torch.int8)),
-    "Q4_K": Planes("q4_k", (_NIBBLES, (32, torch.int16), (256, torch.int32)), _split_q4_k, _join_q4_k),
+    "Q4_0": Planes("q4_0", (_NIBBLES, (32, torch.float16)), _simple(torch.float16, torch.uint8)),
+    "Q4_1": Planes("q4_1", (_NIBBLES, (32, torch.int32)), _simple(torch.int32, torch.uint8)),
+    "Q8_0": Planes("q8_0", ((1, torch.int8), (32, torch.float16)), _simple(torch.float16, torch.int8)),
+    "Q4_K": Planes("q4_k", (_NIBBLES, (32, torch.int16), (256, torch.int32)), _split_q4_k),
 }
 """The formats that can be packed."""

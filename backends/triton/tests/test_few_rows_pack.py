@@ -5,12 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from few_rows_unpack import unpack
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value, Weight, lookup
 from kernelmux.graph.graph import make_node
 from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux_triton import mul_mat_weights
-from kernelmux_triton.few_rows_pack import PLANES, pack, unpack
+from kernelmux_triton.few_rows_pack import PLANES, pack
 
 CPU = Device("cpu")
 
