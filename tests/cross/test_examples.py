@@ -11,11 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import kernelmux
 from command import TIMEOUT, clean_environment
+from kernelmux.conformance import run_case
+from kernelmux.contract import CONTRACT, hookimpl, registry
+from kernelmux.graph.ops import OPS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -103,3 +108,16 @@ def test_a_page_quotes_the_tutorial_as_it_is(page: Path):
     assert len(quotes) >= 4
     for name, text in quotes:
         assert text in (TUTORIAL / name).read_text("utf-8"), f"{page.name} quotes {name} otherwise than it is"
+
+
+def test_the_pages_kernel_with_variants_is_right():
+    page = (ROOT / "docs" / "writing-a-backend.md").read_text("utf-8")
+    (source,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def variants" in block)
+    space = {"torch": torch}
+    exec(source, space)
+    kernel = space["BlockedSilu"]
+    plugin = SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=hookimpl(lambda: [kernel]))
+    with registry.isolated(mine=plugin) as found:
+        for case in OPS["silu"].cases():
+            if "smoke" in case.marks:
+                assert run_case(case, "mine:blocked", found).failures == (), case.name

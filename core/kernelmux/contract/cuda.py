@@ -6,7 +6,6 @@ import ctypes
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from kernelmux.contract.device import Device, Platform, add_platform
@@ -95,19 +94,13 @@ class Cuda(Platform):
         return ("bf16", "fp8") if (device.capability or (0, 0)) >= (8, 9) else ("bf16",)
 
     def stream(self, device: Device) -> Any:
-        import torch
-
-        return torch.cuda.Stream(device.torch)  # type: ignore[no-untyped-call]
+        return _cuda().Stream(device.torch)
 
     def current(self, device: Device) -> Any:
-        import torch
+        return _cuda().current_stream(device.torch)
 
-        return torch.cuda.current_stream(device.torch)
-
-    def on(self, stream: Any) -> AbstractContextManager[object]:
-        import torch
-
-        return torch.cuda.stream(stream)
+    def on(self, stream: Any) -> Any:
+        return _cuda().stream(stream)
 
     def on_stream(self, launch: Callable[[], object], stream: Any) -> Callable[[], object]:
         import torch
@@ -125,54 +118,36 @@ class Cuda(Platform):
         return launch_there
 
     def synchronize(self, device: Device) -> None:
-        import torch
-
-        torch.cuda.synchronize(device.torch)
+        _cuda().synchronize(device.torch)
 
     def keep_busy(self, stream: Any) -> None:
-        import torch
-
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(2**23)  # type: ignore[no-untyped-call]
+        with _cuda().stream(stream):
+            _cuda()._sleep(2**23)
 
     def graph(self, keep: bool = False) -> Any:
-        import torch
+        return _cuda().CUDAGraph(keep_graph=keep)
 
-        return torch.cuda.CUDAGraph(keep_graph=keep)
-
-    def capturing(self, graph: Any, stream: Any) -> AbstractContextManager[object]:
-        import torch
-
-        return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    def capturing(self, graph: Any, stream: Any) -> Any:
+        return _cuda().graph(graph, stream=stream, capture_error_mode="thread_local")
 
     def is_capturing(self) -> bool:
-        import torch
-
-        return torch.cuda.is_current_stream_capturing()
+        return bool(_cuda().is_current_stream_capturing())
 
     def count_launches(self, graph: Any) -> int | None:
         return count_launches(graph.raw_cuda_graph(), ctypes.CDLL("libcuda.so.1"))
 
     def free_bytes(self, device: Device) -> int | None:
-        import torch
-
-        unused = torch.cuda.memory_reserved(device.torch) - torch.cuda.memory_allocated(device.torch)
-        return torch.cuda.mem_get_info(device.torch)[0] + unused
+        unused = _cuda().memory_reserved(device.torch) - _cuda().memory_allocated(device.torch)
+        return int(_cuda().mem_get_info(device.torch)[0] + unused)
 
     def cache_bytes(self, device: Device) -> int:
-        import torch
-
-        return int(torch.cuda.get_device_properties(device.torch).L2_cache_size)
+        return int(_cuda().get_device_properties(device.torch).L2_cache_size)
 
     def allocations(self, device: Device) -> int:
-        import torch
-
-        return int(torch.cuda.memory_stats(device.torch).get("allocation.all.allocated", 0))
+        return int(_cuda().memory_stats(device.torch).get("allocation.all.allocated", 0))
 
     def peak_bytes(self, device: Device) -> int | None:
-        import torch
-
-        return torch.cuda.max_memory_allocated(device.torch)
+        return int(_cuda().max_memory_allocated(device.torch))
 
 
 class Rocm(Cuda):
@@ -193,6 +168,13 @@ class Rocm(Cuda):
 
     def count_launches(self, graph: Any) -> int | None:
         return None
+
+
+def _cuda() -> Any:
+    """torch.cuda, imported when a device is first asked for."""
+    import torch
+
+    return torch.cuda
 
 
 def count_launches(graph: int, driver: Any) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import gguf
+
 from kernelmux.errors import GraphError, nearest
 
 if TYPE_CHECKING:
@@ -57,17 +59,8 @@ def _blocks(extent: int, block: int) -> int:
     return 1 if block == ALL else -(-extent // block)
 
 
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "float8_e4m3fn": 1,
-    "int64": 8,
-    "int32": 4,
-    "int8": 1,
-    "uint8": 1,
-}
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+ITEM_BYTES |= {"int64": 8, "int32": 4, "int8": 1, "uint8": 1}
 
 
 @dataclass(frozen=True)
@@ -115,40 +108,21 @@ def _plain(name: str, dtype: str, gguf: int | None = None, rounding: float = 0.0
     return Format(name, (Plane("data", dtype),), rounding=rounding, gguf=gguf)
 
 
-def _gguf(name: str, number: int, block: int, size: int) -> Format:
-    return Format(name, (Plane("blocks", "uint8", cols=block, items=size),), block=block, gguf=number)
+def _gguf(name: str) -> Format:
+    kind = gguf.GGMLQuantizationType[name]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return Format(name, (Plane("blocks", "uint8", cols=block, items=size),), block=block, gguf=kind.value)
 
 
 def _fp8(name: str, scales: Plane, block: int = 1, rounding: float = 2e-3) -> Format:
     return Format(name, (Plane("data", "float8_e4m3fn"), scales), block=block, rounding=rounding)
 
 
-# Block sizes and bytes: the GGML_QUANT_SIZES table of the gguf package (a test compares them).
-_GGUF_BLOCKS = (
-    ("Q4_0", 2, 32, 18),
-    ("Q4_1", 3, 32, 20),
-    ("Q5_0", 6, 32, 22),
-    ("Q5_1", 7, 32, 24),
-    ("Q8_0", 8, 32, 34),
-    ("Q2_K", 10, 256, 84),
-    ("Q3_K", 11, 256, 110),
-    ("Q4_K", 12, 256, 144),
-    ("Q5_K", 13, 256, 176),
-    ("Q6_K", 14, 256, 210),
-    ("IQ2_XXS", 16, 256, 66),
-    ("IQ2_XS", 17, 256, 74),
-    ("IQ3_XXS", 18, 256, 98),
-    ("IQ1_S", 19, 256, 50),
-    ("IQ4_NL", 20, 32, 18),
-    ("IQ3_S", 21, 256, 110),
-    ("IQ2_S", 22, 256, 82),
-    ("IQ4_XS", 23, 256, 136),
-    ("IQ1_M", 29, 256, 56),
-    ("TQ1_0", 34, 256, 54),
-    ("TQ2_0", 35, 256, 66),
-    ("MXFP4", 39, 32, 17),
-    ("NVFP4", 40, 64, 36),
-)
+# GGUF's types of blocks; their numbers and sizes are the gguf package's.
+BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_CODEBOOKS = ("IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "IQ1_M")
+_OTHER_BLOCKS = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4")
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
@@ -172,7 +146,7 @@ FORMATS: dict[str, Format] = {
         _fp8("fp8_block", Plane("scales", "float32", cols=128, column_major=True), block=128),
         # Of weights, the other side of fp8_block: one scale for 128 rows and 128 columns.
         _fp8("fp8_128x128", Plane("scales", "float32", rows=128, cols=128), block=128, rounding=0.0),
-        *(_gguf(*row) for row in _GGUF_BLOCKS),
+        *map(_gguf, (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *_CODEBOOKS, *_OTHER_BLOCKS)),
     )
 }
 
@@ -253,17 +227,11 @@ class Weight:
             dense = self.planes[0].view(self.shape)
         elif fmt.gguf is not None:
             (blocks,) = self.planes
-            dense = torch.from_numpy(_gguf_dequantize(blocks, fmt)).view(self.shape).to(blocks.device)
+            values = gguf.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(fmt.gguf))
+            dense = torch.from_numpy(values).view(self.shape).to(blocks.device)
         else:
             dense = dequantize_planes(fmt.name, self.planes).view(self.shape)
         return dense.to(dtype or torch.float32)
-
-
-def _gguf_dequantize(blocks: torch.Tensor, fmt: Format) -> Any:
-    import gguf
-
-    assert fmt.gguf is not None
-    return gguf.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(fmt.gguf))
 
 
 def dequantize_planes(name: str, planes: tuple[torch.Tensor, ...], dtype: torch.dtype | None = None) -> torch.Tensor:

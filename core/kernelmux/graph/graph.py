@@ -87,16 +87,14 @@ class TensorNode:
 
     def resolve(self, dims: Mapping[str, int]) -> TensorNode:
         """The node with its symbols replaced by extents."""
-        return replace(
-            self,
-            inputs=tuple(value.resolve(dims) for value in self.inputs),
-            outputs=tuple(value.resolve(dims) for value in self.outputs),
-        )
+        inputs, outputs = (tuple(value.resolve(dims) for value in side) for side in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
 
 
 _VALUE_FIELDS = ("inputs", "outputs", "weight", "bias", "gamma")
-_NO_SCALARS = (*_VALUE_FIELDS, "name", "op", "role", "attributes")
-_SCALAR_FIELDS = tuple(f.name for f in fields(TensorNode) if f.name not in _NO_SCALARS)
+_NO_SCALARS = (*_VALUE_FIELDS, "name", "op", "layer", "role", "attributes")
+SCALARS = tuple(f.name for f in fields(TensorNode) if f.name not in _NO_SCALARS)
+"""The fields that say how an op is done."""
 _FIELDS = frozenset(f.name for f in fields(TensorNode))
 
 
@@ -165,11 +163,11 @@ class Graph:
 
 def _node_to_dict(node: TensorNode) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": node.name, "op": node.op}
-    entry["outputs"] = [{"name": v.name, "shape": v.shape, "format": v.format} for v in node.outputs]
+    entry["outputs"] = [asdict(value) for value in node.outputs]
     for key in ("inputs", "weight", "bias", "gamma"):
         if names := [value.name for value in getattr(node, key)]:
             entry[key] = names
-    for key in (*_SCALAR_FIELDS, "role"):
+    for key in ("layer", *SCALARS, "role"):
         value = getattr(node, key)
         if value is not None and (value or key == "layer"):
             entry[key] = asdict(value) if isinstance(value, Rotation) else value
@@ -275,8 +273,8 @@ def _check_fields(node: TensorNode) -> None:
     for key in op.fields:
         if not getattr(node, key, None):
             raise _fault(node, f" ({node.op}) needs the field {key!r}")
-    for key in (*_SCALAR_FIELDS, "weight", "bias", "gamma", *dict(node.attributes)):
-        if getattr(node, key) and key not in (*op.fields, *op.optional, "layer"):
+    for key in (*SCALARS, "weight", "bias", "gamma", *dict(node.attributes)):
+        if getattr(node, key) and key not in (*op.fields, *op.optional):
             raise _fault(node, f" ({node.op}) takes no field {key!r}; it takes {(*op.fields, *op.optional)}")
 
 
@@ -322,17 +320,7 @@ def case_node(case: Case) -> TensorNode:
 
 def nameless(node: TensorNode) -> TensorNode:
     """What two nodes have in common that are alike but for name and layer."""
-
-    def unnamed(values: tuple[Value, ...]) -> tuple[Value, ...]:
-        return tuple(replace(value, name="") for value in values)
-
-    return replace(
-        node,
-        name="",
-        layer=None,
-        inputs=unnamed(node.inputs),
-        outputs=unnamed(node.outputs),
-        weight=unnamed(node.weight),
-        bias=unnamed(node.bias),
-        gamma=unnamed(node.gamma),
-    )
+    bare: dict[str, Any] = {
+        key: tuple(replace(value, name="") for value in getattr(node, key)) for key in _VALUE_FIELDS
+    }
+    return replace(node, name="", layer=None, **bare)

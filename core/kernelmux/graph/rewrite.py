@@ -9,17 +9,11 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.graph import Graph, TensorNode, bare_node
+from kernelmux.graph.graph import SCALARS, Graph, TensorNode, bare_node
 from kernelmux.graph.ops.fused import Fused
-
-_SCALARS = tuple(
-    f.name
-    for f in fields(TensorNode)
-    if f.name not in ("name", "op", "inputs", "outputs", "weight", "bias", "gamma", "layer", "role", "attributes")
-)
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,7 @@ def _scalars(matched: Sequence[TensorNode]) -> Mapping[str, object] | None:
     """The scalar fields that the nodes set, or None where two of them disagree."""
     merged: dict[str, object] = {}
     for node in matched:
-        for key in (*_SCALARS, *dict(node.attributes)):
+        for key in (*SCALARS, *dict(node.attributes)):
             value = getattr(node, key)
             if value and merged.setdefault(key, value) != value:
                 return None

@@ -6,7 +6,7 @@ attention, o, add, rms_norm, gate, up, silu, mul, down, add; ModelError where th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,39 +135,18 @@ class _Layers:
 
     def _attention_block(self, layer: int, x: Value) -> Value:
         b, s, state, at = self._builder, self._shape, self._state, f"blk.{layer}"
-        heads: dict[str, Any] = {"num_heads": s.heads, "num_kv_heads": s.kv_heads, "head_dim": s.head_dim}
-        cache = [
-            b.leaf(f"{at}.{part}_cache", ("pages", "page_size", s.kv_heads, s.head_dim), role="cache") for part in "kv"
-        ]
+        heads: dict[str, Any] = {"num_heads": s.heads}
+        kept: dict[str, Any] = {"num_kv_heads": s.kv_heads, "head_dim": s.head_dim, "layer": layer}
+        extents = ("pages", "page_size", s.kv_heads, s.head_dim)
+        cache: Sequence[Value] = [b.leaf(f"{at}.{part}_cache", extents, role="cache") for part in "kv"]
         normed = self._norm(f"{at}.attn_norm", x, layer)
-        q = self._linear(f"{at}.attn_q", normed, s.heads * s.head_dim, layer)
-        k = self._linear(f"{at}.attn_k", normed, s.kv_heads * s.head_dim, layer)
-        v = self._linear(f"{at}.attn_v", normed, s.kv_heads * s.head_dim, layer)
-        q, k = b.node(
-            "rope",
-            f"{at}.rope",
-            *(q, k, state["positions"]),
-            rotation=s.rotation,
-            weight=self._divisors,
-            layer=layer,
-            **heads,
-        )
-        k_cache, v_cache = b.node(
-            "copy",
-            f"{at}.copy",
-            *(k, v, state["slots"], *cache),
-            num_kv_heads=s.kv_heads,
-            head_dim=s.head_dim,
-            layer=layer,
-        )
-        mixed = b.value(
-            "attention",
-            f"{at}.attention",
-            *(q, k_cache, v_cache, state["query_start"], state["kv_len"], state["block_table"]),
-            scale=s.head_dim**-0.5,
-            layer=layer,
-            **heads,
-        )
+        counts = {"q": s.heads, "k": s.kv_heads, "v": s.kv_heads}
+        q, k, v = (self._linear(f"{at}.attn_{part}", normed, n * s.head_dim, layer) for part, n in counts.items())
+        turned: dict[str, Any] = {"rotation": s.rotation, "weight": self._divisors}
+        q, k = b.node("rope", f"{at}.rope", q, k, state["positions"], **turned, **heads, **kept)
+        cache = b.node("copy", f"{at}.copy", k, v, state["slots"], *cache, **kept)
+        read = (q, *cache, *(state[name] for name in ("query_start", "kv_len", "block_table")))
+        mixed = b.value("attention", f"{at}.attention", *read, scale=s.head_dim**-0.5, **heads, **kept)
         out = self._linear(f"{at}.attn_output", mixed, s.hidden, layer)
         return b.value("add", f"{at}.attn_add", x, out, layer=layer)
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from kernelmux.errors import GraphError
 from kernelmux.graph.formats import (
+    BLOCK_WEIGHTS,
     FORMATS,
+    SUPERBLOCK_WEIGHTS,
     Value,
     Weight,
     dequantize_planes,
@@ -20,7 +22,6 @@ from kernelmux.graph.formats import (
 )
 from kernelmux.graph.ops import OPS
 from kernelmux.graph.ops.blocks import random_blocks
-from kernelmux.graph.ops.cases import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
 
 OWN = ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"]
 PLAIN = ["f32", "f16", "bf16"]

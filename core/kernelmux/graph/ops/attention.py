@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import Case, extremes
+from kernelmux.graph.ops.cases import Case, Draw, extremes
 from kernelmux.graph.ops.op import Op, Operands, row_count
 
 if TYPE_CHECKING:
@@ -128,18 +129,10 @@ class Attention(Op):
 
     def _batches(self) -> Iterator[Case]:
         """Several sequences in one step: decoding, prefilling, waiting, empty, and padding rows."""
-        yield self._case("batch", [(1, length) for length in (1, 16, 17, 100, 5, 64, 31, 2)])
-        yield self._case("batch-of-20", [(1, 3 + 7 * index) for index in range(20)])
+        for label, sequences in _BATCHES.items():
+            yield self._case(label, sequences)
         yield self._case("batch-of-130", [(1, 1 + index) for index in range(130)], heads=4, kv_heads=2)
-        yield self._case("prefills", [(5, 5), (1, 1), (17, 17), (16, 16)])
-        yield self._case("empty", [(1, 9), (0, 0), (3, 3)])
-        yield self._case("first-empty", [(0, 0), (2, 20)])
         yield self._case("all-empty", [(0, 0), (0, 0)], padding=2)
-        # A length of 0 with rows, as captured steps pad their batch: zeros, whatever the pages hold.
-        yield self._case("no-length", [(1, 9), (2, 0), (1, 3)])
-        yield self._case("only-no-length", [(1, 0), (4, 0)])
-        # Cached, without a row in this step.
-        yield self._case("idle", [(0, 40), (2, 20), (0, 16), (1, 5), (0, 7)])
         for padding in (1, 3, 6):
             yield self._case(f"padding-{padding}", [(2, 18), (1, 5)], padding=padding)
 
@@ -224,41 +217,45 @@ class Attention(Op):
             return values
 
         cache_shape = (sum(map(len, dealt)) + 1, page_size, kv_heads, dim)
+        # Beyond a sequence's pages a row names one that is nobody's.
+        table = [row + [spare] * (width - len(row)) for row in dealt]
+        state = {"query_start": starts, "kv_len": lengths, "block_table": table}
+        drawn = {name: torch.tensor(numbers, dtype=torch.int32) for name, numbers in state.items()}
         inputs = (
             Value("q", (m, heads * dim)),
-            Value("k_cache", cache_shape, format),
-            Value("v_cache", cache_shape, format),
-            Value("query_start", (len(starts),), "i32"),
-            Value("kv_len", (len(lengths),), "i32"),
-            Value("block_table", (len(lengths), width), "i32"),
+            *(Value(name, cache_shape, format) for name in ("k_cache", "v_cache")),
+            *(Value(name, tuple(numbers.shape), "i32") for name, numbers in drawn.items()),
         )
-        fields: dict[str, Any] = {
-            "num_heads": heads,
-            "num_kv_heads": kv_heads,
-            "head_dim": dim,
-            "scale": scale or dim**-0.5,
-            "window": window,
-            "soft_cap": soft_cap,
-        }
-        draw = {
-            "q": lambda generator: loud * noise(generator, (m, heads * dim)),
-            "k_cache": cache,
-            "v_cache": cache,
-            "query_start": lambda generator: torch.tensor(starts, dtype=torch.int32),
-            "kv_len": lambda generator: torch.tensor(lengths, dtype=torch.int32),
-            # Beyond a sequence's pages a row names one that is nobody's.
-            "block_table": lambda generator: torch.tensor(
-                [row + [spare] * (width - len(row)) for row in dealt], dtype=torch.int32
-            ),
-        }
+        fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
+        fields |= {"scale": scale or dim**-0.5, "window": window, "soft_cap": soft_cap}
+        draw: dict[str, Draw] = {"q": lambda generator: loud * noise(generator, (m, heads * dim))}
+        draw |= {"k_cache": cache, "v_cache": cache}
+        draw |= {name: partial(_given, numbers) for name, numbers in drawn.items()}
         return self.make_case(label, inputs, fields, draw, weights=math.prod(cache_shape))
 
+
+_BATCHES: Mapping[str, Sequence[tuple[int, int]]] = {
+    "batch": [(1, length) for length in (1, 16, 17, 100, 5, 64, 31, 2)],
+    "batch-of-20": [(1, 3 + 7 * index) for index in range(20)],
+    "prefills": [(5, 5), (1, 1), (17, 17), (16, 16)],
+    "empty": [(1, 9), (0, 0), (3, 3)],
+    "first-empty": [(0, 0), (2, 20)],
+    # A length of 0 with rows, as captured steps pad their batch: zeros, whatever the pages hold.
+    "no-length": [(1, 9), (2, 0), (1, 3)],
+    "only-no-length": [(1, 0), (4, 0)],
+    # Cached, without a row in this step.
+    "idle": [(0, 40), (2, 20), (0, 16), (1, 5), (0, 7)],
+}
 
 _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {
     "decode": [(1, 70)],
     "prefill": [(40, 40)],
     "mixed": [(1, 33), (12, 12), (1, 1), (5, 48), (2, 0)],
 }
+
+
+def _given(numbers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return numbers.clone()
 
 
 def _deal(counts: Sequence[int]) -> tuple[list[list[int]], int]:

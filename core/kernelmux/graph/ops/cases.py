@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kernelmux.graph.formats import FORMATS, Value
+from kernelmux.graph.formats import BLOCK_WEIGHTS, FORMATS, SUPERBLOCK_WEIGHTS, Value
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,6 @@ MANY_ROWS = 65_600
 """More than the 65,535 blocks that a CUDA grid has along its second and third axis."""
 
 PLAIN_WEIGHTS = ("f32", "f16", "bf16")
-BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 FP8_WEIGHTS = ("fp8_tensor", "fp8_row", "fp8_128x128")
 WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS)
 """Every weight format of core."""

@@ -6,16 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.formats import Value
+from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value
 from kernelmux.graph.ops.blocks import tiny_blocks
-from kernelmux.graph.ops.cases import (
-    BLOCK_WEIGHTS,
-    PLAIN_WEIGHTS,
-    ROW_COUNTS,
-    SUPERBLOCK_WEIGHTS,
-    Case,
-    all_weights,
-)
+from kernelmux.graph.ops.cases import PLAIN_WEIGHTS, ROW_COUNTS, Case, all_weights
 from kernelmux.graph.ops.op import Op, Operands, row_count
 
 if TYPE_CHECKING:

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value, lookup
 from kernelmux.graph.ops.blocks import tiny_blocks
 from kernelmux.graph.ops.cases import (
-    BLOCK_WEIGHTS,
     COMMON_WEIGHTS,
     MANY_ROWS,
     PLAIN_WEIGHTS,
     ROW_COUNTS,
-    SUPERBLOCK_WEIGHTS,
     Case,
     all_weights,
     at_extremes,

@@ -4,9 +4,8 @@ import gguf
 import pytest
 import torch
 
-from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value, lookup
 from kernelmux.graph.ops.blocks import _BLOCKS, random_blocks, tiny_blocks
-from kernelmux.graph.ops.cases import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS
 
 formats = pytest.mark.parametrize("name", [*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS])
 
