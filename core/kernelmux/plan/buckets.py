@@ -14,7 +14,7 @@ from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import Fusion, find_fusions, fuse
-from kernelmux.plan.choice import Choice, Rejection
+from kernelmux.plan.choice import Choice, Placed, Rejection
 from kernelmux.plan.fusion import Fusing, apart
 from kernelmux.plan.selection import Held, Selector
 from kernelmux.policy.policy import Policy
@@ -102,7 +102,7 @@ class _Choosing:
             choices.update({name: self._choose(node, rows, held) for name, node in remaining.items()})
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
 
-    def look_up(self, rows: int, locked: Mapping[str, Choice]) -> Bucket:
+    def look_up(self, rows: int, locked: Mapping[str, Placed]) -> Bucket:
         """The choices of a locked plan at one row count."""
         banned = self._selector.banned
         kept = tuple(

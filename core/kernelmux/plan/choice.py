@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kernelmux.contract.answers import checked_formats, checked_variants
-from kernelmux.contract.kernel import Declined, Kernel, Launch, ReasonKind, Tensors
+from kernelmux.contract.kernel import Declined, Kernel, ReasonKind
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode
 
@@ -31,13 +31,12 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Placed:
     """The kernel of a node, by full name, why it was chosen, and who lost."""
 
     name: str
-    kernel: Kernel
     reason: str
-    rejected: tuple[Rejection, ...]
+    rejected: tuple[Rejection, ...] = ()
     rule: int | None = None
     """The policy's rule, None for its defaults."""
     asked: str = ""
@@ -50,6 +49,17 @@ class Choice:
     @property
     def backend(self) -> str:
         return self.name.partition(":")[0]
+
+    def told(self) -> dict[str, Any]:
+        """All of this by its fields' names."""
+        return {each.name: getattr(self, each.name) for each in fields(Placed)}
+
+
+@dataclass(frozen=True)
+class Choice(Placed):
+    """The same with the kernel itself."""
+
+    kernel: Kernel = field(kw_only=True)
 
     def kernel_at(self, node: TensorNode) -> Kernel:
         """The kernel with the variant that is taken for the rows of a node whose extents are known."""
@@ -82,10 +92,3 @@ def unreadable(kernel: Kernel, node: TensorNode) -> Declined | None:
         if fixed and value.format not in accepted:
             return Declined(f"it reads {value.name} as {' or '.join(accepted)}, not as {value.format}", "format")
     return None
-
-
-class Unbound(Kernel):
-    """Stands for the kernel of a choice that was read from a lock file, until it is looked up by its name."""
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        raise AssertionError("a kernel that was not looked up is not bound")

@@ -76,7 +76,8 @@ class Fusing:
                 goes_on = any(choice.on_error == "next" for _, choice in parts)
                 on_error = "next" if goes_on else self.selector.policy.on_error(rule)
                 reason = f"in place of {len(parts)} nodes"
-                return Choice(name, kernel, reason, _replaced(parts), rule, name, on_error), tuple(refused)
+                replaced = _replaced(parts)
+                return Choice(name, reason, replaced, rule, name, on_error, kernel=kernel), tuple(refused)
             refused.append(Rejection(name, why.reason, why.kind))
         return None, tuple(refused)
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +20,7 @@ from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph
-from kernelmux.plan.choice import Choice, Rejection, Taken, Unbound
+from kernelmux.plan.choice import Placed, Rejection
 from kernelmux.plan.plan import Plan, make_plan
 from kernelmux.plan.selection import Locked
 from kernelmux.plan.table import listed
@@ -31,23 +31,13 @@ SHOWN = 12
 """Differences that a message names, alike ones as one."""
 
 
-class LockedStep(BaseModel):
-    """A step without its node: a Choice without its kernel, and how the node's values are stored."""
+@dataclass(frozen=True)
+class LockedStep(Placed):
+    """A step without its node and its kernel, and how the node's values are stored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: str
-    reason: str
-    rejected: tuple[Rejection, ...] = ()
-    rule: int | None = None
-    asked: str = ""
-    on_error: str = "error"
-    variants: tuple[Taken, ...] = ()
-    formats: tuple[str, ...]
-
-    def choice(self) -> Choice:
-        """The choice, its kernel still to be looked up."""
-        return Choice(kernel=Unbound(), **{f.name: getattr(self, f.name) for f in fields(Choice) if f.name != "kernel"})
+    formats: tuple[str, ...] = field(kw_only=True)
 
 
 class Lock(BaseModel):
@@ -79,11 +69,10 @@ class Lock(BaseModel):
 
     def by_bucket(self) -> Locked:
         """The choices of every node by its bucket's rows."""
-        choices = {label: step.choice() for label, step in self.steps.items()}
         rows = {written: tuple(map(int, written.split("/"))) for written in self.schedules}
         # All nodes of a bucket stand in the schedule where token rows and rows with logits are both its.
         return {
-            rows[written][0]: {name: choices[label] for name, label in nodes.items()}
+            rows[written][0]: {name: self.steps[label] for name, label in nodes.items()}
             for written, nodes in self.schedules.items()
             if len(set(rows[written])) == 1
         }
@@ -118,15 +107,14 @@ def is_lock(path: str | Path) -> bool:
 
 def _to_lock(plan: Plan) -> Lock:
     steps: dict[str, LockedStep] = {}
-    labels: dict[str, str] = {}
+    labels: dict[LockedStep, str] = {}
     schedules: dict[str, dict[str, str]] = {}
     for (m, outs), schedule in sorted(plan.schedules.items()):
         of_nodes = schedules[f"{m}/{outs}"] = {}
         for step in schedule.steps:
-            chosen = {f.name: getattr(step.choice, f.name) for f in fields(Choice) if f.name != "kernel"}
             formats = tuple(value.format for value in (*step.node.inputs, *step.node.outputs))
-            locked = LockedStep(**chosen, formats=formats)
-            label = labels.setdefault(locked.model_dump_json(), _label(locked.name, steps))
+            locked = LockedStep(**step.choice.told(), formats=formats)
+            label = labels.setdefault(locked, _label(locked.name, steps))
             steps.setdefault(label, locked)
             of_nodes[step.node.name] = label
     return Lock(

@@ -7,11 +7,10 @@ each form made once. Leaves of the graph (state, caches, weights) have memory of
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kernelmux.graph.formats import Value, aligned, lookup, value_bytes
+from kernelmux.graph.formats import aligned, lookup, value_bytes
 from kernelmux.graph.graph import TensorNode
 
 
@@ -38,73 +37,54 @@ def lay_out(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str], side_b
     """
     last_read = _last_reads(nodes, kept)
     free = _FreeList()
+    blocks: dict[str, _Block] = {}
     offsets: dict[str, int] = {}
-    sizes: dict[str, int] = {}
+    widths: dict[str, int] = {}
     workspaces: dict[str, tuple[int, int]] = {}
-    matrices = [_Matrix(node) for node, _ in nodes if node.name in side_by_side]
-    matrix_of = {value.name: matrix for matrix in matrices for value in matrix.columns}
-    live = largest_live = 0
+    live = largest_live = largest_workspace = 0
     for index, (node, scratch) in enumerate(nodes):
-        inherited = _in_place(node, index, last_read, offsets, sizes)
         updated = {target for _, target in node.contract.updates}
-        for position, value in enumerate(node.outputs):
-            if position in updated or (value.name in matrix_of and position):
-                continue
-            if position in inherited:
-                source = inherited[position]
-                offsets[value.name], sizes[value.name] = offsets[source], sizes.pop(source)
-                continue
-            matrix = matrix_of.get(value.name)
-            size = value_bytes(value) if matrix is None else matrix.nbytes
-            offset = free.take(size)
+        inherited = _in_place(node, index, last_read, blocks)
+        for position, source in inherited.items():
+            value = node.outputs[position]
+            blocks[value.name] = block = blocks.pop(source)
+            block.alive, offsets[value.name] = {value.name}, block.offset
+        fresh = [value for at, value in enumerate(node.outputs) if at not in updated and at not in inherited]
+        joint = node.name in side_by_side
+        for values in [fresh] if joint else [[value] for value in fresh]:
+            width = sum(value.extents[1] for value in values) if joint else 0
+            item = lookup(values[0].format).nbytes((1, 1)) if joint else 0
+            size = aligned(values[0].extents[0] * width * item) if joint else value_bytes(values[0])
+            block = _Block(free.take(size), size, {value.name for value in values})
             live += size
-            if matrix is None:
-                offsets[value.name], sizes[value.name] = offset, size
-            else:
-                offsets |= matrix.placed(offset)
+            column = block.offset
+            for value in values:
+                blocks[value.name], offsets[value.name] = block, column
+                if joint:
+                    widths[value.name] = width
+                    column += value.extents[1] * item
+        taken = aligned(scratch)
         if scratch:
-            workspaces[node.name] = free.take(aligned(scratch)), scratch
-        largest_live = max(largest_live, live + aligned(scratch))
-        if scratch:
-            free.give(workspaces[node.name][0], aligned(scratch))
+            workspaces[node.name] = free.take(taken), scratch
+            free.give(workspaces[node.name][0], taken)
+        largest_live, largest_workspace = max(largest_live, live + taken), max(largest_workspace, taken)
         for value in dict.fromkeys((*node.inputs, *node.outputs)):
-            if last_read.get(value.name, index) != index:
-                continue
-            if value.name in sizes:
-                live -= sizes[value.name]
-                free.give(offsets[value.name], sizes.pop(value.name))
-            elif (matrix := matrix_of.get(value.name)) is not None and matrix.dies(value):
-                live -= matrix.nbytes
-                free.give(matrix.offset, matrix.nbytes)
-    largest_workspace = max((aligned(scratch) for _, scratch in nodes), default=0)
-    widths = {name: matrix.width for name, matrix in matrix_of.items()}
+            if value.name in blocks and last_read.get(value.name, index) == index:
+                block = blocks.pop(value.name)
+                block.alive.discard(value.name)
+                if not block.alive:
+                    live -= block.nbytes
+                    free.give(block.offset, block.nbytes)
     return Layout(offsets, workspaces, free.end, largest_live, largest_workspace, widths)
 
 
-class _Matrix:
-    """The outputs of one node as columns of one matrix, which lives as long as any of them."""
+@dataclass
+class _Block:
+    """The memory of a value, or of several side by side: it lives as long as any of them."""
 
-    def __init__(self, node: TensorNode) -> None:
-        self.columns = node.outputs
-        self.width = sum(value.extents[1] for value in node.outputs)
-        self._item = lookup(node.outputs[0].format).nbytes((1, 1))
-        self.nbytes = aligned(node.outputs[0].extents[0] * self.width * self._item)
-        self.offset = 0
-        self._alive = {value.name for value in node.outputs}
-
-    def placed(self, offset: int) -> Mapping[str, int]:
-        """Where each column begins."""
-        self.offset = offset
-        ends = itertools.accumulate(value.extents[1] for value in self.columns)
-        return {
-            value.name: offset + (end - value.extents[1]) * self._item
-            for value, end in zip(self.columns, ends, strict=True)
-        }
-
-    def dies(self, value: Value) -> bool:
-        """Whether with this value the last of them dies; one that nobody reads does so with its node."""
-        self._alive.discard(value.name)
-        return not self._alive
+    offset: int
+    nbytes: int
+    alive: set[str]
 
 
 def _last_reads(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Mapping[str, int]:
@@ -114,7 +94,7 @@ def _last_reads(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) ->
 
 
 def _in_place(
-    node: TensorNode, index: int, last_read: Mapping[str, int], offsets: Mapping[str, int], sizes: Mapping[str, int]
+    node: TensorNode, index: int, last_read: Mapping[str, int], blocks: Mapping[str, _Block]
 ) -> Mapping[int, str]:
     """Which outputs of a node take over the memory of an input that it is the last to read: {output: input's name}."""
     inherited: dict[int, str] = {}
@@ -123,7 +103,8 @@ def _in_place(
         readers = sum(other.name == value.name for other in node.inputs)
         if (
             target not in inherited
-            and value.name in sizes
+            and value.name in blocks
+            and blocks[value.name].nbytes == value_bytes(value)
             and value.name not in inherited.values()
             and last_read[value.name] == index
             and readers == 1

@@ -6,14 +6,14 @@ Enters: a node at a row count. Leaves: a Choice, or a PlanError that lists every
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kernelmux.contract.answers import Offer
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.packed import Form, packed_form
 from kernelmux.errors import BackendError, PlanError
 from kernelmux.graph.graph import TensorNode
-from kernelmux.plan.choice import Choice, Rejection, unreadable
+from kernelmux.plan.choice import Choice, Placed, Rejection, unreadable
 from kernelmux.plan.names import absent_names, unknown_kernels
 from kernelmux.plan.offers import Offers
 from kernelmux.policy.policy import Policy
@@ -21,7 +21,7 @@ from kernelmux.policy.policy import Policy
 Held = Mapping[str, frozenset[Form]]
 """The packed forms that smaller row counts already need, by weight."""
 
-Locked = Mapping[int, Mapping[str, Choice]]
+Locked = Mapping[int, Mapping[str, Placed]]
 """The choices of a locked plan by row count and node; their kernels are looked up anew."""
 
 Refuse = Callable[[str, Kernel], Declined | None]
@@ -95,7 +95,7 @@ class Selector:
                 node=node.name,
                 kernel=locked.name,
             )
-        return replace(locked, kernel=offer.kernels[locked.name])
+        return Choice(**locked.told(), kernel=offer.kernels[locked.name])
 
     def _pick(self, node: TensorNode, rows: int, rule: int | None, own: Refuse | None) -> Choice:
         offer = self.offers.of(node, rows)
@@ -117,7 +117,8 @@ class Selector:
             raise PlanError(said, file=self.policy.source, line=self._line(rule), node=node.name)
         name, reason, asked = picked
         on_error = self.policy.on_error(rule)
-        return Choice(name, offer.kernels[name], reason, tuple(rejected.values()), rule, asked, on_error)
+        losers = tuple(rejected.values())
+        return Choice(name, reason, losers, rule, asked, on_error, kernel=offer.kernels[name])
 
     def _order(self, rule: int | None, offer: Offer) -> Iterator[tuple[str, str, str]]:
         """Candidates in order of preference, each with its reason and the policy's words; refused ones among them."""
