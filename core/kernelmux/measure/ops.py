@@ -7,12 +7,12 @@ one declines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.contract.answers import bound
+from kernelmux.contract.answers import bound, stored
 from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import Declined, Kernel, Planes, Tensors
+from kernelmux.contract.kernel import Declined, Kernel, Tensors
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry
 from kernelmux.graph.formats import Value, Weight, as_planes, empty_planes, side_by_side
@@ -103,18 +103,10 @@ def bind_once(work: Work, name: str, kernel: Kernel, weights: PackedWeights) -> 
 def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:
     """The node in formats that the kernel declares: caches and ids as they are, all else as `activations` if it can."""
 
-    def stored(values: Sequence[Value], declared: Sequence[Sequence[str]]) -> tuple[Value, ...]:
-        chosen = []
-        for value, formats in zip(values, declared, strict=True):
-            wanted = activations if value.format == "f32" and len(value.shape) == 2 else value.format
-            chosen.append(replace(value, format=wanted if wanted in formats else formats[0]))
-        return tuple(chosen)
+    def wanted(place: str, value: Value) -> str:
+        return activations if value.format == "f32" and len(value.shape) == 2 else value.format
 
-    return replace(
-        node,
-        inputs=stored(node.inputs, kernel.inputs(node)),
-        outputs=stored(node.outputs, kernel.outputs(node)),
-    )
+    return stored(node, kernel, wanted)
 
 
 def _operand_bytes(node: TensorNode, packed: Sequence[torch.Tensor]) -> int:
@@ -147,16 +139,12 @@ def _rotation(
         for source, target in node.contract.updates:
             outputs[target] = mine[source]
         yield Tensors(
-            inputs=_as_given(mine),
-            outputs=_as_given(outputs),
+            inputs=tuple(map(as_planes, mine)),
+            outputs=tuple(map(as_planes, outputs)),
             packed=tuple(part.clone() for part in packed) if copy else packed,
             workspace=workspace,
             host=host,
         )
-
-
-def _as_given(tensors: Sequence[tuple[torch.Tensor, ...]]) -> tuple[Planes, ...]:
-    return tuple(as_planes(parts) for parts in tensors)
 
 
 def _drawn(work: Work, node: TensorNode, value: Value, device: Device) -> tuple[torch.Tensor, ...]:

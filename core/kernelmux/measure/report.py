@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kernelmux.contract import registry
 from kernelmux.contract.cache import library_versions
 from kernelmux.contract.device import Device
-
-PACKAGES = ("kernelmux", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "transformers")
-"""What may move a figure; those installed are stated."""
 
 
 def make_report(
@@ -26,10 +24,13 @@ def make_report(
     commit: str = "",
 ) -> dict[str, Any]:
     """The document: title, machine, versions, commit (the checkout's, if none is told), date, method, rows, notes."""
+    # What may move a figure; transformers is a peer of some.
+    libraries = (library for backend in registry.current().backends.values() for library in backend.libraries)
+    versions = library_versions(dict.fromkeys(("kernelmux", "torch", *libraries, "transformers")))
     return {
         "title": title,
         "machine": machine(device),
-        "versions": versions(),
+        "versions": {"python": platform.python_version(), **versions},
         "commit": commit or _commit(),
         "date": datetime.date.today().isoformat(),
         "method": method,
@@ -65,11 +66,6 @@ def processor() -> str:
     flags = [f for f in ("avx512_vnni", "avx512_bf16", "amx_bf16") if f in facts.get("flags", "").split()]
     name = facts.get("model name", platform.processor())
     return f"{name} ({', '.join(flags)})" if flags else name
-
-
-def versions() -> dict[str, str]:
-    """Python's version, and those of the installed PACKAGES."""
-    return {"python": platform.python_version(), **library_versions(PACKAGES)}
 
 
 def _commit() -> str:

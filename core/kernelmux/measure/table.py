@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from kernelmux.contract import registry
 from kernelmux.contract.answers import checked_variants
 from kernelmux.contract.cache import Cache, library_versions, read_table, source_hash, update_table
 from kernelmux.contract.device import Device
@@ -64,12 +65,10 @@ def package_of(kernel: Kernel) -> str:
 def read_tables(package: str, device: Device) -> tuple[Table, ...]:
     """This machine's measurements, then the shipped table for the card, then those for cards of its architecture."""
     measured = {work: str(variant) for work, variant in read_table(KIND, _key(package, device)).items()}
-    shipped = [(card, arch, choices) for card, arch, choices in _shipped(package) if arch == device.arch]
+    shipped = [(card, choices) for card, arch, choices in _shipped(package) if arch == device.arch]
     shipped.sort(key=lambda entry: entry[0] != device.name)
-    return (
-        *([Table("measured here", measured)] if measured else []),
-        *(Table(f"shipped for {card}", choices) for card, _, choices in shipped),
-    )
+    tables = [Table(f"shipped for {card}", choices) for card, choices in shipped]
+    return (Table("measured here", measured), *tables)
 
 
 def remember(package: str, device: Device, choices: Mapping[str, str]) -> None:
@@ -79,22 +78,19 @@ def remember(package: str, device: Device, choices: Mapping[str, str]) -> None:
 
 def _key(package: str, device: Device) -> str:
     """Of what a measurement depends on: changed kernels, another compiler or another card have a table of their own."""
-    versions = library_versions(("torch", "triton"))
+    backends = registry.current().backends.values()
+    own = (backend for backend in backends if getattr(backend.plugin, "__name__", "").partition(".")[0] == package)
+    versions = library_versions(sorted({library for backend in own for library in backend.libraries}))
     return Cache.key(package, source_hash(sys.modules[package]), versions, device.device_class)
 
 
 @cache
-def _shipped(package: str) -> tuple[tuple[str, str, Mapping[str, str]], ...]:
-    return tuple(_read_shipped(package))
-
-
-def _read_shipped(package: str) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+def _shipped(package: str) -> Sequence[tuple[str, str, Mapping[str, str]]]:
     """Card, architecture and choices of each shipped table."""
     try:
         folder = files(package) / "tunings"
     except (ModuleNotFoundError, TypeError):
-        return
-    for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ():
-        table: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        for card in table["cards"]:
-            yield card, table["arch"], table["choices"]
+        return ()
+    found = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ()
+    tables = [json.loads(file.read_text("utf-8")) for file in found]
+    return [(card, table["arch"], table["choices"]) for table in tables for card in table["cards"]]

@@ -46,56 +46,47 @@ def time_launches(calls: Sequence[Launch], device: Device, capturable: bool = Tr
     `stream` is the one that they were bound to, None for one of its own.
     """
     stream = stream or device.platform.stream(device)
+
+    def one_round() -> None:
+        for call in calls:
+            call()
+
     if stream is None:
-        return _timed_on_host(calls)
+        return Timing.of([sample / len(calls) for sample in _on_the_clock(one_round)])
     # The operands were made on another stream.
     device.platform.synchronize(device)
     with device.platform.on(stream):
-        return _captured(calls, device, stream) if capturable else _enqueued(calls, device, stream)
+        if not capturable:
+            return Timing.of([sample / len(calls) for sample in _between_events(one_round, device, stream)])
+        # Rounds in one graph, as many as make a replay long against its own start.
+        rounds = max(1, min(round(REPLAY_SECONDS / _seconds(one_round, device)), MOST_CAPTURED // len(calls)))
+        graph = device.platform.graph()
+        with device.platform.capturing(graph, stream):
+            for _ in range(rounds):
+                one_round()
+        samples = _between_events(graph.replay, device, stream)
+        return Timing.of([sample / (rounds * len(calls)) for sample in samples], captured=True)
 
 
-def _timed_on_host(calls: Sequence[Launch]) -> Timing:
-    for call in calls:
-        call()
+def _on_the_clock(run: Callable[[], object]) -> list[float]:
+    """Microseconds of up to REPLAYS runs on the host; one more comes first."""
+    run()
     samples: list[float] = []
     ends = time.perf_counter() + LONGEST
     while len(samples) < REPLAYS and (len(samples) < 3 or time.perf_counter() < ends):
         started = time.perf_counter()
-        for call in calls:
-            call()
-        samples.append((time.perf_counter() - started) / len(calls) * 1e6)
-    return Timing.of(samples)
+        run()
+        samples.append((time.perf_counter() - started) * 1e6)
+    return samples
 
 
-def _captured(calls: Sequence[Launch], device: Device, stream: Any) -> Timing:
-    """Rounds of all calls in one graph, as many as make a replay long against its own start."""
-    platform = device.platform
-    rounds = max(1, min(round(REPLAY_SECONDS / _round_seconds(calls, device)), MOST_CAPTURED // len(calls)))
-    graph = platform.graph()
-    with platform.capturing(graph, stream):
-        for _ in range(rounds):
-            for call in calls:
-                call()
-    samples = _between_events(graph.replay, device, stream)
-    return Timing.of([sample / (rounds * len(calls)) for sample in samples], captured=True)
-
-
-def _round_seconds(calls: Sequence[Launch], device: Device) -> float:
-    """Seconds that all calls take without a graph, the second time: an upper bound, as Python enqueues them."""
+def _seconds(run: Callable[[], object], device: Device) -> float:
+    """How long a run takes without a graph, the second time: an upper bound, as Python enqueues its launches."""
     for _ in range(2):
         started = time.perf_counter()
-        for call in calls:
-            call()
+        run()
         device.platform.synchronize(device)
     return time.perf_counter() - started
-
-
-def _enqueued(calls: Sequence[Launch], device: Device, stream: Any) -> Timing:
-    def once() -> None:
-        for call in calls:
-            call()
-
-    return Timing.of([sample / len(calls) for sample in _between_events(once, device, stream)])
 
 
 def _between_events(run: Callable[[], object], device: Device, stream: Any) -> list[float]:
