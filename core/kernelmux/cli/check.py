@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,8 +58,7 @@ def check(
     current, device_class = registry.current(), find_device(device).device_class
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
-    wanted = Filter(op, kernel, case, smoke, large or device != "cpu")
-    chosen = _choose(every, wanted)
+    chosen = _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu"))
     if list_cases:
         for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
             typer.echo(line)
@@ -73,12 +69,12 @@ def check(
     narrowed = bool(op or kernel or case or smoke or cases)
     outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
-    broken = {
-        _fault(name, current): current.backends[name].trace for name in taking_part if current.backends[name].fault
-    }
-    report = make_report(outcomes, current.backends, device_class, dict.fromkeys((*notes, *broken)))
-    for trace in broken.values() if verbose else ():
-        typer.echo(trace, err=True)
+    broken = [current.backends[name] for name in taking_part if current.backends[name].fault]
+    notes |= {found.name: f"backend {found.name!r} is quarantined: {found.fault}" for found in broken}
+    report = make_report(outcomes, current.backends, device_class, notes.values())
+    if verbose:
+        for found in broken:
+            typer.echo(found.trace, err=True)
     _write(report, json, html, verbose)
     if report.totals["fail"] or broken:
         raise typer.Exit(1)
@@ -86,53 +82,38 @@ def check(
 
 def _find_jobs(
     backend: str, kernel: str, registry: Registry, device: str, file: CaseFile | None
-) -> tuple[list[Job], list[str]]:
-    """Every job of the backends asked for, and a note on each that cannot be checked; BackendError if none can."""
+) -> tuple[list[Job], dict[str, str]]:
+    """Every job of the backends asked for, and why any of them cannot be checked; BackendError if none can."""
+    from kernelmux.conformance import Filter, jobs
+
     of_kernel, colon, _ = kernel.partition(":")
     if kernel and not colon:
         raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
     if backend and kernel and backend != of_kernel:
         raise BackendError(f"{kernel} is no kernel of backend {backend}")
     if asked := backend or of_kernel:
-        return _jobs_of(asked, registry, device, file), []
+        return list(jobs(asked, registry, device, Filter(large=True), file)), {}
     if not registry.backends:
         raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
     every: list[Job] = []
-    notes = []
+    notes = {}
     for name in registry.backends:
         try:
-            every += _jobs_of(name, registry, device, file)
+            every += jobs(name, registry, device, Filter(large=True), file)
         except BackendError as error:
-            notes.append(str(error))
+            notes[name] = str(error)
     if not every:
-        raise BackendError("; ".join(notes))
+        raise BackendError("; ".join(notes.values()))
     return every, notes
-
-
-def _jobs_of(backend: str, registry: Registry, device: str, file: CaseFile | None) -> list[Job]:
-    from kernelmux.conformance import Filter, jobs
-
-    try:
-        return list(jobs(backend, registry, device, Filter(large=True), file))
-    finally:
-        # A hook that raises shows itself only when it is asked for cases, and all of them look refused then.
-        if backend in registry.backends and registry.backends[backend].fault:
-            raise BackendError(_fault(backend, registry), backend=backend)
-
-
-def _fault(backend: str, registry: Registry) -> str:
-    return f"backend {backend!r} is quarantined: {registry.backends[backend].fault}"
 
 
 def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
     """The jobs wanted: a name in full means that case alone. BackendError names what matches nothing."""
-    named = replace(wanted, case="", large=True)
-    exact = [job for job in every if job.name == wanted.case and named.wants(job)]
-    chosen = exact or [job for job in every if wanted.wants(job)]
-    if chosen:
-        return chosen
+    from kernelmux.conformance.hookup import choose
     from kernelmux.graph.ops import OPS
 
+    if chosen := choose(every, wanted):
+        return chosen
     if wanted.op and wanted.op not in OPS:
         raise BackendError(f"unknown op {wanted.op!r}{nearest(wanted.op, OPS)}")
     if wanted.kernel:
@@ -170,25 +151,20 @@ def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job]
     """Known failures marked. An entry can only be stale in a run of all that it names."""
     from kernelmux.conformance.hookup import apply_known
 
-    names: dict[str, set[str]] = {}
-    for job in every:
-        names.setdefault(job.kernel, set()).add(job.name)
     ran = {(outcome.kernel, outcome.case) for outcome in outcomes}
-    backends = {kernel.partition(":")[0] for kernel in names}
-    whole, partly = [], []
-    for entry in known:
-        meant = {(entry.kernel, name) for name in names.get(entry.kernel, ()) if fnmatchcase(name, entry.case)}
-        if meant <= ran and (meant or not narrowed):
-            whole += [entry] if entry.kernel.partition(":")[0] in backends else []
-        else:
-            partly.append(entry)
-    judged = apply_known(outcomes, whole)
-    return apply_known(judged, partly)[: len(judged)]
+    backends = {job.kernel.partition(":")[0] for job in every}
+
+    def ran_whole(entry: Known) -> bool:
+        meant = {(job.kernel, job.name) for job in every if entry.meets(job.kernel, job.name)}
+        return meant <= ran and bool(meant or not narrowed) and entry.kernel.partition(":")[0] in backends
+
+    return apply_known(outcomes, known, ran_whole)
 
 
 def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -> None:
     from kernelmux.conformance.html import to_html
     from kernelmux.conformance.report import print_report, to_json
+    from kernelmux.measure.report import save_report
 
     if html is not None:
         html.write_text(to_html(report), "utf-8")
@@ -196,7 +172,7 @@ def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -
         print_json(to_json(report))
         return
     if json is not None:
-        json.write_text(json_format.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        save_report(to_json(report), json)
     for note in report.notes:
         typer.echo(f"not checked: {note}", err=True)
     print_report(report, traces)

@@ -10,7 +10,6 @@ pytest imports this package in every project, for its plugin: torch comes with t
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,18 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Filter", "Job", "Outcome", "Variant", "jobs", "run_case", "suite"]
 
-_HOMES = {
-    "Outcome": "outcome",
-    "Variant": "run",
-    "run_case": "run",
-    "Filter": "hookup",
-    "Job": "hookup",
-    "jobs": "hookup",
-    "suite": "hookup",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:
+        # It comes after the others, and has their names too.
+        from kernelmux.conformance import hookup
+
+        return getattr(hookup, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from kernelmux.contract.device import Device
@@ -43,17 +44,16 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _watching[-1].append(said)
 
 
-_installed = False
+@cache
+def _install() -> None:
+    """An audit hook stays for the life of the process: it is one, and looks only where somebody watches."""
+    sys.addaudithook(_hook)
 
 
 @contextmanager
 def watched(device: Device) -> Iterator[list[str]]:
     """A list that holds, after the block, what was done in it: files written, processes started, memory allocated."""
-    global _installed
-    if not _installed:
-        # An audit hook stays for the life of the process: it is one, and looks only where somebody watches.
-        sys.addaudithook(_hook)
-        _installed = True
+    _install()
     found: list[str] = []
     before = device.platform.allocations(device)
     _watching.append(found)

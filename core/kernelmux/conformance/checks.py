@@ -12,38 +12,62 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmux.conformance.guarded import POISONS, same
-from kernelmux.contract.kernel import Launch
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows
 
 if TYPE_CHECKING:
-    from kernelmux.conformance.trial import Trial
+    from kernelmux.conformance.trial import Room, Trial
     from kernelmux.graph.graph import TensorNode
 
 
-def written(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:
+def written(trial: Trial) -> None:
     """Every element of every output is written, and the same numbers come again, bit for bit.
 
     The second launch finds what the first one found. The third finds another poison: a byte of a kernel that repeats
     itself only differs then if it was left alone.
     """
-    if not same(first, trial.launch(call, POISONS[0])):
+    if not same(trial.first, trial.launch()):
         trial.failures.append("repeatable: two launches on the same inputs differ")
-    elif not same(first, trial.launch(call, POISONS[1])):
+    elif not same(trial.first, trial.launch(poison=POISONS[1])):
         trial.failures.append("written: an output element, or the result, depends on what the memory held before")
 
 
-def follows(trial: Trial, call: Launch) -> None:
+def follows(trial: Trial) -> None:
     """With other inputs at the same addresses, the result is that of a new binding, which has seen no others."""
     room = trial.new_room()
-    wanted = trial.launch(trial.bind(room), POISONS[0], trial.other, room)
-    if not same(trial.launch(call, POISONS[0], trial.other), wanted):
+    wanted = trial.launch(trial.bind(room), trial.other, room)
+    if not same(trial.launch(contents=trial.other), wanted):
         trial.failures.append("repeatable: other inputs at the same addresses give what a new binding does not")
 
 
-def own_stream(trial: Trial, call: Launch, first: list[torch.Tensor]) -> None:
+def own_stream(trial: Trial) -> None:
     """The launch goes to the stream that the kernel was bound to, though another one is current, and busy."""
-    if trial.stream is not None and not same(first, trial.launch(call, POISONS[0], busy=True)):
+    if trial.stream is not None and not same(trial.first, trial.launch(busy=True)):
         trial.failures.append("stream: it is launched on torch's current stream, not on the one that it was bound to")
+
+
+def captured(trial: Trial) -> None:
+    """The same launch, replayed from a captured graph, gives the same bytes, in as many device launches as declared.
+
+    It is captured while the inputs hold other numbers: a graph keeps addresses, and nothing of what was there.
+    """
+    platform = trial.device.platform
+    if not (platform.captures and trial.kernel.capturable):
+        return
+    graph = platform.graph(keep=True)
+    trial.room.restore(trial.other)
+    trial.synchronize()
+    try:
+        with platform.capturing(graph, trial.stream):
+            trial.call()
+    # Whatever library the kernel is written in may raise here, each an exception of its own.
+    except Exception as error:
+        trial.failures.append(f"captured: declared capturable, but capturing raises: {error}")
+        return
+    if (found := platform.count_launches(graph) or 0) > trial.kernel.launches:
+        trial.failures.append(f"declarations: launches says {trial.kernel.launches}, a captured call has {found}")
+    graph.instantiate()
+    if not same(trial.launch(graph.replay, poison=POISONS[1]), trial.first):
+        trial.failures.append("captured: a replayed CUDA graph gives other bytes than the launch itself")
 
 
 def guards(trial: Trial) -> None:
@@ -64,7 +88,7 @@ def inputs_unchanged(trial: Trial, taken: Collection[int] = (), where: str = "")
 
 def weights_unchanged(trial: Trial) -> None:
     """Packed weights, and the model's own, are as they were: other nodes read them too."""
-    if not trial.weights_unchanged():
+    if not same(trial.prepared, [*trial.packed, *trial.planes]):
         trial.failures.append("inputs: the weights were changed by a launch, or when the kernel was bound")
 
 
@@ -72,11 +96,9 @@ def untouched_cache(trial: Trial) -> None:
     """Of an input that the op updates, what the reference leaves alone is left alone bit for bit."""
     for source, target in trial.node.contract.updates:
         value, memory = trial.node.inputs[source], trial.inputs[source]
-        before, given = [], trial.given[source]
-        for part in memory.parts:
-            taken, given = given[: part.nbytes], given[part.nbytes :]
-            before.append(taken.view(part.dtype).view(part.shape))
-        kept = trial.expected[target] == dequantize_planes(value.format, tuple(before), torch.double)
+        given = torch.split(trial.given[source], [part.nbytes for part in memory.parts])
+        before = tuple(old.view(part.dtype).view(part.shape) for old, part in zip(given, memory.parts, strict=True))
+        kept = trial.expected[target] == dequantize_planes(value.format, before, torch.double)
         if not lookup(value.format).plain:
             # Of a row with a scale all is written or nothing.
             kept = kept.all(dim=-1)
@@ -96,35 +118,34 @@ def sums(trial: Trial) -> None:
                 trial.failures.append(f"error: the sums of {value.name} are not those of its blocks")
 
 
-def in_place(trial: Trial, first: list[torch.Tensor]) -> None:
+def in_place(trial: Trial) -> None:
     """Right as well where outputs are inputs' memory, as the op allows: one pair at a time, then all at once."""
     node = trial.node
     for shared in _sharings(node):
         outputs = list(trial.outputs)
         for target, source in shared.items():
             outputs[target] = trial.inputs[source]
-        room = replace(trial.room, outputs=outputs)
-        found = trial.launch(trial.bind(room), POISONS[0], room=room)
         pairs = [f"{node.outputs[target].name} is written over {node.inputs[s].name}" for target, s in shared.items()]
         where = f" where {' and '.join(pairs)}"
-        for index, (value, memory) in enumerate(zip(node.outputs, outputs, strict=True)):
-            # What is no worse than elsewhere is not wrong for its place.
-            if not found[index].equal(first[index]) and trial.measure(index, memory).failures:
-                trial.failures.append(f"in place: {value.name} is wrong{where}")
+        _right_in(trial, replace(trial.room, outputs=outputs), "in place", where)
         inputs_unchanged(trial, shared.values(), where)
 
 
-def apart(trial: Trial, first: list[torch.Tensor]) -> None:
+def apart(trial: Trial) -> None:
     """Of a kernel that says so: right as well where inputs are columns of a wider matrix, and the gaps left alone."""
-    if not trial.kernel.strided:
-        return
-    room = trial.new_room(apart=True)
-    found = trial.launch(trial.bind(room), POISONS[0], room=room)
+    if trial.kernel.strided:
+        room = trial.new_room(apart=True)
+        _right_in(trial, room, "strided", " where inputs are columns of a wider matrix")
+        if not all(memory.intact() for memory in (*room.inputs, *room.outputs)):
+            trial.failures.append("guards: bytes between the rows of an input were overwritten")
+
+
+def _right_in(trial: Trial, room: Room, check: str, where: str) -> None:
+    """Bound to other memory the results are no worse than the first ones: what is wrong there too is another's."""
+    found = trial.launch(trial.bind(room), room=room)
     for index, (value, memory) in enumerate(zip(trial.node.outputs, room.outputs, strict=True)):
-        if not found[index].equal(first[index]) and trial.measure(index, memory).failures:
-            trial.failures.append(f"strided: {value.name} is wrong where inputs are columns of a wider matrix")
-    if not all(memory.intact() for memory in (*room.inputs, *room.outputs)):
-        trial.failures.append("guards: bytes between the rows of an input were overwritten")
+        if not found[index].equal(trial.first[index]) and trial.measure(index, memory).failures:
+            trial.failures.append(f"{check}: {value.name} is wrong{where}")
 
 
 def _sharings(node: TensorNode) -> Iterator[Mapping[int, int]]:
@@ -144,7 +165,7 @@ def _sharings(node: TensorNode) -> Iterator[Mapping[int, int]]:
         yield together
 
 
-def one_row(trial: Trial, first: list[torch.Tensor], peer: tuple[float, float]) -> bool | None:
+def one_row(trial: Trial, peer: tuple[float, float]) -> bool | None:
     """Whether the batch's last row equals that row alone, bit for bit; None where rows do not stand for themselves.
 
     A kernel that was offered for m rows takes one as well: wrong numbers are a failure, other bits are none.
@@ -153,9 +174,9 @@ def one_row(trial: Trial, first: list[torch.Tensor], peer: tuple[float, float]) 
     single = trial.one_row(last)
     if single is None:
         return None
-    single.launch_once()
+    single.launch(single.bind())
     alike = True
-    for index, (batch, one, held) in enumerate(zip(trial.outputs, single.outputs, first, strict=True)):
+    for index, (batch, one, held) in enumerate(zip(trial.outputs, single.outputs, trial.first, strict=True)):
         batch.restore(held)
         value = trial.node.outputs[index]
         if not same(planes_of_rows(value.format, batch.parts, slice(last, last + 1)), one.parts):

@@ -19,11 +19,11 @@ DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A case ready to run: a graph of one node, its input tensors and its weights."""
+    """A case ready to run: a graph of one node, its inputs' planes and its weights."""
 
     graph: Graph
     inputs: Mapping[str, tuple[torch.Tensor, ...]]
-    """Each input's planes."""
+    weights: Mapping[str, Weight]
 
     @property
     def planes(self) -> list[DrawnInput]:
@@ -31,50 +31,42 @@ class Drawn:
         (node,) = self.graph.ops
         return [(value, self.inputs[value.name]) for value in node.inputs]
 
-    weights: Mapping[str, Weight]
-
 
 def draw_case(case: Case) -> Drawn:
     """The case's graph and numbers; the same in every process, as the seed is made from the case's name."""
     generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
     builder = Builder(case.name, case.format)
-    inputs = {value.name: _draw_input(case, value, generator) for value in case.inputs}
+    inputs, weights = {}, {}
     for value in case.inputs:
         builder.leaf(value.name, value.shape, value.format, role="state")
-    weights = {}
+        own = case.draw.get(value.name)
+        drawn = own(generator) if own else torch.randn(value.extents, generator=generator)
+        inputs[value.name] = _quantized(value, drawn)
     for field in ("weight", "bias", "gamma"):
         for value in case.fields.get(field, ()):
             builder.leaf(value.name, value.shape, value.format)
-            weights[value.name] = _draw_weight(case, value, generator)
+            weights[value.name] = Weight(value.name, value.extents, value.format, _draw_weight(case, value, generator))
     outputs = builder.node(case.op, case.op, *case.inputs, **case.fields)
     return Drawn(builder.build(*outputs), inputs, weights)
 
 
-def _draw_input(case: Case, value: Value, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    if value.name in case.draw:
-        drawn = case.draw[value.name](generator)
-    else:
-        drawn = torch.randn(value.extents, generator=generator)
+def _quantized(value: Value, drawn: torch.Tensor) -> tuple[torch.Tensor, ...]:
     planes = empty_planes(value)
     quantize_planes(value.format, drawn, planes)
     return planes
 
 
-def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> Weight:
+def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     format = lookup(value.format)
     if value.name in case.draw:
-        planes = case.draw[value.name](generator).to(format.dtype)
-    elif format.draw is not None:
-        return Weight(value.name, value.extents, value.format, format.draw(value.extents, generator))
-    elif format.gguf is None:
-        parts = empty_planes(value)
-        quantize_planes(value.format, _uneven_blocks(value.extents, generator), parts)
-        return Weight(value.name, value.extents, value.format, parts)
-    elif format.plain:
-        planes = torch.randn(value.extents, generator=generator).to(format.dtype)
-    else:
-        planes = random_blocks(value.format, value.extents, generator)
-    return Weight(value.name, value.extents, value.format, (planes,))
+        return (case.draw[value.name](generator).to(format.dtype),)
+    if format.draw is not None:
+        return format.draw(value.extents, generator)
+    if format.gguf is None:
+        return _quantized(value, _uneven_blocks(value.extents, generator))
+    if format.plain:
+        return (torch.randn(value.extents, generator=generator).to(format.dtype),)
+    return (random_blocks(value.format, value.extents, generator),)
 
 
 def _uneven_blocks(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

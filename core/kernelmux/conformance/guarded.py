@@ -5,7 +5,7 @@ Enters: values with known extents. Leaves: their planes, and whether anything wa
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,36 +27,39 @@ POISONS = (0xFF, 0x7B)
 
 
 class Guarded:
-    """The planes of one value, or bare bytes, between guard bands."""
+    """The planes of one value, or bare bytes, in memory that is all guard bands but for what values own of it."""
 
-    def __init__(self, sizes: list[tuple[tuple[int, ...], torch.dtype]], device: str, band: int = 0) -> None:
-        starts, end = [], 0
-        for shape, dtype in sizes:
-            nbytes = torch.Size(shape).numel() * dtype.itemsize
-            between = aligned(max(BAND, band, 2 * nbytes // max(1, min(shape[:2]))))
-            starts.append(end + between)
-            end += between + aligned(nbytes) + between
-        memory = torch.full((end + ALIGNMENT,), GUARD, dtype=torch.uint8, device=device)
-        # Tensors have the alignment that a plan gives them; torch's allocator promises less on the CPU.
-        self._memory = memory[-memory.data_ptr() % ALIGNMENT :]
-        self._spans = []
-        parts = []
-        for start, (shape, dtype) in zip(starts, sizes, strict=True):
-            span = slice(start, start + torch.Size(shape).numel() * dtype.itemsize)
-            self._spans.append(span)
-            parts.append(self._memory[span].view(dtype).view(shape))
-        self.parts = tuple(parts)
+    def __init__(
+        self, memory: torch.Tensor, parts: Sequence[torch.Tensor], owned: Sequence[torch.Tensor] | None = None
+    ) -> None:
+        """`owned` are the parts of every value that lies in the memory, where this is not the only one."""
+        self._memory, self.parts = memory, tuple(parts)
+        self._owned = self.parts if owned is None else tuple(owned)
 
     @staticmethod
     def of(value: Value, device: str) -> Guarded:
         """Memory for a value, in its format."""
         planes = lookup(value.format).planes
-        return Guarded([(plane.shape(value.extents), torch_dtype(plane.dtype)) for plane in planes], device)
+        return _between_bands([(plane.shape(value.extents), torch_dtype(plane.dtype)) for plane in planes], device)
 
     @staticmethod
     def scratch(nbytes: int, device: str) -> Guarded:
         """Bare bytes."""
-        return Guarded([((nbytes,), torch.uint8)], device, band=min(nbytes, MOST))
+        return _between_bands([((nbytes,), torch.uint8)], device, band=min(nbytes, MOST))
+
+    @staticmethod
+    def side_by_side(values: Sequence[Value], device: str) -> list[Guarded]:
+        """Values of one plain format as all columns of one matrix."""
+        widths = [value.extents[1] for value in values]
+        whole = Guarded.of(replace(values[0], shape=(values[0].extents[0], sum(widths))), device)
+        return [Guarded(whole._memory, [part], whole.parts) for part in torch.split(whole.parts[0], widths, dim=1)]
+
+    @staticmethod
+    def apart(value: Value, device: str) -> Guarded:
+        """A value of a plain format with a gap before and after each of its rows."""
+        rows, columns = value.extents
+        whole = Guarded.of(replace(value, shape=(rows, columns + 2 * GAP)), device)
+        return Guarded(whole._memory, [whole.parts[0][:, GAP : GAP + columns]])
 
     @property
     def planes(self) -> Planes:
@@ -64,63 +67,44 @@ class Guarded:
         return as_planes(self.parts)
 
     def poison(self, pattern: int) -> None:
-        for span in self._spans:
-            self._memory[span] = pattern
+        for part in self.parts:
+            part.view(torch.uint8).fill_(pattern)
 
     def snapshot(self) -> torch.Tensor:
         """The bytes of the planes, copied."""
-        return torch.cat([self._memory[span] for span in self._spans])
+        return torch.cat([part.contiguous().view(-1).view(torch.uint8) for part in self.parts])
 
     def restore(self, snapshot: torch.Tensor) -> None:
-        at = 0
-        for span in self._spans:
-            nbytes = span.stop - span.start
-            self._memory[span] = snapshot[at : at + nbytes]
-            at += nbytes
+        held = torch.split(snapshot, [part.nbytes for part in self.parts])
+        for part, old in zip(self.parts, held, strict=True):
+            target = part.view(torch.uint8)
+            target.copy_(old.view(target.shape))
 
     def intact(self) -> bool:
         """Whether every byte outside the planes is as it was."""
-        ends = [0, *(span.stop for span in self._spans)]
-        starts = [*(span.start for span in self._spans), len(self._memory)]
-        return all(bool((self._memory[a:b] == GUARD).all()) for a, b in zip(ends, starts, strict=True))
+        held = [part.clone() for part in self._owned]
+        for part in self._owned:
+            part.view(torch.uint8).fill_(GUARD)
+        intact = bool((self._memory == GUARD).all())
+        for part, old in zip(self._owned, held, strict=True):
+            part.copy_(old)
+        return intact
 
 
-class Columns(Guarded):
-    """A value that is columns of a wider guarded matrix, whose other columns are other values' or stay as they are."""
-
-    def __init__(self, matrix: Guarded, first: int, count: int, shared: bool) -> None:
-        self._matrix, self._shared = matrix, shared
-        self._columns = slice(first, first + count)
-        self.parts = (matrix.parts[0][:, self._columns],)
-
-    @staticmethod
-    def side_by_side(values: Sequence[Value], device: str) -> list[Guarded]:
-        """Values of one plain format as all columns of one matrix."""
-        ends = list(itertools.accumulate(value.extents[1] for value in values))
-        matrix = Guarded.of(replace(values[0], shape=(values[0].extents[0], ends[-1])), device)
-        starts = [0, *ends]
-        return [Columns(matrix, start, v.extents[1], True) for start, v in zip(starts, values, strict=False)]
-
-    @staticmethod
-    def apart(value: Value, device: str) -> Guarded:
-        """A value with a gap before and after each of its rows."""
-        rows, columns = value.extents
-        return Columns(Guarded.of(replace(value, shape=(rows, columns + 2 * GAP)), device), GAP, columns, False)
-
-    def poison(self, pattern: int) -> None:
-        self.parts[0].view(torch.uint8).fill_(pattern)
-
-    def snapshot(self) -> torch.Tensor:
-        return self.parts[0].contiguous().view(torch.uint8).flatten()
-
-    def restore(self, snapshot: torch.Tensor) -> None:
-        self.parts[0].copy_(snapshot.view(self.parts[0].dtype).view(self.parts[0].shape))
-
-    def intact(self) -> bool:
-        whole = self._matrix.parts[0].view(torch.uint8)
-        item = self.parts[0].itemsize
-        gaps = (whole[:, : self._columns.start * item], whole[:, self._columns.stop * item :])
-        return self._matrix.intact() and (self._shared or all(bool((gap == GUARD).all()) for gap in gaps))
+def _between_bands(sizes: Sequence[tuple[tuple[int, ...], torch.dtype]], device: str, band: int = 0) -> Guarded:
+    """Tensors of these sizes, each after and before a band of its own, of at least `band` bytes."""
+    spans, end = [], 0
+    for shape, dtype in sizes:
+        nbytes = math.prod(shape) * dtype.itemsize
+        between = aligned(max(BAND, band, 2 * nbytes // max(1, min(shape[:2]))))
+        spans.append(slice(end + between, end + between + nbytes))
+        end += between + aligned(nbytes) + between
+    memory = torch.full((end + ALIGNMENT,), GUARD, dtype=torch.uint8, device=device)
+    # Tensors have the alignment that a plan gives them; torch's allocator promises less on the CPU.
+    memory = memory[-memory.data_ptr() % ALIGNMENT :]
+    return Guarded(
+        memory, [memory[span].view(dtype).view(shape) for span, (shape, dtype) in zip(spans, sizes, strict=True)]
+    )
 
 
 def same(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:

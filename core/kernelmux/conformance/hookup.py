@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,12 @@ class Filter:
         )
 
 
+def choose(every: Iterable[Job], wanted: Filter) -> list[Job]:
+    """The jobs wanted; the name of a case in full means that case alone, even a large one."""
+    chosen = [job for job in every if wanted.wants(job)]
+    return [job for job in chosen if job.name == wanted.case] or chosen
+
+
 def all_cases() -> tuple[Case, ...]:
     """Every case of every op, in the order of the ops; those of plugins, too, while they are there."""
     return tuple(case for op in OPS.values() for case in _cases(op, all_weights()))
@@ -92,43 +98,41 @@ def jobs(
         raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}", backend=backend)
     if fault := registry.backends[backend].fault:
         raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
-    every_case = file.cases if file else all_cases()
-    source = file.path if file else ""
-    kernels, offered = _kernels(backend, registry, device, every_case)
-    if fault := registry.backends[backend].fault:
-        raise BackendError(f"backend {backend!r} broke while it was asked: {fault}", backend=backend)
-    if not offered:
-        raise BackendError(f"backend {backend!r} takes none of the {'file' if file else 'suite'}'s cases on {device}")
-    for op, variants_of in kernels.items():
-        cases = [case for case in every_case if case.op == op]
-        for kernel, variants in variants_of.items():
-            every = [replace(job, source=source) for job in [Job(case, kernel) for case in cases] + variants]
+    cases, source = (file.cases, file.path) if file else (all_cases(), "")
+    for op, kernels in _variants_of(backend, registry, device, cases, source).items():
+        for kernel, variants in kernels.items():
+            every = [*(Job(case, kernel, None, source) for case in cases if case.op == op), *variants]
             yield from (job for job in every if wanted is None or wanted.wants(job))
 
 
-def _kernels(
-    backend: str, registry: Registry, device: str, cases: Iterable[Case]
-) -> tuple[Mapping[str, Mapping[str, list[Job]]], set[str]]:
-    """By op: the kernels that the backend offers or declines by name, with their format variants; and those offered."""
+def _variants_of(
+    backend: str, registry: Registry, device: str, cases: Iterable[Case], source: str
+) -> Mapping[str, Mapping[str, list[Job]]]:
+    """By op, then by kernel that the backend offers or declines by name: one case in each format that it declares.
+
+    BackendError where the backend offers none, or breaks while it is asked.
+    """
     target = find_device(device)
     found: dict[str, dict[str, list[Job]]] = {}
     shown: dict[tuple[str, str], tuple[bool, bool]] = {}
     for case in cases:
         node = case_node(case)
-        offer = registry.offer(node, target)
+        offer = registry.offer(node, target, only=backend)
+        if fault := registry.backends[backend].fault:
+            raise BackendError(f"backend {backend!r} broke while it was asked: {fault}", backend=backend)
         of_op = found.setdefault(case.op, {})
         # Of several rows, if there is such a case: what lies where in a format shows only there.
         several = case.inputs[0].extents[0] > 1
         worth = several, several and "smoke" in case.marks
+        for name in offer.names:
+            of_op.setdefault(name, [])
         for name, kernel in offer.kernels.items():
-            key = case.op, name
-            if name.startswith(f"{backend}:") and (key not in shown or worth > shown[key]):
-                of_op[name] = [Job(case, name, variant) for variant in _variants(node, kernel)]
-                shown[key] = worth
-        for name in offer.declined:
-            if name.startswith(f"{backend}:"):
-                of_op.setdefault(name, [])
-    return found, {name for _, name in shown}
+            if worth > shown.get((case.op, name), ()):
+                of_op[name] = [Job(case, name, variant, source) for variant in _variants(node, kernel)]
+                shown[case.op, name] = worth
+    if not shown:
+        raise BackendError(f"backend {backend!r} takes none of the {'file' if source else 'suite'}'s cases on {device}")
+    return found
 
 
 def _variants(node: TensorNode, kernel: Kernel) -> Iterator[Variant]:
@@ -162,8 +166,13 @@ def read_known(path: Path) -> list[Known]:
         raise BackendError(f"{path}: each [[failure]] needs case, kernel, reason and link: {error}") from error
 
 
-def apply_known(outcomes: Iterable[Outcome], known: Iterable[Known]) -> list[Outcome]:
-    """Outcomes with known failures marked `known`; a stale entry, one whose case passes or is not there, fails."""
+def apply_known(
+    outcomes: Iterable[Outcome], known: Iterable[Known], ran_whole: Callable[[Known], bool] = lambda entry: True
+) -> list[Outcome]:
+    """Outcomes with known failures marked `known`; a stale entry, one whose case passes or is not there, fails.
+
+    An entry of which not all that it names has run, by `ran_whole`, is never stale.
+    """
     found = list(outcomes)
     judged, stale = list(found), []
     for entry in known:
@@ -173,7 +182,7 @@ def apply_known(outcomes: Iterable[Outcome], known: Iterable[Known]) -> list[Out
         for index in failing:
             if judged[index].status == "fail":
                 judged[index] = replace(judged[index], status="known", reason=f"{entry.reason} ({entry.link})")
-        if not failing:
+        if not failing and ran_whole(entry):
             what = "passes now" if mine else "is no case of this kernel"
             said = f"stale: known_failures.toml names {entry.case}, which {what}"
             stale.append(Outcome(entry.case, "", entry.kernel, "", "fail", failures=(said,)))
@@ -217,7 +226,7 @@ def suite(
             if outcome.passed and any(entry.case == job.name for entry in mine):
                 stale = f"stale: known_failures.toml names {job.name}, which passes now"
                 outcome = replace(outcome, status="fail", failures=(stale,))
-            carried = outcome.to_dict().items()
+            carried = asdict(outcome).items()
             request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in carried)
             if outcome.status == "refused":
                 pytest.skip(outcome.reason)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
-from kernelmux.conformance.outcome import Outcome, share
-from kernelmux.conformance.report import SIGNS, Cell, Report
+from kernelmux.conformance.outcome import share
+from kernelmux.conformance.report import SIGNS, Cell, Report, grouped
 
 
 def to_html(report: Report) -> str:
@@ -16,17 +16,21 @@ def to_html(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"share": share, "number": _number, "percent": _percent}
     template = files("kernelmux.conformance").joinpath("report.html.jinja").read_text("utf-8")
-    kernels = dict.fromkeys(cell.kernel for cell in report.cells)
-    failures = _by_kernel_and_op(report.of("fail"))
+    failures = grouped(report.of("fail"), lambda outcome: (outcome.kernel, outcome.op))
+    reasons = grouped(report.of("refused"), lambda outcome: outcome.reason)
     return environment.from_string(template).render(
         report=report,
         signs=SIGNS,
-        kernels={b: [k for k in kernels if k.partition(":")[0] == b] for b in report.backends},
+        kernels=grouped(dict.fromkeys(cell.kernel for cell in report.cells), lambda kernel: kernel.partition(":")[0]),
         ops=_by_op(report.cells),
         ids={(cell.op, cell.weight_format, cell.kernel): f"cell-{i}" for i, cell in enumerate(report.cells)},
         failures=failures,
         failure_ids={group: f"failures-{i}" for i, group in enumerate(failures)},
-        refusals=_by_reason(report.of("refused")),
+        # The most frequent first: each kernel's refused cases.
+        refusals={
+            reason: grouped(reasons[reason], lambda outcome: outcome.kernel)
+            for reason in sorted(reasons, key=lambda reason: -len(reasons[reason]))
+        },
     )
 
 
@@ -36,21 +40,6 @@ def _by_op(cells: list[Cell]) -> Mapping[str, Mapping[str, Mapping[str, Cell]]]:
     for cell in cells:
         ops.setdefault(cell.op, {}).setdefault(cell.weight_format, {})[cell.kernel] = cell
     return ops
-
-
-def _by_kernel_and_op(outcomes: list[Outcome]) -> Mapping[tuple[str, str], list[Outcome]]:
-    groups: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault((outcome.kernel, outcome.op), []).append(outcome)
-    return groups
-
-
-def _by_reason(outcomes: list[Outcome]) -> Mapping[str, Mapping[str, list[Outcome]]]:
-    """By reason, the most frequent first: each kernel's refused cases."""
-    groups: dict[str, dict[str, list[Outcome]]] = {}
-    for outcome in outcomes:
-        groups.setdefault(outcome.reason, {}).setdefault(outcome.kernel, []).append(outcome)
-    return dict(sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))))
 
 
 def _number(value: float | None) -> str:

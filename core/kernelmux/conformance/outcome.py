@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 Status = Literal["pass", "fail", "refused", "known"]
 
@@ -53,9 +53,6 @@ class Outcome:
         words += ["--peer", self.peer] if self.peer else []
         words += ["--cases", self.cases] if self.cases else []
         return shlex.join(words)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def share(outcome: Outcome) -> float:

@@ -5,14 +5,14 @@ pytest loads this module in every project of the environment, so it imports noth
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from kernelmux.conformance import Job
     from kernelmux.conformance.report import Report
 
 PREFIX = "kernelmux_"
@@ -34,33 +34,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the suites' tests only those of the cases asked for; other tests stay."""
     wanted = config.getoption("kernelmux_case")
-    names = {item: name for item in items if (name := _case_of(item))}
-    if not wanted or not names:
+    jobs = {item: job for item in items if (job := _job_of(item))}
+    if not wanted or not jobs:
         return
-    chosen = _matching(wanted, set(names.values()))
-    config.hook.pytest_deselected(items=[item for item, name in names.items() if name not in chosen])
-    items[:] = [item for item in items if names.get(item, "") in {"", *chosen}]
-
-
-def _case_of(item: pytest.Item) -> str:
-    """The case of a test made by `suite`; empty for any other test."""
-    callspec = getattr(item, "callspec", None)
-    job: Any = callspec.params.get("job") if callspec else None
-    return str(job.name) if type(job).__module__.startswith("kernelmux.conformance.") else ""
-
-
-def _matching(wanted: str, names: set[str]) -> set[str]:
-    """A name in full means that case alone; else a shell pattern. UsageError where nothing matches."""
-    from fnmatch import fnmatchcase
-
+    from kernelmux.conformance.hookup import Filter, choose
     from kernelmux.errors import nearest
 
-    chosen = {wanted} & names or {name for name in names if fnmatchcase(name, wanted)}
+    chosen = set(choose(jobs.values(), Filter(case=wanted, large=True)))
     if not chosen:
-        raise pytest.UsageError(
-            f"--kernelmux-case: no case matches {wanted!r}{nearest(wanted, names).partition(';')[0]}"
-        )
-    return chosen
+        close = nearest(wanted, {job.name for job in jobs.values()}).partition(";")[0]
+        raise pytest.UsageError(f"--kernelmux-case: no case matches {wanted!r}{close}")
+    config.hook.pytest_deselected(items=[item for item, job in jobs.items() if job not in chosen])
+    items[:] = [item for item in items if item not in jobs or jobs[item] in chosen]
+
+
+def _job_of(item: pytest.Item) -> Job | None:
+    """The job of a test made by `suite`; None for any other test."""
+    callspec = getattr(item, "callspec", None)
+    job = callspec.params.get("job") if callspec else None
+    return job if type(job).__module__.startswith("kernelmux.conformance.") else None
 
 
 class _Results:
@@ -91,21 +83,21 @@ class _Results:
         from kernelmux.conformance.report import make_report
         from kernelmux.contract import registry
 
-        fields = Outcome.__dataclass_fields__
-        outcomes = [
-            Outcome(**{key: value for key, value in carried.items() if key in fields}) for carried in self.found
-        ]
-        devices = dict.fromkeys(carried["device"] for carried in self.found)
+        outcomes = [Outcome(**{key: found[key] for key in Outcome.__dataclass_fields__}) for found in self.found]
+        devices = dict.fromkeys(outcome.device for outcome in outcomes)
         return make_report(outcomes, registry.current().backends, ", ".join(devices))
 
     def _write(self, report: Report) -> Iterator[Path]:
         from kernelmux.conformance.html import to_html
         from kernelmux.conformance.report import to_json
+        from kernelmux.measure.report import save_report
 
-        makers = {"json": lambda made: json.dumps(to_json(made), indent=1, ensure_ascii=False) + "\n", "html": to_html}
-        for kind, make in makers.items():
-            path: Path | None = self.config.getoption(f"kernelmux_{kind}")
-            if path:
+        savers: dict[str, Callable[[Path], object]] = {
+            "kernelmux_json": lambda path: save_report(to_json(report), path),
+            "kernelmux_html": lambda path: path.write_text(to_html(report), "utf-8"),
+        }
+        for option, save in savers.items():
+            if path := self.config.getoption(option):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(make(report), "utf-8")
+                save(path)
                 yield path

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kernelmux.conformance.outcome import Outcome, Status, share
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from kernelmux.contract.registry import Backend
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 SIGNS: Mapping[Status, str] = {"fail": "✗", "known": "!", "pass": "✓", "refused": "–"}
 """How each status is written where there is room for one sign; the worst first."""
@@ -94,11 +98,8 @@ class Report:
     @cached_property
     def cells(self) -> list[Cell]:
         """The matrix: by op, then weight format, then kernel, each in the order in which it was run."""
-        groups: dict[tuple[str, str, str], list[Outcome]] = {}
-        for outcome in self.outcomes:
-            groups.setdefault((outcome.op, outcome.weight_format, outcome.kernel), []).append(outcome)
-        ops = list(dict.fromkeys(op for op, _, _ in groups))
-        formats = list(dict.fromkeys(format for _, format, _ in groups))
+        groups = grouped(self.outcomes, lambda outcome: (outcome.op, outcome.weight_format, outcome.kernel))
+        ops, formats = (list(dict.fromkeys(key[part] for key in groups)) for part in (0, 1))
         keys = sorted(groups, key=lambda key: (ops.index(key[0]), formats.index(key[1])))
         return [Cell(*key, tuple(groups[key])) for key in keys]
 
@@ -108,11 +109,15 @@ class Report:
     @property
     def refusals(self) -> Mapping[tuple[str, str], int]:
         """How many cases each kernel refused for each reason, the most frequent first."""
-        found: dict[tuple[str, str], int] = {}
-        for outcome in self.of("refused"):
-            key = (outcome.kernel, outcome.reason)
-            found[key] = found.get(key, 0) + 1
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        return dict(Counter((outcome.kernel, outcome.reason) for outcome in self.of("refused")).most_common())
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by their key, in the order in which they come."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def make_report(
@@ -137,10 +142,8 @@ def make_report(
 
 def count(outcomes: Iterable[Outcome]) -> dict[Status, int]:
     """How many outcomes have each status, the worst first."""
-    counts = dict.fromkeys(SIGNS, 0)
-    for outcome in outcomes:
-        counts[outcome.status] += 1
-    return counts
+    counts = Counter(outcome.status for outcome in outcomes)
+    return {status: counts[status] for status in SIGNS}
 
 
 def summary(counts: Mapping[Status, int]) -> str:
@@ -169,7 +172,7 @@ def to_json(report: Report) -> dict[str, Any]:
             }
             for cell in report.cells
         ],
-        "outcomes": [{**o.to_dict(), **_numbers(o), "command": o.command} for o in report.outcomes],
+        "outcomes": [{**asdict(o), **_numbers(o), "command": o.command} for o in report.outcomes],
     }
 
 
@@ -212,12 +215,10 @@ Rows = Mapping[tuple[str, str], Mapping[str, Cell]]
 
 def _matrices(report: Report) -> Iterator[tuple[str, list[str], Rows]]:
     """A matrix a backend: its name, its kernels, and by op and weight format its cells by kernel."""
-    for backend in report.backends:
-        rows: dict[tuple[str, str], dict[str, Cell]] = {}
-        for cell in report.cells:
-            if cell.kernel.partition(":")[0] == backend:
-                rows.setdefault((cell.op or "known_failures.toml", cell.weight_format), {})[cell.kernel] = cell
-        yield backend, list(dict.fromkeys(kernel for cells in rows.values() for kernel in cells)), rows
+    for backend, found in grouped(report.cells, lambda cell: cell.kernel.partition(":")[0]).items():
+        rows = grouped(found, lambda cell: (cell.op or "known_failures.toml", cell.weight_format))
+        kernels = list(dict.fromkeys(cell.kernel for cell in found))
+        yield backend, kernels, {row: {cell.kernel: cell for cell in cells} for row, cells in rows.items()}
 
 
 def print_report(report: Report, traces: bool = False) -> None:
@@ -229,7 +230,8 @@ def print_report(report: Report, traces: bool = False) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal:
-        _draw(report, console)
+        for table in _tables(report):
+            console.print(table, "")
     else:
         for line in _plain_matrix(report):
             print(line)
@@ -250,34 +252,38 @@ def _plain_matrix(report: Report) -> Iterator[str]:
     """Tab-separated: a line a cell, with its worst case; then a line a reason of refusals."""
     yield "\t".join(("op", "weight", "kernel", *SIGNS, "worst case", "error", "bound"))
     for cell in report.cells:
-        worst = ("", "", "")
-        if cell.worst:
-            worst = (cell.worst.case, f"{cell.worst.error:.3g}", f"{cell.worst.bound:.3g}")
-        yield "\t".join((cell.op, cell.weight_format, cell.kernel, *map(str, cell.counts.values()), *worst))
+        counts = map(str, cell.counts.values())
+        yield "\t".join((cell.op, cell.weight_format, cell.kernel, *counts, *_worst(cell.worst)))
     for (kernel, reason), number in report.refusals.items():
         yield f"refused\t{kernel}\t{number}\t{' '.join(reason.split())}"
 
 
-def _draw(report: Report, console: Console) -> None:
+def _tables(report: Report) -> Iterator[Table]:
     """A coloured table a backend, the worst case of each kernel, and the refusals."""
     from rich.table import Table
     from rich.text import Text
 
-    style: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
+    def table(headings: Iterable[str], rows: Iterable[Iterable[Text | str]], title: str | None = None) -> Table:
+        made = Table(*headings, title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
+        for row in rows:
+            made.add_row(*row)
+        return made
+
     for backend, kernels, rows in _matrices(report):
-        table = Table("op", "weight", *(kernel.partition(":")[2] for kernel in kernels), title=backend, **style)
-        for (op, weight), cells in rows.items():
-            found = [Text(cells[k].text, COLOURS[cells[k].status]) if k in cells else "" for k in kernels]
-            table.add_row(op, weight, *found)
-        console.print(table, "")
-    measured = [outcome for outcome in report.outcomes if outcome.error is not None]
-    table = Table("kernel", "worst case", "error", "bound", **style)
-    for kernel in dict.fromkeys(outcome.kernel for outcome in measured):
-        worst = max((outcome for outcome in measured if outcome.kernel == kernel), key=share)
-        table.add_row(kernel, worst.case, f"{worst.error:.3g}", f"{worst.bound:.3g}")
-    console.print(table, "")
+        coloured = {
+            row: [Text(cells[k].text, COLOURS[cells[k].status]) if k in cells else "" for k in kernels]
+            for row, cells in rows.items()
+        }
+        headings = ["op", "weight", *(kernel.partition(":")[2] for kernel in kernels)]
+        yield table(headings, ([*row, *cells] for row, cells in coloured.items()), backend)
+    measured = grouped((o for o in report.outcomes if o.error is not None), lambda outcome: outcome.kernel)
+    worst = [max(outcomes, key=share) for outcomes in measured.values()]
+    yield table(["kernel", "worst case", "error", "bound"], ([outcome.kernel, *_worst(outcome)] for outcome in worst))
     if report.refusals:
-        table = Table("kernel", "refused", "reason", **style)
-        for (kernel, reason), number in report.refusals.items():
-            table.add_row(kernel, str(number), reason)
-        console.print(table, "")
+        refusals = ([kernel, str(number), reason] for (kernel, reason), number in report.refusals.items())
+        yield table(["kernel", "refused", "reason"], refusals)
+
+
+def _worst(outcome: Outcome | None) -> tuple[str, str, str]:
+    """A measured case, its error and its bound."""
+    return (outcome.case, f"{outcome.error:.3g}", f"{outcome.bound:.3g}") if outcome else ("", "", "")

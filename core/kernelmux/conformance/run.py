@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kernelmux.conformance import checks, declared
-from kernelmux.conformance.captured import captured
 from kernelmux.conformance.draw import draw_case
-from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
-from kernelmux.contract.answers import Offer, checked_formats, checked_variants
+from kernelmux.contract.answers import Offer, checked_formats, checked_variants, stored
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
@@ -110,44 +108,35 @@ def choices(node: TensorNode, kernel: Kernel) -> Mapping[str, Sequence[str]]:
 
 def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorNode:
     """The node with its values in formats that the kernel declares: the case's own where it can."""
+    if variant is None:
+        return stored(node, kernel, lambda place, value: value.format)
     several = choices(node, kernel)
+    # Outputs that are joined have the format of the first.
+    joined = kernel.joins(node) and variant.place.startswith("outputs")
+    where = "outputs0" if joined else variant.place
 
-    def stored(side: str, values: Sequence[Value], declared: Sequence[Sequence[str]]) -> tuple[Value, ...]:
-        chosen = []
-        for index, (value, formats) in enumerate(zip(values, declared, strict=True)):
-            format, place = value.format if value.format in formats else formats[0], f"{side}{index}"
-            if variant and variant.place in (place, ALL) and variant.format in several.get(place, ()):
-                format = variant.format
-            chosen.append(replace(value, format=format))
-        return tuple(chosen)
+    def wanted(place: str, value: Value) -> str:
+        otherwise = variant.place == ALL or place == where
+        return variant.format if otherwise and variant.format in several.get(place, ()) else value.format
 
-    inputs = stored("inputs", node.inputs, kernel.inputs(node))
-    outputs = stored("outputs", node.outputs, kernel.outputs(node))
-    if kernel.joins(node):
-        # One matrix has one format: that of the output which is stored otherwise, if one is.
-        format = variant.format if variant and variant.place.startswith("outputs") else outputs[0].format
-        outputs = tuple(replace(value, format=format) for value in outputs)
-    return replace(node, inputs=inputs, outputs=outputs)
+    return stored(node, kernel, wanted)
 
 
 def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:
     """The outcome with every check made, the error first. Guards come last: they hold for all that went before."""
-    call = trial.bind()
-    trial.bind_decoy()
-    first = trial.launch(call, POISONS[0])
+    trial.start()
     outcome = _measure(trial, outcome, peer)
-    checks.written(trial, call, first)
+    checks.written(trial)
     checks.inputs_unchanged(trial)
     checks.untouched_cache(trial)
     checks.sums(trial)
-    checks.in_place(trial, first)
-    checks.apart(trial, first)
-    checks.follows(trial, call)
-    checks.own_stream(trial, call, first)
-    if trial.device.platform.captures and trial.kernel.capturable:
-        captured(trial, call, first)
+    checks.in_place(trial)
+    checks.apart(trial)
+    checks.follows(trial)
+    checks.own_stream(trial)
+    checks.captured(trial)
     if not (outcome.failures or trial.failures):
-        outcome = replace(outcome, batch_invariant=checks.one_row(trial, first, peer))
+        outcome = replace(outcome, batch_invariant=checks.one_row(trial, peer))
     checks.weights_unchanged(trial)
     checks.guards(trial)
     return replace(outcome, failures=(*outcome.failures, *dict.fromkeys(trial.failures)))

@@ -21,7 +21,7 @@ from kernelmux.conformance.hookup import Job, jobs
 from kernelmux.contract import CONTRACT, Answer, hookimpl
 from kernelmux.contract.registry import Registry, isolated
 from kernelmux.graph.formats import Value
-from kernelmux.graph.graph import Builder, TensorNode
+from kernelmux.graph.graph import TensorNode, make_node
 
 
 def backend(**answers: Answer | Callable[[TensorNode, int], Answer]) -> types.ModuleType:
@@ -59,14 +59,8 @@ def pass_or_skip(job: Job, registry: Registry) -> None:
 
 
 def one_node(op: str, *inputs: Value, format: str = "f32", **fields: Any) -> TensorNode:
-    """The node of a graph of that op alone: `inputs` and the weights in `fields` are Values, each made a leaf."""
-    b = Builder("one")
-    values = [b.leaf(value.name, value.shape, value.format, role="state") for value in inputs]
-    for key in ("weight", "bias", "gamma"):
-        for value in fields.get(key, ()):
-            b.leaf(value.name, value.shape, value.format)
-    outputs = b.node(op, "node", *values, format=format, **fields)
-    return b.build(*outputs).ops[0]
+    """A node of that op, `node`, whose weights are in `fields`; GraphError where the op's contract is broken."""
+    return make_node(op, "node", *inputs, format=format, **fields)
 
 
 def nmse(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from kernelmux.conformance.draw import DrawnInput
-from kernelmux.conformance.guarded import POISONS, Columns, Guarded, same
+from kernelmux.conformance.guarded import POISONS, Guarded, same
 from kernelmux.conformance.located import Layout
 from kernelmux.conformance.measure import Measured, compare
 from kernelmux.contract.answers import bound
@@ -41,24 +41,11 @@ class Room:
     host: Sequence[torch.Tensor | None]
     """Of the inputs that are step state, mirrors in host memory; on the CPU the inputs themselves."""
 
-    @staticmethod
-    def of(node: TensorNode, kernel: Kernel, device: str, apart: bool = False) -> Room:
-        """Memory for a node and its scratch; where `apart`, inputs of rows and columns have gaps between rows."""
-        inputs = [
-            Columns.apart(value, device) if apart and _may_lie_apart(value) else Guarded.of(value, device)
-            for value in node.inputs
-        ]
-        host = [
-            memory.parts[0].cpu() if value.format == "i32" else None
-            for value, memory in zip(node.inputs, inputs, strict=True)
-        ]
-        if kernel.joins(node):
-            outputs = Columns.side_by_side(node.outputs, device)
-        else:
-            outputs = [Guarded.of(value, device) for value in node.outputs]
-        for source, target in node.contract.updates:
-            outputs[target] = inputs[source]
-        return Room(inputs, outputs, Guarded.scratch(kernel.workspace(node), device), host)
+    def restore(self, contents: Sequence[torch.Tensor]) -> None:
+        """Inputs filled with what they held when that was kept."""
+        for memory, held in zip(self.inputs, contents, strict=True):
+            memory.restore(held)
+        self.mirror()
 
     def mirror(self) -> None:
         """The mirrors hold what the inputs do."""
@@ -81,6 +68,7 @@ class Trial:
     ) -> None:
         """`packed` is given where the weights are prepared already, and the truth is known."""
         self.node, self.kernel, self.device, self.weights = node, kernel, device, weights
+        self.planes = [plane for weight in weights for plane in weight.planes]
         self.failures: list[str] = []
         # What the kernel is bound to, and what is torch's current stream while it is launched.
         self.stream, self.elsewhere = (device.platform.stream(device) for _ in range(2))
@@ -90,7 +78,7 @@ class Trial:
         self.given = [memory.snapshot() for memory in self.inputs]
         self.expected = self._reference() if packed is None else ()
         self.packed = self._prepare() if packed is None else packed
-        self._prepared = [part.clone() for part in (*self.packed, *self._planes())]
+        self.prepared = [part.clone() for part in (*self.packed, *self.planes)]
 
     @property
     def inputs(self) -> Sequence[Guarded]:
@@ -101,8 +89,21 @@ class Trial:
         return self.room.outputs
 
     def new_room(self, apart: bool = False) -> Room:
-        """Memory for another binding of the same node."""
-        return Room.of(self.node, self.kernel, self.device.torch, apart)
+        """Memory for another binding of the node; where `apart`, inputs of rows and columns have gaps between rows."""
+        node, device = self.node, self.device.torch
+        inputs = [
+            Guarded.apart(value, device) if apart and _may_lie_apart(value) else Guarded.of(value, device)
+            for value in node.inputs
+        ]
+        state = [value.format == "i32" for value in node.inputs]
+        host = [memory.parts[0].cpu() if mirrored else None for memory, mirrored in zip(inputs, state, strict=True)]
+        if self.kernel.joins(node):
+            outputs = Guarded.side_by_side(node.outputs, device)
+        else:
+            outputs = [Guarded.of(value, device) for value in node.outputs]
+        for source, target in node.contract.updates:
+            outputs[target] = inputs[source]
+        return Room(inputs, outputs, Guarded.scratch(self.kernel.workspace(node), device), host)
 
     def one_row(self, row: int) -> Trial | None:
         """The same kernel on one row alone; None where the op's values are not all rows of one batch."""
@@ -110,12 +111,16 @@ class Trial:
         values = (*self.node.inputs, *self.node.outputs)
         if m == 1 or self.node.contract.updates or any(value.extents[0] != m for value in values):
             return None
-        self.restore(self.given)
-        node = one_row_node(self.node)
+        self.room.restore(self.given)
         drawn = [
             (value, planes_of_rows(value.format, memory.parts, slice(row, row + 1)))
-            for value, memory in zip(node.inputs, self.inputs, strict=True)
+            for value, memory in zip(self.node.inputs, self.inputs, strict=True)
         ]
+        inputs, outputs = (
+            tuple(replace(value, shape=(1, *value.shape[1:])) for value in several)
+            for several in (self.node.inputs, self.node.outputs)
+        )
+        node = replace(self.node, inputs=inputs, outputs=outputs)
         return Trial(drawn, self.weights, node, self.kernel, self.device, self.packed)
 
     def _fill(self, memory: Guarded, value: Value, planes: DrawnInput) -> None:
@@ -129,26 +134,18 @@ class Trial:
             quantize_planes(value.format, dense.to(self.device.torch), memory.parts)
 
     def _prepare(self) -> tuple[torch.Tensor, ...]:
-        before = [plane.clone() for plane in self._planes()]
+        before = [plane.clone() for plane in self.planes]
         packed = self.kernel.prepare(self.weights, self.device)
-        own = {plane.untyped_storage().data_ptr() for plane in self._planes()}
+        own = {plane.untyped_storage().data_ptr() for plane in self.planes}
         # What the model holds already costs nothing, whether it is stated or not.
         total = sum(part.nbytes for part in packed)
         held = sum(part.nbytes for part in packed if part.untyped_storage().data_ptr() not in own)
-        if not same(before, self._planes()):
+        if not same(before, self.planes):
             self.failures.append("inputs: prepare changes the model's weights")
         stated = self.kernel.packed_bytes(self.node)
         if held > stated * 1.01 + 256 or stated > total * 1.01 + 256:
             self.failures.append(f"declarations: packed_bytes says {stated}, prepare holds {total}")
         return packed
-
-    def _planes(self) -> list[torch.Tensor]:
-        """What the model holds of the node's weights."""
-        return [plane for weight in self.weights for plane in weight.planes]
-
-    def weights_unchanged(self) -> bool:
-        """Whether the packed weights, and the model's own, are as `prepare` left them."""
-        return same(self._prepared, [*self.packed, *self._planes()])
 
     def _reference(self) -> tuple[torch.Tensor, ...]:
         """The float64 truth of what the kernel is given, so that conversions before it are not held against it."""
@@ -170,7 +167,7 @@ class Trial:
         Of an op that updates its inputs ids come in reverse instead: two rows for one slot have no right answer.
         """
         updated = {source for source, _ in self.node.contract.updates}
-        self.restore(self.given)
+        self.room.restore(self.given)
         for index, (value, memory) in enumerate(zip(self.node.inputs, self.inputs, strict=True)):
             if value.format == "i32":
                 ids = memory.parts[0]
@@ -205,36 +202,32 @@ class Trial:
                 self.failures.append(f"inputs: binding changes {value.name}")
         return call
 
-    def bind_decoy(self) -> None:
-        """Binds the kernel to other memory and other weights, as one kernel is to many nodes: it keeps nothing of any.
+    def start(self) -> None:
+        """Binds the kernel, and launches it for the first time.
 
-        What `bind` and `prepare` returned before stays what it is.
+        Between the two it is bound to other memory and other weights, as one kernel is to many nodes: what `bind` and
+        `prepare` returned before stays what it is.
         """
+        self.call = self.bind()
         others = [replace(w, planes=tuple(plane.flip(0) for plane in w.planes)) for w in self.weights]
         small = sum(math.prod(weight.shape) for weight in others) <= FEW
         self.bind(self.new_room(), self.kernel.prepare(others, self.device) if others and small else None)
-
-    def restore(self, contents: Sequence[torch.Tensor], room: Room | None = None) -> None:
-        """Inputs filled with what they held when that was kept."""
-        room = room or self.room
-        for memory, held in zip(room.inputs, contents, strict=True):
-            memory.restore(held)
-        room.mirror()
+        self.first = self.launch()
 
     def launch(
         self,
-        call: Launch,
-        poison: int,
+        call: Launch | None = None,
         contents: Sequence[torch.Tensor] | None = None,
         room: Room | None = None,
+        poison: int = POISONS[0],
         busy: bool = False,
     ) -> list[torch.Tensor]:
-        """Inputs as given, or `contents`, the rest poisoned; the call; then the outputs' bytes.
+        """Inputs as given, or `contents`, the rest poisoned; the call, or another; then the outputs' bytes.
 
         Another stream than the kernel's is current; where that is `busy`, nothing launched on it has run yet.
         """
-        room = room or self.room
-        self.restore(contents or self.given, room)
+        room, call = room or self.room, self.call if call is None else call
+        room.restore(contents or self.given)
         for memory in room.outputs:
             if memory not in room.inputs:
                 memory.poison(poison)
@@ -251,10 +244,6 @@ class Trial:
             found = [memory.snapshot() for memory in room.outputs]
         self.synchronize()
         return found
-
-    def launch_once(self) -> list[torch.Tensor]:
-        """Bound and launched, for the outputs' bytes."""
-        return self.launch(self.bind(), POISONS[0])
 
     def measure(
         self,
@@ -280,12 +269,3 @@ class Trial:
 def _may_lie_apart(value: Value) -> bool:
     """Whether a value may be columns of a wider matrix: numbers of rows and columns, one plane."""
     return len(value.shape) == 2 and value.format != "i32" and lookup(value.format).plain
-
-
-def one_row_node(node: TensorNode) -> TensorNode:
-    """A node with every value cut down to one row."""
-
-    def cut(values: tuple[Value, ...]) -> tuple[Value, ...]:
-        return tuple(replace(value, shape=(1, *value.shape[1:])) for value in values)
-
-    return replace(node, inputs=cut(node.inputs), outputs=cut(node.outputs))
