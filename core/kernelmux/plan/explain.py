@@ -5,6 +5,7 @@ Enters: a Plan. Leaves: text of at most so many columns, or data for JSON. Every
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -58,10 +59,9 @@ def summary(plan: Plan, schedule: Schedule) -> list[str]:
 
 def kernel_counts(schedule: Schedule) -> Mapping[str, Mapping[str, int]]:
     """How many nodes of each op each kernel got: {op: {kernel: nodes}}, in walking order."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = {}
     for step in schedule.steps:
-        of_op = counts.setdefault(step.node.op, {})
-        of_op[step.choice.name] = of_op.get(step.choice.name, 0) + 1
+        counts.setdefault(step.node.op, Counter())[step.choice.name] += 1
     return counts
 
 

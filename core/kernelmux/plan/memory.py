@@ -136,13 +136,11 @@ class _FreeList:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        at = bisect.bisect_left(self._stretches, (offset, size))
-        before, after = self._stretches[at - 1 : at] if at else [], self._stretches[at : at + 1]
-        if after and offset + size == after[0][0]:
-            size += after[0][1]
-            del self._stretches[at]
-        if before and sum(before[0]) == offset:
-            offset, size = before[0][0], before[0][1] + size
-            at -= 1
-            del self._stretches[at]
-        self._stretches.insert(at, (offset, size))
+        bisect.insort(self._stretches, (offset, size))
+        joined: list[tuple[int, int]] = []
+        for start, length in self._stretches:
+            if joined and sum(joined[-1]) == start:
+                joined[-1] = joined[-1][0], joined[-1][1] + length
+            else:
+                joined.append((start, length))
+        self._stretches = joined

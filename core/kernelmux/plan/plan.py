@@ -17,23 +17,20 @@ from typing import Any
 
 from kernelmux.contract.cache import library_versions
 from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import Form, packed_form
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
-from kernelmux.graph.graph import Graph, TensorNode, nameless
-from kernelmux.graph.rewrite import fuse
+from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.measure.table import Tables
-from kernelmux.plan.buckets import Bucket, Considered, choose_buckets, first_row, row_counts
-from kernelmux.plan.choice import Choice, Rejection, Taken
+from kernelmux.plan.buckets import Considered, choose_buckets, first_row, row_counts
+from kernelmux.plan.choice import Rejection
 from kernelmux.plan.explain import show, why
 from kernelmux.plan.formats import Step
 from kernelmux.plan.names import absent_names
 from kernelmux.plan.offers import Offers
 from kernelmux.plan.requirements import check_requirements, unused
-from kernelmux.plan.schedule import Schedule, make_schedule
+from kernelmux.plan.schedule import Schedule, Scheduling
 from kernelmux.plan.selection import Locked, Selector
-from kernelmux.plan.variants import taken_variants
 from kernelmux.policy.policy import Policy
 
 MAX_ROWS = 512
@@ -114,20 +111,21 @@ class Plan:
         parts = [self.graph.digest, self.device.device_class, self.versions, self.libraries, self.buckets, steps]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+    @property
+    def steps(self) -> Iterator[Step]:
+        """The steps of all schedules."""
+        return itertools.chain.from_iterable(schedule.steps for schedule in self.schedules.values())
+
     @cached_property
     def versions(self) -> Mapping[str, str]:
         """The version of each kernel that was chosen, by its op and full name."""
-        choices = {
-            f"{step.node.op} {step.choice.name}": step.choice.kernel
-            for schedule in self.schedules.values()
-            for step in schedule.steps
-        }
+        choices = {f"{step.node.op} {step.choice.name}": step.choice.kernel for step in self.steps}
         return {name: kernel.own_version for name, kernel in sorted(choices.items())}
 
     @cached_property
     def libraries(self) -> Mapping[str, str]:
         """The versions of the libraries that the chosen backends are built on."""
-        backends = {step.choice.backend for schedule in self.schedules.values() for step in schedule.steps}
+        backends = {step.choice.backend for step in self.steps}
         names = {name for backend in backends for name in self.registry.backends[backend].libraries}
         return library_versions(sorted(names))
 
@@ -135,10 +133,9 @@ class Plan:
     def packed_forms(self) -> Mapping[Form, int]:
         """The bytes of every packed form that some schedule needs; known before anything is packed."""
         forms: dict[Form, int] = {}
-        for schedule in self.schedules.values():
-            for step in schedule.steps:
-                if (form := packed_form(step.node, step.choice.name, step.choice.kernel)) is not None:
-                    forms[form] = step.choice.kernel.packed_bytes(step.node)
+        for step in self.steps:
+            if (form := packed_form(step.node, step.choice.name, step.choice.kernel)) is not None:
+                forms[form] = step.choice.kernel.packed_bytes(step.node)
         return forms
 
     @property
@@ -182,33 +179,21 @@ def make_plan(
     if max_rows < 1:
         raise PlanError(f"a plan needs room for at least one row, not max_rows={max_rows}")
     graph = graph.with_cache_format(policy.document.kv.format)
-    working = registry.working
-    plan = _make_plan(graph, policy, registry, device, max_rows, banned, locked)
+    working: tuple[str, ...] | None = None
     # A backend that breaks while it is asked is quarantined: then its earlier answers do not count either.
-    return plan if working == registry.working else make_plan(graph, policy, registry, device, max_rows, banned, locked)
-
-
-def _make_plan(
-    graph: Graph,
-    policy: Policy,
-    registry: Registry,
-    device: Device,
-    max_rows: int,
-    banned: frozenset[tuple[str, str]],
-    locked: Locked | None,
-) -> Plan:
-    selector = Selector(policy, Offers(registry, device), banned, locked)
-    buckets = choose_buckets(graph, selector, sorted(locked) if locked else row_counts(policy, max_rows))
-    tops = tuple(bucket.rows for bucket in buckets)
-    scheduling = _Scheduling(graph, selector, tops, Tables(device))
-    schedules = {
-        (m.rows, outs.rows): scheduling.schedule(m, outs)
-        for m, outs in itertools.product(buckets, buckets)
-        if outs.rows <= m.rows
-    }
-    selector.check_names()
+    while working != registry.working:
+        working = registry.working
+        selector = Selector(policy, Offers(registry, device), banned, locked)
+        buckets = choose_buckets(graph, selector, sorted(locked) if locked else row_counts(policy, max_rows))
+        tops = tuple(bucket.rows for bucket in buckets)
+        scheduling = Scheduling(graph, selector, tops, Tables(device))
+        pairs = [(m, outs) for m, outs in itertools.product(buckets, buckets) if outs.rows <= m.rows]
+        schedules = {(m.rows, outs.rows): scheduling.schedule(m, outs) for m, outs in pairs}
+        selector.check_names()
     fused = {fusion.node.name: fusion.parts for bucket in buckets for fusion in bucket.fusions}
-    considered = _merged([bucket.considered for bucket in buckets])
+    considered: dict[str, tuple[Rejection, ...]] = {}
+    for name, losers in itertools.chain.from_iterable(bucket.considered.items() for bucket in buckets):
+        considered[name] = tuple(dict.fromkeys(considered.get(name, ()) + losers))
     plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked)
     check_requirements(plan)
     return plan if locked else replace(plan, notes=_notes(plan))
@@ -220,57 +205,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     loud = [str(finding) for finding in findings if finding.weight == "note"]
     by_fault = {message.partition(" is quarantined: ")[2] or message: message for message in reversed(loud)}
     return *reversed(by_fault.values()), *unused(plan)
-
-
-@dataclass
-class _Scheduling:
-    """Makes the schedules of one plan; the variants of alike nodes are looked up once."""
-
-    graph: Graph
-    selector: Selector
-    tops: Sequence[int]
-    tables: Tables
-    _taken: dict[tuple[Choice, TensorNode, int, int], tuple[Taken, ...]] = field(default_factory=dict)
-
-    def schedule(self, m: Bucket, outs: Bucket) -> Schedule:
-        """The steps at one pair of buckets: a node's own rows (of tokens, or of logits) pick its bucket."""
-
-        def bucket(node: TensorNode) -> Bucket:
-            return outs if node.inputs[0].shape[0] == "outs" else m
-
-        fusions = [fusion for fusion in m.fusions if bucket(fusion.node) is m]
-        fusions += [fusion for fusion in outs.fusions if bucket(fusion.node) is outs and outs is not m]
-        chosen = [Step(node, bucket(node).choices[node.name]) for node in fuse(self.graph.ops, fusions)]
-        dims = {"m": m.rows, "outs": outs.rows}
-
-        def convert(node: TensorNode) -> Choice:
-            return self.selector.choose(node, node.rows_in(dims))
-
-        def vary(node: TensorNode, choice: Choice) -> Choice:
-            return self._vary(node, choice, node.rows_in(dims))
-
-        return make_schedule(self.graph, chosen, convert, vary, dims)
-
-    def _vary(self, node: TensorNode, choice: Choice, top: int) -> Choice:
-        """The choice with the variants that it takes at the rows of its bucket."""
-        if self.selector.locked is not None or type(choice.kernel).variants is Kernel.variants:
-            return choice
-        low = top
-        if isinstance(node.inputs[0].shape[0], str):
-            low = first_row(self.tops, top)
-        key = choice, nameless(node), low, top
-        if key not in self._taken:
-            self._taken[key] = taken_variants(self.tables, choice, node, low, top)
-        return replace(choice, variants=self._taken[key])
-
-
-def _merged(considered: Sequence[Considered]) -> Considered:
-    """Everything that was considered for a node at some row count."""
-    names = dict.fromkeys(name for each in considered for name in each)
-    merged: dict[str, tuple[Rejection, ...]] = {}
-    for name in names:
-        merged[name] = tuple(dict.fromkeys(why for each in considered for why in each.get(name, ())))
-    return merged
 
 
 def _identity(schedule: Schedule) -> list[Any]:
@@ -293,6 +227,6 @@ def _top(tops: Sequence[int], rows: int) -> int:
         if rows <= top:
             return top
     raise PlanError(
-        f"the plan takes up to {tops[-1]} rows a step, {rows} were asked for: longer prompts run in several; "
-        f"in Python, plan(max_rows={rows}) makes room"
+        f"the plan takes up to {tops[-1]} rows, {rows} were asked for; plan with max_rows={rows} in Python: "
+        "longer prompts run in several steps"
     )

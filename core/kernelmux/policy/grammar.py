@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -43,20 +43,20 @@ def _each(check: Any) -> Any:
     return validate
 
 
-def _op_name(name: str) -> str:
-    if name not in OPS:
-        # It may be a backend's own.
+def _one_of(kind: str, known: Callable[[], Collection[str]]) -> Callable[[Any], str]:
+    """A validator of one name among those known, some of which may be a backend's own."""
+
+    def check(name: Any) -> str:
         registry.current()
-    if name not in OPS:
-        raise ValueError(f"unknown op {name!r}{nearest(name, OPS)}")
-    return name
+        if name not in list(known()):
+            raise ValueError(f"unknown {kind} {name!r:.40}{nearest(str(name), known())}")
+        return str(name)
+
+    return check
 
 
 def _format_name(name: str) -> str:
-    try:
-        return lookup(name).name
-    except GraphError:
-        registry.current()
+    registry.current()
     try:
         return lookup(name).name
     except GraphError as error:
@@ -67,18 +67,6 @@ def _kernel_name(name: str) -> str:
     if not _KERNEL_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no kernel: write 'backend' or 'backend:kernel', as 'torch:int4'")
     return name
-
-
-def _cache_format(name: Any) -> str:
-    if name not in CACHE_FORMATS:
-        raise ValueError(f"unknown cache format {name!r}{nearest(str(name), CACHE_FORMATS)}")
-    return str(name)
-
-
-def _device_kind(kind: Any) -> str:
-    if kind not in known_kinds():
-        raise ValueError(f"unknown kind of device {kind!r:.40}{nearest(str(kind), known_kinds())}")
-    return str(kind)
 
 
 def _arguments(value: Any) -> Any:
@@ -146,7 +134,7 @@ def _capability(value: Any) -> tuple[int, int]:
 _STRINGS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 
 
-_Ops = Annotated[tuple[str, ...], BeforeValidator(_each(_op_name)), WithJsonSchema(_STRINGS)]
+_Ops = Annotated[tuple[str, ...], BeforeValidator(_each(_one_of("op", lambda: OPS))), WithJsonSchema(_STRINGS)]
 _Formats = Annotated[tuple[str, ...], BeforeValidator(_each(_format_name)), WithJsonSchema(_STRINGS)]
 _Kernels = Annotated[tuple[str, ...], BeforeValidator(_each(_kernel_name)), WithJsonSchema(_STRINGS)]
 _Patterns = Annotated[tuple[str, ...], BeforeValidator(_each(str)), WithJsonSchema(_STRINGS)]
@@ -159,14 +147,18 @@ _Capability = Annotated[
     PlainSerializer(lambda capability: ".".join(map(str, capability))),
     WithJsonSchema({"type": "string"}),
 ]
-_DeviceKind = Annotated[str, BeforeValidator(_device_kind), WithJsonSchema({"enum": list(PLATFORMS)})]
+_DeviceKind = Annotated[
+    str, BeforeValidator(_one_of("kind of device", known_kinds)), WithJsonSchema({"enum": list(PLATFORMS)})
+]
 _Where = Annotated[
     Mapping[str, Range | tuple[str | float | bool | int, ...]],
     BeforeValidator(_arguments),
     PlainSerializer(_written),
     WithJsonSchema({"type": "object"}),
 ]
-_CacheFormat = Annotated[str, BeforeValidator(_cache_format), WithJsonSchema({"type": "string"})]
+_CacheFormat = Annotated[
+    str, BeforeValidator(_one_of("cache format", lambda: CACHE_FORMATS)), WithJsonSchema({"type": "string"})
+]
 
 
 class Table(BaseModel):

@@ -104,7 +104,9 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
         decode_steps(session, sequences, load.decode)
         wait()
         decodes.append((time.perf_counter() - started) / load.decode * 1e6)
-        _rewind(sequences, lengths)
+        # What follows overwrites the tokens beyond.
+        for sequence, length in zip(sequences, lengths, strict=True):
+            sequence.length = length
     host = None
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
         host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait))
@@ -150,12 +152,6 @@ def _time_enqueueing(
         samples.append((time.perf_counter() - started) / IN_A_ROW * 1e6)
     wait()
     return samples
-
-
-def _rewind(sequences: Sequence[CachedSequence], lengths: Sequence[int]) -> None:
-    """Forgets the tokens beyond a length: what follows overwrites them."""
-    for sequence, length in zip(sequences, lengths, strict=True):
-        sequence.length = length
 
 
 def _ids(model: Model, count: int, seed: int) -> list[int]:

@@ -75,8 +75,7 @@ class Walker:
         kernel takes the node.
         """
         at = (error.node, error.kernel)
-        steps = (step for schedule in self.plan.schedules.values() for step in schedule.steps)
-        choice = next(step.choice for step in steps if (step.node.name, step.choice.name) == at)
+        choice = next(step.choice for step in self.plan.steps if (step.node.name, step.choice.name) == at)
         if error.sticky or choice.on_error == "error":
             raise error
         try:

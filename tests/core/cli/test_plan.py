@@ -142,7 +142,7 @@ def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):
 
 
 def test_more_rows_than_the_plan_takes_are_refused_with_both_numbers(q4: Path):
-    assert_one_line_error(call_command("plan", q4, "--rows", 513), "512", "513", "longer prompts run in several")
+    assert_one_line_error(call_command("plan", q4, "--rows", 513), "512", "513", "longer prompts run in several steps")
 
 
 def test_a_policy_file_chooses_and_is_the_reason(q4: Path, tmp_path: Path):
