@@ -28,12 +28,7 @@ Argument = torch.Tensor | np.generic | None
 
 
 def bind(
-    function: Any,
-    grid: Sequence[int],
-    block: Sequence[int],
-    args: Sequence[Argument],
-    stream: Any,
-    shared: int = 0,
+    function: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Argument], stream: Any, shared: int = 0
 ) -> Launch:
     """A call that launches a CuPy function on a torch stream; it keeps its tensors alive.
 

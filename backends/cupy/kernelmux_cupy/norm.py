@@ -34,12 +34,9 @@ class RmsNorm(Kernel):
         return [emitted(node.outputs[-1])]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (x,), (y,) = tensors.inputs, tensors.outputs
-        return self._bind(node, (x, None, None), y, tensors, stream)
-
-    def _bind(self, node: TensorNode, rows: tuple[Any, Any, Any], y: Any, tensors: Tensors, stream: Any) -> Launch:
-        """`rows`: a, b and total; without the last two, the norm of a."""
-        a, b, _ = rows
+        # Without a sum there is neither a second input nor a total.
+        a, b = (*tensors.inputs, None)[:2]
+        total, y = (None, *tensors.outputs)[-2:]
         m, columns = a.shape
         wide = WIDE if columns % WIDE == 0 else 1
         threads = min(THREADS, -(-columns // (32 * wide)) * 32)
@@ -49,7 +46,7 @@ class RmsNorm(Kernel):
         total_format, y_format = ("f32", *formats(node.outputs))[-2:]
         stored = {"A": a_format, "B": b_format, "TOTAL": total_format, "Y": y_format}
         run = function("norm", "rms_norm", self.device, **stored, ADD=int(b is not None), WIDE=wide, CHUNKS=chunks)
-        args = (*rows, tensors.packed[0], *written(y), np.float32(node.epsilon), np.int32(columns))
+        args = (a, b, total, *tensors.packed, *written(y), np.float32(node.epsilon), np.int32(columns))
         return bind(run, (m,), (threads,), args, stream)
 
 
@@ -60,7 +57,3 @@ class AddRmsNorm(RmsNorm):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, *super().outputs(node)]
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (a, b), (total, y) = tensors.inputs, tensors.outputs
-        return self._bind(node, (a, b, total), y, tensors, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from kernelmux.contract import Launch, Tensors
@@ -15,7 +16,7 @@ SCALED = tuple(name for name, format in FORMATS.items() if format.rounding and n
 
 class Convert(TorchKernel):
     ops = ("convert",)
-    takes = {"source": FLOATS, "target": FLOATS}
+    takes: Mapping[str, object] = {"source": FLOATS, "target": FLOATS}
     name = "f32"
     precision = 1e-11
 
@@ -23,15 +24,13 @@ class Convert(TorchKernel):
         return partial(tensors.outputs[0].copy_, tensors.inputs[0])
 
 
-class Quantize(TorchKernel):
+class Quantize(Convert):
     """As core defines the formats, in torch calls."""
 
-    ops = ("convert",)
     takes = {"source": FLOATS, "target": SCALED}
     # By scale, sums and rounding: whole tensors pass about twenty times.
     on_card = 24
     name = "quantize"
-    precision = 1e-11
     capturable = False
     input_formats = FLOATS
 
@@ -40,14 +39,12 @@ class Quantize(TorchKernel):
         return lambda: quantize_planes(format, x.float(), planes)
 
 
-class Dequantize(TorchKernel):
+class Dequantize(Convert):
     """As core defines the formats, in torch calls."""
 
-    ops = ("convert",)
     takes = {"source": SCALED, "target": FLOATS}
     on_card = 6
     name = "dequantize"
-    precision = 1e-11
     capturable = False
     output_formats = FLOATS
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn.functional import ScalingType
 
 from kernelmux.contract import Declined, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.contract.weights import converted, dense
+from kernelmux.contract.weights import below, converted
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.cuda.mul_mat import STACKED
@@ -55,11 +56,8 @@ class Fp8Tensor(TorchKernel):
         matrices = sum(lookup(self.packed).nbytes(weight.extents) for weight in node.weight)
         return matrices + sum(2 * bias.extents[0] for bias in node.bias)
 
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        matrices = [weight for weight in weights if len(weight.shape) == 2]
-        planes = zip(*(converted(matrix, self.packed, device) for matrix in matrices), strict=True)
-        biases = [dense(value, torch.bfloat16, device) for value in weights[len(matrices) :]]
-        return tuple(_below(parts) for parts in (*planes, *([biases] if biases else [])))
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[Tensor, ...]:
+        return below(weights, lambda matrix: converted(matrix, self.packed, device), torch.bfloat16, device)
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), y, (weight, scales, *bias) = tensors.inputs, tensors.matrix, tensors.packed
@@ -125,7 +123,7 @@ class Fp8Block(Fp8Tensor):
         n, k = node.weight[0].extents
         return n * k + 4 * n // BLOCK * _padded(k // BLOCK)
 
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[Tensor, ...]:
         data, scales = converted(weights[0], self.packed, device)
         padded = scales.new_zeros(len(scales), _padded(scales.shape[1]))
         padded[:, : scales.shape[1]] = scales
@@ -158,22 +156,14 @@ class Fp8Block(Fp8Tensor):
 
 
 def scaled_mm(
-    x: torch.Tensor,
-    x_scales: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    fast: bool,
+    x: Tensor, x_scales: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, y: Tensor, fast: bool
 ) -> Launch:
     """torch's GEMM of x [m, k] and weight [n, k]; it tells the scheme from the scales' shapes, one or a row's each."""
     operands = (x, weight.T, x_scales, scales.T)
     return partial(torch._scaled_mm, *operands, bias=bias, out_dtype=y.dtype, use_fast_accum=fast, out=y)
 
 
-def scaled_mm_blocks(
-    x: torch.Tensor, x_scales: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, y: torch.Tensor
-) -> Launch:
+def scaled_mm_blocks(x: Tensor, x_scales: Tensor, weight: Tensor, scales: Tensor, y: Tensor) -> Launch:
     """torch's GEMM of x [m, k], scales [k/128, m], and weight [n, k], scales [n/128, k/128 padded to fours]."""
     activations, weights = ScalingType.BlockWise1x128.value, ScalingType.BlockWise128x128.value
     operands = (x, weight.T, [x_scales.T], [activations], [], [scales.T], [weights], [])
@@ -181,12 +171,7 @@ def scaled_mm_blocks(
 
 
 def _multiply_on_cpu(
-    x: torch.Tensor,
-    x_scales: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
+    x: Tensor, x_scales: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, y: Tensor
 ) -> None:
     """The same in float32: torch's own fp8 GEMM is a plain loop there, a thousand times slower."""
     product = (x.float() @ weight.float().T).mul_(x_scales).mul_(scales.T)
@@ -203,11 +188,6 @@ def _not_hopper(device: Device) -> Declined | None:
     if device.capability is None or device.capability[0] == 9:
         return None
     return Declined(f"it needs compute capability 9.x, this device has {device.capability}", "capability")
-
-
-def _below(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors below one another; one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _padded(count: int) -> int:

@@ -36,15 +36,14 @@ class Rope(TorchKernel):
         rotation, scratch = node.rotation, tensors.workspace
         assert rotation is not None
         assert scratch is not None
-        take = _Scratch(scratch)
         shape = (len(positions), rotation.dims // 2)
         # Widest first: a complex128 must start at a multiple of 16 bytes.
-        exact, angles = take(shape, torch.complex128), take(shape, torch.float64)
-        turns = take(shape, torch.complex64)
+        kinds, count = (torch.complex128, torch.float64, torch.complex64), math.prod(shape)
+        *parts, rest = torch.split(scratch, [16 * count, 8 * count, 8 * count, len(scratch) - 32 * count])
+        exact, angles, turns = (part.view(kind).view(shape) for part, kind in zip(parts, kinds, strict=True))
         magnitude = torch.full(shape, rotation.magnitude, dtype=torch.float64, device=positions.device)
         frequencies = _frequencies(rotation, tensors.packed, positions.device)
         column, per_head = positions.unsqueeze(1), turns.unsqueeze(1)
-        rest = take.rest()
         turned = [
             call
             for x, y in zip((q, k), tensors.outputs, strict=True)
@@ -71,7 +70,8 @@ def _turn(
         source, target = (torch.view_as_complex(t[..., :dims].unflatten(-1, (-1, 2))) for t in (x, y))
         return [*passed, partial(torch.mul, source, turns, out=target)]
     # q and k take turns with the scratch: it holds one operand.
-    gathered = _Scratch(scratch)((x.shape[0], x.shape[1], dims // 2), torch.complex64)
+    shape = (x.shape[0], x.shape[1], dims // 2)
+    gathered = scratch[: 8 * math.prod(shape)].view(torch.complex64).view(shape)
     parts = torch.view_as_real(gathered)
     halves = [(slice(0, dims // 2), parts[..., 0]), (slice(dims // 2, dims), parts[..., 1])]
     return [
@@ -85,19 +85,3 @@ def _turn(
 def _frequencies(rotation: Rotation, divisors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     frequencies = torch.tensor(rotation.frequencies(), dtype=torch.float64, device=device)
     return frequencies / math.prod(divisors, start=torch.ones((), dtype=torch.float64, device=device))
-
-
-class _Scratch:
-    """Deals tensors out of a workspace, one after another."""
-
-    def __init__(self, memory: torch.Tensor) -> None:
-        self._memory = memory
-        self._used = 0
-
-    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        start = self._used
-        self._used += math.prod(shape) * dtype.itemsize
-        return self._memory[start : self._used].view(dtype).view(shape)
-
-    def rest(self) -> torch.Tensor:
-        return self._memory[self._used :]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.weights import converted, row_ranges
+from kernelmux.contract.weights import below, converted, row_ranges
 from kernelmux.graph.formats import Weight, lookup, torch_dtype
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.few_rows_pack import PLANES, pack
@@ -36,15 +36,7 @@ def stored_bytes(node: TensorNode, form: str) -> int:
 
 def packed(weights: Sequence[Weight], form: str, device: Device) -> tuple[torch.Tensor, ...]:
     """The planes of weights [n, k], and of the biases [n] after them."""
-    matrices = [weight for weight in weights if len(weight.shape) == 2]
-    parts = [_planes(matrix, form, device) for matrix in matrices]
-    biases = [bias.dequantize().to(device.torch) for bias in weights[len(matrices) :]]
-    together = [_below(planes) for planes in zip(*parts, strict=True)]
-    return (*together, *([_below(biases)] if biases else []))
-
-
-def _below(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return below(weights, lambda matrix: _planes(matrix, form, device), torch.float32, device)
 
 
 def _planes(weight: Weight, form: str, device: Device) -> tuple[torch.Tensor, ...]:

@@ -35,8 +35,16 @@ class RmsNorm(Kernel):
         return [emitted(node.outputs[0])]
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _bind(node, x, x, x, gamma, y, stream, add=False)
+        # Without a sum neither the second input nor the total is touched.
+        a, b = (*tensors.inputs, *tensors.inputs)[:2]
+        total, y = (a, *tensors.outputs)[-2:]
+        m, k = a.shape
+        kept = (node.epsilon, k, len(tensors.inputs) > 1, *scaling(node.outputs[-1].format, k))
+        args = (a, b, total, *tensors.packed, *planes(y), *kept)
+        if k > LONGEST:
+            return bind(_norm_long, (m,), *args, TILE, stream=stream, num_warps=warps(TILE))
+        wide = triton.next_power_of_2(k)
+        return bind(_norm, (m,), *args, wide, stream=stream, num_warps=warps(wide))
 
 
 class AddRmsNorm(RmsNorm):
@@ -46,20 +54,6 @@ class AddRmsNorm(RmsNorm):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, emitted(node.outputs[1])]
-
-    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        (a, b), (total, y), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _bind(node, a, b, total, gamma, y, stream, add=True)
-
-
-def _bind(node: TensorNode, a: Any, b: Any, total: Any, gamma: Any, y: Any, stream: Any, add: bool) -> Launch:
-    """Unless `add`, neither `b` nor `total` is touched."""
-    m, k = a.shape
-    args = (a, b, total, gamma, *planes(y), node.epsilon, k, add, *scaling(node.outputs[-1].format, k))
-    if k > LONGEST:
-        return bind(_norm_long, (m,), *args, TILE, stream=stream, num_warps=warps(TILE))
-    wide = triton.next_power_of_2(k)
-    return bind(_norm, (m,), *args, wide, stream=stream, num_warps=warps(wide))
 
 
 @triton.jit

@@ -5,7 +5,7 @@ For what kernels do in `prepare`. Enters: a `Weight` [n, k] as the file has it. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,19 @@ def stacked(weights: Sequence[Weight], dtype: torch.dtype, device: Device) -> to
         for rows, part in dequantized_rows(weight):
             place[rows].copy_(part)
     return whole
+
+
+def below(
+    weights: Sequence[Weight], planes_of: Callable[[Weight], Sequence[torch.Tensor]], dtype: torch.dtype, device: Device
+) -> tuple[torch.Tensor, ...]:
+    """The planes of matrices [n, k] below one another, each by `planes_of`; of biases [n], after them, one in `dtype`."""
+    import torch
+
+    matrices = [weight for weight in weights if len(weight.shape) == 2]
+    parts = [*zip(*map(planes_of, matrices), strict=True)]
+    if biases := [dense(bias, dtype, device) for bias in weights[len(matrices) :]]:
+        parts.append(tuple(biases))
+    return tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts)
 
 
 def converted(weight: Weight, format: str, device: Device) -> tuple[torch.Tensor, ...]:
