@@ -37,10 +37,9 @@ class Offer:
 def checked_classes(backend: str, answer: Any) -> tuple[type[Kernel], ...]:
     """What a backend's `kernel_classes` returned; BackendError where it is no list of sound classes."""
     function = f"{backend}.kernel_classes()"
-    if not isinstance(answer, list | tuple):
-        raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of Kernel classes, [MyKernel]")
+    listed = _listed(function, answer, "a list of Kernel classes, [MyKernel]")
     seen: list[tuple[object, ...]] = []
-    for kernel in answer:
+    for kernel in listed:
         if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
             raise BackendError(f"{function} lists {_shown(kernel)}: it must list Kernel classes, [MyKernel]")
         _check_declarations(backend, kernel)
@@ -61,7 +60,7 @@ def checked_classes(backend: str, answer: Any) -> tuple[type[Kernel], ...]:
         told = {name for op in kernel.ops if op != EVERY_OP for name in OPS[op].told}
         if odd := kernel.takes.keys() - told:
             raise BackendError(f"{subject}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
-    return tuple(answer)
+    return tuple(listed)
 
 
 def dispatch(
@@ -114,12 +113,11 @@ def excluded(kernel: Kernel, told: Mapping[str, Any]) -> Declined | None:
 
 def checked_list(function: str, answer: Any, kind: type) -> Sequence[Any]:
     """What `new_ops` or `new_formats` returned; BackendError where it is no list of these."""
-    if not isinstance(answer, list | tuple):
-        raise BackendError(f"{function} returned {_shown(answer)}: it must return a list of {kind.__name__}s")
-    for brought in answer:
+    listed = _listed(function, answer, f"a list of {kind.__name__}s")
+    for brought in listed:
         if not isinstance(brought, kind):
             raise BackendError(f"{function} lists {_shown(brought)}: it must list instances of {kind.__name__}")
-    return answer
+    return listed
 
 
 def checked_answer(backend: str, function: str, answer: Any) -> Offer:
@@ -158,10 +156,8 @@ def checked_formats(kernel: Kernel, node: TensorNode) -> Mapping[str, Sequence[S
 
 def checked_variants(kernel: Kernel, node: TensorNode) -> Mapping[str, Any]:
     """What a kernel's `variants` returned, by their names; BackendError where that is no list."""
-    answer = kernel.variants(node)
-    if not isinstance(answer, list | tuple):
-        raise BackendError(f"{kernel.full_name}.variants returned {_shown(answer)}: it must return a list, [] for none")
-    return {str(variant): variant for variant in answer}
+    listed = _listed(f"{kernel.full_name}.variants", kernel.variants(node), "a list, [] for none")
+    return {str(variant): variant for variant in listed}
 
 
 def stored(node: TensorNode, kernel: Kernel, wanted: Callable[[str, Value], str]) -> TensorNode:
@@ -193,6 +189,13 @@ def bound(kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> La
             kernel=kernel.full_name,
         )
     return launch
+
+
+def _listed(function: str, answer: Any, wanted: str) -> Sequence[Any]:
+    """The list that a function returned; BackendError where that is none."""
+    if isinstance(answer, list | tuple):
+        return answer
+    raise BackendError(f"{function} returned {_shown(answer)}: it must return {wanted}")
 
 
 def _shown(answer: Any) -> str:

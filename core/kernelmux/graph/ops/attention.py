@@ -6,12 +6,11 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.cases import Case, Draw, extremes
-from kernelmux.graph.ops.op import Op, Operands, row_count
+from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +38,7 @@ class Attention(Op):
     optional = ("window", "soft_cap")
     told = {
         "m": row_count,
-        "num_heads": attrgetter("num_heads"),
-        "num_kv_heads": attrgetter("num_kv_heads"),
-        "head_dim": attrgetter("head_dim"),
-        "layer": attrgetter("layer"),
+        **own_fields("num_heads", "num_kv_heads", "head_dim", "layer"),
         "cache_format": lambda node: node.inputs[1].format,
     }
 

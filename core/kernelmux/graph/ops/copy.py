@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
-from kernelmux.graph.ops.op import Op, Operands, row_count
+from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +34,7 @@ class Copy(Op):
     updates = ((3, 0), (4, 1))
     told = {
         "m": row_count,
-        "num_kv_heads": attrgetter("num_kv_heads"),
-        "head_dim": attrgetter("head_dim"),
+        **own_fields("num_kv_heads", "head_dim"),
         "cache_format": lambda node: node.inputs[3].format,
     }
 

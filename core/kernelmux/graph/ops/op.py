@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernelmux.errors import GraphError
@@ -61,6 +62,11 @@ def weight_formats(node: TensorNode) -> tuple[str, ...]:
 def has_bias(node: TensorNode) -> bool:
     """Whether a bias is added to each of the node's products."""
     return bool(node.bias)
+
+
+def own_fields(*names: str) -> dict[str, Tell]:
+    """The node's fields of these names, told as they are."""
+    return {name: attrgetter(name) for name in names}
 
 
 class Op(ABC):

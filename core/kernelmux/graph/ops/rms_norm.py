@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.cases import LONG_ROWS, MANY_ROWS, ROW_COUNTS, Case, extreme_cases
-from kernelmux.graph.ops.op import Op, Operands, column_count, row_count
+from kernelmux.graph.ops.op import Op, Operands, column_count, own_fields, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,7 @@ class RmsNorm(Op):
     outputs = ("y",)
     fields = ("gamma", "epsilon")
     in_place = ((0, 0),)
-    told = {"m": row_count, "hidden_dim": column_count, "epsilon": attrgetter("epsilon")}
+    told = {"m": row_count, "hidden_dim": column_count, **own_fields("epsilon")}
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         (x,) = node.inputs

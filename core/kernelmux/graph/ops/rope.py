@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
-from kernelmux.graph.ops.op import Op, Operands, row_count
+from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -86,13 +85,7 @@ class Rope(Op):
     fields = ("rotation", "num_heads", "num_kv_heads", "head_dim")
     optional = ("weight",)
     in_place = ((0, 0), (1, 1))
-    told = {
-        "m": row_count,
-        "num_heads": attrgetter("num_heads"),
-        "num_kv_heads": attrgetter("num_kv_heads"),
-        "head_dim": attrgetter("head_dim"),
-        "rotation": attrgetter("rotation"),
-    }
+    told = {"m": row_count, **own_fields("num_heads", "num_kv_heads", "head_dim", "rotation")}
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         q, k, positions = node.inputs
