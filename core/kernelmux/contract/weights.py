@@ -57,7 +57,7 @@ def stacked(weights: Sequence[Weight], dtype: torch.dtype, device: Device) -> to
 def below(
     weights: Sequence[Weight], planes_of: Callable[[Weight], Sequence[torch.Tensor]], dtype: torch.dtype, device: Device
 ) -> tuple[torch.Tensor, ...]:
-    """The planes of matrices [n, k] below one another, each by `planes_of`; of biases [n], after them, one in `dtype`."""
+    """The planes of matrices [n, k] below one another, each by `planes_of`; of the biases [n] one in `dtype`."""
     import torch
 
     matrices = [weight for weight in weights if len(weight.shape) == 2]
