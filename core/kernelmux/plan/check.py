@@ -5,8 +5,6 @@ Enters: a policy, the registry and, if there is one, a model's graph. Leaves: fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError, PolicyError
@@ -23,15 +21,12 @@ def check_policy(policy: Policy, registry: Registry, device: Device, graph: Grap
     sound = not any(finding.weight == "error" for finding in found)
     found += [finding for *_, finding in unreached(policy)]
     if graph is not None and sound:
-        found += _against(policy, registry, device, graph)
+        try:
+            plan = make_plan(graph, policy, registry, device)
+        except (PlanError, PolicyError) as error:
+            found.append(Finding.of(error))
+        else:
+            where = f"{graph.name} on {device.device_class}"
+            for name, line in unmatched(plan):
+                found.append(Finding(line, f"{name.partition(' (')[0]} matches no node of {where}"))
     return sorted(found, key=lambda finding: finding.line)
-
-
-def _against(policy: Policy, registry: Registry, device: Device, graph: Graph) -> Iterator[Finding]:
-    try:
-        plan = make_plan(graph, policy, registry, device)
-    except (PlanError, PolicyError) as error:
-        yield Finding.of(error)
-        return
-    for name, line in unmatched(plan):
-        yield Finding(line, f"{name.partition(' (')[0]} matches no node of {graph.name} on {device.device_class}")

@@ -35,7 +35,9 @@ def lay_out(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str], side_b
     `kept` names values that outlive the walk, `side_by_side` nodes whose outputs are columns of one matrix. Best fit in
     walking order, in place where the op allows it and the input dies there.
     """
-    last_read = _last_reads(nodes, kept)
+    # The index of the last node that reads each value; past the end for those kept.
+    last_read = {value.name: index for index, (node, _) in enumerate(nodes) for value in node.inputs}
+    last_read |= dict.fromkeys(kept, len(nodes))
     free = _FreeList()
     blocks: dict[str, _Block] = {}
     offsets: dict[str, int] = {}
@@ -85,12 +87,6 @@ class _Block:
     offset: int
     nbytes: int
     alive: set[str]
-
-
-def _last_reads(nodes: Sequence[tuple[TensorNode, int]], kept: Iterable[str]) -> Mapping[str, int]:
-    """The index of the last node that reads each value; past the end for those kept."""
-    last = {value.name: index for index, (node, _) in enumerate(nodes) for value in node.inputs}
-    return last | dict.fromkeys(kept, len(nodes))
 
 
 def _in_place(

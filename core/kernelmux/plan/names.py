@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import EVERY_OP
@@ -16,6 +16,7 @@ from kernelmux.contract.registry import Registry
 from kernelmux.errors import KernelmuxError, PolicyError, nearest
 from kernelmux.graph.graph import case_node
 from kernelmux.graph.ops import OPS
+from kernelmux.policy.grammar import Rule
 from kernelmux.policy.policy import Policy
 
 OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
@@ -51,17 +52,21 @@ class Finding:
         return PolicyError(str(self), file=policy.source, line=self.line, kernel=kernel, backend=backend)
 
 
-@dataclass(frozen=True)
-class _List:
-    """A list of names: how messages call its table, its lines, and how much it matters that they can be had."""
+class _List(NamedTuple):
+    """A list of names: how messages call its table, both lines, how much it matters that they can be had, its rule."""
 
     table: str
     line: int
-    place: str
     key_line: int
     names: Sequence[str]
     weight: Weight
-    rule: int | None = None
+    rule: Rule | None
+    place: str
+
+    @property
+    def unknown(self) -> Weight:
+        """What is to be made of a name of nothing: a requirement will fail by itself."""
+        return "note" if self.table.startswith("requirement") else "error"
 
 
 def _lists(policy: Policy) -> Iterator[_List]:
@@ -71,16 +76,16 @@ def _lists(policy: Policy) -> Iterator[_List]:
         table, option = policy.where(index), index < len(policy.options)
         line, key_line = policy.line("rule", index) or 0, policy.line("rule", index, "use") or 0
         weight: Weight = "error" if option or "error" in (rule.on_unsupported, rule.on_error) else "note"
-        yield _List(table, line, table if option else f"{source}:{key_line}", key_line, rule.use, weight, index)
-    others: list[tuple[str, tuple[str | int, ...], Sequence[str], Weight]] = [
-        (f"requirement {index + 1}", ("require", index, "kernel"), required.kernel, "note")
-        for index, required in enumerate(document.require)
-    ]
-    others += [("defaults", ("defaults", "use"), document.defaults.use, "remark")]
-    others += [("forbid", ("forbid",), document.forbid, "note")]
-    for table, path, names, weight in others:
+        yield _List(table, line, key_line, rule.use, weight, rule, table if option else f"{source}:{key_line}")
+
+    def of(table: str, names: Sequence[str], weight: Weight, *path: int | str) -> _List:
         line = policy.line(*path) or 1
-        yield _List(f"{table} ({source}:{line})", line, f"{source}:{line}", line, names, weight)
+        return _List(f"{table} ({source}:{line})", line, line, names, weight, None, f"{source}:{line}")
+
+    for index, required in enumerate(document.require):
+        yield of(f"requirement {index + 1}", required.kernel, "note", "require", index, "kernel")
+    yield of("defaults", document.defaults.use, "remark", "defaults", "use")
+    yield of("forbid", document.forbid, "note", "forbid")
 
 
 def absent_names(policy: Policy, registry: Registry) -> Iterator[Finding]:
@@ -90,16 +95,14 @@ def absent_names(policy: Policy, registry: Registry) -> Iterator[Finding]:
     """
     forbidden = policy.document.forbid
     for of in _lists(policy):
-        rule = None if of.rule is None else policy.document.rule[of.rule]
         option = of.place == of.table
         for name in of.names:
             backend = name.partition(":")[0]
             known = registry.backends.get(backend)
-            optional = (backend in OFFICIAL and not option) or (rule and rule.on_unsupported == "next")
+            optional = (backend in OFFICIAL and not option) or (of.rule and of.rule.on_unsupported == "next")
             if known is None and not optional:
-                weight: Weight = "note" if of.table.startswith("requirement") else "error"
                 said = f"unknown backend {backend!r}{nearest(backend, registry.backends)}"
-                yield Finding(of.key_line, said, weight, of.place, name)
+                yield Finding(of.key_line, said, of.unknown, of.place, name)
             asks = f"{of.table} {'names' if of.names is forbidden else 'asks for'} {name}"
             if known is not None and known.fault:
                 whose = "which" if name == backend else f"and {backend}"
@@ -121,10 +124,11 @@ def unknown_kernels(
     `seen` are kernels that some answer has mentioned, with the ops that it was about; `rules` the only ones to look at.
     """
     known: Mapping[str, set[str]] = seen
+    meant = None if rules is None else [policy.document.rule[index] for index in rules if index is not None]
     for of in _lists(policy):
-        if of.rule is not None and rules is not None and of.rule not in rules:
+        if of.rule is not None and meant is not None and not any(of.rule is rule for rule in meant):
             continue
-        ops = set((of.rule is not None and policy.document.rule[of.rule].op) or OPS)
+        ops = set((of.rule and of.rule.op) or OPS)
         for name in of.names:
             backend = name.partition(":")[0]
             if ":" not in name or backend not in registry.working or known.get(name, set()) & ops:
@@ -137,7 +141,7 @@ def unknown_kernels(
                 fitting = [kernel for kernel, its in theirs.items() if its & ops]
                 whose = f" of {' and '.join(sorted(ops))}" if name in theirs else ""
                 said = f"unknown kernel {name!r}{whose}{nearest(name, fitting)}"
-                yield Finding(of.key_line, said, "error", of.place, name)
+                yield Finding(of.key_line, said, of.unknown, of.place, name)
 
 
 def _all_kernels(registry: Registry, device: Device, seen: Mapping[str, set[str]]) -> Mapping[str, set[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,9 +26,8 @@ from kernelmux.plan.buckets import Considered, choose_buckets, first_row, row_co
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.explain import show, why
 from kernelmux.plan.formats import Step
-from kernelmux.plan.names import absent_names
 from kernelmux.plan.offers import Offers
-from kernelmux.plan.requirements import check_requirements, unused
+from kernelmux.plan.requirements import check_requirements, notes
 from kernelmux.plan.schedule import Schedule, Scheduling
 from kernelmux.plan.selection import Locked, Selector
 from kernelmux.policy.policy import Policy
@@ -82,7 +81,13 @@ class Plan:
 
     def bucket(self, rows: int) -> int:
         """The bucket of a row count; PlanError above the largest."""
-        return _top(self.buckets, rows)
+        for top in self.buckets:
+            if rows <= top:
+                return top
+        raise PlanError(
+            f"the plan takes up to {self.max_rows} rows, {rows} were asked for; plan with max_rows={rows} in Python: "
+            "longer prompts run in several steps"
+        )
 
     def schedule(self, m: int, outs: int) -> Schedule:
         """What is walked for `m` token rows of which `outs` give logits."""
@@ -196,15 +201,7 @@ def make_plan(
         considered[name] = tuple(dict.fromkeys(considered.get(name, ()) + losers))
     plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked)
     check_requirements(plan)
-    return plan if locked else replace(plan, notes=_notes(plan))
-
-
-def _notes(plan: Plan) -> tuple[str, ...]:
-    """What a person must be told of the policy, though a plan was made; a broken backend once."""
-    findings = absent_names(plan.policy, plan.registry)
-    loud = [str(finding) for finding in findings if finding.weight == "note"]
-    by_fault = {message.partition(" is quarantined: ")[2] or message: message for message in reversed(loud)}
-    return *reversed(by_fault.values()), *unused(plan)
+    return plan if locked else replace(plan, notes=notes(plan))
 
 
 def _identity(schedule: Schedule) -> list[Any]:
@@ -219,14 +216,3 @@ def _identity(schedule: Schedule) -> list[Any]:
         ]
         for step in schedule.steps
     ]
-
-
-def _top(tops: Sequence[int], rows: int) -> int:
-    """The smallest bucket that holds `rows`."""
-    for top in tops:
-        if rows <= top:
-            return top
-    raise PlanError(
-        f"the plan takes up to {tops[-1]} rows, {rows} were asked for; plan with max_rows={rows} in Python: "
-        "longer prompts run in several steps"
-    )

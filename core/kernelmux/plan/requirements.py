@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import PlanError
-from kernelmux.plan.names import unreached
+from kernelmux.plan.names import absent_names, unreached
 
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
@@ -61,20 +61,26 @@ def unmatched(plan: Plan) -> Iterator[tuple[str, int]]:
         yield f"requirement {index + 1} ({policy.source}:{line})", line
 
 
-def unused(plan: Plan) -> Iterator[str]:
-    """A line for each rule that is never reached, and one for all of the policy that matches no node.
+def notes(plan: Plan) -> tuple[str, ...]:
+    """What a person must be told of the policy, though a plan was made: names not to be had, rules without a node.
 
-    Of the default policy, which nobody asked for, nothing is told.
+    A broken backend is told of once, and all that matches no node in one line. Of the rules of the default policy,
+    which nobody asked for, nothing is told.
     """
     policy = plan.policy
-    asked = range(len(policy.options) if policy.shipped else len(policy.document.rule))
+    options = len(policy.options)
+    loud = [str(finding) for finding in absent_names(policy, plan.registry) if finding.weight == "note"]
+    by_fault = {line.partition(" is quarantined: ")[2] or line: line for line in reversed(loud)}
+    lines = [*reversed(by_fault.values())]
     for index, before, finding in unreached(policy):
-        outranked = before < len(policy.options) <= index
-        if index in asked and not outranked and policy.document.rule[index].is_for(plan.device):
-            place = f"{policy.source}:{finding.line}: " if finding.line else ""
-            yield place + finding.message
-    if asked or policy.document.require:
+        # An option is there to outrank the file.
+        outranked = before < options <= index
+        meant = policy.document.rule[index].is_for(plan.device) and not (policy.shipped and index >= options)
+        if meant and not outranked:
+            lines.append(f"{policy.source}:{finding.line}: {finding.message}" if finding.line else finding.message)
+    if options or not policy.shipped:
         names = [name for name, line in unmatched(plan) if not (policy.shipped and line)]
+        verb = "match" if len(names) > 1 else "matches"
         if names:
-            verb = "match" if len(names) > 1 else "matches"
-            yield f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}"
+            lines.append(f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}")
+    return tuple(lines)

@@ -79,7 +79,8 @@ class Selector:
         offers = self.offers
         if self.locked is None:
             for finding in unknown_kernels(self.policy, offers.registry, offers.device, offers.names, self._matched):
-                raise finding.error(self.policy)
+                if finding.weight == "error":
+                    raise finding.error(self.policy)
 
     def _locked(self, node: TensorNode, rows: int) -> Choice | None:
         """What a lock has for a node, with its kernel; PlanError where that is not offered any more."""

@@ -25,15 +25,11 @@ from kernelmux.graph.ops import OPS, Op
 _KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
 def _each(check: Any) -> Any:
     """A validator of one string or a list of them, each through `check`."""
 
     def validate(value: Any) -> Any:
-        items = _as_tuple(value)
+        items = (value,) if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
             raise ValueError(f"a string or a list of strings is needed, not {str(value)[:40]!r}")
         if not items:
