@@ -115,7 +115,8 @@ class Selector:
         if picked is None:
             self.check_names()
             said = self._nobody(node.at(rows), rule, list(rejected.values()))
-            raise PlanError(said, file=self.policy.source, line=self._line(rule), node=node.name)
+            line = self.policy.line("defaults") if rule is None else self.policy.line("rule", rule)
+            raise PlanError(said, file=self.policy.source, line=line, node=node.name)
         name, reason, asked = picked
         on_error = self.policy.on_error(rule)
         losers = tuple(rejected.values())
@@ -185,9 +186,6 @@ class Selector:
             return None
 
         return refuse
-
-    def _line(self, rule: int | None) -> int | None:
-        return self.policy.line("defaults") if rule is None else self.policy.line("rule", rule)
 
     def _nobody(self, node: TensorNode, rule: int | None, rejected: list[Rejection]) -> str:
         shapes = ", ".join(

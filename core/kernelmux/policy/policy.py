@@ -165,7 +165,9 @@ def check_text(text: str, source: str) -> Policy | list[PolicyError]:
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else _line_of_fault(text, error)
-        return [_mistake(source, line, f"not TOML: {error}")]
+        mistake = _mistake(source, line, f"not TOML: {error}")
+        mistake.__cause__ = error
+        return [mistake]
     lines = _line_numbers(text)
     try:
         document = Document.model_validate(data)

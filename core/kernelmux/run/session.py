@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import Planes
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError, LaunchError
-from kernelmux.graph.formats import Value, as_planes, empty_planes, human_bytes
+from kernelmux.graph.formats import as_planes, empty_planes, human_bytes
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, captured_rows
@@ -67,8 +65,12 @@ class Session:
         platform.check_here(plan.device)
         _check_memory(plan, packed, sum(value.nbytes for value in leaves))
         self._state = StepState({value.name: value.extents for value in state}, plan.device)
-        caches = {value.name: _zeros(value, plan.device) for value in leaves}
-        leaf_buffers = {**caches, **self._state.buffers}
+        leaf_buffers = dict(self._state.buffers)
+        for value in leaves:
+            planes = empty_planes(value, plan.device.torch)
+            for plane in planes:
+                plane.zero_()
+            leaf_buffers[value.name] = as_planes(planes)
         self.walker = Walker(plan, packed, leaf_buffers, self._state.host, platform.stream(plan.device))
         self._captured: dict[int, CapturedWalk] = {}
         self._logits = plan.graph.outputs[0]
@@ -262,13 +264,6 @@ class Session:
         """Fills the step's buffers, with padding up to `padded` rows; returns how many rows' logits are wanted."""
         self._state.write(state_rows(feeds, padded), {"block_table": [feed.sequence.pages for feed in feeds]})
         return sum(len(feed.ids) if feed.all_logits else 1 for feed in feeds)
-
-
-def _zeros(value: Value, device: Device) -> Planes:
-    parts = empty_planes(value, device.torch)
-    for part in parts:
-        part.zero_()
-    return as_planes(parts)
 
 
 def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:
