@@ -99,23 +99,27 @@ def jobs(
     if fault := registry.backends[backend].fault:
         raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
     cases, source = (file.cases, file.path) if file else (all_cases(), "")
-    for op, kernels in _variants_of(backend, registry, device, cases, source).items():
+    asked_op = wanted.op if wanted else ""
+    for op, kernels in _variants_of(backend, registry, device, cases, source, asked_op).items():
         for kernel, variants in kernels.items():
             every = [*(Job(case, kernel, None, source) for case in cases if case.op == op), *variants]
             yield from (job for job in every if wanted is None or wanted.wants(job))
 
 
 def _variants_of(
-    backend: str, registry: Registry, device: str, cases: Iterable[Case], source: str
+    backend: str, registry: Registry, device: str, cases: Iterable[Case], source: str, asked_op: str = ""
 ) -> Mapping[str, Mapping[str, list[Job]]]:
     """By op, then by kernel that the backend offers or declines by name: one case in each format that it declares.
 
-    BackendError where the backend offers none, or breaks while it is asked.
+    Of one op where that is given. BackendError where the backend offers none, or breaks while it is asked.
     """
     target = find_device(device)
     found: dict[str, dict[str, list[Job]]] = {}
     shown: dict[tuple[str, str], tuple[bool, bool]] = {}
-    for case in cases:
+    for case in sorted(cases, key=lambda case: asked_op not in ("", case.op)):
+        if shown and asked_op not in ("", case.op):
+            # Other ops are asked until it is known that the backend has a kernel at all.
+            break
         node = case_node(case)
         offer = registry.offer(node, target, only=backend)
         if fault := registry.backends[backend].fault:

@@ -95,6 +95,21 @@ def run(plugin, **options):
 # Jobs.
 
 
+def test_a_backend_is_asked_for_one_op_where_no_other_is_wanted():
+    asked = []
+
+    def answer(node, m):
+        asked.append(node.op)
+        return FakeKernel()
+
+    assert names(Filter(op="mul"), silu=answer, mul=answer) == [
+        name for name in names(silu=answer, mul=FakeKernel()) if name.startswith("mul-")
+    ]
+    asked.clear()
+    names(Filter(op="mul"), silu=answer, mul=answer)
+    assert set(asked) == {"mul"}
+
+
 def test_a_kernel_gets_every_case_of_its_op_that_is_not_large():
     cases = [case.name for case in all_cases() if case.op == "silu" and "large" not in case.marks]
     assert names(Filter(), silu=Right()) == cases
