@@ -40,16 +40,26 @@ def bind(function, grid, block, args, stream, shared=0):
     return launch
 
 
+OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-w", "-ffp-contract=off", "-U_FORTIFY_SOURCE")
+HEADER = "cuda_on_host.h"
+
+
 @cache
 def _folder():
-    """The sources as g++ takes them."""
+    """The sources as g++ takes them, and their header compiled once: reading it takes longer than most of them."""
     folder = Path(mkdtemp(prefix="kernelmux-host-"))
     for path in FOLDER.glob("*.cu*"):
         text = path.read_text("utf-8")
         for ptx, plain in PTX.items():
             text = text.replace(ptx, plain)
         (folder / path.name).write_text(text)
+    (folder / HEADER).write_bytes((HERE / HEADER).read_bytes())
+    _compile(["-x", "c++-header", folder / HEADER, "-o", folder / f"{HEADER}.gch"])
     return folder
+
+
+def _compile(arguments, source=None):
+    subprocess.run([COMPILER, *OPTIONS, *arguments], input=source, text=True, check=True)
 
 
 @cache
@@ -57,7 +67,6 @@ def _built(file, name, defines):
     folder = _folder()
     library = folder / f"{file}-{name}-{'-'.join(f'{key}{value}' for key, value in defines)}.so"
     macros = "".join(f"#define {key} {value}\n" for key, value in defines)
-    source = f'#include "{HERE / "cuda_on_host.h"}"\n{macros}#include "{file}.cu"\nLAUNCH({name})\n'
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-ffp-contract=off", "-U_FORTIFY_SOURCE", f"-I{folder}"]
-    subprocess.run([COMPILER, *options, "-x", "c++", "-", "-o", library], input=source, text=True, check=True)
+    source = f'#include "{HEADER}"\n{macros}#include "{file}.cu"\nLAUNCH({name})\n'
+    _compile(["-shared", f"-I{folder}", "-x", "c++", "-", "-o", library], source)
     return ctypes.CDLL(str(library)).launch
