@@ -6,6 +6,8 @@ The goldens say themselves how they were made.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from kernelmux.run.session import Feed
 
 pytestmark = pytest.mark.model
 
+Forward = Callable[[str, int], torch.Tensor]
 GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "smollm2_greedy.json").read_text("utf-8"))["cases"]
 REFERENCE = "*=reference:f32"
 TORCH = "*=torch:f32,torch:sdpa,torch:rows"
@@ -42,22 +45,34 @@ def use(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def packed(model: Model, plan: Plan) -> Iterator[Plan]:
+    """The plan, its weights packed once for many tests: a model lets them go with the last session that has them."""
+    session = model.session(plan, 1)
+    yield plan
+    del session
+
+
 @pytest.fixture(scope="module")
-def f32(model: Model, use: str) -> Plan:
-    return model.plan(use=[use])
+def f32(model: Model, use: str) -> Iterator[Plan]:
+    yield from packed(model, model.plan(use=[use]))
+
+
+@pytest.fixture(scope="module")
+def in_one_go(model: Model) -> Forward:
+    """By the kernels that are used: the logits of a golden's whole prompt, computed once for all tests."""
+    return cache(lambda use, case: model.forward(GOLDENS[case]["ids"], model.plan(use=[use])))
 
 
 @pytest.fixture(scope="module", params=[(), (INT4,)], ids=["default policy", "int4 and int8"])
-def small(request: pytest.FixtureRequest, model: Model) -> Plan:
+def small(request: pytest.FixtureRequest, model: Model) -> Iterator[Plan]:
     """4-bit weights; the default policy takes them at few rows, and bfloat16 at many."""
-    return model.plan(use=request.param)
+    yield from packed(model, model.plan(use=request.param))
 
 
-@pytest.fixture(scope="module")
-def expected(model: Model) -> list[torch.Tensor]:
-    """The reference's logits of every golden prompt."""
-    plan = model.plan(use=[REFERENCE])
-    return [model.forward(golden["ids"], plan) for golden in GOLDENS]
+@pytest.fixture
+def expected(in_one_go: Forward, case: int) -> torch.Tensor:
+    """The reference's logits of a golden prompt."""
+    return in_one_go(REFERENCE, case)
 
 
 def assert_near(found: torch.Tensor, wanted: torch.Tensor, nmse: float):
@@ -89,43 +104,46 @@ def test_the_greedy_answer_is_the_recorded_one_token_for_token(model: Model, f32
 
 
 @goldens
-def test_the_first_tokens_likeliest_logits_are_the_recorded_ones(model: Model, f32: Plan, golden: dict[str, Any]):
+def test_the_first_tokens_likeliest_logits_are_the_recorded_ones(
+    in_one_go: Forward, use: str, f32: Plan, golden: dict[str, Any]
+):
     ids, logits = zip(*golden["top5"], strict=True)
-    found = model.forward(golden["ids"], f32)[-1].topk(5)
+    found = in_one_go(use, GOLDENS.index(golden))[-1].topk(5)
     assert found.indices.tolist() == list(ids)
     torch.testing.assert_close(found.values, torch.tensor(logits), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("case", range(len(GOLDENS)))
 def test_4_bit_kernels_keep_the_first_token_and_the_logits_it_is_drawn_from(
-    model: Model, small: Plan, expected: list[torch.Tensor], case: int
+    model: Model, small: Plan, expected: torch.Tensor, case: int
 ):
     session = model.session(small, len(GOLDENS[case]["ids"]))
     logits = session.feed(session.open(), GOLDENS[case]["ids"])[-1]
     assert int(logits.argmax()) == GOLDENS[case]["greedy"][0]
-    assert_near(logits, expected[case][-1], MOST_ERROR)
+    assert_near(logits, expected[-1], MOST_ERROR)
 
 
 @pytest.mark.parametrize("case", range(len(GOLDENS)))
 def test_4_bit_kernels_keep_the_logits_of_every_row_of_a_prompt(
-    model: Model, small: Plan, expected: list[torch.Tensor], case: int
+    model: Model, small: Plan, expected: torch.Tensor, case: int
 ):
-    assert_near(model.forward(GOLDENS[case]["ids"], small), expected[case], MOST_ERROR)
+    assert_near(model.forward(GOLDENS[case]["ids"], small), expected, MOST_ERROR)
 
 
 @pytest.mark.parametrize("rows", [5, 16])
-def test_a_prompt_in_chunks_gives_the_logits_of_one_go(model: Model, use: str, f32: Plan, rows: int):
-    ids = GOLDENS[3]["ids"]
+def test_a_prompt_in_chunks_gives_the_logits_of_one_go(
+    model: Model, use: str, f32: Plan, in_one_go: Forward, rows: int
+):
     chunked = model.plan(use=[use], max_rows=rows)
-    assert_same(model.forward(ids, chunked), model.forward(ids, f32))
+    assert_same(model.forward(GOLDENS[3]["ids"], chunked), in_one_go(use, 3))
 
 
-def test_a_prompt_token_by_token_gives_the_logits_of_one_go(model: Model, f32: Plan):
+def test_a_prompt_token_by_token_gives_the_logits_of_one_go(model: Model, use: str, f32: Plan, in_one_go: Forward):
     ids = GOLDENS[3]["ids"]
     session = model.session(f32, len(ids))
     sequence = session.open()
     rows = [session.step([Feed(sequence, [token])]).clone() for token in ids]
-    assert_same(torch.cat(rows), model.forward(ids, f32))
+    assert_same(torch.cat(rows), in_one_go(use, 3))
 
 
 def test_two_sequences_in_one_batch_give_the_logits_of_each_alone(model: Model, f32: Plan):
