@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import gguf
-
 from kernelmux.errors import GraphError, nearest
 
 if TYPE_CHECKING:
@@ -109,20 +107,26 @@ def _plain(name: str, dtype: str, gguf: int | None = None, rounding: float = 0.0
 
 
 def _gguf(name: str) -> Format:
-    kind = gguf.GGMLQuantizationType[name]
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return Format(name, (Plane("blocks", "uint8", cols=block, items=size),), block=block, gguf=kind.value)
+    number, block, size = _GGUF[name]
+    return Format(name, (Plane("blocks", "uint8", cols=block, items=size),), block=block, gguf=number)
 
 
 def _fp8(name: str, scales: Plane, block: int = 1, rounding: float = 2e-3) -> Format:
     return Format(name, (Plane("data", "float8_e4m3fn"), scales), block=block, rounding=rounding)
 
 
-# GGUF's types of blocks; their numbers and sizes are the gguf package's.
 BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-_CODEBOOKS = ("IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "IQ1_M")
-_OTHER_BLOCKS = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4")
+# GGUF's number, columns and bytes of each type of block: the gguf package's GGML_QUANT_SIZES (a test compares them),
+# which is not imported for them, for it imports numpy.
+_GGUF = {
+    **{"Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34)},
+    **{"Q2_K": (10, 256, 84), "Q3_K": (11, 256, 110), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176)},
+    **{"Q6_K": (14, 256, 210), "IQ2_XXS": (16, 256, 66), "IQ2_XS": (17, 256, 74), "IQ3_XXS": (18, 256, 98)},
+    **{"IQ1_S": (19, 256, 50), "IQ4_NL": (20, 32, 18), "IQ3_S": (21, 256, 110), "IQ2_S": (22, 256, 82)},
+    **{"IQ4_XS": (23, 256, 136), "IQ1_M": (29, 256, 56), "TQ1_0": (34, 256, 54), "TQ2_0": (35, 256, 66)},
+    **{"MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36)},
+}
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt
@@ -146,7 +150,7 @@ FORMATS: dict[str, Format] = {
         _fp8("fp8_block", Plane("scales", "float32", cols=128, column_major=True), block=128),
         # Of weights, the other side of fp8_block: one scale for 128 rows and 128 columns.
         _fp8("fp8_128x128", Plane("scales", "float32", rows=128, cols=128), block=128, rounding=0.0),
-        *map(_gguf, (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *_CODEBOOKS, *_OTHER_BLOCKS)),
+        *map(_gguf, _GGUF),
     )
 }
 
@@ -226,6 +230,8 @@ class Weight:
         elif fmt.plain:
             dense = self.planes[0].view(self.shape)
         elif fmt.gguf is not None:
+            import gguf
+
             (blocks,) = self.planes
             values = gguf.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(fmt.gguf))
             dense = torch.from_numpy(values).view(self.shape).to(blocks.device)
