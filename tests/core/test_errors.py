@@ -105,18 +105,18 @@ def test_the_line_of_an_error_is_not_that_of_a_library_that_the_backend_calls(tm
 
 
 def test_a_place_begins_at_the_outermost_package(tmp_path, monkeypatch):
-    folder = tmp_path / "kernelmux_acme" / "fast"
+    folder = tmp_path / "kernelmux_elsewhere" / "fast"
     folder.mkdir(parents=True)
     for package in (folder.parent, folder):
         (package / "__init__.py").touch()
     (folder / "kernels.py").write_text("def kernel():\n    raise ValueError\n")
     (folder / "broken.py").write_text("x = 1\ndef kernel(:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    kernels = importlib.import_module("kernelmux_acme.fast.kernels")
-    assert where_raised(raised_by(through_core, kernels.kernel)) == "kernelmux_acme/fast/kernels.py:2"
-    error = raised_by(importlib.import_module, "kernelmux_acme.fast.broken")
-    assert where_raised(error) == "kernelmux_acme/fast/broken.py:2"
-    for module in ("kernelmux_acme", "kernelmux_acme.fast", "kernelmux_acme.fast.kernels"):
+    kernels = importlib.import_module("kernelmux_elsewhere.fast.kernels")
+    assert where_raised(raised_by(through_core, kernels.kernel)) == "kernelmux_elsewhere/fast/kernels.py:2"
+    error = raised_by(importlib.import_module, "kernelmux_elsewhere.fast.broken")
+    assert where_raised(error) == "kernelmux_elsewhere/fast/broken.py:2"
+    for module in ("kernelmux_elsewhere", "kernelmux_acme.fast", "kernelmux_acme.fast.kernels"):
         monkeypatch.delitem(sys.modules, module)
 
 
