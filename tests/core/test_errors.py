@@ -116,7 +116,7 @@ def test_a_place_begins_at_the_outermost_package(tmp_path, monkeypatch):
     assert where_raised(raised_by(through_core, kernels.kernel)) == "kernelmux_elsewhere/fast/kernels.py:2"
     error = raised_by(importlib.import_module, "kernelmux_elsewhere.fast.broken")
     assert where_raised(error) == "kernelmux_elsewhere/fast/broken.py:2"
-    for module in ("kernelmux_elsewhere", "kernelmux_acme.fast", "kernelmux_acme.fast.kernels"):
+    for module in ("kernelmux_elsewhere", "kernelmux_elsewhere.fast", "kernelmux_elsewhere.fast.kernels"):
         monkeypatch.delitem(sys.modules, module)
 
 
