@@ -68,7 +68,10 @@ def _kernel_name(name: str) -> str:
 def _arguments(value: Any) -> Any:
     """Names of what hooks are told, and what each may be: a range, a value, or a list of values."""
     registry.current()
-    known = sorted({name for op in OPS.values() for name in op.told})
+    known = sorted({name for op in OPS.values() for name in op.told} - {"m"})
+    if isinstance(value, dict) and "m" in value:
+        # A plan is made by ranges of rows, which the selector bounds; what else a hook is told holds at any row count.
+        raise ValueError(f"m is a selector of its own: write m beside where, as m = {value['m']!r:.40}")
     if not isinstance(value, dict) or not value:
         raise ValueError(f"a table of arguments is needed, as {{ head_dim = 128 }}; known: {', '.join(known)}")
     if odd := sorted(set(value) - set(known)):
@@ -180,7 +183,7 @@ class Selectors(Table):
         None,
         description="What the hook of the node's op is told, by name (docs/ops.md has them), and what it must be: "
         'a range, a value or a list, as `{ n = "4096..", head_dim = [64, 128] }`. An op that is told no such thing '
-        "does not match.",
+        "does not match. Rows are not among them: `m` is a selector of its own.",
     )
 
     def matches(self, node: TensorNode, rows: int, device: Device) -> bool:

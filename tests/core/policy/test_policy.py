@@ -137,6 +137,8 @@ MISTAKES = [
     ('[[rule]]\nuse = "a"\nwhere = { weight_format = "q4k" }', 3, "where: unknown format 'q4k' .*did you mean 'Q4_K'"),
     ('[[rule]]\nuse = "a"\nwhere = { bias = 1 }', 3, "where: bias is never 1: it is true or false"),
     ('[[rule]]\nuse = "a"\nwhere = { rotation = "x" }', 3, "where: rotation is never 'x': it is nothing that can be"),
+    ('[[rule]]\nuse = "a"\nwhere = { m = "1..8" }', 3, "where: m is a selector .*write m beside where, as m = '1..8'"),
+    ('[[rule]]\nuse = "a"\nwhere.m = 1', 3, "where: m is a selector .*write m beside where, as m = 1"),
     ('[[rule]]\nuse = "a"\non_unsupported = "stop"', 3, "on_unsupported: .*'next'.*'error'"),
     ('[[rule]]\nuse = "torch int4"', 2, "use: 'torch int4' is no kernel: write 'backend' or 'backend:kernel'"),
     ('[[rule]]\nuse = "torch:"', 2, "use: 'torch:' is no kernel"),
@@ -161,7 +163,7 @@ def test_a_mistake_names_file_line_and_what_would_work(text, line, message):
 
 @pytest.mark.parametrize(
     "where",
-    ["layer = 0", 'layer = "0..3"', 'm = "0.."', "epsilon = 1", "bias = true", "n = [4096, 1]", 'n = "..5"'],
+    ["layer = 0", 'layer = "0..3"', 'k = "0.."', "epsilon = 1", "bias = true", "n = [4096, 1]", 'n = "..5"'],
 )
 def test_what_a_hook_may_be_told_is_no_mistake(where):
     assert rule(f"where = {{ {where} }}").where
