@@ -67,10 +67,20 @@ class LaunchError(KernelmuxError):
     kernel: str
 
     def __init__(
-        self, message: str, node: str = "", kernel: str = "", sticky: bool = False, device: str = "", step: int = 0
+        self,
+        message: str,
+        node: str = "",
+        kernel: str = "",
+        sticky: bool = False,
+        device: str = "",
+        step: int = 0,
+        reason: str = "",
     ) -> None:
-        """`step` is the node's place in the walk, from 1."""
+        """`step` is the node's place in the walk, from 1; `reason` what the kernel itself said, the message untold."""
+        # A compiler's message may have many lines; who prints an error, or a list of them, prints one.
+        message, reason = (" ".join(text.split()) for text in (message, reason or message))
         super().__init__(message, node=node, kernel=kernel)
+        self.reason = reason
         self.sticky = sticky
         self.device = device
         self.step = step

@@ -81,6 +81,7 @@ def model(
     """Time prompts and decoding of a model, and what Python and memory they cost."""
     from kernelmux.graph.formats import human_bytes
     from kernelmux.run.bench import DECODES, PROMPTS, Load, time_model
+    from kernelmux.run.replaced import told
 
     opened = open_asked(model, random, device)
     longest, held = max(prompt, context + decode), opened.source.shape.context
@@ -90,7 +91,7 @@ def model(
     timed = time_model(opened, plan, Load(prompt, context, batch, decode))
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
-    _show(opened.graph.name, plan.device, method, timed.rows(), notes, json)
+    _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *told(timed.replaced)], json)
 
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:

@@ -20,6 +20,7 @@ from kernelmux.cli.common import (
     make_plan,
     open_asked,
     print_json,
+    say,
     traced,
 )
 from kernelmux.cli.plan import capturing
@@ -67,13 +68,16 @@ def run(
         top_k=top_k,
         seed=seed,
     )
-    with _capturing(answer, capture):
-        _prepare(answer, made)
-        pieces, interrupted = _stream(answer, echo=not json)
+    try:
+        with _capturing(answer, capture):
+            _prepare(answer, made)
+            pieces, interrupted = _stream(answer, echo=not json)
+    finally:
+        _tell_replaced(answer)
     if json:
-        print_json(_describe(answer, made, "".join(pieces), interrupted))
+        print_json(_describe(answer, "".join(pieces), interrupted))
     else:
-        _print_statistics(answer, made)
+        _print_statistics(answer)
     if interrupted:
         raise typer.Exit(130)
 
@@ -114,10 +118,19 @@ def _stream(answer: Generation, echo: bool) -> tuple[list[str], bool]:
     return pieces, False
 
 
-def _print_statistics(answer: Generation, plan: Plan) -> None:
+def _tell_replaced(answer: Generation) -> None:
+    """In red on stderr, once the answer has ended: which kernels raised, and what ran instead."""
+    from kernelmux.run.replaced import told
+
+    for line in told(answer.session.replaced):
+        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
+
+
+def _print_statistics(answer: Generation) -> None:
     """To stderr, so that stdout holds the answer alone."""
     from kernelmux.plan.explain import summary
 
+    plan = answer.session.plan
     lines = [
         "",
         f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
@@ -129,9 +142,12 @@ def _print_statistics(answer: Generation, plan: Plan) -> None:
         typer.echo(line, err=True)
 
 
-def _describe(answer: Generation, plan: Plan, text: str, interrupted: bool) -> dict[str, Any]:
+def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from kernelmux.plan.explain import kernel_counts
 
+    plan = answer.session.plan
     return {
         "text": text,
         "ids": answer.ids,
@@ -141,4 +157,5 @@ def _describe(answer: Generation, plan: Plan, text: str, interrupted: bool) -> d
         "tokens_per_second": answer.decode_rate,
         "fingerprint": plan.fingerprint,
         "kernels": kernel_counts(plan.schedule(1, 1)),
+        "replaced": [asdict(each) for each in answer.session.replaced],
     }

@@ -15,6 +15,7 @@ from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
 from kernelmux.run.pages import CachedSequence
+from kernelmux.run.replaced import Replaced
 from kernelmux.run.session import Session
 
 PROMPTS = 5
@@ -55,6 +56,8 @@ class ModelTiming:
     """Microseconds of a step in Python: until it is enqueued; None where it is not captured."""
     launches: int
     memory: dict[str, int]
+    replaced: tuple[Replaced, ...] = ()
+    """Kernels that raised meanwhile: what took their place was timed."""
 
     @property
     def prefill_rate(self) -> float:
@@ -108,10 +111,13 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
         for sequence, length in zip(sequences, lengths, strict=True):
             sequence.length = length
     host = None
+    plan = session.plan
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
         host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait))
     launches = plan.schedule(load.batch, load.batch).launches
-    return ModelTiming(load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load))
+    return ModelTiming(
+        load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load), tuple(session.replaced)
+    )
 
 
 def decode_steps(session: Session, sequences: Sequence[CachedSequence], steps: int) -> None:

@@ -87,5 +87,6 @@ def _record(walk: Walk, platform: Platform) -> LaunchError | None:
         except Exception as error:
             failure = launch_error(walk.steps, index, walk.device, error)
             failure.args = (f"while a graph was captured: {failure}",)
+            failure.reason = f"while a graph was captured: {failure.reason}"
             return failure
     return None

@@ -20,6 +20,7 @@ from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
+from kernelmux.run.replaced import Replaced, replaced
 from kernelmux.run.state import HostCopy, StepState, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
@@ -75,6 +76,13 @@ class Session:
         self._captured: dict[int, CapturedWalk] = {}
         self._logits = plan.graph.outputs[0]
         self._at_work = Lock()
+        self.replaced: list[Replaced] = []
+        """The kernels that raised and gave way to others, as they did."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it walks: not the one that it was made with, once a kernel was replaced."""
+        return self.walker.plan
 
     def prepare(self) -> Iterator[str]:
         """Packs every weight that the plan needs, yielding each node's name; without it, the first steps do it."""
@@ -84,7 +92,7 @@ class Session:
                     yield from self.walker.prepare()
                     return
                 except LaunchError as error:
-                    self.walker = self.walker.without(error)
+                    self._do_without(error)
 
     def open(self) -> CachedSequence:
         """A new, empty sequence."""
@@ -110,7 +118,7 @@ class Session:
 
         if not ids:
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
-        chunk = self.walker.plan.max_rows
+        chunk = self.plan.max_rows
         parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
         with self._alone():
             logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
@@ -139,7 +147,7 @@ class Session:
     def _decode_on_device(self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int) -> Ids:
         """The ids of a step are read when the next one has been launched: the device never waits for the host."""
         # A graph runs on any stream: the caller's costs no switching.
-        order = StreamOrder(self.walker.plan.device)
+        order = StreamOrder(self.plan.device)
         copies = [self.ids_copy(len(sequences)) for _ in range(2)]
         for index in range(steps + 1):
             if index < steps:
@@ -167,7 +175,7 @@ class Session:
 
     def ids_copy(self, count: int) -> HostCopy:
         """A place in host memory for the next tokens of `count` sequences."""
-        return HostCopy(self._state.buffers["tokens"][:count], self.walker.plan.device)
+        return HostCopy(self._state.buffers["tokens"][:count], self.plan.device)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -185,11 +193,11 @@ class Session:
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         """Work on the session's stream, after what the caller's holds, and before what the caller adds to it."""
-        platform, stream = self.walker.plan.device.platform, self.walker.stream
+        platform, stream = self.plan.device.platform, self.walker.stream
         if stream is None:
             yield
             return
-        callers = platform.current(self.walker.plan.device)
+        callers = platform.current(self.plan.device)
         stream.wait_stream(callers)
         with platform.on(stream):
             yield
@@ -197,9 +205,9 @@ class Session:
 
     def _check(self, feeds: Sequence[Feed]) -> int:
         """The rows of a step; CapacityError where it is none that the session can run."""
-        vocab = self.walker.plan.graph.values[self._logits].shape[1]
+        vocab = self.plan.graph.values[self._logits].shape[1]
         assert isinstance(vocab, int)
-        return check_feeds(feeds, self._batch, vocab, self.walker.plan.max_rows)
+        return check_feeds(feeds, self._batch, vocab, self.plan.max_rows)
 
     def _step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         m = self._check(feeds)
@@ -232,11 +240,12 @@ class Session:
     def _padded(self, feeds: Sequence[Feed]) -> int | None:
         """The rows of the captured step for these feeds; None where it runs eagerly."""
         alone = all(len(feed.ids) == 1 for feed in feeds)
-        return captured_rows(self.walker.plan, len(feeds)) if alone else None
+        return captured_rows(self.plan, len(feeds)) if alone else None
 
     def _do_without(self, error: LaunchError) -> None:
         """Replaces the kernel that raised, or raises the error."""
-        self.walker = self.walker.without(error)
+        before, self.walker = self.plan, self.walker.without(error)
+        self.replaced.append(replaced(error, before, self.plan))
         self._captured.clear()
 
     def _capture(self, rows: int) -> CapturedWalk:

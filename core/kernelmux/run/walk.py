@@ -46,9 +46,10 @@ def launch_error(steps: Sequence[Step], index: int, device: Device, error: Excep
     """What to say when the step at `index` has raised."""
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
+    reason = f"{type(error).__name__}: {error} ({where_raised(error)})"
     message = (
         f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device.torch}, "
-        f"with {shapes}: {type(error).__name__}: {error} ({where_raised(error)})"
+        f"with {shapes}: {reason}"
     )
     if is_out_of_memory(error):
         message = f"{out_of_memory(device.torch, error)}: {choice.name} wanted it for {node.name} ({node.op})"
@@ -58,4 +59,4 @@ def launch_error(steps: Sequence[Step], index: int, device: Device, error: Excep
             f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])
         )
         message += f". The device is lost to this process; suspects, latest first: {suspects}"
-    return LaunchError(message, node.name, choice.name, sticky, device.torch, index + 1)
+    return LaunchError(message, node.name, choice.name, sticky, device.torch, index + 1, reason)

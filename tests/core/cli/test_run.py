@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 import kernelmux
+import kernelmux_reference
 from command import TIMEOUT, assert_one_line_error, call_command, run_command, start_command
 from fake_backend import FakeKernel, whole_backend
+from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.run.model import Model
 from tiny_model import write_tiny_llama
@@ -128,6 +130,29 @@ def test_a_kernel_that_raises_is_one_line_with_its_place_and_with_verbose_the_tr
     whole = run("--verbose")
     assert (whole.code, whole.out, whole.err.splitlines()[-1]) == (2, "", result.err.strip())
     assert "in launch\n" in whole.err
+
+
+def test_a_kernel_that_gave_way_is_told_and_the_plan_that_ran_is_summarised(tiny: Path, tmp_path: Path):
+    path = tmp_path / "p.toml"
+    path.write_text('[defaults]\nuse = ["mine"]\non_error = "next"\n')
+    arguments = (tiny, "-p", "hello", "--max-tokens", 2, "--policy", path)
+    with registry.isolated(mine=backend(embed=Raising()), reference=kernelmux_reference):
+        made = kernelmux.load(tiny).plan(path)
+        text, data = (call_command("run", *arguments, *options) for options in ((), ("--json",)))
+    said = f"OverflowError: too many rows (test_run.py:{LINE})"
+    told = f"kernelmux: mine:f32 raised at embed, logit_rows.select: {said}; reference:f32 runs instead"
+    assert [line for line in text.err.splitlines() if "raised" in line] == [told]
+    assert data.err == f"{told}\n"
+    document = json.loads(data.out)
+    assert document["kernels"]["embed"] == {"reference:f32": 2}
+    assert "embed           2/2 reference:f32" in text.err
+    assert document["replaced"] == [
+        {"node": node, "kernel": "mine:f32", "error": said, "instead": ["reference:f32"]}
+        for node in ("embed", "logit_rows.select")
+    ]
+    assert document["fingerprint"] != made.fingerprint
+    assert made.fingerprint not in text.err
+    assert document["fingerprint"] in text.err
 
 
 def test_verbose_shows_what_a_message_was_made_from(tiny: Path, tmp_path: Path):

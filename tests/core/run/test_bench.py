@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+import kernelmux_reference
+from fake_backend import FakeKernel
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import registry
 from kernelmux.measure.timing import Timing
+from kernelmux.policy.policy import parse_policy
 from kernelmux.run.bench import Load, ModelTiming, decode_steps, time_model
 from kernelmux.run.model import Model, load_random
 
@@ -24,6 +29,16 @@ def test_a_model_is_timed_at_any_batch(model: Model):
     assert timed.launches == plan.schedule(3, 3).launches
     assert timed.memory["weights"] == plan.packed_bytes
     assert timed.memory["cache"] == 3 * 24 * plan.kv_bytes_per_token
+
+
+def test_a_kernel_that_raises_meanwhile_is_told_with_the_times(model: Model):
+    def fails(node, tensors):
+        raise ValueError("never worked")
+
+    with registry.isolated(flaky=backend(rope=FakeKernel(work=fails)), reference=kernelmux_reference):
+        plan = model.plan(parse_policy('[defaults]\nuse = ["flaky"]\non_error = "next"\n', "p.toml"), max_rows=8)
+        timed = time_model(model, plan, Load(prompt=2, context=2, decode=1))
+    assert {(each.kernel, each.instead) for each in timed.replaced} == {("flaky:f32", ("reference:f32",))}
 
 
 def test_decoding_feeds_each_sequence_its_likeliest_token(model: Model):

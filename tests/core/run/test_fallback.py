@@ -22,6 +22,7 @@ from kernelmux.plan.lock import read_lock, write_lock
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import Model
+from kernelmux.run.replaced import told
 from kernelmux.run.session import Feed
 from kernelmux.run.walker import Walker
 
@@ -152,6 +153,38 @@ def test_an_answer_survives_a_kernel_that_cannot_pack(model: Model):
         assert ("".join(kept), kept.ids) == ("".join(free), free.ids)
 
 
+def test_a_session_tells_what_it_replaced_and_which_plan_it_walks(model: Model):
+    def fails(node, tensors):
+        raise ValueError("never\n  worked")
+
+    with registry.isolated(flaky=backend(attention=FakeKernel(work=fails)), reference=kernelmux_reference):
+        plan = model.plan(parse_policy(NEXT, "p.toml"), max_rows=16)
+        session = model.session(plan, 64, sequences=2)
+        assert (session.replaced, session.plan) == ([], plan)
+        dealt(session)
+    assert [(each.node, each.kernel, each.instead) for each in session.replaced] == [
+        (f"blk.{layer}.attention", "flaky:f32", ("reference:f32",)) for layer in range(2)
+    ]
+    assert {re.sub(r":\d+\)", ":1)", each.error) for each in session.replaced} == {
+        "ValueError: never worked (fake_backend.py:1)"
+    }
+    (line,) = told(session.replaced)
+    assert line.startswith("flaky:f32 raised at blk.0..1.attention: ValueError: never worked (")
+    assert line.endswith("); reference:f32 runs instead")
+    assert session.plan.fingerprint != plan.fingerprint
+
+
+def test_of_a_replaced_fused_node_the_kernels_of_its_parts_are_told(model: Model):
+    policy = f'[[rule]]\nop = "gate_up_swiglu"\nuse = "flaky"\n\n{NEXT}'
+    plain = _plain()
+    others = {"other": backend(silu=plain.pop("silu")), "plain": backend(**plain)}
+    with registry.isolated(flaky=backend(gate_up_swiglu=Flaky(2)), **others):
+        session = model.session(model.plan(parse_policy(policy, "p.toml"), max_rows=16), 64, sequences=2)
+        dealt(session)
+    ((kernel, instead),) = [(each.kernel, each.instead) for each in session.replaced]
+    assert (kernel, instead) == ("flaky:f32", ("plain:f32", "other:f32"))
+
+
 @pytest.mark.parametrize("nth", [1, 3])
 def test_a_fused_kernel_that_raises_gives_way_to_the_parts(model: Model, expected, nth: int):
     kernel = Flaky(nth)
@@ -232,6 +265,13 @@ def test_the_error_names_node_kernel_shapes_and_device():
         assert part in str(caught.value)
     assert re.search(r"RuntimeError: out of tiles \(fake_backend\.py:\d+\)$", str(caught.value))
     assert (caught.value.node, caught.value.kernel, caught.value.sticky) == ("n1", "flaky:f32", False)
+
+
+def test_an_error_of_several_lines_is_told_in_one():
+    with pytest.raises(LaunchError) as caught:
+        walk("", flaky=backend(silu=Flaky(1, error=RuntimeError("does not compile:\n  line 3\n\n  line 4"))))
+    assert "RuntimeError: does not compile: line 3 line 4 (fake_backend.py:" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_where_there_is_no_next_kernel_the_error_is_the_original_one():
