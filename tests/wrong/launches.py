@@ -80,6 +80,18 @@ class RaisesAsAWalkDoes(Right):
         raise LaunchError("no such kernel image")
 
 
+@planted("add", "raises")
+class ExitsWhereItIsLaunched(Right):
+    def launch(self, node, tensors):
+        raise SystemExit(0)
+
+
+@planted("add", "raises")
+class ExitsWhereItIsBound(Right):
+    def bind(self, node, tensors, stream):
+        raise SystemExit
+
+
 @planted("mul_mat", "declarations")
 class SaysHalfOfItsPackedBytes(Right):
     def packed_bytes(self, node):

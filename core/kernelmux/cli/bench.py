@@ -144,7 +144,7 @@ def _timed(
                 continue
             try:
                 rows.append(time_kernel(work, name, kernel, weights, activations).row(ceilings))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # One that fails must not cost the figures of the others.
                 notes[f"{name} at {work.label}, m = {work.m}: {type(error).__name__}: {error}"] = None
     if not rows:

@@ -60,7 +60,7 @@ def captured(trial: Trial) -> None:
         with platform.capturing(graph, trial.stream):
             trial.call()
     # Whatever library the kernel is written in may raise here, each an exception of its own.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         trial.failures.append(f"captured: declared capturable, but capturing raises: {error}")
         return
     if (found := platform.count_launches(graph) or 0) > trial.kernel.launches:

@@ -68,7 +68,7 @@ def run_case(
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
         failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
         return replace(blank, status="fail", failures=(failure,), trace=trace)

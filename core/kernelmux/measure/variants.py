@@ -69,6 +69,6 @@ def _attempt(work: Callable[[], Any]) -> Any:
     """What a measurement gives; None where this variant does not compile, does not fit or does not start."""
     try:
         return work()
-    except Exception:
+    except (Exception, SystemExit):
         # Of all that a compiler and a launcher may raise nothing stops measuring: other variants are left.
         return None

@@ -84,7 +84,7 @@ def _record(walk: Walk, platform: Platform) -> LaunchError | None:
             call()
             if not platform.is_capturing():
                 raise RuntimeError("it ended the capture")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = launch_error(walk.steps, index, walk.device, error)
             failure.args = (f"while a graph was captured: {failure}",)
             failure.reason = f"while a graph was captured: {failure.reason}"

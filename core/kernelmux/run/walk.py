@@ -31,7 +31,7 @@ class Walk:
         try:
             for call in pending:
                 call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The iterator knows how far it got, so that a walk that works pays nothing for this.
             index = len(self.calls) - operator.length_hint(pending) - 1
             raise launch_error(self.steps, index, self.device, error) from error
@@ -42,8 +42,11 @@ _SUSPECTS = 4
 """Nodes that the message about a sticky fault names: launches are asynchronous, so an earlier one may be to blame."""
 
 
-def launch_error(steps: Sequence[Step], index: int, device: Device, error: Exception) -> LaunchError:
-    """What to say when the step at `index` has raised."""
+def launch_error(steps: Sequence[Step], index: int, device: Device, error: Exception | SystemExit) -> LaunchError:
+    """What to say when the step at `index` has raised.
+
+    A SystemExit is one of a kernel's errors too, as of a library that gives up: the process is not its to end.
+    """
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
     reason = f"{type(error).__name__}: {error} ({where_raised(error)})"

@@ -64,7 +64,7 @@ class Walker:
             for index, step in enumerate(schedule.steps):
                 try:
                     self._packed.get(step.node, step.choice.name, step.choice.kernel)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise launch_error(schedule.steps, index, self.plan.device, error) from error
                 yield step.node.name
 
@@ -120,7 +120,7 @@ class Walker:
             for index, step in enumerate(steps):
                 try:
                     calls.append(self._bind_step(step, schedule.layout, views, host))
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise launch_error(steps, index, self.plan.device, error) from error
         stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
         outputs = {name: views[physical] for name, physical in stored}

@@ -72,6 +72,16 @@ def test_a_right_backend_passes_with_exit_code_0():
     assert "backend fake" in last
 
 
+def test_a_kernel_that_exits_has_failed_and_the_report_is_whole():
+    def exits(node, tensors):
+        raise SystemExit(0)
+
+    result = check("--case", "silu-m5-n576", fake=backend(silu=FakeKernel(work=exits)))
+    assert result.code == 1
+    assert "  raises: SystemExit: 0 (fake_backend.py:" in result.out
+    assert " 1 fail, 0 known" in result.out.splitlines()[-1]
+
+
 def test_failures_are_exit_code_1_and_the_command_of_each_runs_that_case_alone():
     fake = backend(silu=wrong_for_five_rows())
     result = check(fake=fake)

@@ -145,6 +145,24 @@ def test_a_kernel_that_cannot_be_bound_is_replaced_too(model: Model, expected, k
     assert session.walker.plan.banned
 
 
+@pytest.mark.parametrize("where", ["bind", "prepare", "launch"])
+def test_a_kernel_that_exits_has_raised_like_any_other(model: Model, expected, where: str):
+    def exits(*told):
+        raise SystemExit(0)
+
+    kernel = FakeKernel(work=exits if where == "launch" else compute, packed_bytes=64)
+    if where != "launch":
+        setattr(kernel, where, exits)
+    ids, session = run(model, flaky=backend(rms_norm=kernel))
+    assert ids == expected
+    assert session.replaced[0].error.startswith("SystemExit: 0 (")
+
+
+def test_ctrl_c_while_a_kernel_is_launched_is_not_the_kernels_error():
+    with pytest.raises(KeyboardInterrupt):
+        walk(NEXT, flaky=backend(silu=Flaky(1, error=KeyboardInterrupt())), good=whole_backend())
+
+
 def test_an_answer_survives_a_kernel_that_cannot_pack(model: Model):
     """Weights are packed before the first step, under the progress bar: that is no reason to stop."""
     with registry.isolated(flaky=backend(mul_mat=Unpackable("three", packed_bytes=64)), reference=kernelmux_reference):
