@@ -28,8 +28,9 @@ A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its ker
 has the name of those that read weights, and the backend of the rest. A rule that names a fused op decides for itself.
 
 What is named and cannot be had (a backend that is quarantined, a kernel that `forbid` excludes) is told aloud, and is
-an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no node is told, too.
-`default` in place of a file is the policy that holds without one.
+an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no node is told, too; so
+is a rule or `--use` of which no node got anything that it names, because all of it declines, with the first reason: only
+`on_unsupported` makes that silent (`next`) or an error (`error`). `default` in place of a file is the policy that holds without one.
 
 ```toml
 [[rule]]

@@ -11,12 +11,12 @@ from kernelmux.errors import PlanError, PolicyError
 from kernelmux.graph.graph import Graph
 from kernelmux.plan.names import Finding, absent_names, unknown_kernels, unreached
 from kernelmux.plan.plan import make_plan
-from kernelmux.plan.requirements import unmatched
+from kernelmux.plan.requirements import unmatched, unserved
 from kernelmux.policy.policy import Policy
 
 
 def check_policy(policy: Policy, registry: Registry, device: Device, graph: Graph | None = None) -> list[Finding]:
-    """Every finding, by line. With a graph also rules that matched none of its nodes, and requirements that fail."""
+    """Every finding, by line. With a graph also rules that do nothing for it, and requirements that fail."""
     found = [*absent_names(policy, registry), *unknown_kernels(policy, registry, device, {})]
     sound = not any(finding.weight == "error" for finding in found)
     found += [finding for *_, finding in unreached(policy)]
@@ -29,4 +29,7 @@ def check_policy(policy: Policy, registry: Registry, device: Device, graph: Grap
             where = f"{graph.name} on {device.device_class}"
             for name, line in unmatched(plan):
                 found.append(Finding(line, f"{name.partition(' (')[0]} matches no node of {where}"))
+            for index, said in unserved(plan):
+                name = policy.where(index).partition(" (")[0]
+                found.append(Finding(policy.line("rule", index) or 1, f"{name}: {said}"))
     return sorted(found, key=lambda finding: finding.line)

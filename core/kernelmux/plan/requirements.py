@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import PlanError
+from kernelmux.graph.domain import in_words
 from kernelmux.plan.names import absent_names, unreached
 
 if TYPE_CHECKING:
+    from kernelmux.plan.choice import Choice
     from kernelmux.plan.plan import Plan
+    from kernelmux.policy.grammar import Rule
 
 
 def check_requirements(plan: Plan) -> None:
@@ -61,8 +64,42 @@ def unmatched(plan: Plan) -> Iterator[tuple[str, int]]:
         yield f"requirement {index + 1} ({policy.source}:{line})", line
 
 
+def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
+    """The rules that decide for nodes of which none got what they name: the index, and what to say of it.
+
+    Not those that say `on_unsupported = "next"`, which mean it, nor those of whose every name more is to be said.
+    """
+    policy, rules = plan.policy, plan.policy.document.rule
+    absent = {finding.name for finding in absent_names(policy, plan.registry)}
+    served = {index for index, rule in enumerate(rules) if rule.on_unsupported == "next" or absent.issuperset(rule.use)}
+    refused: dict[int, str] = {}
+    for top in plan.buckets:
+        schedule = plan.schedule(top, top)
+        for step in schedule.steps:
+            for node, rows in plan.nodes_meant(step, schedule.rows(step.node)):
+                index = policy.match(node, rows, plan.device)
+                if index is None or index in served:
+                    continue
+                if {step.choice.name, step.choice.backend} & set(rules[index].use):
+                    served.add(index)
+                elif not refused.get(index):
+                    refused[index] = _first_refusal(rules[index], step.choice)
+    for index in sorted(refused.keys() - served):
+        reason = refused[index] or "a fused op runs in their place"
+        named = in_words(rules[index].use)
+        yield index, f"no node of {plan.graph.name} on {plan.device.device_class} got {named}: {reason}"
+
+
+def _first_refusal(rule: Rule, choice: Choice) -> str:
+    """Why the first of what a rule names was not chosen; empty where a fused op was, for which it was not asked."""
+    for loser in choice.rejected:
+        if {loser.kernel, loser.kernel.partition(":")[0]} & set(rule.use):
+            return loser.reason if loser.kernel in rule.use else f"{loser.kernel}: {loser.reason}"
+    return ""
+
+
 def notes(plan: Plan) -> tuple[str, ...]:
-    """What a person must be told of the policy, though a plan was made: names not to be had, rules without a node.
+    """What a person must be told of the policy, though a plan was made: names not to be had, rules that do nothing.
 
     A broken backend is told of once, and all that matches no node in one line. Of the rules of the default policy,
     which nobody asked for, nothing is told.
@@ -83,4 +120,6 @@ def notes(plan: Plan) -> tuple[str, ...]:
         verb = "match" if len(names) > 1 else "matches"
         if names:
             lines.append(f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}")
+        asked = options if policy.shipped else len(policy.document.rule)
+        lines += [f"{policy.where(index)}: {said}" for index, said in unserved(plan) if index < asked]
     return tuple(lines)

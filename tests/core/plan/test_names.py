@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from command import assert_one_line_error, call_command
-from fake_backend import CPU, plan_for, silu_graph, whole_backend
-from kernelmux.contract import registry
+from fake_backend import CPU, FakeKernel, llama_graph, plan_for, silu_graph, whole_backend
+from kernelmux.contract import Declined, registry
 from kernelmux.errors import PolicyError
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import default_policy
@@ -163,3 +163,70 @@ def test_nothing_is_told_of_the_default_policy_but_of_options_beside_it():
         )
     assert plain.notes == ()
     assert asked.notes == (f"--use add=torch matches no node of {asked.graph.name} on cpu",)
+
+
+# What no node gets.
+
+
+def declining(reason="not today"):
+    return {"b": whole_backend(silu=Declined(reason, kernel="f32"))}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"use": ["silu=b:f32"]}, "--use silu=b:f32: no node of one on cpu got b:f32: not today"),
+        ({"use": ["silu=b"]}, "--use silu=b: no node of one on cpu got b: b:f32: not today"),
+        ({"use": ["*=b:f32,b"]}, "--use *=b:f32,b: no node of one on cpu got b:f32 and b: not today"),
+        (
+            {"policy": '[[rule]]\nuse = "b"\non_error = "error"\n'},
+            "rule 1 (p.toml:1): no node of one on cpu got b: b:f32: not today",
+        ),
+        (
+            {"policy": '[[rule]]\nuse = "triton:f32"\n'},
+            "rule 1 (p.toml:1): no node of one on cpu got triton:f32: not installed: pip install kernelmux-triton",
+        ),
+    ],
+    ids=["a kernel", "a backend", "a list", "a rule", "not installed"],
+)
+def test_what_no_node_gets_though_it_is_named_is_told_of_with_the_first_reason(asked, said):
+    plan = planned(more=declining(), **asked)
+    assert plan.notes == (said,)
+    assert plan.schedule(1, 1).steps[0].choice.name == "a:f32"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"policy": '[[rule]]\nuse = "b"\non_unsupported = "next"\n'},
+        {"policy": '[defaults]\nuse = ["b", "a"]\n'},
+        {"use": ["silu=b,a"]},
+        {"policy": '[[rule]]\nuse = "b"\nm = "1"\n[[rule]]\nuse = "a"\n', "use": ["silu=a"]},
+    ],
+    ids=["next", "defaults", "another of the list", "outranked by an option"],
+)
+def test_nothing_is_told_of_what_may_decline(asked):
+    assert planned(more=declining(), **asked).notes == ()
+
+
+def test_a_kernel_that_one_row_count_gets_is_not_told_of():
+    def silu(node, m):
+        return FakeKernel() if m == 1 else Declined("one row", kernel="f32")
+
+    assert planned(more={"b": whole_backend(silu=silu)}, use=["silu=b:f32"]).notes == ()
+
+
+def test_an_option_is_served_by_the_fused_node_that_stands_for_those_that_it_names():
+    with registry.isolated(a=whole_backend(), b=whole_backend()) as found:
+        plan = plan_for(llama_graph(1), found, use=["*=b:f32"])
+    assert "qkv_rope_copy" in {step.node.op for step in plan.schedule(1, 1).steps}
+    assert plan.notes == ()
+
+
+def test_the_command_line_says_what_no_node_gets(tiny):
+    result = call_command("plan", tiny, "--use", "mul_mat=torch:int8")
+    assert result.code == 0
+    assert result.err.count("\n") == 1
+    assert "--use mul_mat=torch:int8: no node of " in result.err
+    assert "on cpu" in result.err
+    assert "got torch:int8: it takes weights in " in result.err
