@@ -36,6 +36,15 @@ Use = Annotated[
 DeviceName = Annotated[
     str, typer.Option("--device", metavar="NAME", help="cpu, cuda, rocm or a package's kind; cuda:1 is the second.")
 ]
+DeviceNameOrAs = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        show_default="cpu",
+        help="cpu, cuda, rocm or a package's kind; cuda:1 is the second.",
+    ),
+]
 DeviceAs = Annotated[
     str | None,
     typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),
@@ -44,13 +53,13 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of 
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 
 
-def asked_device(name: str, described: str | None) -> Device:
-    """The device of a name on this machine, or the one that is described instead: to plan for, not to run on."""
+def asked_device(name: str | None, described: str | None) -> Device:
+    """The device of a name on this machine, `cpu` unless told, or one that is described: to plan for, not to run on."""
     from kernelmux.contract.device import described_device, find_device
 
     if described is None:
-        return find_device(name)
-    if name != "cpu":
+        return find_device("cpu" if name is None else name)
+    if name is not None:
         raise typer.BadParameter(f"it stands in place of --device {name}: ask for one", param_hint="--device-as")
     return described_device(described)
 

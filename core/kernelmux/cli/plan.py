@@ -9,7 +9,7 @@ import typer
 
 from kernelmux.cli.common import (
     DeviceAs,
-    DeviceName,
+    DeviceNameOrAs,
     Json,
     OptionalModelPath,
     PolicyPath,
@@ -36,7 +36,7 @@ def plan(
     random: RandomModel = None,
     policy: PolicyPath = None,
     use: Use = None,
-    device: DeviceName = "cpu",
+    device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
     rows: Annotated[
         int | None,
@@ -62,11 +62,13 @@ def plan(
 
     from kernelmux.plan import explain
     from kernelmux.plan.diff import moves, show_diff
+    from kernelmux.plan.lock import is_lock
 
     refuse_together("--diff" if diff else "", policy=policy, why=why, rows=rows, lock=lock, verbose=verbose)
     refuse_together("--why" if why else "", rows=rows)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
+        refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use)
         before, after = (_plan_of(opened, path, use, target) for path in diff)
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})

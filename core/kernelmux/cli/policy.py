@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceAs, DeviceName, Json, asked_device, print_json, say
+from kernelmux.cli.common import DeviceAs, DeviceNameOrAs, Json, asked_device, print_json, say
 
 policy = typer.Typer(help="Check a policy file, or print the JSON Schema that editors use.", no_args_is_help=True)
 
@@ -20,7 +20,7 @@ def check(
     model: Annotated[
         Path | None, typer.Option("--model", metavar="MODEL", help="Also check it against this GGUF file.")
     ] = None,
-    device: DeviceName = "cpu",
+    device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
     json: Json = False,
 ) -> None:

@@ -22,7 +22,7 @@ class Cuda(Platform):
     """NVIDIA's cards."""
 
     kind = "cuda"
-    arch = r"sm_\d+"
+    arch = r"sm_\d{2,3}"
     example = "cuda sm_90 NVIDIA H200"
     host_memory = False
     captures = True

@@ -98,11 +98,13 @@ def write_lock(plan: Plan, path: str | Path) -> None:
 
 
 def is_lock(path: str | Path) -> bool:
-    """Whether a file is JSON, as a lock file is, rather than a policy's TOML."""
+    """Whether a file is a lock rather than a policy's TOML: it is JSON, or named `.lock`, or empty and not `.toml`."""
+    suffix = Path(path).suffix
     try:
-        return Path(path).read_bytes().lstrip()[:1] == b"{"
+        start = Path(path).read_bytes().lstrip()[:1]
     except OSError:
-        return False
+        return suffix == ".lock"
+    return suffix == ".lock" or start == b"{" or (not start and suffix != ".toml")
 
 
 def _to_lock(plan: Plan) -> Lock:
@@ -160,6 +162,8 @@ def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device
 def _parse(path: str | Path) -> tuple[Lock, Locked]:
     try:
         text = Path(path).read_text("utf-8")
+        if not text.strip():
+            raise PlanError(f"{path}: the lock file is empty; write one with plan --lock", file=str(path))
         version = json.loads(text)["lock"]
     except OSError as error:
         raise PlanError(f"{path}: the lock file cannot be read: {error.strerror}", file=str(path)) from error

@@ -93,3 +93,9 @@ def test_a_policy_is_checked_for_a_card_that_is_not_there(tiny: Path, tmp_path: 
 def test_what_describes_no_device_is_one_line(tiny: Path):
     assert_one_line_error(call_command("plan", tiny, "--device-as", "NVIDIA H200"), "unknown device 'NVIDIA H200'")
     assert_one_line_error(call_command("plan", tiny, "--device-as", "cuda H200"), "as in 'cuda sm_90 NVIDIA H200'")
+
+
+@pytest.mark.parametrize("arch", ["sm_9", "sm_", "sm_9000"])
+def test_an_architecture_has_two_digits_or_three(tiny: Path, arch: str):
+    found = call_command("plan", tiny, "--device-as", f"cuda {arch}")
+    assert_one_line_error(found, f"'cuda {arch}' describes no device", "as in 'cuda sm_90 NVIDIA H200'")

@@ -295,6 +295,27 @@ def test_a_lock_is_known_by_what_it_holds(q4: Path, small: Path, tmp_path: Path)
     assert moves(q4, "--diff", tmp_path / "plan.lock", small) == []
 
 
+@pytest.mark.parametrize("name", ["plan.lock", "plan.json"])
+def test_a_lock_that_is_empty_is_no_empty_policy(q4: Path, small: Path, tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_text("\n")
+    for arguments in (("plan", q4, "--diff", path, small), ("run", q4, "--plan", path, *ASK)):
+        assert_one_line_error(call_command(*arguments), f"{path}: the lock file is empty; write one with plan --lock")
+
+
+def test_an_empty_policy_is_one(q4: Path, tmp_path: Path):
+    path = tmp_path / "p.toml"
+    path.touch()
+    assert moves(q4, "--diff", path, path) == []
+
+
+def test_diff_of_a_lock_and_a_policy_takes_options_for_the_policy(q4: Path, small: Path, tmp_path: Path):
+    lock(q4, tmp_path / "plan.lock", "--policy", small)
+    moved = moves(q4, "--diff", tmp_path / "plan.lock", small, "--use", "add=reference:f64")
+    assert moved
+    assert {move["reason"] for move in moved} <= {"--use add=reference:f64", "another node takes its place"}
+
+
 def test_diff_names_the_file_that_is_wrong(q4: Path, small: Path, tmp_path: Path):
     broken = tmp_path / "broken.toml"
     broken.write_text("rules = 1\n")
@@ -311,11 +332,18 @@ def test_diff_names_the_file_that_is_wrong(q4: Path, small: Path, tmp_path: Path
         (("--diff", "small", "whole", "--policy", "small", "--rows", 1), "--diff is without --policy and --rows"),
         (("--why", "logits", "--rows", 1), "--why is without --rows"),
         (("--device", "cuda:1", "--device-as", "cuda sm_90 NVIDIA H200"), "in place of --device cuda:1"),
+        (("--device", "cpu", "--device-as", "cuda sm_90 NVIDIA H200"), "in place of --device cpu"),
+        (("--diff", "locked", "locked", "--use", "add=torch"), "--diff of two lock files is without --use"),
         (("--device", "cpu:5"), "there is no device cpu:5"),
     ],
 )
-def test_options_that_have_no_use_for_each_other_are_an_error(q4: Path, small: Path, whole: Path, options, said: str):
-    filled = [{"small": small, "whole": whole}.get(option, option) for option in options]
+def test_options_that_have_no_use_for_each_other_are_an_error(
+    q4: Path, small: Path, whole: Path, tmp_path: Path, options: tuple[object, ...], said: str
+):
+    locked = tmp_path / "plan.lock"
+    if "locked" in options:
+        lock(q4, locked)
+    filled = [{"small": small, "whole": whole, "locked": locked}.get(option, option) for option in options]
     result = call_command("plan", q4, *filled)
     assert result.code == 2
     assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
