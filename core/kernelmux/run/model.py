@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
-from kernelmux.errors import ModelError
+from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
 from kernelmux.models import Source, open_model, open_random
 from kernelmux.models.chat import render_chat
@@ -95,8 +95,10 @@ class Model:
     def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
 
-        Sessions share the weights that they pack alike, and let go of them when the last one is dropped.
+        Sessions share the weights that they pack alike, and let go of them when the last one is dropped. PlanError
+        where the plan is for another graph than the model's, CapacityError where there is no room for what is asked.
         """
+        self._check_plan(plan)
         packed = self._packed.setdefault(plan.device, PackedWeights(self.source.file.weights, plan.device))
         return Session(plan, packed.holder(), tokens, sequences)
 
@@ -117,15 +119,30 @@ class Model:
         ids = self.encode(prompt)
         self._check_length(ids, max_tokens)
         sampling = Sampling(temperature, top_p, top_k, seed)
-        session = self.session(plan or self.plan(), len(ids) + max_tokens)
+        session = self.session(self.plan() if plan is None else plan, len(ids) + max_tokens)
         return Generation(self.source, session, ids, sampling, max_tokens)
 
     def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
         """Logits [len(ids), vocabulary] of every position, in float32."""
         ids = self._checked_ids(ids)
         self._check_length(ids, 0)
-        session = self.session(plan or self.plan(), len(ids))
+        session = self.session(self.plan() if plan is None else plan, len(ids))
         return session.feed(session.open(), ids, all_logits=True)
+
+    def _check_plan(self, plan: object) -> None:
+        if not isinstance(plan, Plan):
+            raise PlanError(
+                f"a plan is what model.plan() returns, not {plan!r:.80}: for a policy file pass plan=model.plan(FILE), "
+                "for a lock file plan=model.locked_plan(FILE)"
+            )
+        # A policy may store the cache otherwise than the model's own graph does.
+        own = self.graph.with_cache_format(plan.policy.document.kv.format)
+        # Of graphs that are equal no digest is made: it takes longer than a step.
+        if plan.graph != own and plan.graph.digest != own.digest:
+            raise PlanError(
+                f"the plan is for {plan.graph.name} (graph {plan.graph.digest}), the model is {own.name} "
+                f"(graph {own.digest}): make one with this model's plan()"
+            )
 
     def _checked_ids(self, ids: Sequence[object]) -> list[int]:
         vocab = self.source.shape.vocab

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 
 import kernelmux
 from kernelmux.conformance.measure import compare
-from kernelmux.errors import ModelError
+from kernelmux.errors import ModelError, PlanError
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import Model
@@ -64,6 +64,37 @@ def test_forward_gives_float32_logits_of_every_position(model: Model, plan: Plan
     assert logits.shape == (len(ids), model.source.tokenizer.vocab_size)
     assert logits.dtype == torch.float32
     assert bool(logits.isfinite().all())
+
+
+ASKED = {
+    "forward": lambda model, plan: model.forward([104], plan),
+    "generate": lambda model, plan: model.generate("hello", plan),
+    "session": lambda model, plan: model.session(plan, 16),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_a_plan_for_another_models_graph_is_refused_with_both(model: Model, plan: Plan, tmp_path: Path, ask):
+    other = kernelmux.load(write_tiny_llama(tmp_path / "q4.gguf", weight_type=GGMLQuantizationType.Q4_0))
+    with pytest.raises(PlanError) as caught:
+        ask(other, plan)
+    for graph in (plan.graph, other.graph.with_cache_format(plan.policy.document.kv.format)):
+        assert f"{graph.name} (graph {graph.digest})" in str(caught.value)
+
+
+def test_a_plan_for_an_equal_graph_runs_whatever_its_cache_holds(model: Model, tmp_path: Path):
+    twin = kernelmux.load(write_tiny_llama(tmp_path / "twin.gguf"))
+    for format in ("bf16", "f32"):
+        plan = model.plan(parse_policy(f'[kv]\nformat = "{format}"\n', "here"), use=[F32])
+        assert torch.equal(twin.forward([104, 105], plan), model.forward([104, 105], plan))
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("passed", ["policy.toml", "", Path("lock.json"), {"rule": []}], ids=repr)
+def test_what_is_no_plan_is_refused_with_what_to_pass(model: Model, ask, passed):
+    with pytest.raises(PlanError, match=r"plan=model\.plan\(FILE\)") as caught:
+        ask(model, passed)
+    assert repr(passed) in str(caught.value)
 
 
 def test_forward_is_causal(model: Model, plan: Plan):
