@@ -22,6 +22,8 @@ class CachedSequence:
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
+    owner: Pages | None = field(default=None, repr=False)
+    """Whose pages they are; None once it is closed."""
 
     def slot(self, position: int) -> int:
         """Where the token at a position lies in the cache."""
@@ -33,6 +35,18 @@ class Pages:
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))
+
+    def open(self) -> CachedSequence:
+        """A new sequence, which has none yet."""
+        return CachedSequence(owner=self)
+
+    def check(self, sequences: Sequence[CachedSequence]) -> None:
+        """CapacityError where one of these is closed, or was opened by another session: its pages are not from here."""
+        for sequence in sequences:
+            if sequence.owner is None:
+                raise CapacityError("the sequence is closed: session.open() gives a new one")
+            if sequence.owner is not self:
+                raise CapacityError("the sequence is another session's: take one that this session's open() gave")
 
     def reserve(self, sequences: Sequence[CachedSequence], counts: Sequence[int]) -> None:
         """Deals pages for `counts` new tokens of each sequence; CapacityError where too few are left."""
@@ -50,6 +64,8 @@ class Pages:
             del self._free[:need]
 
     def give_back(self, sequence: CachedSequence) -> None:
-        """Takes all pages of a sequence, which is empty then."""
+        """Takes all pages of a sequence, which is empty and closed then; of a closed one there are none."""
+        if sequence.owner is not None:
+            self.check([sequence])
         self._free = sorted([*self._free, *sequence.pages])
-        sequence.pages, sequence.length = [], 0
+        sequence.pages, sequence.length, sequence.owner = [], 0, None

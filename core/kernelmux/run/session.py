@@ -45,6 +45,8 @@ class Session:
     """
 
     def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
+        if tokens < 1 or sequences < 1:
+            raise CapacityError(f"a session holds at least 1 token of 1 sequence, not {tokens=} and {sequences=}")
         platform = plan.device.platform
         # Each sequence may waste the rest of its last page.
         pages = -(-tokens // PAGE_SIZE) + sequences - 1
@@ -96,10 +98,10 @@ class Session:
 
     def open(self) -> CachedSequence:
         """A new, empty sequence."""
-        return CachedSequence()
+        return self._pages.open()
 
     def close(self, sequence: CachedSequence) -> None:
-        """Gives a sequence's pages back."""
+        """Gives a sequence's pages back; it cannot be fed any more, and closing it again does nothing."""
         with self._alone():
             self._pages.give_back(sequence)
 
@@ -130,6 +132,10 @@ class Session:
         Room for all steps is reserved at once. What was yielded is in the cache, but for the last ids. From its first
         ids to its end, or until it is closed, it has the session to itself: the next step's state is on the device.
         """
+        if len(sequences) != len(tokens):
+            raise CapacityError(
+                f"decode takes a token for each sequence: {len(sequences)} sequences, {len(tokens)} tokens"
+            )
         feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)]
         with self._alone():
             self._check(feeds)
@@ -207,6 +213,7 @@ class Session:
         """The rows of a step; CapacityError where it is none that the session can run."""
         vocab = self.plan.graph.values[self._logits].shape[1]
         assert isinstance(vocab, int)
+        self._pages.check([feed.sequence for feed in feeds])
         return check_feeds(feeds, self._batch, vocab, self.plan.max_rows)
 
     def _step(self, feeds: Sequence[Feed]) -> torch.Tensor:

@@ -117,16 +117,54 @@ def test_a_closed_sequences_pages_are_used_again_and_leak_nothing(model: Model, 
         session.close(sequence)
 
 
-def test_a_closed_sequence_may_be_closed_again_and_fed_again(model: Model, plan: Plan):
+def test_a_closed_sequence_may_be_closed_again_and_is_not_fed_again(model: Model, plan: Plan):
     """Its pages are given back once: no two sequences ever share one."""
     session = model.session(plan, 2 * PAGE_SIZE)
     first, ids = session.open(), prompt(2 * PAGE_SIZE)
     session.feed(first, prompt(20, 1))
     session.close(first)
     session.close(first)
-    assert_same(session.feed(first, ids, all_logits=True), model.forward(ids, plan))
+    for feed in (lambda: session.feed(first, ids), lambda: next(session.decode([first], [1], 2))):
+        with pytest.raises(CapacityError, match=r"the sequence is closed: session\.open\(\)"):
+            feed()
+    assert_same(session.feed(session.open(), ids, all_logits=True), model.forward(ids, plan))
     with pytest.raises(CapacityError):
         session.feed(session.open(), [1])
+
+
+def test_a_sequence_of_another_session_is_refused_and_neither_cache_changes(model: Model, plan: Plan):
+    ids = prompt(20)
+    mine, other = (model.session(plan, 2 * PAGE_SIZE) for _ in range(2))
+    theirs = other.open()
+    other.feed(theirs, ids[:10])
+    calls = {
+        "feed": lambda: mine.feed(theirs, [1]),
+        "step": lambda: mine.step([Feed(theirs, [1])]),
+        "decode": lambda: next(mine.decode([theirs], [1], 2)),
+        "close": lambda: mine.close(theirs),
+    }
+    for call in calls.values():
+        with pytest.raises(CapacityError, match="another session's"):
+            call()
+    assert_same(other.feed(theirs, ids[10:], all_logits=True), model.forward(ids, plan)[10:])
+    # All of the session's own pages are free, and once.
+    mine.feed(mine.open(), prompt(2 * PAGE_SIZE))
+    with pytest.raises(CapacityError, match="free"):
+        mine.feed(mine.open(), [1])
+
+
+@pytest.mark.parametrize(("tokens", "sequences"), [(0, 1), (16, 0), (-1, 1)])
+def test_a_session_of_nothing_is_refused(model: Model, plan: Plan, tokens: int, sequences: int):
+    with pytest.raises(CapacityError, match=f"not tokens={tokens} and sequences={sequences}"):
+        model.session(plan, tokens, sequences)
+
+
+def test_decode_takes_a_token_for_each_sequence(model: Model, plan: Plan):
+    session = model.session(plan, 64, sequences=2)
+    sequences = [session.open(), session.open()]
+    with pytest.raises(CapacityError, match="2 sequences, 1 tokens"):
+        next(session.decode(sequences, [1], 2))
+    assert len(next(session.decode(sequences, [1, 2], 2))) == 2
 
 
 def test_closing_one_sequence_leaves_the_others_as_they_were(model: Model, plan: Plan):

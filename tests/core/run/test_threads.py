@@ -17,7 +17,6 @@ from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
-from kernelmux.run.pages import CachedSequence
 from kernelmux.run.session import BusyError
 
 PROMPTS = [[1, 2, 3, 4, 5], [9] * 17, [100, 30], [7, 8, 9] * 10]
@@ -36,7 +35,11 @@ def plan(model: Model):
 @pytest.fixture(scope="module")
 def expected(model: Model, plan):
     """The logits of each prompt's last row."""
-    return [model.session(plan, 64).feed(CachedSequence(), ids) for ids in PROMPTS]
+    return [_first_logits(model.session(plan, 64), ids) for ids in PROMPTS]
+
+
+def _first_logits(session, ids):
+    return session.feed(session.open(), ids)
 
 
 class Blocking(FakeKernel):
@@ -152,7 +155,7 @@ def test_after_a_decode_the_session_is_free_however(model: Model, plan, ends: st
         with pytest.raises(KeyError):
             steps.throw(KeyError())
     session.close(sequence)
-    assert session.feed(sequence, PROMPTS[0]).isfinite().all()
+    assert session.feed(session.open(), PROMPTS[0]).isfinite().all()
 
 
 def test_an_answer_that_is_left_early_leaves_the_session_free(model: Model, plan):
