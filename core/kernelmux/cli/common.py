@@ -82,6 +82,20 @@ def refuse_together(option: str, **others: object) -> None:
         raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
 
 
+def refuse_overwriting(option: str, written: Path | None, **read: Path | None) -> None:
+    """An error where the file to write is one that the command reads, by whatever path or link."""
+    for what, path in read.items():
+        if written is not None and path is not None and _same_file(written, path):
+            raise typer.BadParameter(f"{written} is the {what} asked for: name another file", param_hint=option)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # What does not exist is lost to nobody.
+        return False
+
+
 def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str | Device) -> Plan:
     """A plan as asked for; what must be told of it is said in red on stderr."""
     made = model.plan(policy, use=use or (), device=device)

@@ -20,6 +20,7 @@ from kernelmux.cli.common import (
     make_plan,
     open_asked,
     print_json,
+    refuse_overwriting,
     refuse_together,
     traced,
 )
@@ -66,6 +67,7 @@ def plan(
 
     refuse_together("--diff" if diff else "", policy=policy, why=why, rows=rows, lock=lock, verbose=verbose)
     refuse_together("--why" if why else "", rows=rows)
+    refuse_overwriting("--lock", lock, model=model, policy=policy)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
         refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use)

@@ -20,6 +20,7 @@ from kernelmux.cli.common import (
     make_plan,
     open_asked,
     print_json,
+    refuse_overwriting,
     say,
     traced,
 )
@@ -55,6 +56,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
+    refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     opened = open_asked(model, random, device)
     if locked is not None and (policy or use):
         raise typer.BadParameter("a locked plan takes no --policy and no --use", param_hint="--plan")

@@ -347,3 +347,15 @@ def test_options_that_have_no_use_for_each_other_are_an_error(
     result = call_command("plan", q4, *filled)
     assert result.code == 2
     assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
+
+
+@pytest.mark.parametrize("what", ["model", "policy"])
+def test_a_lock_does_not_take_the_place_of_what_the_plan_is_made_from(tiny: Path, small: Path, tmp_path: Path, what):
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(tiny.read_bytes())
+    written = {"model": model, "policy": small}[what]
+    before = written.read_bytes()
+    result = call_command("plan", model, "--policy", small, "--lock", written)
+    assert (result.code, result.out) == (2, "")
+    assert f"is the {what} asked for: name another file" in " ".join(result.err.replace("│", " ").split())
+    assert written.read_bytes() == before

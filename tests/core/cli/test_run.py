@@ -78,6 +78,24 @@ def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
     assert document["fingerprint"] == plan.fingerprint
 
 
+@pytest.mark.parametrize("what", ["model", "policy", "plan"])
+def test_captured_cases_do_not_take_the_place_of_what_the_run_reads(tiny: Path, tmp_path: Path, what: str):
+    files = {"model": tmp_path / "tiny.gguf", "policy": tmp_path / "p.toml", "plan": tmp_path / "lock.json"}
+    files["model"].write_bytes(tiny.read_bytes())
+    files["policy"].write_text("fuse = false\n")
+    assert call_command("plan", tiny, "--lock", files["plan"]).code == 0
+    before = files[what].read_bytes()
+    link = tmp_path / "cases.json"
+    link.symlink_to(files[what])
+    asked = ("--plan", files["plan"]) if what == "plan" else ("--policy", files["policy"])
+    for written in (files[what], link):
+        result = call_command("run", files["model"], "-p", "hello", *asked, "--capture-cases", written)
+        assert (result.code, result.out) == (2, "")
+        assert "--capture-cases" in result.err
+        assert f"is the {what} asked for: name another file" in " ".join(result.err.replace("│", " ").split())
+        assert files[what].read_bytes() == before
+
+
 def test_chat_asks_through_the_models_template(tiny: Path, model: Model):
     document = answer(tiny, "-p", "hello", "--chat", "--max-tokens", 4)
     assert document["prompt_ids"] == model.encode([{"role": "user", "content": "hello"}])
