@@ -16,7 +16,7 @@ from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Guarded, same
 from kernelmux.conformance.located import Layout
 from kernelmux.conformance.measure import Measured, compare
-from kernelmux.contract.answers import bound
+from kernelmux.contract.answers import bound, checked_workspace
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel, Launch, Tensors
 from kernelmux.graph.formats import Value, Weight, dequantize_planes, lookup, planes_of_rows, quantize_planes
@@ -103,7 +103,7 @@ class Trial:
             outputs = [Guarded.of(value, device) for value in node.outputs]
         for source, target in node.contract.updates:
             outputs[target] = inputs[source]
-        return Room(inputs, outputs, Guarded.scratch(self.kernel.workspace(node), device), host)
+        return Room(inputs, outputs, Guarded.scratch(checked_workspace(self.kernel, node), device), host)
 
     def one_row(self, row: int) -> Trial | None:
         """The same kernel on one row alone; None where the op's values are not all rows of one batch."""

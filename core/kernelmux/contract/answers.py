@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import getattr_static, signature
+from numbers import Integral
 from types import FunctionType
 from typing import Any
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import EVERY_OP, CurrentStream, Declined, Kernel, Launch, ReasonKind, Tensors
 from kernelmux.errors import BackendError, nearest, place
-from kernelmux.graph.domain import admits, in_words
+from kernelmux.graph.domain import admits, in_words, parse_range
 from kernelmux.graph.formats import FORMATS, Value
-from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS
 
 
@@ -60,7 +61,31 @@ def checked_classes(backend: str, answer: Any) -> tuple[type[Kernel], ...]:
         told = {name for op in kernel.ops if op != EVERY_OP for name in OPS[op].told}
         if odd := kernel.takes.keys() - told:
             raise BackendError(f"{subject}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
+        for name, allowed in kernel.takes.items():
+            if fault := _range_fault(kernel.ops, name, allowed):
+                raise BackendError(f"{subject}.takes: {fault}")
     return tuple(listed)
+
+
+def _range_fault(ops: Sequence[str], name: str, allowed: object) -> str:
+    """What is wrong with what a kernel takes of a number: words that are no range, or a range in a list."""
+    listed = isinstance(allowed, list | tuple)
+    for word in tuple(allowed) if isinstance(allowed, list | tuple) else (allowed,):
+        if not isinstance(word, str) or word in FORMATS or (_is_range(word) and not listed):
+            continue
+        tellers = (OPS[op] for op in ops if op in OPS and name in OPS[op].told)
+        told = [op.told[name](case_node(next(iter(op.cases())))) for op in tellers]
+        if any(isinstance(value, int | float) and not isinstance(value, bool) for value in told):
+            what = "in a list is none" if listed else "is no range: write 5, '1..16', '17..' or '..16'"
+            return f"{name} is a number, {word!r} {what}"
+    return ""
+
+
+def _is_range(word: str) -> bool:
+    try:
+        return ".." in word and bool(parse_range(word))
+    except ValueError:
+        return False
 
 
 def dispatch(
@@ -158,6 +183,27 @@ def checked_variants(kernel: Kernel, node: TensorNode) -> Mapping[str, Any]:
     """What a kernel's `variants` returned, by their names; BackendError where that is no list."""
     listed = _listed(f"{kernel.full_name}.variants", kernel.variants(node), "a list, [] for none")
     return {str(variant): variant for variant in listed}
+
+
+def checked_work(kernel: Kernel, node: TensorNode) -> str:
+    """What a kernel's `work` returned; BackendError where that is no str."""
+    work: Any = kernel.work(node)
+    if not isinstance(work, str):
+        wanted = "it must return a str, which nodes of the same work have in common"
+        raise BackendError(f"{kernel.full_name}.work returned {_shown(work)}: {wanted}")
+    return work
+
+
+def checked_workspace(kernel: Kernel, node: TensorNode) -> int:
+    """What a kernel's `workspace` returned; BackendError where that is no number of bytes."""
+    nbytes: Any = kernel.workspace(node)
+    if type(nbytes) is bool or not isinstance(nbytes, Integral) or nbytes < 0:
+        raise BackendError(
+            f"{kernel.full_name}.workspace returned {_shown(nbytes)}: it must return a number of bytes, 0 for none",
+            node=node.name,
+            kernel=kernel.full_name,
+        )
+    return int(nbytes)
 
 
 def stored(node: TensorNode, kernel: Kernel, wanted: Callable[[str, Value], str]) -> TensorNode:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.contract.answers import bound, stored
+from kernelmux.contract.answers import bound, checked_workspace, stored
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Declined, Kernel, Tensors
 from kernelmux.contract.packed import PackedWeights
@@ -126,7 +126,7 @@ def _rotation(
     import torch
 
     inputs = [_drawn(work, node, value, device) for value in node.inputs]
-    nbytes = kernel.workspace(node)
+    nbytes = checked_workspace(kernel, node)
     workspace = torch.empty(nbytes, dtype=torch.uint8, device=device.torch) if nbytes else None
     host = tuple(
         parts[0].cpu() if value.format == "i32" else None for value, parts in zip(node.inputs, inputs, strict=True)

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from kernelmux.contract import registry
-from kernelmux.contract.answers import checked_variants
+from kernelmux.contract.answers import checked_variants, checked_work
 from kernelmux.contract.cache import Cache, library_versions, read_table, source_hash, update_table
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
@@ -48,7 +48,7 @@ class Tables:
         named = checked_variants(kernel, node)
         if not named:
             return None
-        package, work = package_of(kernel), kernel.work(node)
+        package, work = package_of(kernel), checked_work(kernel, node)
         if package not in self._of_package:
             self._of_package[package] = read_tables(package, self.device)
         for table in self._of_package[package]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import Any
 
+from kernelmux.contract.answers import checked_work
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import PackedWeights
@@ -37,8 +38,7 @@ def measure_works(
     for work in works:
         weights = random_weights([work], device)
         for name, kernel in find_kernels(work, registry, device)[0].items():
-            label = kernel.work(work.node)
-            if label in best or len(kernel.variants(work.node)) < 2:
+            if len(kernel.variants(work.node)) < 2 or (label := checked_work(kernel, work.node)) in best:
                 continue
             times = time_variants(work, name, kernel, weights)
             progress(label, times)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from kernelmux.contract.answers import checked_workspace
 from kernelmux.contract.kernel import Kernel
 from kernelmux.errors import BackendError
 from kernelmux.graph.graph import Graph, TensorNode, nameless
@@ -119,7 +120,9 @@ def _row_classes(low: int, high: int) -> Iterator[int]:
 
 def _workspace(node: TensorNode, choice: Choice) -> int:
     try:
-        return choice.kernel_at(node).workspace(node)
+        return checked_workspace(choice.kernel_at(node), node)
+    except BackendError:
+        raise
     except Exception as error:
         raise BackendError(
             f"{choice.name}.workspace raised for {node.name}: {type(error).__name__}: {error}",

@@ -1,5 +1,6 @@
 """What backends may answer: each mistake is one line that says which function made it, and what was expected of it."""
 
+import re
 import types
 from functools import partial
 
@@ -67,6 +68,13 @@ LISTS = {
     "a full name": ([variation(name="bad:f32")], "bad:Varied.name must be a name without its backend, not 'bad:f32'"),
     "no precision": ([variation(precision=None)], "bad:f32.precision must be a bound on the NMSE, not None"),
     "two of a name": ([Listed, variation()], "two kernels of silu are named bad:f32"),
+    "words that are no range": (
+        [variation(takes={"m": "1-5"})],
+        "bad:f32.takes: m is a number, '1-5' is no range: write 5, '1..16', '17..' or '..16'",
+    ),
+    "half a range": ([variation(takes={"n": "1..x"})], "bad:f32.takes: n is a number, '1..x' is no range: write 5"),
+    "a number as a word": ([variation(takes={"m": "5"})], "bad:f32.takes: m is a number, '5' is no range: write 5"),
+    "a range in a list": ([variation(takes={"m": (4, "8..")})], "bad:f32.takes: m is a number, '8..' in a list is"),
     "what its op is not told": ([variation(takes={"rows": 4})], "bad:f32.takes: no op of its is told 'rows'"),
 }
 
@@ -232,6 +240,33 @@ def test_a_forgotten_return_is_told_by_plan_and_by_check(forgets, said):
         assert said in str(caught.value)
         case = next(case for case in OPS["silu"].cases() if "smoke" in case.marks)
         assert said in run_case(case, "bad:f32", found, "cpu").failures[0]
+
+
+@pytest.mark.parametrize(
+    ("scratch", "shown"),
+    [(None, r"None \(is a `return` missing\?\)"), (-4, r"-4 \(int\)"), (1.5, r"1\.5 \(float\)"), (True, "True")],
+    ids=repr,
+)
+def test_scratch_that_is_no_number_of_bytes_is_told_by_plan_and_by_check(scratch, shown):
+    said = rf"^bad:f32\.workspace returned {shown}.*: it must return a number of bytes, 0 for none"
+    lost = variation(workspace=lambda self, node: scratch, takes={})
+    with registry.isolated(bad=listing([lost])) as found:
+        with pytest.raises(BackendError, match=said):
+            plan_for(silu_graph(), found)
+        case = next(case for case in OPS["silu"].cases() if "smoke" in case.marks)
+        assert re.search(said.removeprefix("^"), run_case(case, "bad:f32", found, "cpu").failures[0])
+
+
+def test_work_that_is_forgotten_is_told_by_plan_and_by_check_where_there_are_variants():
+    said = "bad:f32.work returned None (is a `return` missing?): it must return a str"
+    forgets = {"work": lambda self, node: None, "takes": {}}
+    case = next(case for case in OPS["silu"].cases() if "smoke" in case.marks)
+    with registry.isolated(bad=listing([variation(variants=lambda self, node: [1, 2], **forgets)])) as found:
+        with pytest.raises(BackendError, match=re.escape(said)):
+            plan_for(silu_graph(), found)
+        assert any(said in failure for failure in run_case(case, "bad:f32", found, "cpu").failures)
+    with registry.isolated(good=listing([variation(**forgets)])) as found:
+        assert plan_for(silu_graph(), found).schedules
 
 
 def test_refuses_that_returns_words_is_told_by_name():
