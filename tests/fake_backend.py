@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import Kernel
 from kernelmux.contract.device import Device
+from kernelmux.contract.kernel import Efficiency
 from kernelmux.graph.formats import dequantize_planes, quantize_planes
 from kernelmux.graph.graph import Builder
 from kernelmux.graph.ops import OPS, Operands, Rotation
@@ -37,11 +38,13 @@ class FakeKernel(Kernel):
         packed="",
         packed_bytes=0,
         scratch=lambda node: 0,
+        reading=0.5,
         work=lambda node, tensors: None,
     ):
         self.name, self.precision, self.version, self.launches = name, precision, version, launches
         self.packed, self.bytes, self.scratch, self._work = packed, packed_bytes, scratch, work
         self.takes, self.emits = takes, emits
+        self.efficiency = Efficiency(reading=reading, multiplying=1e6)
         self.bound = []
         self.prepared = []
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from kernelmux.contract import Declined, Kernel, Launch, Tensors
+from kernelmux.contract import Declined, Efficiency, Kernel, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
@@ -46,6 +46,7 @@ class Dp4a(Product):
 
     ops: ClassVar[tuple[str, ...]] = ("mul_mat", "mul_mat_add", "qkv")
     name = "dp4a"
+    efficiency = Efficiency(reading=0.9, multiplying=0.3, arithmetic="dp4a")
     precision = 1e-11
     packed = "dp4a"
     # The weights are read once for so many rows.
@@ -89,6 +90,7 @@ class Dense(Product):
     """Rows of two-byte weights as the file has them, read once for a few rows of activations."""
 
     ops = ("mul_mat",)
+    efficiency = Efficiency(reading=0.9, multiplying=0.3)
     precision = 1e-11
     output_formats = FLOATS
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from kernelmux.contract import EVERY_OP, CurrentStream, Launch, Planes, Tensors
+from kernelmux.contract import EVERY_OP, CurrentStream, Efficiency, Launch, Planes, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import FORMATS, Value, Weight, as_tuple, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph.graph import TensorNode
@@ -21,6 +21,7 @@ class _Reference(CurrentStream):
     dtype: ClassVar[torch.dtype]
     # A launch reads lengths on the host and allocates.
     capturable = False
+    efficiency = Efficiency(reading=0.02, multiplying=0.01)
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [_formats(value) for value in node.inputs]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from kernelmux.contract import Declined, Launch, Tensors
+from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.contract.weights import below, converted
 from kernelmux.graph.formats import Weight, lookup
@@ -38,6 +38,7 @@ class Fp8Tensor(TorchKernel):
     input_formats: Sequence[str] = ("fp8_tensor",)
     # At few rows and long k a second launch adds the parts of a split sum.
     on_card = 2
+    efficiency = Efficiency(reading=0.7, multiplying=0.8, arithmetic="fp8")
     side_by_side = True
     fast = False
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from kernelmux.contract import Declined, Launch, Tensors
+from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
@@ -29,6 +29,7 @@ class F32(TorchKernel):
     packed = "f32"
     input_formats: Sequence[str] = ("f32",)
     output_formats: Sequence[str] = ("f32",)
+    efficiency = Efficiency(reading=0.9, multiplying=0.8)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,6 +52,7 @@ class Bf16(F32):
     precision = 5e-5
     packed = "bf16"
     input_formats = output_formats = ("bf16",)
+    efficiency = Efficiency(reading=0.9, multiplying=0.8, arithmetic="bf16")
 
     def comes_late(self, node: TensorNode) -> bool:
         return self.device.kind == "cpu" and "bf16" not in self.device.features

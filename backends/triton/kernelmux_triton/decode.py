@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 
-from kernelmux.contract import Declined, Launch, Tensors, in_turn
+from kernelmux.contract import Declined, Efficiency, Launch, Tensors, in_turn
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.attention_cache import Cached, itemsize, pow2, scaled, splits_queries, wide_of
 from kernelmux_triton.decode_kernels import attend, weigh
@@ -46,6 +46,7 @@ class Decode(Cached):
     """Sums in float32; the query heads of one kv head, and rows of one sequence, share what is read."""
 
     name = "decode"
+    efficiency = Efficiency(reading=0.5, multiplying=0.1, arithmetic="bf16")
     launches = 2
     takes: Mapping[str, object] = {**Cached.takes, "m": f"..{ROWS}"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 
-from kernelmux.contract import Declined, Kernel, Launch, Tensors, in_turn
+from kernelmux.contract import Declined, Efficiency, Kernel, Launch, Tensors, in_turn
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight, as_tuple
 from kernelmux.graph.graph import TensorNode
@@ -35,6 +35,7 @@ class FewRows(Kernel):
     """What the kernels of all weights share."""
 
     ops: tuple[str, ...] = PRODUCTS
+    efficiency = Efficiency(reading=0.85, multiplying=0.25, arithmetic="bf16")
     launches = 2
     input_formats: Sequence[str] = ("bf16", "f32", "f16")
     """Of what is multiplied; a residual may be any of FLOATS."""
@@ -96,6 +97,7 @@ class Dequant(FewRows):
     """GGUF's blocks decoded in registers: exact for up to four rows, else weights and activations in bfloat16."""
 
     name = packed = "dequant"
+    efficiency = Efficiency(reading=0.27, multiplying=0.2, arithmetic="bf16")
     precision = 5e-5
     takes = {"m": f"..{MOST}", "weight_format": tuple(PLANES), "weight_formats": tuple(PLANES)}
 

@@ -14,7 +14,7 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.contract import Declined, Launch, Tensors
+from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows, fp8_kernels
 from kernelmux_triton.few_rows import MOST, FewRows, Operands
@@ -87,6 +87,7 @@ class Fp8Row(FewRows):
     """A scale for each row of the activations and of the weight, sums of 128 columns added in float32."""
 
     name = "fp8_row"
+    efficiency = Efficiency(reading=0.75, multiplying=0.6, arithmetic="fp8")
     precision = 6e-3
     capability = (9, 0)
     form = packed = "fp8_row"

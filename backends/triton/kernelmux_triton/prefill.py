@@ -12,7 +12,7 @@ from typing import Any
 
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernelmux.contract import Launch, Tensors
+from kernelmux.contract import Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton.attention_cache import Cached, itemsize, pow2, scaled, splits_queries, wide_of
 from kernelmux_triton.launch import bind
@@ -57,6 +57,7 @@ class Prefill(Cached):
     """Sums in float32; a tile of keys and values is read once by each 128 queries."""
 
     name = "prefill"
+    efficiency = Efficiency(reading=0.5, multiplying=0.4, arithmetic="bf16")
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         q, _, _, query_start, kv_len, block_table = tensors.inputs

@@ -20,8 +20,7 @@ from kernelmux.cli.common import (
 from kernelmux.errors import KernelmuxError, nearest
 
 if TYPE_CHECKING:
-    from kernelmux.contract.device import Device
-    from kernelmux.measure.ceilings import Ceilings
+    from kernelmux.contract.device import Ceilings, Device
     from kernelmux.measure.works import Work
 
 bench = typer.Typer(

@@ -8,12 +8,26 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kernelmux.contract.device import Device, Platform, add_platform
+from kernelmux.contract.device import Ceilings, Device, Platform, add_platform
 from kernelmux.errors import PlanError
 
 SHARED_MEMORY = {(7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227}
 SHARED_MEMORY |= {(10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99}
 """KiB that a block may ask for, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+RATES = {
+    "H200": (4.4, {"f32": 50, "bf16": 800, "fp8": 1450}),
+    "H100": (3.1, {"f32": 50, "bf16": 720, "fp8": 1300}),
+    "GH200": (3.7, {"f32": 50, "bf16": 720, "fp8": 1300}),
+    "B200": (7.0, {"f32": 70, "bf16": 1600, "fp8": 3200}),
+    "A100": (1.8, {"f32": 19, "bf16": 260}),
+    "L40S": (0.78, {"f32": 80, "bf16": 270, "fp8": 540}),
+    "L4": (0.27, {"f32": 25, "bf16": 90, "fp8": 180}),
+    "4090": (0.93, {"f32": 75, "bf16": 150, "fp8": 300}),
+    "3090": (0.87, {"f32": 30, "bf16": 65}),
+}
+"""TB/s of reading and TFLOP/s of large products that are reached: measured of H100 and H200, else nine tenths of what
+the maker states. A card that is not here counts as the first of its architecture, or as an A100."""
+ALIKE = {(9, 0): "H100", (10, 0): "B200", (8, 0): "A100", (8, 6): "3090", (8, 9): "4090", (12, 0): "4090"}
 LAUNCHES = (0, 1, 2)
 """The graph nodes that are device launches, by CUDA's number for the type (CUgraphNodeType): kernel, memcpy, memset."""
 
@@ -92,6 +106,14 @@ class Cuda(Platform):
 
     def gemm_formats(self, device: Device) -> tuple[str, ...]:
         return ("bf16", "fp8") if (device.capability or (0, 0)) >= (8, 9) else ("bf16",)
+
+    def ceilings(self, device: Device) -> Ceilings:
+        named = next((card for card in RATES if card in re.split(r"[ -]", device.name)), None)
+        read, gemm = RATES[named or ALIKE.get(device.capability or (0, 0), "A100")]
+        rates = {format: flops * 1e12 for format, flops in gemm.items()}
+        # Four 8-bit products where there would be one of float32.
+        rates["dp4a"] = 4 * rates["f32"]
+        return Ceilings(copy=read * 0.95e12, read=read * 1e12, gemm=rates, launch=1.2e-6)
 
     def stream(self, device: Device) -> Any:
         return _cuda().Stream(device.torch)

@@ -22,6 +22,20 @@ ENTRY_POINTS = "kernelmux.platforms"
 
 
 @dataclass(frozen=True)
+class Ceilings:
+    """What a device does at best; measured, or stated by its platform."""
+
+    copy: float
+    """Bytes a second, read and written."""
+    read: float
+    """Bytes a second."""
+    gemm: Mapping[str, float]
+    """Flops a second of large products, by element format."""
+    launch: float = 0.0
+    """Seconds that a launch takes beside its work, in a step as it is run: captured, where the device captures."""
+
+
+@dataclass(frozen=True)
 class Device:
     """What kernels are chosen by; 0 or nothing where it is not known. Its platform fills in what is usual for it."""
 
@@ -113,6 +127,15 @@ class Platform:
     def gemm_formats(self, device: Device) -> tuple[str, ...]:
         """The formats whose GEMM is measured as a ceiling."""
         return "bf16", "f32"
+
+    def ceilings(self, device: Device) -> Ceilings:
+        """What such a device does at best, from what is published of its kind; nothing is measured."""
+        threads = device.processors or 1
+        native = "bf16" in device.features
+        # A core of these years: two vector units of 256 or 512 bits at some 3 GHz; bfloat16 without a unit is emulated.
+        f32 = (150e9 if native else 60e9) * threads
+        gemm = {"f32": f32, "bf16": 4 * f32 if native else f32 / 5}
+        return Ceilings(copy=10e9 * threads, read=12e9 * threads, gemm=gemm, launch=6e-6)
 
     # Streams and graphs.
 

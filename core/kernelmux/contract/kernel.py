@@ -93,6 +93,20 @@ class Tensors:
         return whole
 
 
+@dataclass(frozen=True)
+class Efficiency:
+    """What share of a device's ceilings a kernel reaches where they bound it: what it is chosen by, unless measured."""
+
+    reading: float = 0.7
+    """Of the rate at which memory is read, where a node moves much and computes little."""
+    multiplying: float = 0.3
+    """Of the rate of its arithmetic, where a node computes much."""
+    arithmetic: str = "f32"
+    """The format whose GEMM is that ceiling: `f32`, `bf16`, `fp8`, or `dp4a` for integers outside tensor cores."""
+    passes: int = 1
+    """How often it reads its weights: a kernel of a few rows does so for every few."""
+
+
 EVERY_OP = "*"
 """In `Kernel.ops`: whatever op there is, those of other backends too."""
 
@@ -131,6 +145,9 @@ class Kernel(ABC):
     strided: ClassVar[bool] = False
     """Whether it reads inputs [rows, columns] that are columns of a wider matrix, and so have gaps between rows."""
 
+    efficiency: Efficiency = Efficiency()
+    """What share of the device's ceilings it reaches, as far as its author can tell without measuring."""
+
     device: Device = Device("cpu")
     """The device that the instance was made for."""
     backend: str = ""
@@ -157,6 +174,10 @@ class Kernel(ABC):
     def work(self, node: TensorNode) -> str:
         """What decides between variants: nodes of the same work take the same one."""
         return ""
+
+    def reaches(self, node: TensorNode) -> Efficiency:
+        """What it reaches at a node's extents, where `efficiency` is not the same for all of them."""
+        return self.efficiency
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         """The formats that each input may have, best first. Unless overridden, what `input_formats` says."""

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kernelmux.contract.device import Device
+from kernelmux.contract.device import Ceilings, Device
 from kernelmux.measure.timing import time_launches
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """Bytes a second of copying (read and written) and of reading; flops a second of a GEMM by element format."""
-
-    copy: float
-    read: float
-    gemm: Mapping[str, float]
 
 
 def measure_ceilings(device: Device, nbytes: int = 0, size: int = 0) -> Ceilings:

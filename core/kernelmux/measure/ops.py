@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.answers import bound, checked_workspace, stored
-from kernelmux.contract.device import Device
+from kernelmux.contract.device import Ceilings, Device
 from kernelmux.contract.kernel import Declined, Kernel, Tensors
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry
 from kernelmux.graph.formats import Value, Weight, as_planes, empty_planes, side_by_side
 from kernelmux.graph.graph import TensorNode
-from kernelmux.measure.ceilings import Ceilings, gemm_ceiling
+from kernelmux.measure.ceilings import gemm_ceiling
 from kernelmux.measure.table import Tables
 from kernelmux.measure.timing import Timing, time_launches
 from kernelmux.measure.works import Work

@@ -21,6 +21,7 @@ from kernelmux.contract.cache import Cache, library_versions, read_table, source
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.graph import TensorNode
+from kernelmux.measure.times import Times, look_up
 
 KIND = "measurements"
 """The folder of core's cache."""
@@ -30,10 +31,11 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Table:
-    """Variants by work, and what a plan says of where they are from."""
+    """Variants by work, times, and what a plan says of where they are from."""
 
     source: str
     choices: Mapping[str, str]
+    times: Times
 
 
 @dataclass
@@ -48,13 +50,25 @@ class Tables:
         named = checked_variants(kernel, node)
         if not named:
             return None
-        package, work = package_of(kernel), checked_work(kernel, node)
-        if package not in self._of_package:
-            self._of_package[package] = read_tables(package, self.device)
-        for table in self._of_package[package]:
+        work = checked_work(kernel, node)
+        for table in self._of(kernel):
             if (variant := table.choices.get(work, "")) in named:
                 return named[variant], table.source
         return next(iter(named.values())), DEFAULT
+
+    def time(self, kernel: Kernel, node: TensorNode, rows: int) -> tuple[float, str] | None:
+        """Microseconds that a kernel took for such a node, its extents known, and where from; None: not measured."""
+        for table in self._of(kernel):
+            if (found := look_up(table.times, kernel, node, rows)) is not None:
+                us, other_size = found
+                return us, f"{table.source} at {other_size}" if other_size else table.source
+        return None
+
+    def _of(self, kernel: Kernel) -> tuple[Table, ...]:
+        package = package_of(kernel)
+        if package not in self._of_package:
+            self._of_package[package] = read_tables(package, self.device)
+        return self._of_package[package]
 
 
 def package_of(kernel: Kernel) -> str:
@@ -64,16 +78,18 @@ def package_of(kernel: Kernel) -> str:
 
 def read_tables(package: str, device: Device) -> tuple[Table, ...]:
     """This machine's measurements, then the shipped table for the card, then those for cards of its architecture."""
-    measured = {work: str(variant) for work, variant in read_table(KIND, _key(package, device)).items()}
-    shipped = [(card, choices) for card, arch, choices in _shipped(package) if arch == device.arch]
+    found = read_table(KIND, _key(package, device))
+    measured = {work: variant for work, variant in found.items() if isinstance(variant, str)}
+    times = {family: sizes for family, sizes in found.items() if isinstance(sizes, dict)}
+    shipped = [(card, table) for card, table in _shipped(package) if table["arch"] == device.arch]
     shipped.sort(key=lambda entry: entry[0] != device.name)
-    tables = [Table(f"shipped for {card}", choices) for card, choices in shipped]
-    return (Table("measured here", measured), *tables)
+    tables = [Table(f"shipped for {card}", table["choices"], table.get("times", {})) for card, table in shipped]
+    return (Table("measured here", measured, times), *tables)
 
 
-def remember(package: str, device: Device, choices: Mapping[str, str]) -> None:
-    """Adds measured variants, by work, to this machine's table for a package and a class of device."""
-    update_table(KIND, _key(package, device), choices)
+def remember(package: str, device: Device, found: Mapping[str, Any]) -> None:
+    """Adds measured variants by work, or times by family, to this machine's table for a package and class of device."""
+    update_table(KIND, _key(package, device), found)
 
 
 def _key(package: str, device: Device) -> str:
@@ -85,12 +101,12 @@ def _key(package: str, device: Device) -> str:
 
 
 @cache
-def _shipped(package: str) -> Sequence[tuple[str, str, Mapping[str, str]]]:
-    """Card, architecture and choices of each shipped table."""
+def _shipped(package: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    """Each shipped table, once for each card that it is for."""
     try:
         folder = files(package) / "tunings"
     except (ModuleNotFoundError, TypeError):
         return ()
     found = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ()
     tables = [json.loads(file.read_text("utf-8")) for file in found]
-    return [(card, table["arch"], table["choices"]) for table in tables for card in table["cards"]]
+    return [(card, table) for table in tables for card in table["cards"]]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.contract import Launch, Tensors
+from kernelmux.contract import Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops.attention import visible
 from kernelmux_torch import attention
@@ -26,6 +26,7 @@ class Sdpa(attention.Sdpa):
     """cuDNN's attention, or the next best that takes the shapes; lengths and pages come from the host's mirror."""
 
     devices = ("cuda",)
+    efficiency = Efficiency(reading=0.3, multiplying=0.4, arithmetic="bf16")
     takes = {"cache_format": ("f32",)}
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:

@@ -1,0 +1,86 @@
+"""Times of kernels that were measured, and what they say of sizes and row counts that were not.
+
+Enters: kernels with their nodes, what a table holds. Leaves: microseconds, and the size that they are from. A table has
+them by family (op, kernel), size (`4096x14336x5.0`: outputs, inputs and bits of a weight; heads; columns) and rows.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+
+from kernelmux.contract.kernel import Kernel
+from kernelmux.graph.graph import TensorNode
+
+Times = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Microseconds by family, size and rows: `{"mul_mat dp4a": {"4096x14336x5.0": {"1": 9.0, "8": 16.6}}}`."""
+Size = tuple[float, ...]
+
+
+def family(kernel: Kernel, node: TensorNode) -> str:
+    """What times are compared within: nodes of one op and kernel, with one kind of cache, or of conversion."""
+    words = [node.op, kernel.name]
+    if node.op == "attention":
+        words += [f"head {node.head_dim}", node.inputs[1].format]
+    elif node.op == "convert":
+        words.append(f"{node.inputs[0].format} to {node.outputs[0].format}")
+    return " ".join(words)
+
+
+def size(kernel: Kernel, node: TensorNode) -> Size:
+    """What a node's time grows with beside rows: outputs, inputs and packed bits of its weights; heads; or columns.
+
+    How the file stores a weight does not show where a kernel packs it otherwise.
+    """
+    matrices = [value for value in node.weight if len(value.shape) == 2]
+    if matrices and node.op != "embed":
+        n, k = sum(value.extents[0] for value in matrices), matrices[0].extents[1]
+        nbytes = kernel.packed_bytes(node) or sum(value.nbytes for value in matrices)
+        return n, k, round(8 * nbytes / (n * k), 1)
+    if node.op == "attention":
+        return node.num_heads, node.num_kv_heads
+    return (sum(value.extents[1] for value in (*node.inputs, *node.outputs) if len(value.shape) == 2),)
+
+
+def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int) -> tuple[float, str] | None:
+    """Microseconds of a node at so many rows, and the size that they are from where it is another; None: unmeasured.
+
+    Of another size in proportion, of rows between two that were measured by a power of them.
+    """
+    measured = times.get(family(kernel, node), {})
+    if not measured:
+        return None
+    wanted = size(kernel, node)
+    sizes = {_parse(written): written for written in measured}
+    nearest = min(sizes, key=lambda other: (_distance(wanted, other), other))
+    us = math.prod(wanted) / math.prod(nearest) * _at(measured[sizes[nearest]], rows)
+    return us, "" if nearest == wanted else sizes[nearest]
+
+
+def written(size: Size) -> str:
+    """As a table has it."""
+    return "x".join(map(str, size))
+
+
+def _parse(written: str) -> Size:
+    return tuple(float(part) for part in written.split("x"))
+
+
+def _distance(one: Size, other: Size) -> float:
+    return sum(abs(math.log(mine / theirs)) for mine, theirs in zip(one, other, strict=True))
+
+
+def _at(by_rows: Mapping[str, float], rows: int) -> float:
+    """Interpolated in the logarithms; beyond what was measured in proportion to rows, below it the least."""
+    known = sorted((int(count), us) for count, us in by_rows.items())
+    counts = [count for count, _ in known]
+    place = bisect.bisect_left(counts, rows)
+    if place == 0:
+        return known[0][1]
+    low, below = known[place - 1]
+    if place == len(known):
+        return below * rows / low
+    high, above = known[place]
+    share = math.log(rows / low) / math.log(high / low)
+    return float(below ** (1 - share) * above**share)
