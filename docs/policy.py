@@ -25,12 +25,28 @@ the command line is a rule before all others. `kernelmux plan MODEL` shows which
 lost.
 
 A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its kernel would have been chosen for them: it
-has the name of those that read weights, and the backend of the rest. A rule that names a fused op decides for itself.
+has the name of those that read weights, and the backend of the rest; under `auto`, where that is faster. A rule that
+names a fused op decides for itself.
 
 What is named and cannot be had (a backend that is quarantined, a kernel that `forbid` excludes) is told aloud, and is
 an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no node is told, too; so
-is a rule or `--use` of which no node got anything that it names, because all of it declines, with the first reason: only
-`on_unsupported` makes that silent (`next`) or an error (`error`). `default` in place of a file is the policy that holds without one.
+is a rule or `--use` of which no node got anything that it names, because all of it declines, with the first reason:
+only `on_unsupported` makes that silent (`next`) or an error (`error`). `default` in place of a file is the policy that
+holds without one.
+
+`auto` in place of a kernel takes whatever is predicted to be the fastest **together**, for the whole graph at each row
+count: kernels, conversions between them and fused ops. A kernel's time is the one that was measured on such a device
+(tables that backends ship; of other sizes in proportion), else its cost over the device's ceilings times the efficiency
+that it declares; `--why` says each candidate's, and where it is from. Rules stand above it. What it keeps to:
+
+- **error**: unless `max_error` says otherwise, a kernel may add no more than the weight's own storage has: 7e-3 (NMSE)
+  for 4-bit weights and fp8, 2e-3 for 5 bits, 4e-4 for Q6_K, 2e-4 for Q8_0, 6e-5 for 16 bits and between the products,
+  1e-6 for float32. What the graph hands back is not rounded on its way. A kernel that reads float16 alone is left out
+  where the weights are not in it. Of two that are equally fast the more exact one is taken.
+- **memory**: packed forms are those that one row wants, and others that the most rows want where that saves a tenth of
+  the time and all of them fit four fifths of the device's memory. No other row count adds one.
+
+The default policy leaves everything on a card to `auto`. `extends = "default"` begins with its rules and keys.
 
 ```toml
 [[rule]]

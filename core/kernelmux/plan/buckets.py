@@ -5,6 +5,7 @@ Enters: a graph, a selector. Leaves: the choices that hold up to each row count,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,12 @@ from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import Fusion, find_fusions, fuse
+from kernelmux.plan.auto import Auto
 from kernelmux.plan.choice import Choice, Placed, Rejection
 from kernelmux.plan.fusion import Fusing, apart
 from kernelmux.plan.selection import Held, Selector
+from kernelmux.plan.slots import Slotting
+from kernelmux.policy.grammar import AUTO
 from kernelmux.policy.policy import Policy
 
 Considered = Mapping[str, tuple[Rejection, ...]]
@@ -57,19 +61,29 @@ def choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> l
     fused = {fusion.node.name: fusion.node for fusion in fusions}
     held: dict[str, frozenset[Form]] = {}
     buckets: list[Bucket] = []
-    for rows in counts:
+    for rows in counts if selector.locked is not None else _in_order(counts, selector.policy):
         if selector.locked is not None:
             buckets.append(choosing.look_up(rows, selector.locked[rows]))
             continue
         bucket = choosing.at(rows, held)
-        if buckets and buckets[-1].signature == bucket.signature:
-            buckets.pop()
         buckets.append(bucket)
         for name, choice in bucket.choices.items():
             node = choosing.nodes.get(name) or fused[name]
             if (form := packed_form(node, choice.name, choice.kernel)) is not None:
                 held.update({value: held.get(value, frozenset()) | {form} for value in form[0]})
-    return buckets
+    buckets.sort(key=lambda bucket: bucket.rows)
+    return [
+        bucket
+        for bucket, above in itertools.zip_longest(buckets, buckets[1:])
+        if above is None or selector.locked is not None or above.signature != bucket.signature
+    ]
+
+
+def _in_order(counts: Sequence[int], policy: Policy) -> Sequence[int]:
+    """The row counts as they choose: `auto` settles what is packed at both ends, decode and prompts."""
+    lists = [policy.document.defaults.use, *(rule.use for rule in policy.document.rule)]
+    words = {word for listed in lists for word in listed}
+    return list(dict.fromkeys([counts[0], counts[-1], *counts])) if AUTO in words else counts
 
 
 class _Choosing:
@@ -79,9 +93,16 @@ class _Choosing:
         self._graph, self._selector, self._fusions = graph, selector, fusions
         self._fusing = Fusing(selector)
         self.nodes = {node.name: node for node in graph.ops}
+        slotting = Slotting(graph, fusions, selector.offers.kind)
+        self._auto = Auto(graph, selector, self._fusing, slotting)
 
     def at(self, rows: int, held: Held) -> Bucket:
-        """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first."""
+        """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first.
+
+        Where the policy leaves some node to `auto`, what is the fastest together.
+        """
+        if any(self._selector.is_open(node, _own_rows(node, rows)) for node in self.nodes.values()):
+            return self._assigned(rows, held)
         plain = {name: self._choose(node, rows, held, exact=False) for name, node in self.nodes.items()}
         choices, kept = dict(plain), list[Fusion]()
         considered: dict[str, list[Rejection]] = {}
@@ -101,6 +122,38 @@ class _Choosing:
             remaining = {name: node for name, node in self.nodes.items() if name in choices}
             choices.update({name: self._choose(node, rows, held) for name, node in remaining.items()})
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
+
+    def _assigned(self, rows: int, held: Held) -> Bucket:
+        assigned = self._auto.at(rows, held)
+        choices: dict[str, Choice] = {}
+        kept: list[Fusion] = []
+        for fusion in assigned.fusions:
+            name = fusion.node.name
+            try:
+                choices[name] = self._prefer(fusion.node, rows, held, assigned.kernels[name])
+                kept.append(fusion)
+            except PlanError:
+                # It has raised in a walk, or packs one copy too many: its parts run.
+                continue
+        gone = {part for fusion in kept for part in fusion.parts}
+        for name, node in self.nodes.items():
+            if name not in gone:
+                choices[name] = self._prefer(node, rows, held, assigned.kernels.get(name, ""))
+        parts = [part for fusion in kept for part in fusion.parts if choices[fusion.node.name].kernel.side_by_side]
+        plain = {part: self._prefer(self.nodes[part], rows, held, "") for part in parts}
+        considered: dict[str, list[Rejection]] = {}
+        standing = {fusion.node.name for fusion in kept}
+        for group in self._auto.slotting.groups:
+            node = group[0].node
+            if node.name not in standing:
+                refused = self._fusing.refused(node, _own_rows(node, rows), self._auto.parts[node.name])
+                for fusion in group:
+                    _note(considered, fusion, refused)
+        kept = self._taken_apart(kept, choices, plain, considered)
+        return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
+
+    def _prefer(self, node: TensorNode, rows: int, held: Held, preferred: str) -> Choice:
+        return self._selector.choose(node, _own_rows(node, rows), held, preferred=preferred)
 
     def look_up(self, rows: int, locked: Mapping[str, Placed]) -> Bucket:
         """The choices of a locked plan at one row count."""

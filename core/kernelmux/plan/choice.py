@@ -10,6 +10,7 @@ from kernelmux.contract.answers import checked_formats, checked_variants
 from kernelmux.contract.kernel import Declined, Kernel, ReasonKind
 from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode
+from kernelmux.measure.predict import Prediction
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Placed:
     """What happens where it raises in a walk."""
     variants: tuple[Taken, ...] = ()
     """Of a kernel that has variants which one is taken, by row counts, ascending."""
+    predicted: Prediction | None = None
+    """Where `auto` chose: how long a call is going to take, at the bucket's largest row count."""
 
     @property
     def backend(self) -> str:

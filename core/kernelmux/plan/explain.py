@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import PlanError, nearest
 from kernelmux.graph.formats import human_bytes
+from kernelmux.measure.predict import Predictor
+from kernelmux.measure.table import Tables
 from kernelmux.plan.buckets import first_row
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.table import WIDTH, grouped, listed, members, merged, short, spans, table, wrapped
@@ -176,6 +178,21 @@ def _needs(plan: Plan, schedules: Sequence[Schedule]) -> Iterator[str]:
         f"weights {human_bytes(plan.packed_bytes)}{copies}, activations {human_bytes(layout.nbytes)} with "
         f"{human_bytes(layout.largest_workspace)} of workspace, cache {human_bytes(plan.kv_bytes_per_token)} a token"
     )
+    yield from _predicted(plan)
+
+
+def _predicted(plan: Plan) -> Iterator[str]:
+    """What decoding is predicted to take, where `auto` chose: each call's time, and how much of it was measured."""
+    steps = plan.schedule(1, 1).steps
+    if any(step.choice.predicted for step in steps):
+        predictor = Predictor(plan.device, Tables(plan.device))
+        calls = [predictor.of(step.choice.kernel, step.node, 1) for step in steps]
+        us = sum(call.us for call in calls)
+        measured = sum(call.us for call in calls if not call.declared) / us
+        yield (
+            f"predicted: {1e6 / us:.0f} tokens/s in decoding at 1 x {predictor.context} ({us / 1e3:.2f} ms a step, "
+            f"{measured:.0%} of it measured, the rest as kernels declare)"
+        )
 
 
 def _losers(walked: Walked) -> Iterator[tuple[Step, Rejection]]:

@@ -58,6 +58,52 @@ class Fusing:
             self._verdicts[key] = self._agree(node, rows, rule, parts, None)
         return self._verdicts[key]
 
+    def forced(self, node: TensorNode, rows: int) -> bool:
+        """Whether a rule that names a fused op decides about a node: a kernel that it names takes it."""
+        rule = self.selector.match(node, rows)
+        return self._is_named(node, rule) and self._named(node, rows, None) is not None
+
+    def candidates(self, node: TensorNode, rows: int, parts: Sequence[TensorNode]) -> list[tuple[str, Kernel]]:
+        """The kernels that may run all parts of a fused node: those of their rules, or what `auto` may take."""
+        if self._is_named(node, self.selector.match(node, rows)):
+            named = self._named(node, rows, None)
+            return [(named.name, named.kernel)] if named else []
+        offer = self.selector.offers.of(node, rows)
+        return [(name, offer.kernels[name]) for name, why in self._refusals(node, rows, parts) if why is None]
+
+    def refused(self, node: TensorNode, rows: int, parts: Sequence[TensorNode]) -> list[Rejection]:
+        """Why the kernels of a fused node do not run, where its parts do."""
+        slower = Declined("what runs in its place is predicted to be faster", "outranked")
+        why = [(name, declined or slower) for name, declined in self._refusals(node, rows, parts)]
+        declined = self.selector.offers.of(node, rows).declined.items()
+        why += [(name, refusal) for name, refusal in declined if ":" in name]
+        return [Rejection(name, refusal.reason, refusal.kind) for name, refusal in why]
+
+    def _refusals(
+        self, node: TensorNode, rows: int, parts: Sequence[TensorNode]
+    ) -> Iterator[tuple[str, Declined | None]]:
+        rule, offer = self.selector.match(node, rows), self.selector.offers.of(node, rows)
+        fixed = [(part, self.selector.choose(part, rows)) for part in parts if not self.selector.is_open(part, rows)]
+        for name, kernel in offer.kernels.items():
+            why = self._disagreement(name, kernel, fixed)
+            yield name, why or self.selector.refusal(name, node, rule, offer, auto=True)
+
+    def _is_named(self, node: TensorNode, rule: int | None) -> bool:
+        return rule is not None and node.op in (self.selector.policy.document.rule[rule].op or ())
+
+    def _named(self, node: TensorNode, rows: int, held: Held | None) -> Choice | None:
+        """What a rule that names the fused op gives it; None where none of its kernels takes it."""
+        rule = self.selector.match(node, rows)
+        assert rule is not None
+        asked = self.selector.policy.document.rule[rule]
+        try:
+            named = self.selector.choose(node, rows, held)
+        except PlanError:
+            if asked.on_unsupported == "error":
+                raise
+            return None
+        return named if named.asked in asked.use else None
+
     def _agree(
         self,
         node: TensorNode,

@@ -145,7 +145,7 @@ def _label(name: str, taken: Mapping[str, object]) -> str:
 def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device) -> Plan:
     """The plan of a lock file, equal in every field. PlanError names each thing that has changed since."""
     lock, locked = _parse(path)
-    graph = graph.with_cache_format(lock.policy.document.kv.format)
+    graph = graph.with_cache_format(lock.policy.cache_format(device))
     found = lock.model_copy(update={"graph": f"{graph.name} {graph.digest}", "device_class": device.device_class})
     _compare(path, lock, found)
     try:

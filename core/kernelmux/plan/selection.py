@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from kernelmux.contract.answers import Offer
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.packed import Form, packed_form
 from kernelmux.errors import BackendError, PlanError
 from kernelmux.graph.graph import TensorNode
+from kernelmux.measure.predict import Prediction, Predictor
+from kernelmux.measure.table import Tables
+from kernelmux.plan.budget import added_error, default_budget, may_overflow
 from kernelmux.plan.choice import Choice, Placed, Rejection, unreadable
 from kernelmux.plan.names import absent_names, unknown_kernels
 from kernelmux.plan.offers import Offers
+from kernelmux.policy.grammar import AUTO
 from kernelmux.policy.policy import Policy
 
 Held = Mapping[str, frozenset[Form]]
@@ -38,7 +43,8 @@ class Selector:
     offers: Offers
     banned: frozenset[tuple[str, str]] = frozenset()
     locked: Locked | None = None
-    _choices: dict[tuple[int, int, int | None], Choice] = field(default_factory=dict)
+    _choices: dict[tuple[int, int, int | None, str], Choice] = field(default_factory=dict)
+    _predicted: dict[tuple[int, int, str], Prediction] = field(default_factory=dict)
     _matched: set[int | None] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -51,8 +57,32 @@ class Selector:
                 if finding.weight == "error":
                     raise finding.error(self.policy)
 
-    def choose(self, node: TensorNode, rows: int, held: Held | None = None, exact: bool = True) -> Choice:
-        """The kernel for a node at a row count; PlanError where none takes it.
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Tells how long a kernel is going to take."""
+        return Predictor(self.offers.device, Tables(self.offers.device))
+
+    def predict(self, name: str, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
+        """How long a kernel is going to take for nodes of a kind at a row count."""
+        key = self.offers.kind(node), rows, name
+        if key not in self._predicted:
+            self._predicted[key] = self.predictor.of(kernel, node, rows)
+        return self._predicted[key]
+
+    def candidates(self, node: TensorNode, rows: int) -> list[tuple[str, Kernel]]:
+        """The kernels that a node may get: all that `auto` may take, or the one that the policy names before it."""
+        rule, offer = self.match(node, rows), self.offers.of(node, rows)
+        for asked, _ in self._words(rule):
+            names = offer.kernels if asked == AUTO else _expand(asked, offer)
+            found = [name for name in names if self.refusal(name, node, rule, offer, asked == AUTO) is None]
+            if found:
+                return [(name, offer.kernels[name]) for name in (found if asked == AUTO else found[:1])]
+        return []
+
+    def choose(
+        self, node: TensorNode, rows: int, held: Held | None = None, exact: bool = True, preferred: str = ""
+    ) -> Choice:
+        """The kernel for a node at a row count, where `auto` decides `preferred`; PlanError where none takes it.
 
         Unless `exact`, a form counts as held if one of its name is, stacked with whatever other weights: a fusion may
         still make it that one.
@@ -62,10 +92,10 @@ class Selector:
         rule = self.match(node, rows)
         own = self.own_refusal(node, held, exact)
         if own is not None:
-            return self._pick(node, rows, rule, own)
-        key = self.offers.kind(node), rows, rule
+            return self._pick(node, rows, rule, own, preferred)
+        key = self.offers.kind(node), rows, rule, preferred
         if key not in self._choices:
-            self._choices[key] = self._pick(node, rows, rule, None)
+            self._choices[key] = self._pick(node, rows, rule, None, preferred)
         return self._choices[key]
 
     def match(self, node: TensorNode, rows: int) -> int | None:
@@ -98,18 +128,22 @@ class Selector:
             )
         return Choice(**locked.told(), kernel=offer.kernels[locked.name])
 
-    def _pick(self, node: TensorNode, rows: int, rule: int | None, own: Refuse | None) -> Choice:
+    def _pick(self, node: TensorNode, rows: int, rule: int | None, own: Refuse | None, preferred: str) -> Choice:
         offer = self.offers.of(node, rows)
         rejected: dict[str, Rejection] = {}
         picked: tuple[str, str, str] | None = None
-        for name, reason, asked in self._order(rule, offer):
+        for name, reason, asked in self._order(rule, offer, node, rows, preferred):
             if name in rejected or (picked and picked[0] == name):
                 continue
-            refusal = self.refusal(name, node, rule, offer) or (own(name, offer.kernels[name]) if own else None)
+            refusal = self.refusal(name, node, rule, offer, asked == AUTO)
+            refusal = refusal or (own(name, offer.kernels[name]) if own else None)
             if refusal is not None:
                 rejected[name] = Rejection(name, refusal.reason, refusal.kind)
             elif picked is None:
                 picked = (name, reason, asked)
+            elif asked == AUTO:
+                told = self.predict(name, offer.kernels[name], node, rows)
+                rejected[name] = Rejection(name, f"predicted {told}", "outranked")
             else:
                 rejected[name] = Rejection(name, f"{picked[0]} comes first in {picked[1]}", "outranked")
         if picked is None:
@@ -118,24 +152,40 @@ class Selector:
             line = self.policy.line("defaults") if rule is None else self.policy.line("rule", rule)
             raise PlanError(said, file=self.policy.source, line=line, node=node.name)
         name, reason, asked = picked
-        on_error = self.policy.on_error(rule)
-        losers = tuple(rejected.values())
-        return Choice(name, reason, losers, rule, asked, on_error, kernel=offer.kernels[name])
+        on_error, kernel, losers = self.policy.on_error(rule), offer.kernels[name], tuple(rejected.values())
+        predicted = self.predict(name, kernel, node, rows) if asked == AUTO else None
+        return Choice(name, reason, losers, rule, asked, on_error, predicted=predicted, kernel=kernel)
 
-    def _order(self, rule: int | None, offer: Offer) -> Iterator[tuple[str, str, str]]:
-        """Candidates in order of preference, each with its reason and the policy's words; refused ones among them."""
+    def _words(self, rule: int | None) -> Iterator[tuple[str, int | None]]:
+        """The policy's words for a node in order of preference, each with the rule that it stands in."""
         document = self.policy.document
         if rule is not None:
-            for asked in document.rule[rule].use:
-                yield from ((full, self.policy.where(rule), asked) for full in _expand(asked, offer))
+            yield from ((asked, rule) for asked in document.rule[rule].use)
             if document.rule[rule].on_unsupported == "error":
                 return
         # Installed backends that the defaults do not name come last, by name; broken ones too, so that they are shown.
-        for asked in (*document.defaults.use, *self.offers.registry.backends):
-            yield from ((full, self.policy.where(None), asked) for full in _expand(asked, offer))
+        yield from ((asked, None) for asked in (*document.defaults.use, *self.offers.registry.backends))
 
-    def refusal(self, name: str, node: TensorNode, rule: int | None, offer: Offer) -> Declined | None:
-        """Why a candidate cannot have a node of this kind, or None where it can."""
+    def _order(
+        self, rule: int | None, offer: Offer, node: TensorNode, rows: int, preferred: str
+    ) -> Iterator[tuple[str, str, str]]:
+        """Candidates in order of preference, each with its reason and the policy's words; refused ones among them."""
+        for asked, place in self._words(rule):
+            if asked != AUTO:
+                yield from ((full, self.policy.where(place), asked) for full in _expand(asked, offer))
+                continue
+            reason = f"least predicted time, by {self.policy.where(place)}"
+
+            def slowness(name: str) -> tuple[bool, float, float, str]:
+                kernel = offer.kernels[name]
+                return name != preferred, self.predict(name, kernel, node, rows).us, kernel.precision, name
+
+            yield from ((full, reason, asked) for full in sorted(offer.kernels, key=slowness))
+
+    def refusal(
+        self, name: str, node: TensorNode, rule: int | None, offer: Offer, auto: bool = False
+    ) -> Declined | None:
+        """Why a candidate cannot have a node of this kind, or None where it can; `auto` keeps to its own budget too."""
         forbidden = self.policy.document.forbid
         backend = name.partition(":")[0]
         if name in forbidden or backend in forbidden:
@@ -145,8 +195,16 @@ class Selector:
         kernel = offer.kernels[name]
         if (fault := unreadable(kernel, node)) is not None:
             return fault
-        if not self.within_budget(kernel, rule):
-            budget = self.policy.max_error(rule)
+        budget = self.policy.max_error(rule)
+        if budget is None and auto:
+            if may_overflow(kernel, node):
+                return Declined(
+                    "it takes float16, which ends at 65504, where the weights' own format goes on", "over budget"
+                )
+            error, budget = added_error(kernel, node), default_budget(node)
+            if error > budget:
+                return Declined(f"its error {error:g} is over what the default takes, {budget:g}", "over budget")
+        elif not self.within_budget(kernel, rule):
             return Declined(f"its error bound {kernel.precision:g} is over the budget {budget:g}", "over budget")
         return None
 
@@ -154,6 +212,16 @@ class Selector:
         """Whether a kernel's bound is within a rule's error budget."""
         budget = self.policy.max_error(rule)
         return budget is None or kernel.precision <= budget
+
+    def is_open(self, node: TensorNode, rows: int) -> bool:
+        """Whether the policy leaves a node to `auto`."""
+        rule, offer = self.match(node, rows), self.offers.of(node, rows)
+        for asked, _ in self._words(rule):
+            if asked == AUTO:
+                return True
+            if any(self.refusal(name, node, rule, offer) is None for name in _expand(asked, offer)):
+                return False
+        return False
 
     def _absence(self, name: str, backend: str, offer: Offer) -> Declined:
         """Why a kernel that was asked for by name was not offered."""

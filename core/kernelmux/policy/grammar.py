@@ -22,6 +22,8 @@ from kernelmux.graph.formats import CACHE_FORMATS, FORMATS, lookup
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Op
 
+AUTO = "auto"
+"""In place of a kernel's name: whichever is predicted to take the least time."""
 _KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
 
 
@@ -156,7 +158,7 @@ _Where = Annotated[
     WithJsonSchema({"type": "object"}),
 ]
 _CacheFormat = Annotated[
-    str, BeforeValidator(_one_of("cache format", lambda: CACHE_FORMATS)), WithJsonSchema({"type": "string"})
+    str, BeforeValidator(_one_of("cache format", lambda: (*CACHE_FORMATS, AUTO))), WithJsonSchema({"type": "string"})
 ]
 
 
@@ -280,7 +282,8 @@ class Kv(Table):
 
     format: _CacheFormat = Field(
         "f32",
-        description="How it is stored: `f32`, `bf16`, `f16` or `fp8_row` (e4m3, a scale for each position and head).",
+        description="How it is stored: `f32`, `bf16`, `f16`, `fp8_row` (e4m3, a scale for each position and head), or "
+        "`auto`: `bf16` on CUDA, `f32` on the CPU.",
     )
 
 
@@ -299,6 +302,11 @@ class Weights(Table):
 class Document(Table):
     """A policy file."""
 
+    extends: Literal["default"] | None = Field(
+        None,
+        description="`default`: what this file leaves out is as in the policy that holds without one; its rules come "
+        "after this file's.",
+    )
     rule: tuple[Rule, ...] = Field((), description="Rules, in order; the first that matches a node wins.")
     require: tuple[Require, ...] = Field((), description="Assertions about the finished plan.")
     forbid: _Kernels = Field((), description="Kernels or backends that no node may get.")

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from kernelmux.contract.device import Device
 from kernelmux.errors import PolicyError, nearest
 from kernelmux.graph.graph import TensorNode
-from kernelmux.policy.grammar import TABLES, Document, Rule
+from kernelmux.policy.grammar import AUTO, TABLES, Document, Rule
 
 DEFAULT = "default"
 """What the default policy is called where a file is asked for."""
@@ -67,6 +67,11 @@ class Policy:
         own = None if rule is None else self.document.rule[rule].max_error
         return self.document.defaults.max_error if own is None else own
 
+    def cache_format(self, device: Device) -> str:
+        """How keys and values are stored; `auto` is what activations are stored as on the device."""
+        asked = self.document.kv.format
+        return device.platform.activations if asked == AUTO else asked
+
     def on_error(self, rule: int | None) -> str:
         """What a raising kernel means for nodes under a rule: `next` or `error`."""
         own = None if rule is None else self.document.rule[rule].on_error
@@ -89,7 +94,9 @@ class Policy:
             return f"defaults ({self.source}:{line})" if line else f"defaults ({self.source})"
         if index < len(self.options):
             return f"--use {self.options[index]}"
-        return f"rule {index - len(self.options) + 1} ({self.source}:{self.line('rule', index)})"
+        line = self.line("rule", index)
+        # A policy that extends the default has its rules, of which no line is the file's.
+        return f"rule {index - len(self.options) + 1} ({f'{self.source}:{line}' if line else 'of the default'})"
 
     def with_use(self, options: Iterable[str]) -> Policy:
         """The policy outranked by `OP=KERNEL` options, the last one first; OP `*` is every op, KERNEL may be a list."""
@@ -110,6 +117,20 @@ def _parse_use(option: str) -> Rule:
         return Rule.model_validate(fields)
     except ValidationError as error:
         raise PolicyError(f"--use {option}: {_message(error.errors()[0], Rule)}") from None
+
+
+def _extended(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file's data over that of the policy which it extends: tables key by key, lists one behind the other."""
+    if data.get("extends") != DEFAULT:
+        return data
+    merged = dict(tomllib.loads(_SHIPPED.read_text("utf-8")))
+    for key, own in data.items():
+        base = merged.get(key)
+        if isinstance(own, dict) and isinstance(base, dict):
+            merged[key] = {**base, **own}
+        else:
+            merged[key] = [*own, *base] if isinstance(own, list) and isinstance(base, list) else own
+    return merged
 
 
 def default_policy() -> Policy:
@@ -170,7 +191,7 @@ def check_text(text: str, source: str) -> Policy | list[PolicyError]:
         return [mistake]
     lines = _line_numbers(text)
     try:
-        document = Document.model_validate(data)
+        document = Document.model_validate(_extended(data))
         return Policy(document, source, {path: line for path, line in lines.items() if _TOLD.fullmatch(path)})
     except ValidationError as error:
         faults = error.errors()

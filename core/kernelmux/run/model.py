@@ -136,7 +136,7 @@ class Model:
                 "for a lock file plan=model.locked_plan(FILE)"
             )
         # A policy may store the cache otherwise than the model's own graph does.
-        own = self.graph.with_cache_format(plan.policy.document.kv.format)
+        own = self.graph.with_cache_format(plan.policy.cache_format(plan.device))
         # Of graphs that are equal no digest is made: it takes longer than a step.
         if plan.graph != own and plan.graph.digest != own.digest:
             raise PlanError(

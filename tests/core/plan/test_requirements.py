@@ -260,6 +260,6 @@ def test_caches_of_two_backends_in_one_format_are_one_cache():
 @pytest.mark.parametrize("format", ["q8_32", "Q4_0", "i32", "f33", "f64"])
 def test_a_format_that_no_cache_can_have_is_refused_with_its_line(format):
     with pytest.raises(
-        PolicyError, match=rf"^p\.toml:3: format: unknown cache format '{format}'.*known: bf16, f16, f32"
+        PolicyError, match=rf"^p\.toml:3: format: unknown cache format '{format}'.*known: auto, bf16, f16, f32"
     ):
         parse_policy(f'\n[kv]\nformat = "{format}"\n', "p.toml")

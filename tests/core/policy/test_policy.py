@@ -98,7 +98,7 @@ MISTAKES = [
     (
         "\nrules = 1",
         2,
-        r"unknown key 'rules' \(did you mean 'rule'\?\); known: defaults, forbid, fuse, kv, require, rule",
+        r"unknown key 'rules' \(did you mean 'rule'\?\); known: defaults, extends, forbid, fuse, kv, require, rule",
     ),
     ('[[rule]]\nuse = "a"\n\n[[rule]]\nuse = "a"\nopp = "add"', 6, r"unknown key 'opp' \(did you mean 'op'\?\)"),
     (

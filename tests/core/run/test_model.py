@@ -78,7 +78,7 @@ def test_a_plan_for_another_models_graph_is_refused_with_both(model: Model, plan
     other = kernelmux.load(write_tiny_llama(tmp_path / "q4.gguf", weight_type=GGMLQuantizationType.Q4_0))
     with pytest.raises(PlanError) as caught:
         ask(other, plan)
-    for graph in (plan.graph, other.graph.with_cache_format(plan.policy.document.kv.format)):
+    for graph in (plan.graph, other.graph.with_cache_format(plan.policy.cache_format(plan.device))):
         assert f"{graph.name} (graph {graph.digest})" in str(caught.value)
 
 

@@ -1,0 +1,46 @@
+"""The error that `auto` lets a kernel add: no more than its weight's own storage has added already.
+
+Enters: a node, a kernel. Leaves: NMSE, on the scale of the bounds that kernels declare.
+"""
+
+from __future__ import annotations
+
+from kernelmux.contract.kernel import Kernel
+from kernelmux.graph.formats import lookup
+from kernelmux.graph.graph import TensorNode
+
+EXACT = 1e-6
+"""Of nodes without weights, and of weights in float32."""
+HALF = 6e-5
+"""Of weights in 16 bits, and of those that lose less: what bfloat16 activations may add."""
+STORED = {
+    **{"Q2_K": 1e-1, "Q3_K": 3e-2, "Q4_0": 7e-3, "Q4_1": 7e-3, "Q4_K": 7e-3},
+    **{"Q5_0": 2e-3, "Q5_1": 2e-3, "Q5_K": 2e-3, "Q6_K": 4e-4, "Q8_0": 2e-4},
+    **{"fp8_tensor": 7e-3, "fp8_row": 7e-3, "fp8_128x128": 7e-3},
+}
+"""NMSE that storing normal noise in a format costs; what is not here counts as HALF."""
+
+
+def default_budget(node: TensorNode) -> float:
+    """What a kernel of a node may add where its policy says nothing: what the most exact of its weights allows."""
+    matrices = [value.format for value in node.weight if len(value.shape) == 2]
+    if not matrices:
+        return HALF
+    return min(EXACT if format == "f32" else max(HALF, STORED.get(format, HALF)) for format in matrices)
+
+
+def may_overflow(kernel: Kernel, node: TensorNode) -> bool:
+    """Whether a kernel takes activations in float16 alone, which ends at 65504, of a model whose weights are not."""
+    reads = (
+        accepted for value, accepted in zip(node.inputs, kernel.inputs(node), strict=True) if value.format == "f32"
+    )
+    return any(set(accepted) == {"f16"} for accepted in reads) and any(w.format != "f16" for w in node.weight)
+
+
+def added_error(kernel: Kernel, node: TensorNode) -> float:
+    """A kernel's own bound, and what is lost where it reads no format but a narrow one."""
+    return kernel.precision + sum(
+        min(lookup(format).rounding for format in accepted)
+        for value, accepted in zip(node.inputs, kernel.inputs(node), strict=True)
+        if value.format == "f32"
+    )

@@ -1,0 +1,153 @@
+"""`auto` takes what is predicted to be the fastest together: kernels, conversions and fusions, within its budget."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fake_backend import CPU, FakeKernel, chain, graphs, llama_graph, plan_for, silu_graph, whole_backend
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import registry
+from kernelmux.measure.predict import Predictor
+from kernelmux.measure.table import Tables
+from kernelmux.policy.policy import default_policy, parse_policy
+
+AUTO = '[defaults]\nuse = ["auto"]\n'
+FAST, SLOW = FakeKernel("fast", reading=0.9), FakeKernel("slow", reading=0.1)
+
+
+def planned(graph, policy=AUTO, **backends):
+    with registry.isolated(**backends) as found:
+        return plan_for(graph, found, policy)
+
+
+def kernels(plan, rows=1):
+    return {step.node.name: step.choice.name for step in plan.schedule(rows, rows).steps}
+
+
+def predicted(plan, rows=8):
+    """Microseconds of a whole step, values counted as the graph states them, as they are where kernels are chosen."""
+    predictor, stated = Predictor(plan.device, Tables(plan.device)), {node.name: node for node in plan.graph.ops}
+    steps = plan.schedule(rows, rows).steps
+    return sum(predictor.of(step.choice.kernel, stated.get(step.node.name, step.node), rows).us for step in steps)
+
+
+def test_the_fastest_is_taken_whatever_its_backend_is_called_and_the_others_say_how_slow_they_are():
+    choice = planned(silu_graph(), a=backend(silu=SLOW), b=backend(silu=FAST)).schedule(1, 1).steps[0].choice
+    assert (choice.name, choice.reason) == ("b:fast", "least predicted time, by defaults (p.toml:1)")
+    assert choice.predicted is not None
+    (loser,) = choice.rejected
+    assert (loser.kernel, loser.kind) == ("a:slow", "outranked")
+    assert loser.reason.startswith("predicted ")
+    assert "us (declared" in loser.reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "taken"),
+    [
+        ('[[rule]]\nop = "silu"\nuse = "a:slow"\n', "a:slow"),
+        ('[[rule]]\nop = "silu"\nuse = "auto"\n', "a:fast"),
+        ('forbid = "a:fast"\n', "a:slow"),
+    ],
+)
+def test_rules_stand_above_it(rule, taken):
+    assert kernels(planned(silu_graph(), rule + AUTO, a=backend(silu=[FAST, SLOW]))) == {"y": taken}
+
+
+def test_a_rough_kernel_is_not_taken_unless_the_policy_allows_its_error():
+    rough = FakeKernel("rough", precision=1e-3, reading=0.9)
+    a = backend(silu=[rough, SLOW])
+    plan = planned(silu_graph(), a=a)
+    assert kernels(plan) == {"y": "a:slow"}
+    (loser,) = plan.schedule(1, 1).steps[0].choice.rejected
+    assert (loser.kernel, loser.kind) == ("a:rough", "over budget")
+    assert kernels(planned(silu_graph(), f"{AUTO}max_error = 1e-2\n", a=a)) == {"y": "a:rough"}
+
+
+def test_a_kernel_that_is_no_faster_than_a_more_exact_one_is_never_taken():
+    rough, exact = FakeKernel("rough", precision=1e-8), FakeKernel("exact", precision=1e-12)
+    assert kernels(planned(silu_graph(), a=backend(silu=[rough, exact]))) == {"y": "a:exact"}
+
+
+def test_a_fast_kernel_is_not_worth_two_conversions_alone_and_is_among_its_like():
+    narrow = FakeKernel("narrow", takes=["bf16"], emits=["bf16"], reading=0.6)
+    a = backend(silu=[FakeKernel("wide"), narrow], add=FakeKernel("wide"), convert=FakeKernel("f32"))
+    alone = planned(chain("silu", columns=4096), a=a)
+    assert kernels(alone) == {"n0": "a:wide"}
+    many = kernels(planned(chain(*["silu"] * 40, columns=4096), a=a))
+    assert {name for op, name in many.items() if not op.endswith("bf16")} >= {"a:narrow"}
+
+
+@pytest.mark.parametrize(("reading", "kept"), [(0.5, True), (1e-5, False)])
+def test_a_fused_kernel_is_taken_where_it_is_faster_than_its_parts(reading, kept):
+    whole = whole_backend(add_rms_norm=FakeKernel("fused", reading=reading))
+    plan = planned(llama_graph(2), a=whole)
+    assert ("a:fused" in kernels(plan).values()) == kept
+
+
+def test_a_second_packed_form_is_made_only_where_it_pays():
+    """One kernel is better for few rows and the other for many: a little, or by far."""
+
+    class Few(FakeKernel):
+        def reaches(self, node):
+            best = self.efficiency
+            return best if node.rows <= 2 else replace(best, reading=best.reading / self.worse)
+
+    for worse, forms in ((1.05, 1), (20.0, 2)):
+        few = Few("few", packed="few", packed_bytes=10**6, reading=0.9)
+        few.worse = worse
+        many = FakeKernel("many", packed="many", packed_bytes=10**6, reading=0.88)
+        others = {"embed": FakeKernel(), "rms_norm": FakeKernel()}
+        plan = planned(llama_graph(1), a=whole_backend(mul_mat=[few, many], **others))
+        held = {}
+        for weights, form in plan.packed_forms:
+            for weight in weights:
+                held.setdefault(weight, set()).add(form)
+        assert max(map(len, held.values())) == forms
+
+
+KINDS = st.builds(
+    FakeKernel,
+    st.just("k"),
+    takes=st.sampled_from([None, ["bf16"], ["f32", "bf16"]]),
+    # A graph's output is not rounded for speed, so that everybody can write float32.
+    emits=st.sampled_from([None, ["f32", "bf16"], ["bf16", "f32"]]),
+    reading=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=25)
+@given(graphs(), st.lists(st.fixed_dictionaries({"silu": KINDS, "add": KINDS, "mul": KINDS}), min_size=2, max_size=2))
+def test_no_single_backend_is_predicted_to_be_faster(graph, changes):
+    backends = {name: whole_backend(**changed) for name, changed in zip("ab", changes, strict=True)}
+    with registry.isolated(**backends) as found:
+        best = predicted(plan_for(graph, found, AUTO))
+        for name in backends:
+            alone = plan_for(graph, found, f'forbid = "{"ba"["ab".index(name)]}"\n[defaults]\nuse = "{name}"\n')
+            assert best <= predicted(alone) * (1 + 1e-9)
+
+
+def test_the_same_question_has_the_same_answer():
+    backends = {"a": whole_backend(), "b": whole_backend(mul_mat=[FAST, SLOW])}
+    prints = {planned(llama_graph(3), **dict(order)).fingerprint for order in itertools.permutations(backends.items())}
+    assert len(prints) == 1
+    assert CPU.kind == "cpu"
+
+
+def test_a_kernel_that_has_raised_gives_way_to_the_next_fastest():
+    plan = planned(silu_graph(), a=backend(silu=[FAST, SLOW]))
+    with registry.isolated(a=backend(silu=[FAST, SLOW])):
+        assert kernels(plan.without("y", "a:fast")) == {"y": "a:slow"}
+
+
+def test_a_policy_that_extends_the_default_has_its_rules_behind_its_own():
+    policy = parse_policy(
+        'extends = "default"\n\n[[rule]]\nop = "silu"\nuse = "torch"\n\n[kv]\nformat = "f16"\n', "p.toml"
+    )
+    own, base = policy.document, default_policy().document
+    assert [rule.use for rule in own.rule] == [("torch",), *(rule.use for rule in base.rule)]
+    assert (own.defaults, own.kv.format) == (base.defaults, "f16")
+    assert policy.where(0) == "rule 1 (p.toml:3)"
+    assert policy.where(1) == "rule 2 (of the default)"
