@@ -5,7 +5,7 @@ import pytest
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device
 from kernelmux.plan.plan import make_plan
-from kernelmux.policy.policy import default_policy
+from kernelmux.policy.policy import default_policy, parse_policy
 from kernelmux.run.model import load_random
 
 H100 = Device("cuda", 0, "NVIDIA H100 80GB HBM3", (9, 0))
@@ -21,8 +21,9 @@ def test_triton_alone_takes_every_op_of_a_llama(stored, rows):
     assert chosen == {"triton"}
 
 
-def test_the_default_policy_has_torch_multiply_and_triton_do_the_rest():
-    plan = make_plan(load_random("tiny:bf16").graph, default_policy(), registry.current(), H100, 64)
+def test_a_policy_has_torch_multiply_and_triton_do_the_rest():
+    rules = '[[rule]]\nop = ["mul_mat", "mul_mat_add"]\nuse = "torch:bf16"\n[defaults]\nuse = ["triton", "torch"]\n'
+    plan = make_plan(load_random("tiny:bf16").graph, parse_policy(rules, "p.toml"), registry.current(), H100, 64)
     chosen = {step.node.op: step.choice.name.partition(":")[0] for step in plan.schedule(1, 1).steps}
     products = {"mul_mat", "mul_mat_add", "qkv", "mul_mat_pair"}
     assert {

@@ -150,7 +150,8 @@ def test_a_kernel_that_exits_has_raised_like_any_other(model: Model, expected, w
     def exits(*told):
         raise SystemExit(0)
 
-    kernel = FakeKernel(work=exits if where == "launch" else compute, packed_bytes=64)
+    # A form of its own: one that a session of another test still holds would not be made again.
+    kernel = FakeKernel(work=exits if where == "launch" else compute, packed_bytes=64, packed=f"exits in {where}")
     if where != "launch":
         setattr(kernel, where, exits)
     ids, session = run(model, flaky=backend(rms_norm=kernel))
