@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kernelmux.errors import PlanError
 from kernelmux.graph.domain import in_words
 from kernelmux.plan.names import absent_names, unreached
+from kernelmux.policy.grammar import AUTO
 
 if TYPE_CHECKING:
     from kernelmux.plan.choice import Choice
@@ -72,6 +73,7 @@ def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
     policy, rules = plan.policy, plan.policy.document.rule
     absent = {finding.name for finding in absent_names(policy, plan.registry)}
     served = {index for index, rule in enumerate(rules) if rule.on_unsupported == "next" or absent.issuperset(rule.use)}
+    served |= {index for index, rule in enumerate(rules) if AUTO in rule.use}
     refused: dict[int, str] = {}
     for top in plan.buckets:
         schedule = plan.schedule(top, top)

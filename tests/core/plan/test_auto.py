@@ -151,3 +151,10 @@ def test_a_policy_that_extends_the_default_has_its_rules_behind_its_own():
     assert (own.defaults, own.kv.format) == (base.defaults, "f16")
     assert policy.where(0) == "rule 1 (p.toml:3)"
     assert policy.where(1) == "rule 2 (of the default)"
+
+
+def test_asking_for_it_is_served_whatever_it_takes():
+    with registry.isolated(a=whole_backend()) as found:
+        plan = plan_for(llama_graph(1), found, use=["*=auto"])
+    assert plan.notes == ()
+    assert {step.choice.asked for step in plan.schedule(1, 1).steps} == {"auto"}
