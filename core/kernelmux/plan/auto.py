@@ -25,6 +25,7 @@ from kernelmux.plan.slots import Link, Slotting
 EAGER = 2000.0
 """Microseconds that Python's launches cost a step of few rows which one kernel keeps from being captured."""
 FEW_ROWS = 64
+"""Rows up to which steps are captured, where nothing forbids it; above, a step's work outlasts its launches."""
 MOST_MEMORY = 0.8
 """Share of the device's memory that packed weights may take: the rest is the cache's."""
 FORBIDDING = 1e9
@@ -210,6 +211,9 @@ class _At:
         auto, own = self.auto, node.rows_in({"m": self.rows, "outs": self.rows})
         if (parts := auto.parts.get(node.name)) is None:
             candidates = auto.selector.candidates(node, own)
+            if not candidates:
+                # It raises, with every refusal.
+                auto.selector.choose(node, own)
         else:
             candidates = auto.fusing.candidates(node, own, parts)
         kept = any(value.name in auto.graph.outputs for value in node.outputs)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fake_backend import CPU, FakeKernel, chain, graphs, llama_graph, plan_for, silu_graph, whole_backend
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
+from kernelmux.errors import PlanError
 from kernelmux.measure.predict import Predictor
 from kernelmux.measure.table import Tables
 from kernelmux.policy.policy import default_policy, parse_policy
@@ -127,6 +128,11 @@ def test_no_single_backend_is_predicted_to_be_faster(graph, changes):
         for name in backends:
             alone = plan_for(graph, found, f'forbid = "{"ba"["ab".index(name)]}"\n[defaults]\nuse = "{name}"\n')
             assert best <= predicted(alone) * (1 + 1e-9)
+
+
+def test_where_nobody_takes_a_node_every_refusal_is_told():
+    with pytest.raises(PlanError, match=r"no kernel takes y \(silu of .*\) on cpu, by defaults .*: a:rough: its error"):
+        planned(silu_graph(), a=backend(silu=FakeKernel("rough", precision=1e-2)))
 
 
 def test_the_same_question_has_the_same_answer():
