@@ -11,6 +11,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 from kernelmux.contract.packed import Form
 
@@ -164,12 +166,18 @@ def _eliminate(
     """A slot's best option and its microseconds, for every choice of the slots around it."""
     best: dict[Choice, int] = {}
     least: dict[Choice, float] = {}
-    places = [tuple((*around, slot).index(other) for other in slots) for slots, _ in factors]
-    tables = [(place, times) for place, (_, times) in zip(places, factors, strict=True)]
+    order = {other: place for place, other in enumerate((*around, slot))}
+    tables = []
+    for slots, times in factors:
+        # A getter of one place gives what stands there, of several a tuple.
+        alone = len(slots) == 1
+        table: Mapping[Any, float] = {key: us for (key,), us in times.items()} if alone else times
+        tables.append((itemgetter(*(order[other] for other in slots)), table))
     for choice in itertools.product(*(range(sizes[other]) for other in around)):
         for index in range(sizes[slot]):
-            known = (*choice, index)
-            us = sum(times[tuple(known[at] for at in place)] for place, times in tables)
+            known, us = (*choice, index), 0.0
+            for pick, table in tables:
+                us += table[pick(known)]
             if choice not in least or us < least[choice]:
                 best[choice], least[choice] = index, us
     return best, least

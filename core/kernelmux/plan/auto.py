@@ -124,7 +124,7 @@ class _At:
     auto: Auto
     rows: int
     _options: dict[tuple[str, bool, bool], list[Option]] = field(default_factory=dict)
-    _wired: dict[tuple[object, ...], Factor] = field(default_factory=dict)
+    _factors: dict[tuple[bool, bool], dict[object, Factor]] = field(default_factory=dict)
     _converting: dict[tuple[Value, str, str], float] = field(default_factory=dict)
 
     def search(self, start: frozenset[int], held: Held, lightest: bool = False) -> _Found:
@@ -183,12 +183,16 @@ class _At:
         """The best options for a set of kinds of fusions."""
         slots = self.auto.slotting.slots(numbers)
         options = {slot: self.options(members[0], held, lightest) for slot, members in slots.members.items()}
-        factors = [own_times(slot, options[slot], len(members)) for slot, members in slots.members.items()]
+        # A slot's options are the same whatever else is fused, and so are the times of what joins the same slots.
+        known, factors = self._factors.setdefault((bool(held), lightest), {}), []
+        for slot, members in slots.members.items():
+            if slot not in known:
+                known[slot] = own_times(slot, options[slot], len(members))
+            factors.append(known[slot])
         for link, count in slots.links.items():
-            key = link, count, tuple(map(id, (options[slot] for slot, _ in link.ports)))
-            if key not in self._wired:
-                self._wired[key] = wire_times(self._wire(link, count), options)
-            factors.append(self._wired[key])
+            if (link, count) not in known:
+                known[link, count] = wire_times(self._wire(link, count), options)
+            factors.append(known[link, count])
         picked, us = minimise(factors)
         return _Found(numbers, {slot: options[slot][index] for slot, index in picked.items()}, us)
 

@@ -111,7 +111,7 @@ class _Choosing:
                 parts = [(self.nodes[part], choices[part]) for part in fusion.parts]
                 made, refused = self._fusing.decide(fusion.node, _own_rows(fusion.node, rows), parts, held)
                 if made is None:
-                    _note(considered, fusion, refused)
+                    _note(considered, refused, fusion)
                     continue
                 kept.append(fusion)
                 for part in fusion.parts:
@@ -147,8 +147,7 @@ class _Choosing:
             node = group[0].node
             if node.name not in standing:
                 refused = self._fusing.refused(node, _own_rows(node, rows), self._auto.parts[node.name])
-                for fusion in group:
-                    _note(considered, fusion, refused)
+                _note(considered, refused, *group)
         kept = self._taken_apart(kept, choices, plain, considered)
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
 
@@ -188,18 +187,17 @@ class _Choosing:
             rules = self._selector.policy.document.rule
             if gone.rule is not None and rules[gone.rule].on_unsupported == "error":
                 raise PlanError(f"{fusion.node.name} cannot have {gone.name}: {fault}", node=fusion.node.name)
-            _note(considered, fusion, [Rejection(gone.name, fault, "format")])
+            _note(considered, [Rejection(gone.name, fault, "format")], fusion)
             choices.update({part: plain[part] for part in fusion.parts})
         return [fusion for fusion in kept if fusion.node.name not in faults]
 
 
-def _note(considered: dict[str, list[Rejection]], fusion: Fusion, refused: Sequence[Rejection]) -> None:
+def _note(considered: dict[str, list[Rejection]], refused: Sequence[Rejection], *alike: Fusion) -> None:
     """Puts it on record with each plain node why nobody took the fused one."""
-    nobody = [Rejection("nobody", "no backend offers it", "not offered")]
-    for part in fusion.parts:
-        considered.setdefault(part, []).extend(
-            Rejection(f"{why.kernel} of {fusion.node.op}", why.reason, why.kind) for why in refused or nobody
-        )
+    found = refused or [Rejection("nobody", "no backend offers it", "not offered")]
+    told = [Rejection(f"{why.kernel} of {alike[0].node.op}", why.reason, why.kind) for why in found]
+    for part in (part for fusion in alike for part in fusion.parts):
+        considered.setdefault(part, []).extend(told)
 
 
 def _own_rows(node: TensorNode, rows: int) -> int:
