@@ -103,8 +103,6 @@ class Efficiency:
     """Of the rate of its arithmetic, where a node computes much."""
     arithmetic: str = "f32"
     """The format whose GEMM is that ceiling: `f32`, `bf16`, `fp8`, or `dp4a` for integers outside tensor cores."""
-    passes: int = 1
-    """How often it reads its weights: a kernel of a few rows does so for every few."""
 
 
 EVERY_OP = "*"

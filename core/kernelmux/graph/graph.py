@@ -81,6 +81,10 @@ class TensorNode:
         rows = self.inputs[0].shape[0]
         return dims.get(rows, 1) if isinstance(rows, str) else rows
 
+    def rows_at(self, rows: int) -> int:
+        """Its rows where there are so many of tokens and of logits: so many, unless the graph fixes them."""
+        return self.rows_in({"m": rows, "outs": rows})
+
     def at(self, rows: int) -> TensorNode:
         """The node at a row count, of tokens or of logits."""
         return self.resolve({"m": rows, "outs": rows})

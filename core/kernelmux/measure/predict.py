@@ -57,7 +57,7 @@ class Predictor:
         packed = kernel.packed_bytes(work.node)
         stored = sum(value.nbytes for value in work.node.weights)
         rows_only = work.node.op == "embed"
-        moved = work.nbytes(work.node) + (0 if rows_only or not packed else efficiency.passes * packed - stored)
+        moved = work.nbytes(work.node) + (0 if rows_only or not packed else packed - stored)
         flops = ceilings.gemm.get(efficiency.arithmetic, min(ceilings.gemm.values()))
         reading = moved / (ceilings.read * efficiency.reading)
         multiplying = work.flops() / (flops * efficiency.multiplying)

@@ -78,18 +78,16 @@ def package_of(kernel: Kernel) -> str:
 
 def read_tables(package: str, device: Device) -> tuple[Table, ...]:
     """This machine's measurements, then the shipped table for the card, then those for cards of its architecture."""
-    found = read_table(KIND, _key(package, device))
-    measured = {work: variant for work, variant in found.items() if isinstance(variant, str)}
-    times = {family: sizes for family, sizes in found.items() if isinstance(sizes, dict)}
+    measured = {work: str(variant) for work, variant in read_table(KIND, _key(package, device)).items()}
     shipped = [(card, table) for card, table in _shipped(package) if table["arch"] == device.arch]
     shipped.sort(key=lambda entry: entry[0] != device.name)
     tables = [Table(f"shipped for {card}", table["choices"], table.get("times", {})) for card, table in shipped]
-    return (Table("measured here", measured, times), *tables)
+    return (Table("measured here", measured, {}), *tables)
 
 
-def remember(package: str, device: Device, found: Mapping[str, Any]) -> None:
-    """Adds measured variants by work, or times by family, to this machine's table for a package and class of device."""
-    update_table(KIND, _key(package, device), found)
+def remember(package: str, device: Device, choices: Mapping[str, str]) -> None:
+    """Adds measured variants, by work, to this machine's table for a package and a class of device."""
+    update_table(KIND, _key(package, device), choices)
 
 
 def _key(package: str, device: Device) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
+from functools import cache
 
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.graph import TensorNode
@@ -63,6 +64,7 @@ def written(size: Size) -> str:
     return "x".join(map(str, size))
 
 
+@cache
 def _parse(written: str) -> Size:
     return tuple(float(part) for part in written.split("x"))
 

@@ -42,11 +42,10 @@ PAYS = 0.9
 
 @dataclass(frozen=True)
 class Assigned:
-    """What to run at one row count: the fusions kept, the kernel of every node by name, microseconds of the whole."""
+    """What to run at one row count: the fusions kept, and the kernel of every node by name."""
 
     fusions: tuple[Fusion, ...]
     kernels: Mapping[str, str]
-    us: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Auto:
         self._forms |= self._new_forms(found)
         slots = self.slotting.slots(found.numbers)
         kernels = {node.name: found.options[slot].kernel for slot, members in slots.members.items() for node in members}
-        return Assigned(tuple(self.slotting.kept(found.numbers)), kernels, found.us)
+        return Assigned(tuple(self.slotting.kept(found.numbers)), kernels)
 
     def _new_forms(self, found: _Found) -> dict[tuple[int, str], int]:
         """Bytes of the packed weights that no smaller row count needs."""
@@ -212,7 +211,7 @@ class _At:
         return self._options[key]
 
     def _made(self, node: TensorNode) -> list[Option]:
-        auto, own = self.auto, node.rows_in({"m": self.rows, "outs": self.rows})
+        auto, own = self.auto, node.rows_at(self.rows)
         if (parts := auto.parts.get(node.name)) is None:
             candidates = auto.selector.candidates(node, own)
             if not candidates:
@@ -250,7 +249,7 @@ class _At:
         if key not in self._converting:
             x, y = (Value(f"x.{end}", value.shape, end) for end in (source, target))
             node = TensorNode(name="convert", op="convert", inputs=(x,), outputs=(y,))
-            rows = node.rows_in({"m": self.rows, "outs": self.rows})
+            rows = node.rows_at(self.rows)
             try:
                 choice = self.auto.selector.choose(node, rows)
                 self._converting[key] = self.auto.selector.predict(choice.name, choice.kernel, node, rows).us

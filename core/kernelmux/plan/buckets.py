@@ -101,7 +101,7 @@ class _Choosing:
 
         Where the policy leaves some node to `auto`, what is the fastest together.
         """
-        if any(self._selector.is_open(node, _own_rows(node, rows)) for node in self.nodes.values()):
+        if any(self._selector.is_open(node, node.rows_at(rows)) for node in self.nodes.values()):
             return self._assigned(rows, held)
         plain = {name: self._choose(node, rows, held, exact=False) for name, node in self.nodes.items()}
         choices, kept = dict(plain), list[Fusion]()
@@ -109,7 +109,7 @@ class _Choosing:
         for fusion in self._fusions:
             if all(part in choices for part in fusion.parts):
                 parts = [(self.nodes[part], choices[part]) for part in fusion.parts]
-                made, refused = self._fusing.decide(fusion.node, _own_rows(fusion.node, rows), parts, held)
+                made, refused = self._fusing.decide(fusion.node, fusion.node.rows_at(rows), parts, held)
                 if made is None:
                     _note(considered, refused, fusion)
                     continue
@@ -146,13 +146,13 @@ class _Choosing:
         for group in self._auto.slotting.groups:
             node = group[0].node
             if node.name not in standing:
-                refused = self._fusing.refused(node, _own_rows(node, rows), self._auto.parts[node.name])
+                refused = self._fusing.refused(node, node.rows_at(rows), self._auto.parts[node.name])
                 _note(considered, refused, *group)
         kept = self._taken_apart(kept, choices, plain, considered)
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
 
     def _prefer(self, node: TensorNode, rows: int, held: Held, preferred: str) -> Choice:
-        return self._selector.choose(node, _own_rows(node, rows), held, preferred=preferred)
+        return self._selector.choose(node, node.rows_at(rows), held, preferred=preferred)
 
     def look_up(self, rows: int, locked: Mapping[str, Placed]) -> Bucket:
         """The choices of a locked plan at one row count."""
@@ -167,7 +167,7 @@ class _Choosing:
         return Bucket(rows, kept, {node.name: self._choose(node, rows) for node in remaining}, {})
 
     def _choose(self, node: TensorNode, rows: int, held: Held | None = None, exact: bool = True) -> Choice:
-        return self._selector.choose(node, _own_rows(node, rows), held, exact)
+        return self._selector.choose(node, node.rows_at(rows), held, exact)
 
     def _taken_apart(
         self,
@@ -198,8 +198,3 @@ def _note(considered: dict[str, list[Rejection]], refused: Sequence[Rejection], 
     told = [Rejection(f"{why.kernel} of {alike[0].node.op}", why.reason, why.kind) for why in found]
     for part in (part for fusion in alike for part in fusion.parts):
         considered.setdefault(part, []).extend(told)
-
-
-def _own_rows(node: TensorNode, rows: int) -> int:
-    """A node's row count in a bucket: the bucket's, unless the graph fixes it."""
-    return node.rows_in({"m": rows, "outs": rows})

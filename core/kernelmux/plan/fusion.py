@@ -38,17 +38,9 @@ class Fusing:
         agreed: it has the name of those that read weights, and the backend of the others.
         """
         rule = self.selector.match(node, rows)
-        document = self.selector.policy.document
-        if rule is not None and node.op in (document.rule[rule].op or ()):
-            asked = document.rule[rule]
-            try:
-                named = self.selector.choose(node, rows, held)
-            except PlanError as error:
-                if asked.on_unsupported == "error":
-                    raise
-                return None, (Rejection(node.op, str(error), "unsupported"),)
-            if named.asked in asked.use:
-                return replace(named, rejected=named.rejected + _replaced(parts)), named.rejected
+        if (ruled := self._ruled(node, rows, held)) is not None:
+            named, refused = ruled
+            return named and replace(named, rejected=named.rejected + _replaced(parts)), refused
         own = self.selector.own_refusal(node, held, exact=True)
         if own is not None:
             return self._agree(node, rows, rule, parts, own)
@@ -60,13 +52,13 @@ class Fusing:
 
     def forced(self, node: TensorNode, rows: int) -> bool:
         """Whether a rule that names a fused op decides about a node: a kernel that it names takes it."""
-        rule = self.selector.match(node, rows)
-        return self._is_named(node, rule) and self._named(node, rows, None) is not None
+        ruled = self._ruled(node, rows, None)
+        return ruled is not None and ruled[0] is not None
 
     def candidates(self, node: TensorNode, rows: int, parts: Sequence[TensorNode]) -> list[tuple[str, Kernel]]:
         """The kernels that may run all parts of a fused node: those of their rules, or what `auto` may take."""
-        if self._is_named(node, self.selector.match(node, rows)):
-            named = self._named(node, rows, None)
+        if self._is_named(node, rows):
+            named, _ = self._ruled(node, rows, None) or (None, ())
             return [(named.name, named.kernel)] if named else []
         offer = self.selector.offers.of(node, rows)
         return [(name, offer.kernels[name]) for name, why in self._refusals(node, rows, parts) if why is None]
@@ -88,21 +80,23 @@ class Fusing:
             why = self._disagreement(name, kernel, fixed)
             yield name, why or self.selector.refusal(name, node, rule, offer, auto=True)
 
-    def _is_named(self, node: TensorNode, rule: int | None) -> bool:
+    def _is_named(self, node: TensorNode, rows: int) -> bool:
+        rule = self.selector.match(node, rows)
         return rule is not None and node.op in (self.selector.policy.document.rule[rule].op or ())
 
-    def _named(self, node: TensorNode, rows: int, held: Held | None) -> Choice | None:
-        """What a rule that names the fused op gives it; None where none of its kernels takes it."""
+    def _ruled(self, node: TensorNode, rows: int, held: Held | None) -> Verdict | None:
+        """What a rule that names the fused op decides: a kernel, or that its parts stay. None: it leaves that open."""
         rule = self.selector.match(node, rows)
-        assert rule is not None
+        if rule is None or not self._is_named(node, rows):
+            return None
         asked = self.selector.policy.document.rule[rule]
         try:
             named = self.selector.choose(node, rows, held)
-        except PlanError:
+        except PlanError as error:
             if asked.on_unsupported == "error":
                 raise
-            return None
-        return named if named.asked in asked.use else None
+            return None, (Rejection(node.op, str(error), "unsupported"),)
+        return (named, named.rejected) if named.asked in asked.use else None
 
     def _agree(
         self,

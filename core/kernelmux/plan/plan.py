@@ -21,7 +21,6 @@ from kernelmux.contract.packed import Form, packed_form
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode
-from kernelmux.measure.table import Tables
 from kernelmux.plan.buckets import Considered, choose_buckets, first_row, row_counts
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.explain import show, why
@@ -191,7 +190,7 @@ def make_plan(
         selector = Selector(policy, Offers(registry, device), banned, locked)
         buckets = choose_buckets(graph, selector, sorted(locked) if locked else row_counts(policy, max_rows))
         tops = tuple(bucket.rows for bucket in buckets)
-        scheduling = Scheduling(graph, selector, tops, Tables(device))
+        scheduling = Scheduling(graph, selector, tops, selector.predictor.tables)
         pairs = [(m, outs) for m, outs in itertools.product(buckets, buckets) if outs.rows <= m.rows]
         schedules = {(m.rows, outs.rows): scheduling.schedule(m, outs) for m, outs in pairs}
         selector.check_names()

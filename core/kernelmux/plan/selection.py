@@ -215,13 +215,13 @@ class Selector:
 
     def is_open(self, node: TensorNode, rows: int) -> bool:
         """Whether the policy leaves a node to `auto`."""
-        rule, offer = self.match(node, rows), self.offers.of(node, rows)
-        for asked, _ in self._words(rule):
-            if asked == AUTO:
-                return True
-            if any(self.refusal(name, node, rule, offer) is None for name in _expand(asked, offer)):
-                return False
-        return False
+        rule = self.match(node, rows)
+        words = [asked for asked, _ in self._words(rule)]
+        if AUTO not in words:
+            return False
+        offer = self.offers.of(node, rows)
+        before = (name for asked in words[: words.index(AUTO)] for name in _expand(asked, offer))
+        return all(self.refusal(name, node, rule, offer) is not None for name in before)
 
     def _absence(self, name: str, backend: str, offer: Offer) -> Declined:
         """Why a kernel that was asked for by name was not offered."""
