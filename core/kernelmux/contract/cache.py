@@ -138,9 +138,20 @@ def read_table(kind: str, key: str) -> dict[str, Any]:
 
 
 def update_table(kind: str, key: str, entries: Mapping[str, Any]) -> None:
-    """Adds entries to a table, if that can be done; what other processes add at the same time is kept as well."""
+    """Adds entries to a table, and to the tables within it, if that can be done.
+
+    What other processes add at the same time is kept as well.
+    """
     with suppress(*NO_FOLDER), _alone(Cache(kind).folder):
-        Cache(kind).put(key, json.dumps({**read_table(kind, key), **entries}, sort_keys=True).encode())
+        Cache(kind).put(key, json.dumps(_merged(read_table(kind, key), entries), sort_keys=True).encode())
+
+
+def _merged(table: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for name, value in entries.items():
+        within = merged.get(name)
+        merged[name] = _merged(within, value) if isinstance(within, dict) and isinstance(value, Mapping) else value
+    return merged
 
 
 @contextmanager

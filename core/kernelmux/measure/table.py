@@ -21,7 +21,7 @@ from kernelmux.contract.cache import Cache, library_versions, read_table, source
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.graph import TensorNode
-from kernelmux.measure.times import Times, look_up
+from kernelmux.measure.times import Times, family, look_up, size, written
 
 KIND = "measurements"
 """The folder of core's cache."""
@@ -56,13 +56,23 @@ class Tables:
                 return named[variant], table.source
         return next(iter(named.values())), DEFAULT
 
-    def time(self, kernel: Kernel, node: TensorNode, rows: int) -> tuple[float, str] | None:
-        """Microseconds that a kernel took for such a node, its extents known, and where from; None: not measured."""
-        for table in self._of(kernel):
-            if (found := look_up(table.times, kernel, node, rows)) is not None:
-                us, other_size = found
-                return us, f"{table.source} at {other_size}" if other_size else table.source
-        return None
+    def time(self, kernel: Kernel, node: TensorNode, rows: int, context: int) -> tuple[float, str] | None:
+        """Microseconds that a kernel took for such a node, its extents known, and where from; None: not measured.
+
+        The table that knows best: measured at this very size, then at about so many rows, then this machine's own.
+        """
+        tables = self._of(kernel)
+        found = [(look_up(table.times, kernel, node, rows, context), table.source) for table in tables]
+        known = [(time, source) for time, source in found if time is not None]
+        if not known:
+            return None
+        time, source = min(known, key=lambda entry: entry[0].doubt)
+        return time.us, f"{source} at {time.other_size}" if time.other_size else source
+
+    def is_measured_here(self, kernel: Kernel, node: TensorNode, rows: int, context: int) -> bool:
+        """Whether this machine's table has the time of a kernel at this very node and row count."""
+        sizes = self._of(kernel)[0].times.get(family(kernel, node), {})
+        return str(rows) in sizes.get(written(size(kernel, node, context)), {})
 
     def _of(self, kernel: Kernel) -> tuple[Table, ...]:
         package = package_of(kernel)
@@ -78,16 +88,23 @@ def package_of(kernel: Kernel) -> str:
 
 def read_tables(package: str, device: Device) -> tuple[Table, ...]:
     """This machine's measurements, then the shipped table for the card, then those for cards of its architecture."""
-    measured = {work: str(variant) for work, variant in read_table(KIND, _key(package, device)).items()}
+    measured = read_table(KIND, _key(package, device))
     shipped = [(card, table) for card, table in _shipped(package) if table["arch"] == device.arch]
     shipped.sort(key=lambda entry: entry[0] != device.name)
-    tables = [Table(f"shipped for {card}", table["choices"], table.get("times", {})) for card, table in shipped]
-    return (Table("measured here", measured, {}), *tables)
+    found = [("measured here", measured), *((f"shipped for {card}", table) for card, table in shipped)]
+    return tuple(Table(source, table.get("choices", {}), table.get("times", {})) for source, table in found)
 
 
-def remember(package: str, device: Device, choices: Mapping[str, str]) -> None:
-    """Adds measured variants, by work, to this machine's table for a package and a class of device."""
-    update_table(KIND, _key(package, device), choices)
+def remember(
+    package: str, device: Device, choices: Mapping[str, str] | None = None, times: Times | None = None
+) -> None:
+    """Adds measured variants, by work, and times to this machine's table for a package and a class of device."""
+    update_table(KIND, _key(package, device), {"choices": choices or {}, "times": times or {}})
+
+
+def forget(package: str, device: Device) -> None:
+    """Empties this machine's table for a package and a class of device."""
+    Cache(KIND).put(_key(package, device), b"{}")
 
 
 def _key(package: str, device: Device) -> str:

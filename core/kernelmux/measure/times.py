@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 
 from kernelmux.contract.kernel import Kernel
@@ -17,6 +18,22 @@ from kernelmux.graph.graph import TensorNode
 Times = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Microseconds by family, size and rows: `{"mul_mat dp4a": {"4096x14336x5.0": {"1": 9.0, "8": 16.6}}}`."""
 Size = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What times say of a node: microseconds, and how they are known."""
+
+    us: float
+    other_size: str = ""
+    """The size that they are from, where it is another."""
+    beyond: bool = False
+    """Whether fewer or more rows are asked for than were measured."""
+
+    @property
+    def doubt(self) -> tuple[bool, bool]:
+        """The less, the better they are known."""
+        return bool(self.other_size), self.beyond
 
 
 def family(kernel: Kernel, node: TensorNode) -> str:
@@ -29,10 +46,12 @@ def family(kernel: Kernel, node: TensorNode) -> str:
     return " ".join(words)
 
 
-def size(kernel: Kernel, node: TensorNode) -> Size:
-    """What a node's time grows with beside rows: outputs, inputs and packed bits of its weights; heads; or columns.
+def size(kernel: Kernel, node: TensorNode, context: int) -> Size:
+    """What a node's time grows with beside rows: outputs, inputs and packed bits of its weights; heads and context;
+    or columns.
 
-    How the file stores a weight does not show where a kernel packs it otherwise.
+    How the file stores a weight does not show where a kernel packs it otherwise. `context` are the cached tokens of
+    each sequence that decodes.
     """
     matrices = [value for value in node.weight if len(value.shape) == 2]
     if matrices and node.op != "embed":
@@ -40,23 +59,25 @@ def size(kernel: Kernel, node: TensorNode) -> Size:
         nbytes = kernel.packed_bytes(node) or sum(value.nbytes for value in matrices)
         return n, k, round(8 * nbytes / (n * k), 1)
     if node.op == "attention":
-        return node.num_heads, node.num_kv_heads
+        return node.num_heads, node.num_kv_heads, context
     return (sum(value.extents[1] for value in (*node.inputs, *node.outputs) if len(value.shape) == 2),)
 
 
-def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int) -> tuple[float, str] | None:
-    """Microseconds of a node at so many rows, and the size that they are from where it is another; None: unmeasured.
+def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int, context: int) -> Known | None:
+    """How long a node takes at so many rows; None where its kernel was not measured.
 
     Of another size in proportion, of rows between two that were measured by a power of them.
     """
     measured = times.get(family(kernel, node), {})
     if not measured:
         return None
-    wanted = size(kernel, node)
+    wanted = size(kernel, node, context)
     sizes = {_parse(written): written for written in measured}
     nearest = min(sizes, key=lambda other: (_distance(wanted, other), other))
-    us = math.prod(wanted) / math.prod(nearest) * _at(measured[sizes[nearest]], rows)
-    return us, "" if nearest == wanted else sizes[nearest]
+    by_rows = measured[sizes[nearest]]
+    us = math.prod(wanted) / math.prod(nearest) * _at(by_rows, rows)
+    beyond = not min(map(int, by_rows)) <= rows <= max(map(int, by_rows))
+    return Known(us, "" if nearest == wanted else sizes[nearest], beyond)
 
 
 def written(size: Size) -> str:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from kernelmux.contract.answers import stored
+from kernelmux.contract.kernel import Kernel
 from kernelmux.errors import KernelmuxError, nearest
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import PAGE_SIZE, Graph, TensorNode, make_node, nameless
@@ -92,6 +94,22 @@ class Work:
             table = (*node.inputs, *node.weight)[1]
             total += lookup(table.format).nbytes((self.m, table.extents[1])) - table.nbytes
         return total
+
+
+def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:
+    """The node in formats that the kernel declares: caches and ids as they are, all else as `activations` if it can."""
+
+    def wanted(place: str, value: Value) -> str:
+        return activations if value.convertible else value.format
+
+    return stored(node, kernel, wanted)
+
+
+def work_of(node: TensorNode, m: int, context: int) -> Work:
+    """A graph's node at m rows, its sequences of `context` cached tokens where they decode."""
+    batch = Batch.of(m, context)
+    resolved = node.resolve(batch.dims)
+    return Work(_label(resolved, batch), resolved, batch)
 
 
 def model_works(graph: Graph, ops: Iterable[str], m: int, context: int) -> Iterator[Work]:

@@ -263,15 +263,21 @@ def test_without_locks_a_table_is_still_written(system, monkeypatch):
 
 
 @given(tables=st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=4))
-def test_a_table_holds_the_last_value_of_every_name(tmp_path_factory, tables):
+def test_a_table_holds_the_last_value_of_every_name_in_it_and_in_the_tables_within_it(tmp_path_factory, tables):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERNELMUX_CACHE", str(tmp_path_factory.mktemp("cache")))
         expected = {}
         for table in tables:
             update_table("kind", "key", table)
-            expected |= table
+            expected = added(expected, table)
             assert read_table("kind", "key") == expected
         assert read_table("kind", "other") == {}
+
+
+def added(to, table):
+    if not (isinstance(to, dict) and isinstance(table, dict)):
+        return table
+    return to | {name: added(to.get(name), value) for name, value in table.items()}
 
 
 @given(first=st.lists(JSON, max_size=4), second=st.lists(JSON, max_size=4))
