@@ -26,7 +26,8 @@ lost.
 
 A fused op (`qkv`, `gate_up_swiglu`, ...) stands in for plain ones where its kernel would have been chosen for them: it
 has the name of those that read weights, and the backend of the rest; under `auto`, where that is faster. A rule that
-names a fused op decides for itself.
+names a fused op decides for itself: `use = "parts"` says that no kernel takes the fused node there, and its plain nodes
+run, each by its own rule. After kernels (`use = ["triton:bf16", "parts"]`) it holds where none of them takes the node.
 
 What is named and cannot be had (a backend that is quarantined, a kernel that `forbid` excludes) is told aloud, and is
 an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no node is told, too; so

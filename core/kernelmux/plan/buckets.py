@@ -93,7 +93,7 @@ class _Choosing:
         self._graph, self._selector, self._fusions = graph, selector, fusions
         self._fusing = Fusing(selector)
         self.nodes = {node.name: node for node in graph.ops}
-        slotting = Slotting(graph, fusions, selector.offers.kind)
+        slotting = Slotting(graph, fusions, selector.kind)
         self._auto = Auto(graph, selector, self._fusing, slotting)
 
     def at(self, rows: int, held: Held) -> Bucket:

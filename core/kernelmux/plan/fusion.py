@@ -15,6 +15,7 @@ from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.plan.choice import Choice, Rejection
 from kernelmux.plan.formats import joint_format, wanted_formats
 from kernelmux.plan.selection import Held, Refuse, Selector
+from kernelmux.policy.grammar import PARTS, Rule
 
 Agreed = tuple[tuple[str, str, int | None], ...]
 """Of each part of a fusion: its kernel, the policy's words for it, and the rule."""
@@ -57,7 +58,7 @@ class Fusing:
 
     def candidates(self, node: TensorNode, rows: int, parts: Sequence[TensorNode]) -> list[tuple[str, Kernel]]:
         """The kernels that may run all parts of a fused node: those of their rules, or what `auto` may take."""
-        if self._is_named(node, rows):
+        if self._rule_of_its_own(node, rows) is not None:
             named, _ = self._ruled(node, rows, None) or (None, ())
             return [(named.name, named.kernel)] if named else []
         offer = self.selector.offers.of(node, rows)
@@ -65,6 +66,9 @@ class Fusing:
 
     def refused(self, node: TensorNode, rows: int, parts: Sequence[TensorNode]) -> list[Rejection]:
         """Why the kernels of a fused node do not run, where its parts do."""
+        asked = self._rule_of_its_own(node, rows)
+        if asked is not None and PARTS in asked.use:
+            return list(self._left_to_parts(node, rows))
         slower = Declined("what runs in its place is predicted to be faster", "outranked")
         why = [(name, declined or slower) for name, declined in self._refusals(node, rows, parts)]
         declined = self.selector.offers.of(node, rows).declined.items()
@@ -80,23 +84,40 @@ class Fusing:
             why = self._disagreement(name, kernel, fixed)
             yield name, why or self.selector.refusal(name, node, rule, offer, auto=True)
 
-    def _is_named(self, node: TensorNode, rows: int) -> bool:
-        rule = self.selector.match(node, rows)
-        return rule is not None and node.op in (self.selector.policy.document.rule[rule].op or ())
+    def _rule_of_its_own(self, node: TensorNode, rows: int) -> Rule | None:
+        """The rule that decides about a fused node, if it names the fused op."""
+        index = self.selector.match(node, rows)
+        rule = None if index is None else self.selector.policy.document.rule[index]
+        return rule if rule is not None and node.op in (rule.op or ()) else None
 
     def _ruled(self, node: TensorNode, rows: int, held: Held | None) -> Verdict | None:
         """What a rule that names the fused op decides: a kernel, or that its parts stay. None: it leaves that open."""
-        rule = self.selector.match(node, rows)
-        if rule is None or not self._is_named(node, rows):
+        asked = self._rule_of_its_own(node, rows)
+        if asked is None:
             return None
-        asked = self.selector.policy.document.rule[rule]
+        if PARTS in asked.use and not self.selector.candidates(node, rows):
+            return None, tuple(self._left_to_parts(node, rows))
         try:
             named = self.selector.choose(node, rows, held)
         except PlanError as error:
+            if PARTS in asked.use:
+                return None, (Rejection(node.op, str(error), "unsupported"), *self._left_to_parts(node, rows))
             if asked.on_unsupported == "error":
                 raise
             return None, (Rejection(node.op, str(error), "unsupported"),)
         return (named, named.rejected) if named.asked in asked.use else None
+
+    def _left_to_parts(self, node: TensorNode, rows: int) -> Iterator[Rejection]:
+        """Why no kernel takes a fused node whose rule asks for its parts, where none does that it names before them."""
+        rule, offer = self.selector.match(node, rows), self.selector.offers.of(node, rows)
+        asked = Declined(f"its parts run, by {self.selector.policy.where(rule)}", "outranked")
+        for name in offer.kernels:
+            why = self.selector.refusal(name, node, rule, offer) or asked
+            yield Rejection(name, why.reason, why.kind)
+        declined = [(name, why) for name, why in offer.declined.items() if ":" in name]
+        yield from (Rejection(name, why.reason, why.kind) for name, why in declined)
+        if not (offer.kernels or declined):
+            yield Rejection("nobody", asked.reason, asked.kind)
 
     def _agree(
         self,

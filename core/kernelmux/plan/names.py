@@ -16,7 +16,7 @@ from kernelmux.contract.registry import Registry
 from kernelmux.errors import KernelmuxError, PolicyError, nearest
 from kernelmux.graph.graph import case_node
 from kernelmux.graph.ops import OPS
-from kernelmux.policy.grammar import AUTO, Rule
+from kernelmux.policy.grammar import AUTO, PARTS, Rule
 from kernelmux.policy.policy import Policy
 
 OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
@@ -77,7 +77,7 @@ def _lists(policy: Policy) -> Iterator[_List]:
         line, key_line = policy.line("rule", index) or 0, policy.line("rule", index, "use") or 0
         weight: Weight = "error" if option or "error" in (rule.on_unsupported, rule.on_error) else "note"
         place = table if option else f"{source}:{key_line}"
-        yield _List(table, line, key_line, _without_auto(rule.use), weight, rule, place)
+        yield _List(table, line, key_line, _kernels(rule.use), weight, rule, place)
 
     def of(table: str, names: Sequence[str], weight: Weight, *path: int | str) -> _List:
         line = policy.line(*path) or 1
@@ -85,12 +85,12 @@ def _lists(policy: Policy) -> Iterator[_List]:
 
     for index, required in enumerate(document.require):
         yield of(f"requirement {index + 1}", required.kernel, "note", "require", index, "kernel")
-    yield of("defaults", _without_auto(document.defaults.use), "remark", "defaults", "use")
+    yield of("defaults", _kernels(document.defaults.use), "remark", "defaults", "use")
     yield of("forbid", document.forbid, "note", "forbid")
 
 
-def _without_auto(words: Sequence[str]) -> Sequence[str]:
-    return [word for word in words if word != AUTO]
+def _kernels(words: Sequence[str]) -> Sequence[str]:
+    return [word for word in words if word not in (AUTO, PARTS)]
 
 
 def absent_names(policy: Policy, registry: Registry) -> Iterator[Finding]:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from kernelmux.errors import PlanError
 from kernelmux.graph.domain import in_words
+from kernelmux.graph.ops import fused_ops
+from kernelmux.graph.rewrite import find_fusions
 from kernelmux.plan.names import absent_names, unreached
-from kernelmux.policy.grammar import AUTO
+from kernelmux.policy.grammar import AUTO, PARTS
 
 if TYPE_CHECKING:
     from kernelmux.plan.choice import Choice
@@ -48,7 +50,7 @@ def unmatched(plan: Plan) -> Iterator[tuple[str, int]]:
     policy, device = plan.policy, plan.device
     document = policy.document
     rules = {index for index, rule in enumerate(document.rule) if rule.is_for(device)}
-    rules -= {index for index, *_ in unreached(policy)}
+    rules -= {index for index, *_ in unreached(policy)} | set(_leaving_parts(plan))
     required = {index for index, requirement in enumerate(document.require) if requirement.is_for(device)}
     for top in plan.buckets:
         schedule = plan.schedule(top, top)
@@ -65,6 +67,18 @@ def unmatched(plan: Plan) -> Iterator[tuple[str, int]]:
         yield f"requirement {index + 1} ({policy.source}:{line})", line
 
 
+def _leaving_parts(plan: Plan) -> Iterator[int]:
+    """The rules that leave the parts of some fused node to run: a node that is in no schedule."""
+    policy = plan.policy
+    if not policy.document.fuse or not any(PARTS in rule.use for rule in policy.document.rule):
+        return
+    for fusion in find_fusions(plan.graph, fused_ops()):
+        for count in policy.telling_rows(1, plan.max_rows):
+            rows = fusion.node.rows_at(count)
+            found = {policy.match(fusion.node, rows, plan.device, start) for start in {0, len(policy.options)}}
+            yield from (index for index in found if index is not None and PARTS in policy.document.rule[index].use)
+
+
 def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
     """The rules that decide for nodes of which none got what they name: the index, and what to say of it.
 
@@ -73,7 +87,7 @@ def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
     policy, rules = plan.policy, plan.policy.document.rule
     absent = {finding.name for finding in absent_names(policy, plan.registry)}
     served = {index for index, rule in enumerate(rules) if rule.on_unsupported == "next" or absent.issuperset(rule.use)}
-    served |= {index for index, rule in enumerate(rules) if AUTO in rule.use}
+    served |= {index for index, rule in enumerate(rules) if AUTO in rule.use or PARTS in rule.use}
     refused: dict[int, str] = {}
     for top in plan.buckets:
         schedule = plan.schedule(top, top)

@@ -5,7 +5,7 @@ Enters: a node at a row count. Leaves: a Choice, or a PlanError that lists every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from kernelmux.plan.budget import added_error, default_budget, may_overflow
 from kernelmux.plan.choice import Choice, Placed, Rejection, unreadable
 from kernelmux.plan.names import absent_names, unknown_kernels
 from kernelmux.plan.offers import Offers
-from kernelmux.policy.grammar import AUTO
+from kernelmux.policy.grammar import AUTO, PARTS, Rule
 from kernelmux.policy.policy import Policy
 
 Held = Mapping[str, frozenset[Form]]
@@ -106,6 +106,15 @@ class Selector:
 
     def check_names(self) -> None:
         """PolicyError for a kernel that nobody has, which the policy names where some node was meant."""
+    def kind(self, node: TensorNode) -> tuple[int, tuple[int, ...]]:
+        """What nodes have in common that get the same offers, and that rules match alike at any row count."""
+        return self.offers.kind(node), tuple(index for index, rule in self._placed_rules if rule.is_at(node))
+
+    @cached_property
+    def _placed_rules(self) -> Sequence[tuple[int, Rule]]:
+        rules = enumerate(self.policy.document.rule)
+        return [(index, rule) for index, rule in rules if rule.node is not None or rule.layer is not None]
+
         offers = self.offers
         if self.locked is None:
             for finding in unknown_kernels(self.policy, offers.registry, offers.device, offers.names, self._matched):
@@ -160,8 +169,9 @@ class Selector:
         """The policy's words for a node in order of preference, each with the rule that it stands in."""
         document = self.policy.document
         if rule is not None:
-            yield from ((asked, rule) for asked in document.rule[rule].use)
-            if document.rule[rule].on_unsupported == "error":
+            use = document.rule[rule].use
+            yield from ((asked, rule) for asked in use if asked != PARTS)
+            if PARTS in use or document.rule[rule].on_unsupported == "error":
                 return
         # Installed backends that the defaults do not name come last, by name; broken ones too, so that they are shown.
         yield from ((asked, None) for asked in (*document.defaults.use, *self.offers.registry.backends))

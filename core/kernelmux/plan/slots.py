@@ -16,7 +16,7 @@ from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.rewrite import Fusion, fuse
 from kernelmux.plan.assign import Port
 
-Kind = Callable[[TensorNode], int]
+Kind = Callable[[TensorNode], object]
 Key = tuple[object, ...]
 
 

@@ -12,7 +12,16 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import PLATFORMS, Device, known_kinds
@@ -20,10 +29,12 @@ from kernelmux.errors import GraphError, nearest
 from kernelmux.graph.domain import Range, admits, parse_range
 from kernelmux.graph.formats import CACHE_FORMATS, FORMATS, lookup
 from kernelmux.graph.graph import TensorNode, case_node
-from kernelmux.graph.ops import OPS, Op
+from kernelmux.graph.ops import OPS, Op, fused_ops
 
 AUTO = "auto"
 """In place of a kernel's name: whichever is predicted to take the least time."""
+PARTS = "parts"
+"""In place of a fused op's kernel: none, the plain nodes that it would stand for run instead."""
 _KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
 
 
@@ -193,12 +204,17 @@ class Selectors(Table):
         return (
             (self.op is None or node.op in self.op)
             and (self.m is None or rows in self.m)
-            and (self.layer is None or (node.layer is not None and node.layer in self.layer))
             and self.is_for(device)
             and (self.weight is None or (bool(node.weight) and all(w.format in self.weight for w in node.weight)))
             and (self.dtype is None or node.outputs[0].format in self.dtype)
-            and (self.node is None or any(fnmatchcase(node.name, pattern) for pattern in self.node))
+            and self.is_at(node)
             and (self.where is None or self._fits(node))
+        )
+
+    def is_at(self, node: TensorNode) -> bool:
+        """Whether a node has the name and the layer that are asked for."""
+        return (self.layer is None or (node.layer is not None and node.layer in self.layer)) and (
+            self.node is None or any(fnmatchcase(node.name, pattern) for pattern in self.node)
         )
 
     def is_for(self, device: Device) -> bool:
@@ -243,7 +259,10 @@ OnError = Literal["next", "error"]
 class Rule(Selectors):
     """Selectors, and what to use where they all hold."""
 
-    use: _Kernels = Field(description="Kernels (`torch:int4`), or backends for all of theirs, in order of preference.")
+    use: _Kernels = Field(
+        description="Kernels (`torch:int4`), or backends for all of theirs, in order of preference; `auto`; and, last "
+        "in a rule of fused ops, `parts`: the plain nodes that the fused one would stand for run, each by its own rule."
+    )
     max_error: float | None = Field(
         None, gt=0, strict=True, description="Error budget: only kernels whose declared bound (NMSE) is within it."
     )
@@ -257,6 +276,20 @@ class Rule(Selectors):
         description="Where the kernel raises in a walk: `error` stops, `next` takes the next kernel and runs "
         "the step again.",
     )
+
+    @field_validator("use")
+    @classmethod
+    def _parts_are_of_fused_ops(cls, use: tuple[str, ...], told: ValidationInfo) -> tuple[str, ...]:
+        # An op that is wrong itself is told of already.
+        if PARTS in use and "op" in told.data:
+            fused = [op.name for op in fused_ops()]
+            plain = [op for op in told.data["op"] or () if op not in fused]
+            if plain or told.data["op"] is None:
+                asked = f"not {plain[0]}" if plain else "which this rule does not name"
+                raise ValueError(f"{PARTS!r} is for rules of fused ops alone ({', '.join(fused)}), {asked}")
+            if use[-1] != PARTS or use.count(PARTS) > 1:
+                raise ValueError(f"{PARTS!r} comes last: after it nobody is asked any more")
+        return use
 
 
 class Require(Selectors):
@@ -275,6 +308,13 @@ class Defaults(Table):
         None, gt=0, strict=True, description="Error budget (NMSE) of every node without its own."
     )
     on_error: OnError = Field("error", description="As in a rule.")
+
+    @field_validator("use")
+    @classmethod
+    def _no_parts(cls, use: tuple[str, ...]) -> tuple[str, ...]:
+        if PARTS in use:
+            raise ValueError(f"{PARTS!r} is for rules of fused ops alone: write a [[rule]] that names them in op")
+        return use
 
 
 class Kv(Table):
