@@ -104,8 +104,6 @@ class Selector:
         self._matched.add(rule)
         return rule
 
-    def check_names(self) -> None:
-        """PolicyError for a kernel that nobody has, which the policy names where some node was meant."""
     def kind(self, node: TensorNode) -> tuple[int, tuple[int, ...]]:
         """What nodes have in common that get the same offers, and that rules match alike at any row count."""
         return self.offers.kind(node), tuple(index for index, rule in self._placed_rules if rule.is_at(node))
@@ -115,6 +113,8 @@ class Selector:
         rules = enumerate(self.policy.document.rule)
         return [(index, rule) for index, rule in rules if rule.node is not None or rule.layer is not None]
 
+    def check_names(self) -> None:
+        """PolicyError for a kernel that nobody has, which the policy names where some node was meant."""
         offers = self.offers
         if self.locked is None:
             for finding in unknown_kernels(self.policy, offers.registry, offers.device, offers.names, self._matched):
