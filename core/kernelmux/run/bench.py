@@ -1,4 +1,4 @@
-"""A whole model, timed: prompts read, tokens decoded, what Python costs a step, and the memory that is held."""
+"""A whole model, timed: prompts read, tokens decoded, single steps, what Python costs, and the memory that is held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kernelmux.measure.timing import Timing
+from kernelmux.measure.timing import LONGEST, Timing
+from kernelmux.measure.works import Batch
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
@@ -22,6 +23,11 @@ PROMPTS = 5
 """Times that the prompt is read, after once to warm up."""
 DECODES = 3
 """Times that the tokens are decoded, after once to warm up."""
+ROUNDS = 9
+"""Times that a step, or a row of steps that decode, is timed, unless that takes longer than LONGEST."""
+ROUND_SECONDS = 0.05
+"""What a row of steps that decode lasts at least, so that its own start does not show, unless it has STEPS of them."""
+STEPS = 32
 IN_A_ROW = 8
 """Steps that are enqueued at once to tell what one costs: a decoding session never waits for its device to be idle."""
 AHEAD = 2
@@ -91,25 +97,13 @@ def _row(work: str, unit: str, timing: Timing, per_second: float | None, launche
 
 def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
     """Times a model with a plan; CapacityError where the plan takes fewer rows than the batch has."""
-    session = model.session(plan, load.tokens, load.batch)
-    for _ in session.prepare():
-        pass
+    session = _prepared(model, plan, load.tokens, load.batch)
     wait = partial(plan.device.platform.synchronize, plan.device)
     prefill = Timing.of([_time_prompt(session, _ids(model, load.prompt, 0), wait) for _ in range(PROMPTS + 1)][1:])
     sequences = [session.open() for _ in range(load.batch)]
     for index, sequence in enumerate(sequences):
         session.feed(sequence, _ids(model, load.context, index))
-    lengths = [sequence.length for sequence in sequences]
-    decodes = []
-    for _ in range(DECODES + 1):
-        wait()
-        started = time.perf_counter()
-        decode_steps(session, sequences, load.decode)
-        wait()
-        decodes.append((time.perf_counter() - started) / load.decode * 1e6)
-        # What follows overwrites the tokens beyond.
-        for sequence, length in zip(sequences, lengths, strict=True):
-            sequence.length = length
+    decodes = [_time_decoding(session, sequences, load.decode, wait) for _ in range(DECODES + 1)]
     host = None
     plan = session.plan
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
@@ -118,6 +112,47 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
     return ModelTiming(
         load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load), tuple(session.replaced)
     )
+
+
+def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
+    """Times one step as a session runs it: `rows` sequences decode at `context` cached tokens, or a prompt is read.
+
+    Which of the two is as `Batch.of` has it. The cached tokens are computed by nobody: the cache is zeros. PlanError
+    where the plan takes fewer rows.
+    """
+    plan.bucket(rows)
+    batch = Batch.of(rows, context)
+    session = _prepared(model, plan, batch.sequences * (batch.length + STEPS), batch.sequences)
+    wait = partial(plan.device.platform.synchronize, plan.device)
+    if batch.rows > 1:
+        return Timing.of(_rounds(partial(_time_prompt, session, _ids(model, rows, 0), wait)))
+    sequences = [session.open() for _ in range(rows)]
+    for sequence in sequences:
+        session.skip(sequence, batch.length - 1)
+    # The first packs what is left, compiles and captures.
+    _time_decoding(session, sequences, 1, wait)
+    step = _time_decoding(session, sequences, 2, wait)
+    steps = min(max(round(ROUND_SECONDS / step * 1e6), 1), STEPS)
+    samples = _rounds(partial(_time_decoding, session, sequences, steps, wait))
+    return Timing.of(samples, captured=captured_rows(session.plan, rows) is not None)
+
+
+def _prepared(model: Model, plan: Plan, tokens: int, sequences: int) -> Session:
+    """A session with all weights packed."""
+    session = model.session(plan, tokens, sequences)
+    for _ in session.prepare():
+        pass
+    return session
+
+
+def _rounds(sample: Callable[[], float]) -> list[float]:
+    """Up to ROUNDS samples, at least one, within LONGEST seconds; one more comes first."""
+    sample()
+    samples: list[float] = []
+    ends = time.perf_counter() + LONGEST
+    while len(samples) < ROUNDS and (not samples or time.perf_counter() < ends):
+        samples.append(sample())
+    return samples
 
 
 def decode_steps(session: Session, sequences: Sequence[CachedSequence], steps: int) -> None:
@@ -136,6 +171,22 @@ def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object
     elapsed = time.perf_counter() - started
     session.close(sequence)
     return elapsed * 1e6
+
+
+def _time_decoding(
+    session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
+) -> float:
+    """Microseconds a step, of so many in a row; the sequences are as long afterwards as they were."""
+    lengths = [sequence.length for sequence in sequences]
+    wait()
+    started = time.perf_counter()
+    decode_steps(session, sequences, steps)
+    wait()
+    elapsed = time.perf_counter() - started
+    # What follows overwrites the tokens beyond.
+    for sequence, length in zip(sequences, lengths, strict=True):
+        sequence.length = length
+    return elapsed / steps * 1e6
 
 
 def _time_enqueueing(

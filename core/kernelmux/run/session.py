@@ -105,6 +105,16 @@ class Session:
         with self._alone():
             self._pages.give_back(sequence)
 
+    def skip(self, sequence: CachedSequence, tokens: int) -> None:
+        """Takes a sequence so many tokens on that nobody computes: what the cache holds there is read as it is.
+
+        For timing a step at a length. CapacityError where there is no room for them.
+        """
+        with self._alone():
+            self._pages.check([sequence])
+            self._pages.reserve([sequence], [tokens])
+            sequence.length += tokens
+
     def step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         """Runs one step over several sequences, and returns logits [rows wanted, vocabulary], in the order of `feeds`.
 

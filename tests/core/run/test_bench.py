@@ -8,10 +8,13 @@ import kernelmux_reference
 from fake_backend import FakeKernel
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
+from kernelmux.errors import PlanError
 from kernelmux.measure.timing import Timing
 from kernelmux.policy.policy import parse_policy
-from kernelmux.run.bench import Load, ModelTiming, decode_steps, time_model
+from kernelmux.run import bench
+from kernelmux.run.bench import Load, ModelTiming, decode_steps, time_model, time_step
 from kernelmux.run.model import Model, load_random
+from kernelmux.run.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,48 @@ def test_a_model_is_timed_at_any_batch(model: Model):
     assert timed.launches == plan.schedule(3, 3).launches
     assert timed.memory["weights"] == plan.packed_bytes
     assert timed.memory["cache"] == 3 * 24 * plan.kv_bytes_per_token
+
+
+@pytest.fixture
+def stepped(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
+    """Of each step that a session takes: for each sequence its length before, and the tokens that it is given."""
+    taken: list[list[tuple[int, int]]] = []
+    step = Session._step
+
+    def recorded(self, feeds):
+        taken.append([(feed.sequence.length, len(feed.ids)) for feed in feeds])
+        return step(self, feeds)
+
+    monkeypatch.setattr(Session, "_step", recorded)
+    return taken
+
+
+def test_a_step_of_few_rows_decodes_a_sequence_each_at_the_context(model: Model, stepped):
+    timed = time_step(model, model.plan(use=["*=torch,reference"], max_rows=8), 3, context=40)
+    assert timed.p10 > 0
+    assert not timed.captured
+    lengths = {length for feeds in stepped for length, _ in feeds}
+    assert (min(lengths), max(lengths)) == (39, 39 + len(lengths) - 1)
+    assert len(lengths) <= bench.STEPS
+    assert {tuple(count for _, count in feeds) for feeds in stepped} == {(1, 1, 1)}
+
+
+def test_a_step_of_many_rows_is_one_prompt(model: Model, stepped, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench, "LONGEST", 0.0)
+    plan = model.plan(use=["*=torch,reference"], max_rows=200)
+    assert time_step(model, plan, 200, context=40).median > 0
+    assert stepped == [[(0, 200)]] * 2
+    with pytest.raises(PlanError, match="the plan takes up to 200 rows, 201 were asked for"):
+        time_step(model, plan, 201, context=40)
+
+
+def test_plans_of_one_model_pack_a_weight_once_while_a_session_holds_it(model: Model, monkeypatch: pytest.MonkeyPatch):
+    plans = [model.plan(use=["*=torch:f32,torch"], max_rows=rows) for rows in (4, 8)]
+    holder = model.session(plans[0], 1)
+    for _ in holder.prepare():
+        pass
+    monkeypatch.setattr("kernelmux.models.random.random_planes", None)
+    assert time_step(model, plans[1], 4, context=8).median > 0
 
 
 def test_a_kernel_that_raises_meanwhile_is_told_with_the_times(model: Model):

@@ -9,8 +9,10 @@ import torch
 
 import kernelmux
 from kernelmux.contract.device import Device
+from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.run.capture import CAPTURED_ROWS, captured_rows
 from kernelmux.run.model import Model
+from kernelmux.run.pages import CapacityError
 from kernelmux.run.session import Feed, Session
 from kernelmux.run.walker import Walker
 
@@ -108,6 +110,21 @@ def test_decode_without_capture_takes_the_likeliest_of_each_step(model: Model):
     session = model.session(plan, 100)
     sequences, firsts = _opened(session, PROMPTS[:1])
     assert [ids[0] for ids in session.decode(sequences, firsts, 6)] == _by_hand(model, plan, PROMPTS[0], 6)
+
+
+def test_tokens_that_are_skipped_are_there_and_were_computed_by_nobody(model: Model):
+    session = model.session(model.plan(use=["*=reference:f32"]), 100)
+    sequence = session.open()
+    session.skip(sequence, 60)
+    assert (sequence.length, len(sequence.pages)) == (60, -(-60 // PAGE_SIZE))
+    assert session.step([Feed(sequence, [1])]).isfinite().all()
+    assert sequence.length == 61
+    with pytest.raises(CapacityError, match="more pages"):
+        session.skip(sequence, 100)
+    assert sequence.length == 61
+    session.close(sequence)
+    with pytest.raises(CapacityError, match="closed"):
+        session.skip(sequence, 1)
 
 
 class _Schedule:
