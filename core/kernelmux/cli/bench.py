@@ -10,10 +10,12 @@ import typer
 
 from kernelmux.cli.common import (
     DeviceName,
+    Exact,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
     Use,
+    asked_policy,
     open_asked,
     print_table,
 )
@@ -68,6 +70,7 @@ def model(
     model: OptionalModelPath = None,
     random: RandomModel = None,
     policy: PolicyPath = None,
+    exact: Exact = False,
     use: Use = None,
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 512,
     context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of each sequence.")] = 512,
@@ -86,7 +89,8 @@ def model(
     longest, held = max(prompt, context + decode), opened.source.shape.context
     if longest > held:
         raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
-    plan = opened.plan(policy, use=use or (), device=device, max_rows=max(max_rows, batch))
+    asked = asked_policy(policy, exact)
+    plan = opened.plan(asked, use=use or (), device=device, max_rows=max(max_rows, batch))
     timed = time_model(opened, plan, Load(prompt, context, batch, decode))
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]

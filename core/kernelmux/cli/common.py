@@ -18,6 +18,7 @@ from kernelmux.errors import KernelmuxError
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
     from kernelmux.plan.plan import Plan
+    from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
@@ -27,8 +28,9 @@ RandomModel = Annotated[
     typer.Option("--random", metavar="SHAPE:FORMAT", help="Random weights instead of a file, as llama-8b:Q4_K_M."),
 ]
 PolicyPath = Annotated[
-    Path | None, typer.Option("--policy", metavar="FILE", help="A policy file (TOML), or `default`.")
+    Path | None, typer.Option("--policy", metavar="FILE", help="A policy file (TOML), `default` or `exact`.")
 ]
+Exact = Annotated[bool, typer.Option("--exact", help="Float32's tokens: the policy `exact`, which a file may extend.")]
 Use = Annotated[
     list[str] | None,
     typer.Option("--use", metavar="OP=KERNEL", help="Outranks the policy, as mul_mat=torch:f32; may be repeated."),
@@ -96,7 +98,17 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def make_plan(model: Model, policy: Path | None, use: list[str] | None, device: str | Device) -> Plan:
+def asked_policy(path: Path | None, exact: bool) -> Policy | Path | None:
+    """What `--policy` or `--exact` asks for, which is a policy of its own."""
+    from kernelmux.policy.policy import EXACT, shipped_policy
+
+    if exact and path is not None:
+        message = f'ask for it or for --policy {path}, or let the file say extends = "exact"'
+        raise typer.BadParameter(message, param_hint="--exact")
+    return shipped_policy(EXACT) if exact else path
+
+
+def make_plan(model: Model, policy: Policy | Path | None, use: list[str] | None, device: str | Device) -> Plan:
     """A plan as asked for; what must be told of it is said in red on stderr."""
     made = model.plan(policy, use=use or (), device=device)
     for note in made.notes:

@@ -10,12 +10,14 @@ import typer
 from kernelmux.cli.common import (
     DeviceAs,
     DeviceNameOrAs,
+    Exact,
     Json,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
     Use,
     asked_device,
+    asked_policy,
     line_width,
     make_plan,
     open_asked,
@@ -36,6 +38,7 @@ def plan(
     model: OptionalModelPath = None,
     random: RandomModel = None,
     policy: PolicyPath = None,
+    exact: Exact = False,
     use: Use = None,
     device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
@@ -51,7 +54,7 @@ def plan(
         typer.Option(
             "--diff",
             metavar="A B",
-            help="Which nodes move between two policies (`default` is one) or lock files, and why.",
+            help="Which nodes move between two policies (`default` and `exact` are two) or lock files, and why.",
         ),
     ] = None,
     lock: Annotated[Path | None, typer.Option("--lock", metavar="FILE", help="Write the plan to a lock file.")] = None,
@@ -65,7 +68,9 @@ def plan(
     from kernelmux.plan.diff import moves, show_diff
     from kernelmux.plan.lock import is_lock
 
-    refuse_together("--diff" if diff else "", policy=policy, why=why, rows=rows, lock=lock, verbose=verbose)
+    refuse_together(
+        "--diff" if diff else "", policy=policy, exact=exact, why=why, rows=rows, lock=lock, verbose=verbose
+    )
     refuse_together("--why" if why else "", rows=rows)
     refuse_overwriting("--lock", lock, model=model, policy=policy)
     opened, target = open_asked(model, random), asked_device(device, device_as)
@@ -77,7 +82,7 @@ def plan(
         else:
             typer.echo(show_diff(before, after, line_width()))
         return
-    made = make_plan(opened, policy, use, target)
+    made = make_plan(opened, asked_policy(policy, exact), use, target)
     if lock is not None:
         from kernelmux.plan.lock import write_lock
 

@@ -11,12 +11,14 @@ import typer
 
 from kernelmux.cli.common import (
     DeviceName,
+    Exact,
     Json,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
     Use,
     Verbose,
+    asked_policy,
     make_plan,
     open_asked,
     print_json,
@@ -38,6 +40,7 @@ def run(
     random: RandomModel = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     policy: PolicyPath = None,
+    exact: Exact = False,
     locked: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
     ] = None,
@@ -58,9 +61,9 @@ def run(
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     opened = open_asked(model, random, device)
-    if locked is not None and (policy or use):
-        raise typer.BadParameter("a locked plan takes no --policy and no --use", param_hint="--plan")
-    made = opened.locked_plan(locked, device) if locked else make_plan(opened, policy, use, device)
+    if locked is not None and (policy or exact or use):
+        raise typer.BadParameter("a locked plan takes no --policy, no --exact and no --use", param_hint="--plan")
+    made = opened.locked_plan(locked, device) if locked else make_plan(opened, asked_policy(policy, exact), use, device)
     answer = opened.generate(
         [{"role": "user", "content": prompt}] if chat else prompt,
         made,

@@ -38,6 +38,8 @@ class Option:
     """Of those, of one node."""
     once: float = 0.0
     """Microseconds that it costs the whole step, however many nodes the slot has."""
+    error: float = 0.0
+    """What one of the slot's nodes adds."""
 
     def replaces(self, other: Option) -> bool:
         """Whether whatever is done with `other` may be done with this one, in no more time."""
@@ -51,6 +53,10 @@ class Option:
             and all(mine[0] == theirs[0] and set(mine) >= set(theirs) for mine, theirs in reads)
             and all(set(mine) >= set(theirs) for mine, theirs in writes)
         )
+
+    def is_faster(self, other: Option) -> bool:
+        """Whether it is, of two of which neither time is more than the other's."""
+        return (self.us, self.once) != (other.us, other.once)
 
 
 Port = tuple[int, int]
@@ -99,11 +105,14 @@ Factor = tuple[tuple[int, ...], Mapping[Choice, float]]
 
 
 def undominated(options: Sequence[Option]) -> list[Option]:
-    """The options without those that another one replaces; of equals the first stays."""
+    """The options without those that another one replaces: one before it, or a faster one. Of equals the first stays.
+
+    The first are the more exact ones, which what is no faster does not replace, though it may take more formats.
+    """
     kept: list[Option] = []
     for option in options:
         if not any(other.replaces(option) for other in kept):
-            kept = [other for other in kept if not option.replaces(other)] + [option]
+            kept = [other for other in kept if not (option.replaces(other) and option.is_faster(other))] + [option]
     return kept
 
 

@@ -18,6 +18,7 @@ from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.rewrite import Fusion
 from kernelmux.plan.assign import Factor, Option, Wire, minimise, own_times, undominated, wire_times
+from kernelmux.plan.budget import added_error
 from kernelmux.plan.fusion import Fusing
 from kernelmux.plan.selection import Held, Selector
 from kernelmux.plan.slots import Link, Slotting
@@ -31,7 +32,8 @@ MOST_MEMORY = 0.8
 FORBIDDING = 1e9
 """Microseconds by which whatever must not be is told from all else."""
 ALIKE = 1.01
-"""What fewer rows run is kept where the best is no faster than by so much: fewer changes are fewer buckets."""
+"""What fewer rows run is kept where the best is no faster than by so much, and no more exact: fewer changes are fewer
+buckets."""
 FAR = 3.0
 """A fused kernel that takes so many times as long as its parts is not tried."""
 LIGHT = 1.25
@@ -54,6 +56,12 @@ class _Found:
     options: Mapping[int, Option]
     """By slot."""
     us: float
+    error: float
+    """What all nodes together add."""
+
+    def is_better(self, other: _Found) -> bool:
+        """Whether it is faster, or as fast and more exact."""
+        return (self.us, self.error) < (other.us, other.error)
 
 
 @dataclass
@@ -92,8 +100,9 @@ class Auto:
         if known == 1 and any(not is_held(option, held) for option in found.options.values()):
             smaller = asked.search(found.numbers, held)
             found = smaller if smaller.us * PAYS <= found.us or not self._fits(found) else found
-        if known > 1 and below and (same := asked.again(below, held)) and same.us <= ALIKE * found.us:
-            found = same
+        if known > 1 and below and (same := asked.again(below, held)):
+            alike = same.us <= ALIKE * found.us and same.error <= found.error
+            found = same if alike else found
         self._found[rows] = found
         self._forms |= self._new_forms(found)
         slots = self.slotting.slots(found.numbers)
@@ -137,7 +146,7 @@ class _At:
             improved = False
             for number in possible:
                 for numbers in self._steps(best.numbers, number, possible):
-                    if forced <= numbers and solve(numbers).us < best.us:
+                    if forced <= numbers and solve(numbers).is_better(best):
                         best, improved = solve(numbers), True
         return best
 
@@ -153,7 +162,7 @@ class _At:
             same[slot] = known[0]
         own = sum(len(slots.members[slot]) * option.us + option.once for slot, option in same.items())
         between = sum(self._wire(link, count).us(same) for link, count in slots.links.items())
-        return _Found(found.numbers, same, own + between)
+        return self._made_of(found.numbers, same, own + between)
 
     def _steps(self, numbers: frozenset[int], number: int, possible: Sequence[int]) -> Iterator[frozenset[int]]:
         """A kind of fusion put in place of those that it overlaps; or left out, or replaced by smaller ones."""
@@ -193,7 +202,11 @@ class _At:
                 known[link, count] = wire_times(self._wire(link, count), options)
             factors.append(known[link, count])
         picked, us = minimise(factors)
-        return _Found(numbers, {slot: options[slot][index] for slot, index in picked.items()}, us)
+        return self._made_of(numbers, {slot: options[slot][index] for slot, index in picked.items()}, us)
+
+    def _made_of(self, numbers: frozenset[int], options: Mapping[int, Option], us: float) -> _Found:
+        members = self.auto.slotting.slots(numbers).members
+        return _Found(numbers, options, us, sum(len(members[slot]) * option.error for slot, option in options.items()))
 
     def _wire(self, link: Link, count: int) -> Wire:
         stored = link.value.format
@@ -222,7 +235,8 @@ class _At:
         kept = any(value.name in auto.graph.outputs for value in node.outputs)
         captured = auto.selector.offers.device.platform.captures and self.rows <= FEW_ROWS
         made = []
-        for name, kernel in sorted(candidates, key=lambda named: (named[1].precision, named[0])):
+        errors = {name: added_error(kernel, node) for name, kernel in candidates}
+        for name, kernel in sorted(candidates, key=lambda named: (errors[named[0]], named[0])):
             reads, writes = kernel.inputs(node), kernel.outputs(node)
             made.append(
                 Option(
@@ -235,6 +249,7 @@ class _At:
                     form=(form := packed_form(node, name, kernel)),
                     nbytes=kernel.packed_bytes(node) if form else 0,
                     once=0.0 if kernel.capturable or not captured else EAGER,
+                    error=errors[name],
                 )
             )
         if kept:

@@ -5,14 +5,16 @@ Enters: a node, a kernel. Leaves: NMSE, on the scale of the bounds that kernels 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kernelmux.contract.kernel import Kernel
-from kernelmux.graph.formats import lookup
+from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import TensorNode
 
 EXACT = 1e-6
 """Of nodes without weights, and of weights in float32."""
-HALF = 6e-5
-"""Of weights in 16 bits, and of those that lose less: what bfloat16 activations may add."""
+HALF = 8e-5
+"""Of weights in 16 bits, and of those that lose less: what bfloat16 activations, read and written, may add."""
 STORED = {
     **{"Q2_K": 1e-1, "Q3_K": 3e-2, "Q4_0": 7e-3, "Q4_1": 7e-3, "Q4_K": 7e-3},
     **{"Q5_0": 2e-3, "Q5_1": 2e-3, "Q5_K": 2e-3, "Q6_K": 4e-4, "Q8_0": 2e-4},
@@ -38,9 +40,14 @@ def may_overflow(kernel: Kernel, node: TensorNode) -> bool:
 
 
 def added_error(kernel: Kernel, node: TensorNode) -> float:
-    """A kernel's own bound, and what is lost where it reads no format but a narrow one."""
-    return kernel.precision + sum(
-        min(lookup(format).rounding for format in accepted)
-        for value, accepted in zip(node.inputs, kernel.inputs(node), strict=True)
-        if value.format == "f32"
-    )
+    """A kernel's own bound, and what is lost where it reads or writes float32 in no format but a narrow one."""
+    reads = (_lost(value, accepted) for value, accepted in zip(node.inputs, kernel.inputs(node), strict=True))
+    writes = (_lost(value, emitted) for value, emitted in zip(node.outputs, kernel.outputs(node), strict=True))
+    return kernel.precision + sum(reads) + max(writes)
+
+
+def _lost(value: Value, formats: Sequence[str]) -> float:
+    """What storing a value in the best of these formats costs beyond the graph's own, where that is float32."""
+    if value.format != "f32":
+        return 0.0
+    return min(lookup(format).rounding for format in formats) - lookup(value.format).rounding

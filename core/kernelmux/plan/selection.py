@@ -188,7 +188,7 @@ class Selector:
 
             def slowness(name: str) -> tuple[bool, float, float, str]:
                 kernel = offer.kernels[name]
-                return name != preferred, self.predict(name, kernel, node, rows).us, kernel.precision, name
+                return name != preferred, self.predict(name, kernel, node, rows).us, added_error(kernel, node), name
 
             yield from ((full, reason, asked) for full in sorted(offer.kernels, key=slowness))
 
@@ -206,14 +206,15 @@ class Selector:
         if (fault := unreadable(kernel, node)) is not None:
             return fault
         budget = self.policy.max_error(rule)
-        if budget is None and auto:
+        if auto:
             if may_overflow(kernel, node):
                 return Declined(
                     "it takes float16, which ends at 65504, where the weights' own format goes on", "over budget"
                 )
-            error, budget = added_error(kernel, node), default_budget(node)
-            if error > budget:
-                return Declined(f"its error {error:g} is over what the default takes, {budget:g}", "over budget")
+            error, whose = added_error(kernel, node), "what the default takes" if budget is None else "the budget"
+            most = default_budget(node) if budget is None else budget
+            if error > most:
+                return Declined(f"its error {error:g} is over {whose}, {most:g}", "over budget")
         elif not self.within_budget(kernel, rule):
             return Declined(f"its error bound {kernel.precision:g} is over the budget {budget:g}", "over budget")
         return None

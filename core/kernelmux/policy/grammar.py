@@ -342,10 +342,10 @@ class Weights(Table):
 class Document(Table):
     """A policy file."""
 
-    extends: Literal["default"] | None = Field(
+    extends: Literal["default", "exact"] | None = Field(
         None,
         description="`default`: what this file leaves out is as in the policy that holds without one; its rules come "
-        "after this file's.",
+        "after this file's. `exact`: likewise, of the policy that gives float32's tokens.",
     )
     rule: tuple[Rule, ...] = Field((), description="Rules, in order; the first that matches a node wins.")
     require: tuple[Require, ...] = Field((), description="Assertions about the finished plan.")

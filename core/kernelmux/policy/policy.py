@@ -25,8 +25,10 @@ from kernelmux.policy.grammar import AUTO, TABLES, Document, Rule
 
 DEFAULT = "default"
 """What the default policy is called where a file is asked for."""
-
-_SHIPPED = resources.files("kernelmux.policy").joinpath("default.toml")
+EXACT = "exact"
+"""What the policy that gives float32's tokens is called."""
+SHIPPED = (DEFAULT, EXACT)
+"""The policies of this package, which a file may extend."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def _parse_use(option: str) -> Rule:
 
 def _extended(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """A file's data over that of the policy which it extends: tables key by key, lists one behind the other."""
-    if data.get("extends") != DEFAULT:
+    extended = data.get("extends")
+    if extended not in SHIPPED:
         return data
-    merged = dict(tomllib.loads(_SHIPPED.read_text("utf-8")))
+    merged = dict(tomllib.loads(_shipped_text(extended)))
     for key, own in data.items():
         base = merged.get(key)
         if isinstance(own, dict) and isinstance(base, dict):
@@ -135,22 +138,33 @@ def _extended(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def default_policy() -> Policy:
     """The policy that holds where no file is given; it is a file of this package."""
-    return replace(parse_policy(_SHIPPED.read_text("utf-8"), _SHIPPED.name), shipped=True)
+    return replace(shipped_policy(DEFAULT), shipped=True)
+
+
+def shipped_policy(name: str) -> Policy:
+    """A policy of this package, as `exact`."""
+    return parse_policy(_shipped_text(name), f"{name}.toml")
+
+
+def _shipped_text(name: str) -> str:
+    return resources.files("kernelmux.policy").joinpath(f"{name}.toml").read_text("utf-8")
 
 
 def read_policy(path: str | Path) -> Policy:
-    """Reads a policy file, or `default`; PolicyError names file, line, and what would work."""
-    return default_policy() if _is_default(path) else parse_policy(policy_text(path), str(path))
+    """Reads a policy file, or one of this package, as `exact`; PolicyError names file, line, and what would work."""
+    if str(path) == DEFAULT and _is_shipped(path):
+        return default_policy()
+    return shipped_policy(str(path)) if _is_shipped(path) else parse_policy(policy_text(path), str(path))
 
 
-def _is_default(path: str | Path) -> bool:
-    return str(path) == DEFAULT and not Path(path).exists()
+def _is_shipped(path: str | Path) -> bool:
+    return str(path) in SHIPPED and not Path(path).exists()
 
 
 def policy_text(path: str | Path) -> str:
-    """The text of a policy file, or of `default`; PolicyError, with a line where it is read and is no policy's."""
-    if _is_default(path):
-        return _SHIPPED.read_text("utf-8")
+    """The text of a policy file, or of one of this package; PolicyError, with a line where it is read and is none."""
+    if _is_shipped(path):
+        return _shipped_text(str(path))
     try:
         written = Path(path).read_bytes()
         text = written.decode("utf-8-sig")
@@ -214,7 +228,7 @@ def _line_of_fault(text: str, error: Exception) -> int:
     return text.count("\n", 0, number.start()) + 1 if number else 1
 
 
-_TOLD = re.compile(r"((rule|require)\.\d+|defaults)(\.use|\.kernel)?|forbid")
+_TOLD = re.compile(r"((rule|require)\.\d+|defaults)(\.use|\.kernel)?|forbid|tuned_for")
 """The paths whose lines a policy's messages tell."""
 _HEADER = re.compile(r"""\s*(\[\[?)\s*([\w"'.-]+)\s*\]\]?""")
 _KEY = re.compile(r"""\s*(["']?)([\w-]+)\1\s*[=.]""")

@@ -64,7 +64,7 @@ class Model:
         device: str | Device = "cpu",
         max_rows: int = MAX_ROWS,
     ) -> Plan:
-        """Chooses every node's kernel by a policy file, or the default one; `use` (`OP=KERNEL`) outranks both.
+        """Chooses every node's kernel by a policy file, `exact`, or the default one; `use` (`OP=KERNEL`) outranks them.
 
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """

@@ -19,7 +19,7 @@ from kernelmux.policy.grammar import Selectors
 from kernelmux.policy.policy import parse_policy
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "policies").glob("*.toml"))
-SHIPPED = [resources.files("kernelmux.policy").joinpath("default.toml"), *EXAMPLES]
+SHIPPED = [*(resources.files("kernelmux.policy").joinpath(f"{name}.toml") for name in ("default", "exact")), *EXAMPLES]
 
 
 def check(text, graph=None, device=CPU, **backends):

@@ -60,7 +60,8 @@ copies = 2
 """
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "policies"
-FILES = [resources.files("kernelmux.policy").joinpath("default.toml"), *sorted(EXAMPLES.glob("*.toml"))]
+OURS = [resources.files("kernelmux.policy").joinpath(f"{name}.toml") for name in ("default", "exact")]
+FILES = [*OURS, *sorted(EXAMPLES.glob("*.toml"))]
 VALID = [EVERY_KEY, *(path.read_text("utf-8") for path in FILES)]
 MUTATIONS = 10_000
 PARTS = 10
