@@ -47,6 +47,10 @@ that it declares; `--why` says each candidate's, and where it is from. Rules sta
 - **memory**: packed forms are those that one row wants, and others that the most rows want where that saves a tenth of
   the time and all of them fit four fifths of the device's memory. No other row count adds one.
 
+`tuned_for` names the class of devices that a policy was measured on, as `kernelmux tune` writes it. A plan for another
+one says so; `plan`, `run` and `bench model` with `--strict` stop there with exit code 1, as at whatever else a plan has
+to tell aloud.
+
 The default policy leaves everything on a card to `auto`. `extends = "default"` begins with its rules and keys.
 
 ```toml

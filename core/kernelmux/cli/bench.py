@@ -14,8 +14,10 @@ from kernelmux.cli.common import (
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    Strict,
     Use,
     asked_policy,
+    make_plan,
     open_asked,
     print_table,
 )
@@ -72,6 +74,7 @@ def model(
     policy: PolicyPath = None,
     exact: Exact = False,
     use: Use = None,
+    strict: Strict = False,
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 512,
     context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of each sequence.")] = 512,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences decoded at once.")] = 1,
@@ -90,7 +93,7 @@ def model(
     if longest > held:
         raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
     asked = asked_policy(policy, exact)
-    plan = opened.plan(asked, use=use or (), device=device, max_rows=max(max_rows, batch))
+    plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows, batch))
     timed = time_model(opened, plan, Load(prompt, context, batch, decode))
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]

@@ -51,6 +51,9 @@ DeviceAs = Annotated[
     str | None,
     typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="What must be told of the plan is an error, as being tuned for another card.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of whatever goes wrong.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 
@@ -108,11 +111,23 @@ def asked_policy(path: Path | None, exact: bool) -> Policy | Path | None:
     return shipped_policy(EXACT) if exact else path
 
 
-def make_plan(model: Model, policy: Policy | Path | None, use: list[str] | None, device: str | Device) -> Plan:
-    """A plan as asked for; what must be told of it is said in red on stderr."""
-    made = model.plan(policy, use=use or (), device=device)
+def make_plan(
+    model: Model,
+    policy: Policy | Path | None,
+    use: list[str] | None,
+    device: str | Device,
+    strict: bool = False,
+    max_rows: int | None = None,
+) -> Plan:
+    """A plan as asked for; what must be told of it is said in red on stderr, and is the end where `strict`."""
+    from kernelmux.plan.plan import MAX_ROWS
+
+    made = model.plan(policy, use=use or (), device=device, max_rows=max_rows or MAX_ROWS)
     for note in made.notes:
         say(f"kernelmux: {note}", err=True, fg="red", bold=True)
+    if strict and made.notes:
+        say("kernelmux: PlanError: --strict takes no plan of which such things are to be said", err=True)
+        raise typer.Exit(1)
     return made
 
 

@@ -15,6 +15,7 @@ from kernelmux.cli.common import (
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    Strict,
     Use,
     asked_device,
     asked_policy,
@@ -40,6 +41,7 @@ def plan(
     policy: PolicyPath = None,
     exact: Exact = False,
     use: Use = None,
+    strict: Strict = False,
     device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
     rows: Annotated[
@@ -76,13 +78,13 @@ def plan(
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
         refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use)
-        before, after = (_plan_of(opened, path, use, target) for path in diff)
+        before, after = (_plan_of(opened, path, use, target, strict) for path in diff)
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})
         else:
             typer.echo(show_diff(before, after, line_width()))
         return
-    made = make_plan(opened, asked_policy(policy, exact), use, target)
+    made = make_plan(opened, asked_policy(policy, exact), use, target, strict)
     if lock is not None:
         from kernelmux.plan.lock import write_lock
 
@@ -115,7 +117,7 @@ def capturing(plan: Plan) -> list[str]:
     return lines
 
 
-def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device) -> Plan:
+def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device, strict: bool) -> Plan:
     from kernelmux.plan.lock import is_lock
 
-    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device)
+    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict)

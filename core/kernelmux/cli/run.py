@@ -16,6 +16,7 @@ from kernelmux.cli.common import (
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    Strict,
     Use,
     Verbose,
     asked_policy,
@@ -45,6 +46,7 @@ def run(
         Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
     ] = None,
     use: Use = None,
+    strict: Strict = False,
     device: DeviceName = "cpu",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
@@ -63,7 +65,10 @@ def run(
     opened = open_asked(model, random, device)
     if locked is not None and (policy or exact or use):
         raise typer.BadParameter("a locked plan takes no --policy, no --exact and no --use", param_hint="--plan")
-    made = opened.locked_plan(locked, device) if locked else make_plan(opened, asked_policy(policy, exact), use, device)
+    if locked is not None:
+        made = opened.locked_plan(locked, device)
+    else:
+        made = make_plan(opened, asked_policy(policy, exact), use, device, strict)
     answer = opened.generate(
         [{"role": "user", "content": prompt}] if chat else prompt,
         made,

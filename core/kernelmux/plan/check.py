@@ -11,7 +11,7 @@ from kernelmux.errors import PlanError, PolicyError
 from kernelmux.graph.graph import Graph
 from kernelmux.plan.names import Finding, absent_names, unknown_kernels, unreached
 from kernelmux.plan.plan import make_plan
-from kernelmux.plan.requirements import unmatched, unserved
+from kernelmux.plan.requirements import tuned_elsewhere, unmatched, unserved
 from kernelmux.policy.policy import Policy
 
 
@@ -26,6 +26,7 @@ def check_policy(policy: Policy, registry: Registry, device: Device, graph: Grap
         except (PlanError, PolicyError) as error:
             found.append(Finding.of(error))
         else:
+            found += [elsewhere] if (elsewhere := tuned_elsewhere(policy, device)) else []
             where = f"{graph.name} on {device.device_class}"
             for name, line in unmatched(plan):
                 found.append(Finding(line, f"{name.partition(' (')[0]} matches no node of {where}"))

@@ -163,11 +163,14 @@ def _all_kernels(registry: Registry, device: Device, seen: Mapping[str, set[str]
 
 
 def unreached(policy: Policy) -> Iterator[tuple[int, int, Finding]]:
-    """The rules behind one that matches all that they do: its index, that of the one before, and what to say."""
+    """The rules behind one that matches all that they do: its index, that of the one before, and what to say.
+
+    Not those that nobody asked for, as the default policy's.
+    """
     rules = policy.document.rule
     for index, rule in enumerate(rules):
         before = next((earlier for earlier in range(index) if rules[earlier].covers(rule)), None)
-        if before is not None:
+        if before is not None and policy.is_asked_for(index):
             name = policy.where(index).partition(" (")[0]
             said = f"{name} is never reached: {policy.where(before)} matches all that it does"
             yield index, before, Finding(policy.line("rule", index) or 0, said)

@@ -12,13 +12,15 @@ from kernelmux.errors import PlanError
 from kernelmux.graph.domain import in_words
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
-from kernelmux.plan.names import absent_names, unreached
+from kernelmux.plan.names import Finding, absent_names, unreached
 from kernelmux.policy.grammar import AUTO, PARTS
 
 if TYPE_CHECKING:
+    from kernelmux.contract.device import Device
     from kernelmux.plan.choice import Choice
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.grammar import Rule
+    from kernelmux.policy.policy import Policy
 
 
 def check_requirements(plan: Plan) -> None:
@@ -45,11 +47,11 @@ def check_requirements(plan: Plan) -> None:
 def unmatched(plan: Plan) -> Iterator[tuple[str, int]]:
     """The rules that decide for no node of a plan, and the requirements about none: what each is called, its line.
 
-    Not those for another device, and not those behind a rule that matches all that they do.
+    Not those for another device, not those behind a rule that matches all that they do, and not what nobody asked for.
     """
     policy, device = plan.policy, plan.device
     document = policy.document
-    rules = {index for index, rule in enumerate(document.rule) if rule.is_for(device)}
+    rules = {index for index, rule in enumerate(document.rule) if rule.is_for(device) and policy.is_asked_for(index)}
     rules -= {index for index, *_ in unreached(policy)} | set(_leaving_parts(plan))
     required = {index for index, requirement in enumerate(document.require) if requirement.is_for(device)}
     for top in plan.buckets:
@@ -82,12 +84,16 @@ def _leaving_parts(plan: Plan) -> Iterator[int]:
 def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
     """The rules that decide for nodes of which none got what they name: the index, and what to say of it.
 
-    Not those that say `on_unsupported = "next"`, which mean it, nor those of whose every name more is to be said.
+    Not those that say `on_unsupported = "next"`, which mean it, nor those of whose every name more is to be said; and
+    not those that nobody asked for.
     """
     policy, rules = plan.policy, plan.policy.document.rule
     absent = {finding.name for finding in absent_names(policy, plan.registry)}
     served = {index for index, rule in enumerate(rules) if rule.on_unsupported == "next" or absent.issuperset(rule.use)}
     served |= {index for index, rule in enumerate(rules) if AUTO in rule.use or PARTS in rule.use}
+    served |= {index for index in range(len(rules)) if not policy.is_asked_for(index)}
+    if len(served) == len(rules):
+        return
     refused: dict[int, str] = {}
     for top in plan.buckets:
         schedule = plan.schedule(top, top)
@@ -106,6 +112,15 @@ def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
         yield index, f"no node of {plan.graph.name} on {plan.device.device_class} got {named}: {reason}"
 
 
+def tuned_elsewhere(policy: Policy, device: Device) -> Finding | None:
+    """What is to be said of a policy that was measured on another class of devices."""
+    tuned_for = policy.document.tuned_for
+    if tuned_for is None or tuned_for == device.device_class:
+        return None
+    said = f"the policy was measured on {tuned_for}, the plan is for {device.device_class}"
+    return Finding(policy.line("tuned_for") or 1, f"{said}: kernelmux tune MODEL measures one there")
+
+
 def _first_refusal(rule: Rule, choice: Choice) -> str:
     """Why the first of what a rule names was not chosen; empty where a fused op was, for which it was not asked."""
     for loser in choice.rejected:
@@ -117,25 +132,22 @@ def _first_refusal(rule: Rule, choice: Choice) -> str:
 def notes(plan: Plan) -> tuple[str, ...]:
     """What a person must be told of the policy, though a plan was made: names not to be had, rules that do nothing.
 
-    A broken backend is told of once, and all that matches no node in one line. Of the rules of the default policy,
-    which nobody asked for, nothing is told.
+    A broken backend is told of once, and all that matches no node in one line.
     """
     policy = plan.policy
     options = len(policy.options)
-    loud = [str(finding) for finding in absent_names(policy, plan.registry) if finding.weight == "note"]
+    elsewhere = tuned_elsewhere(policy, plan.device)
+    loud = [f"{policy.source}:{elsewhere.line}: {elsewhere.message}"] if elsewhere else []
+    loud += [str(finding) for finding in absent_names(policy, plan.registry) if finding.weight == "note"]
     by_fault = {line.partition(" is quarantined: ")[2] or line: line for line in reversed(loud)}
     lines = [*reversed(by_fault.values())]
     for index, before, finding in unreached(policy):
         # An option is there to outrank the file.
         outranked = before < options <= index
-        meant = policy.document.rule[index].is_for(plan.device) and not (policy.shipped and index >= options)
-        if meant and not outranked:
+        if policy.document.rule[index].is_for(plan.device) and not outranked:
             lines.append(f"{policy.source}:{finding.line}: {finding.message}" if finding.line else finding.message)
-    if options or not policy.shipped:
-        names = [name for name, line in unmatched(plan) if not (policy.shipped and line)]
+    if names := [name for name, _ in unmatched(plan)]:
         verb = "match" if len(names) > 1 else "matches"
-        if names:
-            lines.append(f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}")
-        asked = options if policy.shipped else len(policy.document.rule)
-        lines += [f"{policy.where(index)}: {said}" for index, said in unserved(plan) if index < asked]
+        lines.append(f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}")
+    lines += [f"{policy.where(index)}: {said}" for index, said in unserved(plan)]
     return tuple(lines)

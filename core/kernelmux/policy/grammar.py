@@ -24,8 +24,8 @@ from pydantic import (
 )
 
 from kernelmux.contract import registry
-from kernelmux.contract.device import PLATFORMS, Device, known_kinds
-from kernelmux.errors import GraphError, nearest
+from kernelmux.contract.device import PLATFORMS, Device, described_device, known_kinds
+from kernelmux.errors import GraphError, PlanError, nearest
 from kernelmux.graph.domain import Range, admits, parse_range
 from kernelmux.graph.formats import CACHE_FORMATS, FORMATS, lookup
 from kernelmux.graph.graph import TensorNode, case_node
@@ -143,6 +143,16 @@ def _capability(value: Any) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _device_class(value: Any) -> str:
+    registry.current()
+    if not isinstance(value, str):
+        raise ValueError(f"a class of devices is needed, as 'cuda sm_90 NVIDIA H200', not {str(value)[:40]!r}")
+    try:
+        return described_device(value).device_class
+    except PlanError as error:
+        raise ValueError(str(error)) from None
+
+
 _STRINGS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 
 
@@ -162,6 +172,7 @@ _Capability = Annotated[
 _DeviceKind = Annotated[
     str, BeforeValidator(_one_of("kind of device", known_kinds)), WithJsonSchema({"enum": list(PLATFORMS)})
 ]
+_DeviceClass = Annotated[str, BeforeValidator(_device_class), WithJsonSchema({"type": "string"})]
 _Where = Annotated[
     Mapping[str, Range | tuple[str | float | bool | int, ...]],
     BeforeValidator(_arguments),
@@ -346,6 +357,11 @@ class Document(Table):
         None,
         description="`default`: what this file leaves out is as in the policy that holds without one; its rules come "
         "after this file's. `exact`: likewise, of the policy that gives float32's tokens.",
+    )
+    tuned_for: _DeviceClass | None = Field(
+        None,
+        description="The class of devices that this file was measured on, as `kernelmux plan` names it: "
+        "`cuda sm_90 NVIDIA H200`. A plan for any other says so; with `--strict` there is none.",
     )
     rule: tuple[Rule, ...] = Field((), description="Rules, in order; the first that matches a node wins.")
     require: tuple[Require, ...] = Field((), description="Assertions about the finished plan.")

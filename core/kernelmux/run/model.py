@@ -63,16 +63,21 @@ class Model:
         use: Iterable[str] = (),
         device: str | Device = "cpu",
         max_rows: int = MAX_ROWS,
+        strict: bool = False,
     ) -> Plan:
         """Chooses every node's kernel by a policy file, `exact`, or the default one; `use` (`OP=KERNEL`) outranks them.
 
+        `strict` makes an error, a PlanError, of whatever the plan's notes have to say.
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """
         if policy is None:
             policy = default_policy()
         elif not isinstance(policy, Policy):
             policy = read_policy(policy)
-        return make_plan(self.graph, policy.with_use(use), registry.current(), _device(device), max_rows)
+        made = make_plan(self.graph, policy.with_use(use), registry.current(), _device(device), max_rows)
+        if strict and made.notes:
+            raise PlanError(f"a plan that is strict has no notes: {'; '.join(made.notes)}", file=policy.source)
+        return made
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids; messages go through the file's chat template."""

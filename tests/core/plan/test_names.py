@@ -8,9 +8,11 @@ import pytest
 from command import assert_one_line_error, call_command
 from fake_backend import CPU, FakeKernel, llama_graph, plan_for, silu_graph, whole_backend
 from kernelmux.contract import Declined, registry
+from kernelmux.contract.device import described_device
 from kernelmux.errors import PolicyError
+from kernelmux.plan.check import check_policy
 from kernelmux.plan.plan import make_plan
-from kernelmux.policy.policy import default_policy
+from kernelmux.policy.policy import default_policy, parse_policy
 
 BROKEN = SimpleNamespace(CONTRACT=99)
 FAULT = "is quarantined: BackendError: the backend was built for contract 99"
@@ -230,3 +232,36 @@ def test_the_command_line_says_what_no_node_gets(tiny):
     assert "--use mul_mat=torch:int8: no node of " in result.err
     assert "on cpu" in result.err
     assert "got torch:int8: it takes weights in " in result.err
+
+
+TUNED = 'tuned_for = "cuda sm_90 NVIDIA H200"\n'
+ELSEWHERE = (
+    "the policy was measured on cuda sm_90 NVIDIA H200, the plan is for cpu: kernelmux tune MODEL measures one there"
+)
+
+
+def test_a_policy_that_was_measured_on_another_device_says_so():
+    assert planned("fuse = true\n" + TUNED).notes == (f"p.toml:2: {ELSEWHERE}",)
+    assert planned('tuned_for = "cpu"\n').notes == ()
+
+
+def test_it_says_so_and_no_more_of_a_policy_that_extends_the_default():
+    """Of the default's rules, of which some match nothing here, nobody asked for any."""
+    with registry.isolated(torch=whole_backend()) as found:
+        plan = plan_for(silu_graph(), found, f'extends = "default"\n{TUNED}')
+    assert plan.notes == (f"p.toml:2: {ELSEWHERE}",)
+
+
+def test_a_card_of_its_own_class_is_the_one_it_was_measured_on():
+    card = described_device("cuda sm_90 NVIDIA H200")
+    with registry.isolated(a=whole_backend()) as found:
+        for device, count in ((card, 0), (described_device("cuda sm_90 NVIDIA H200, 66 processors"), 1)):
+            assert len(make_plan(silu_graph(), parse_policy(TUNED, "p.toml"), found, device, 8).notes) == count
+
+
+def test_policy_check_finds_it_where_a_model_is_planned():
+    policy = parse_policy(TUNED, "p.toml")
+    with registry.isolated(a=whole_backend()) as found:
+        assert check_policy(policy, found, CPU) == []
+        (finding,) = check_policy(policy, found, CPU, silu_graph())
+    assert (finding.line, finding.message) == (1, ELSEWHERE)

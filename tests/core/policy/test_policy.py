@@ -98,7 +98,7 @@ MISTAKES = [
     (
         "\nrules = 1",
         2,
-        r"unknown key 'rules' \(did you mean 'rule'\?\); known: defaults, extends, forbid, fuse, kv, require, rule",
+        r"unknown key 'rules' \(did you mean 'rule'\?\); known: defaults, extends, forbid, fuse, kv, require, rule, t",
     ),
     ('[[rule]]\nuse = "a"\n\n[[rule]]\nuse = "a"\nopp = "add"', 6, r"unknown key 'opp' \(did you mean 'op'\?\)"),
     (
@@ -146,6 +146,9 @@ MISTAKES = [
     ('[[rule]]\nuse = "parts"\nop = ["qkv", "add"]', 2, r"use: 'parts' is for .*alone \(.*qkv.*\), not add"),
     ('[[rule]]\nop = "qkv"\nuse = ["parts", "a"]', 3, "use: 'parts' comes last: after it nobody is asked"),
     ('[defaults]\nuse = ["a", "parts"]', 2, "use: 'parts' is for rules of fused ops alone: write a .*rule"),
+    ('tuned_for = "cuda H200"', 1, r"tuned_for: 'cuda H200' describes no device: .*as in 'cuda sm_90 NVIDIA H200'"),
+    ('fuse = true\ntuned_for = "H200"', 2, "tuned_for: unknown device 'H200'; known: cpu, cuda"),
+    ("tuned_for = 90", 1, "tuned_for: a class of devices is needed, as 'cuda sm_90 NVIDIA H200', not '90'"),
     ('forbid = ["torch:int4", ":x"]', 1, "forbid: ':x' is no kernel"),
     ('[[rule]]\nuse = "a"\n[[rule]]\nop = "add"\n', 3, "rule lacks the key 'use'"),
     ("rule = 5", 1, "rule: "),
