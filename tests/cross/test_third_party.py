@@ -38,6 +38,7 @@ from kernelmux.plan.check import check_policy
 from kernelmux.plan.lock import read_lock, write_lock
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.policy import parse_policy
+from kernelmux.run.model import load_random
 from kernelmux.run.walker import Walker
 
 HERE = Path(__file__).parents[1]
@@ -196,6 +197,15 @@ def test_a_plan_fuses_its_op_and_runs_it(found: Registry):
     walk = Walker(plan, PackedWeights({"w": weight}, CPU), {"x": x.clone()}).bind(m=3)
     walk()
     torch.testing.assert_close(walk.outputs["n1"], 0.5 * torch.tanh(x @ weight.dequantize().T / 0.5))
+
+
+def test_a_random_model_is_stored_in_its_format(found: Registry):
+    model = load_random(f"tiny:{TERNARY}")
+    plan = model.plan(use=["mul_mat=acme", "*=acme,reference"])
+    products = [step for step in plan.schedule(1, 1).steps if step.node.op == "mul_mat" and step.node.layer is not None]
+    assert len(products) == 2 * 7
+    assert {step.choice.name for step in products} == {"acme:ternary"}
+    assert 0.2 < float(model.forward([1, 2, 3], plan).std()) < 5
 
 
 def test_its_fields_stand_in_a_graphs_json_and_in_a_lock(found: Registry, tmp_path: Path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kernelmux.errors import ModelError, nearest
 from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph.ops.blocks import random_blocks
-from kernelmux.graph.ops.cases import brought_weights
+from kernelmux.graph.ops.cases import FP8_WEIGHTS, WEIGHTS, brought_weights
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.tokenizer import BYTES
 
@@ -51,11 +51,11 @@ SHAPES: Mapping[str, Sizes] = {
 MIXED = "Q4_K_M"
 """llama.cpp's mixture: Q4_K, with Q6_K where errors cost most."""
 
-STORED = ("f32", "bf16", "f16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", MIXED)
+STORED = (*WEIGHTS, MIXED)
 """What the matrices of a random model may be stored as, beside formats that backends bring; its norms are f32."""
 
-NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
-"""What llama.cpp stores instead where a row is no multiple of 256."""
+NARROW = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama.cpp stores instead where a row is no multiple of 256: for Q2_K and Q3_K IQ4_NL, as large as Q4_0."""
 
 
 def random_file(asked: str) -> ModelFile:
@@ -67,6 +67,8 @@ def random_file(asked: str) -> ModelFile:
     if stored.lower() not in known:
         raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, known.values())}")
     sizes, stored = SHAPES[shape], known[stored.lower()]
+    if stored != MIXED and stored not in NARROW and (fault := lookup(stored).check((sizes.hidden,))):
+        raise ModelError(f"--random {asked}: {fault}; ask for another format, or another shape")
     weights = {
         name: Weight(name, extents, stored_as(name, extents, stored, sizes), ())
         for name, extents in _tensors(sizes).items()
@@ -134,9 +136,14 @@ def _unit_spread(format: str) -> float:
 
 
 def stored_as(name: str, extents: tuple[int, ...], stored: str, sizes: Sizes) -> str:
-    """The format of one tensor of a model stored as `stored`."""
+    """The format of one tensor of a model stored as `stored`.
+
+    Formats for products alone leave embeddings and logits in bf16, as files of FP8 weights do.
+    """
     if len(extents) == 1:
         return "f32"
+    if name in ("token_embd.weight", "output.weight") and stored in (*FP8_WEIGHTS, *brought_weights()):
+        return "bf16"
     if stored == MIXED:
         stored = "Q6_K" if _is_delicate(name, sizes) else "Q4_K"
     return NARROW[stored] if stored in NARROW and extents[-1] % lookup(stored).block else stored

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernelmux.contract.device import described_device
 from kernelmux.errors import ModelError
 from kernelmux.graph.formats import FORMATS, Format, Plane, Weight
+from kernelmux.graph.ops.cases import FP8_WEIGHTS
 from kernelmux.models import open_random
 from kernelmux.models.random import SHAPES, STORED, RandomWeights, random_file
 from kernelmux.run.model import load_random
@@ -70,11 +72,39 @@ def test_q4_k_m_keeps_delicate_tensors_in_q6_k_as_llama_cpp_does():
     assert weights["blk.0.attn_norm.weight"].format == "f32"
 
 
+def test_every_weight_format_is_one_of_every_shape_that_its_blocks_divide():
+    for shape in SHAPES:
+        for stored in STORED:
+            if (shape, stored) != ("smollm2-135m", "fp8_128x128"):
+                weights = random_file(f"{shape}:{stored}").weights.values()
+                assert all(FORMATS[weight.format].check(weight.shape) is None for weight in weights)
+
+
 def test_q4_k_m_of_narrow_rows_uses_blocks_of_32():
     weights = random_file("smollm2-135m:Q4_K_M").weights
     assert weights["blk.4.attn_q.weight"].format == "Q5_0"
     assert weights["blk.0.attn_v.weight"].format == "Q8_0"
     assert weights["blk.4.ffn_down.weight"].format == "Q4_K"
+
+
+@pytest.mark.parametrize("stored", FP8_WEIGHTS)
+def test_files_of_fp8_weights_keep_embeddings_and_logits_in_bf16(stored: str):
+    weights = random_file(f"llama-8b:{stored}").weights
+    assert {weights[name].format for name in ("token_embd.weight", "output.weight")} == {"bf16"}
+    assert weights["output_norm.weight"].format == weights["blk.0.attn_norm.weight"].format == "f32"
+    assert {w.format for name, w in weights.items() if "blk." in name and "norm" not in name} == {stored}
+
+
+@pytest.mark.parametrize("stored", FP8_WEIGHTS)
+def test_a_model_of_fp8_weights_is_planned_for_a_card_that_is_not_there(stored: str):
+    plan = load_random(f"tiny:{stored}").plan(device=described_device("cuda sm_90 NVIDIA H200"))
+    weights = [value for step in plan.schedule(1, 1).steps for value in step.node.weight]
+    assert {value.format for value in weights if len(value.shape) == 2} == {stored, "bf16"}
+
+
+def test_a_format_whose_blocks_do_not_divide_the_rows_of_a_shape_is_refused():
+    with pytest.raises(ModelError, match=r"--random smollm2-135m:fp8_128x128: .*blocks of 128, 576 columns do not"):
+        random_file("smollm2-135m:fp8_128x128")
 
 
 @pytest.mark.parametrize(
