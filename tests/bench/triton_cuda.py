@@ -30,12 +30,12 @@ from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import Value, as_planes, empty_planes
 from kernelmux.graph.graph import TensorNode, make_node
 from kernelmux.measure.ceilings import measure_ceilings
-from kernelmux.measure.ops import random_weights, stored_as, time_kernel
+from kernelmux.measure.ops import random_weights, time_kernel
 from kernelmux.measure.report import card
 from kernelmux.measure.table import Tables
 from kernelmux.measure.timing import Timing, time_launches
 from kernelmux.measure.variants import THREADS, time_variants
-from kernelmux.measure.works import Batch, Work, matrix_work
+from kernelmux.measure.works import Batch, Work, matrix_work, stored_as
 from kernelmux.models.random import random_planes
 from kernelmux_triton import few_rows, fp8
 

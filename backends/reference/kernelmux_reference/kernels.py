@@ -13,6 +13,8 @@ from kernelmux.graph.formats import FORMATS, Value, Weight, as_tuple, dequantize
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Operands
 
+ON_CARD = 32
+"""Launches of a call there, about: operands are decoded, results encoded, by one small operation after another."""
 ACTIVATIONS = tuple(name for name, fmt in FORMATS.items() if fmt.rounding)
 
 
@@ -22,6 +24,10 @@ class _Reference(CurrentStream):
     # A launch reads lengths on the host and allocates.
     capturable = False
     efficiency = Efficiency(reading=0.02, multiplying=0.01)
+
+    @property
+    def launches(self) -> int:  # type: ignore[override]
+        return ON_CARD if self.device.kind != "cpu" else 1
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [_formats(value) for value in node.inputs]

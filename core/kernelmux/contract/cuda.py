@@ -27,6 +27,9 @@ RATES = {
 }
 """TB/s of reading and TFLOP/s of large products that are reached: measured of H100 and H200, else nine tenths of what
 the maker states. A card that is not here counts as the first of its architecture, or as an A100."""
+GAP = 0.5e-6
+"""Seconds a launch by which captured decode steps took longer than their kernels' times, on an H200: 0.55, 0.48 and
+0.47 us (8B Q4_K_M, 8B bf16, 1B bf16: 325, 454 and 197 launches; docs/results/h200-auto.json)."""
 ALIKE = {(9, 0): "H100", (10, 0): "B200", (8, 0): "A100", (8, 6): "3090", (8, 9): "4090", (12, 0): "4090"}
 LAUNCHES = (0, 1, 2)
 """The graph nodes that are device launches, by CUDA's number for the type (CUgraphNodeType): kernel, memcpy, memset."""
@@ -113,7 +116,8 @@ class Cuda(Platform):
         rates = {format: flops * 1e12 for format, flops in gemm.items()}
         # Four 8-bit products where there would be one of float32.
         rates["dp4a"] = 4 * rates["f32"]
-        return Ceilings(copy=read * 0.95e12, read=read * 1e12, gemm=rates, launch=1.2e-6)
+        copy, seconds = read * 0.95e12, {"launch": 1.6e-6, "gap": GAP, "enqueue": 10e-6, "turn": 500e-6}
+        return Ceilings(copy, read * 1e12, rates, **seconds)
 
     def stream(self, device: Device) -> Any:
         return _cuda().Stream(device.torch)

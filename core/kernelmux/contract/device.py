@@ -33,6 +33,12 @@ class Ceilings:
     """Flops a second of large products, by element format."""
     launch: float = 0.0
     """Seconds that a launch takes beside its work, in a step as it is run: captured, where the device captures."""
+    gap: float = 0.0
+    """Of these seconds what a kernel's measured time lacks: launched over and over, one starts while the last ends."""
+    enqueue: float = 0.0
+    """Seconds of the host's that a launch takes where the step is not captured, and the device works meanwhile."""
+    turn: float = 0.0
+    """Seconds between two such steps in which the device waits: the host reads what came out and prepares the next."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ ReasonKind = Literal[
     "over budget",
     "outranked",
     "raised",
+    "failed",
 ]
 
 
@@ -229,7 +230,7 @@ class Kernel(ABC):
 
 def _formats(value: Value, formats: Sequence[str]) -> Sequence[str]:
     """Those for rows of activations; ids, lengths and caches are as the graph states them."""
-    return formats if formats and len(value.shape) == 2 and value.format != "i32" else [value.format]
+    return formats if formats and value.convertible else [value.format]
 
 
 class CurrentStream(Kernel):

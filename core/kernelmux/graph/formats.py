@@ -204,6 +204,11 @@ class Value:
     def nbytes(self) -> int:
         return lookup(self.format).nbytes(self.extents)
 
+    @property
+    def convertible(self) -> bool:
+        """Whether it may be stored otherwise than a graph states: activations, not ids, and not a cache."""
+        return len(self.shape) == 2 and self.format != "i32"
+
     def resolve(self, dims: Mapping[str, int]) -> Value:
         """The same value with its symbols replaced; an unknown symbol stays."""
         if not any(isinstance(dim, str) for dim in self.shape):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.contract.answers import bound, checked_workspace, stored
+from kernelmux.contract.answers import bound, checked_workspace
 from kernelmux.contract.device import Ceilings, Device
 from kernelmux.contract.kernel import Declined, Kernel, Tensors
 from kernelmux.contract.packed import PackedWeights
@@ -20,7 +20,7 @@ from kernelmux.graph.graph import TensorNode
 from kernelmux.measure.ceilings import gemm_ceiling
 from kernelmux.measure.table import Tables
 from kernelmux.measure.timing import Timing, time_launches
-from kernelmux.measure.works import Work
+from kernelmux.measure.works import Work, stored_as
 from kernelmux.models.random import RandomWeights, random_planes
 
 if TYPE_CHECKING:
@@ -98,15 +98,6 @@ def bind_once(work: Work, name: str, kernel: Kernel, weights: PackedWeights) -> 
     packed = weights.get(node, name, kernel)
     operands = next(_rotation(work, node, kernel, packed, device))
     bound(kernel, node, operands, device.platform.stream(device))
-
-
-def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:
-    """The node in formats that the kernel declares: caches and ids as they are, all else as `activations` if it can."""
-
-    def wanted(place: str, value: Value) -> str:
-        return activations if value.format == "f32" and len(value.shape) == 2 else value.format
-
-    return stored(node, kernel, wanted)
 
 
 def _operand_bytes(node: TensorNode, packed: Sequence[torch.Tensor]) -> int:

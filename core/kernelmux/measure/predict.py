@@ -6,30 +6,57 @@ known from. Nothing is measured here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kernelmux.contract.device import Ceilings, Device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.graph import TensorNode
+from kernelmux.measure.steps import Storing, storing
 from kernelmux.measure.table import Tables
-from kernelmux.measure.works import Batch, Work
+from kernelmux.measure.works import Batch, Work, stored_as
 
 CONTEXT = 512
 """Cached tokens of each sequence that decodes, where nobody says otherwise."""
+SHIPPED = re.compile(r"shipped for (.+?)(?: at [\dx.]+)?$")
+"""What the source of a shipped table's times says: the card, and the size where it is another."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Microseconds of one call, and where they are known from."""
+    """Microseconds of one call in a step, and where they are known from."""
 
     us: float
     source: str
     declared: bool = False
     """Whether it is by the kernel's own account, not by measurement."""
+    elsewhere: str = ""
+    """The card that was measured, where it is another."""
 
     def __str__(self) -> str:
-        return f"{self.us:.3g} us ({self.source})"
+        return f"{human_time(self.us)} ({self.source})"
+
+
+@dataclass(frozen=True)
+class Least:
+    """Microseconds that one call takes at least, at the device's ceilings: of its reading, products and launches."""
+
+    reading: float
+    multiplying: float
+    launching: float
+    arithmetic: str
+    """The format whose GEMM is the ceiling of its products."""
+
+    @property
+    def us(self) -> float:
+        """Of the call: it reads and multiplies at the same time."""
+        return max(self.reading, self.multiplying) + self.launching
+
+    @property
+    def bound(self) -> str:
+        """What bounds its work beside launches: `reading`, or `bf16 arithmetic`."""
+        return "reading" if self.reading >= self.multiplying else f"{self.arithmetic} arithmetic"
 
 
 @dataclass(frozen=True)
@@ -45,22 +72,63 @@ class Predictor:
         return self.device.platform.ceilings(self.device)
 
     def of(self, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
-        """Of a node at so many rows, its weights packed as the kernel packs them."""
-        batch = Batch.of(rows, self.context)
-        work = Work("", node.resolve(batch.dims), batch)
-        if (measured := self.tables.time(kernel, work.node, rows)) is not None:
-            return Prediction(*measured)
-        return self._declared(kernel, work)
+        """Of a node at so many rows, its weights packed as the kernel packs them, its values as those it is timed with.
 
-    def _declared(self, kernel: Kernel, work: Work) -> Prediction:
-        efficiency, ceilings = kernel.reaches(work.node), self.ceilings
+        What was measured lacks the gap between the launches of a step, which the device's ceilings state.
+        """
+        work = self._work(node, rows)
+        if (measured := self.tables.time(kernel, work.node, rows, self.context)) is not None:
+            found = self._moved(kernel, work, *measured)
+            return replace(found, us=found.us + kernel.launches * self.ceilings.gap * 1e6)
+        timed = replace(work, node=stored_as(work.node, kernel, self.device.platform.activations))
+        least, reaches = self._least(kernel, timed, self.ceilings), kernel.reaches(work.node)
+        slowed = replace(
+            least, reading=least.reading / reaches.reading, multiplying=least.multiplying / reaches.multiplying
+        )
+        return Prediction(slowed.us, f"declared, bound by {slowed.bound}", declared=True)
+
+    def storing(self, kernel: Kernel, node: TensorNode, rows: int) -> tuple[tuple[Storing, ...], tuple[Storing, ...]]:
+        """What each format of each input and output adds to that."""
+        return storing(kernel, node, rows, self.device.platform.activations, self.ceilings.copy)
+
+    def in_step(self, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
+        """Of a plan's node, whose values have their final formats."""
+        found, (reads, writes) = self.of(kernel, node, rows), self.storing(kernel, node, rows)
+        ports = [*zip(node.inputs, reads, strict=True), *zip(node.outputs, writes, strict=True)]
+        return replace(found, us=found.us + sum(costs[value.format] for value, costs in ports))
+
+    def least(self, kernel: Kernel, node: TensorNode, rows: int) -> Least:
+        """What bounds a node at so many rows, however well its kernel is written."""
+        return self._least(kernel, self._work(node, rows), self.ceilings)
+
+    def _moved(self, kernel: Kernel, work: Work, us: float, source: str) -> Prediction:
+        """A measured time; of another card in the proportion of what both take at least."""
+        shipped = SHIPPED.match(source)
+        if shipped is None or shipped[1] == self.device.name:
+            return Prediction(us, source)
+        there = self.device.platform.ceilings(replace(self.device, name=shipped[1]))
+        share = self._least(kernel, work, self.ceilings).us / self._least(kernel, work, there).us
+        return Prediction(us * share, f"{source}, in proportion", elsewhere=shipped[1])
+
+    def _work(self, node: TensorNode, rows: int) -> Work:
+        batch = Batch.of(rows, self.context)
+        return Work("", node.resolve(batch.dims), batch)
+
+    def _least(self, kernel: Kernel, work: Work, ceilings: Ceilings) -> Least:
+        arithmetic = kernel.reaches(work.node).arithmetic
         packed = kernel.packed_bytes(work.node)
         stored = sum(value.nbytes for value in work.node.weights)
         rows_only = work.node.op == "embed"
         moved = work.nbytes(work.node) + (0 if rows_only or not packed else packed - stored)
-        flops = ceilings.gemm.get(efficiency.arithmetic, min(ceilings.gemm.values()))
-        reading = moved / (ceilings.read * efficiency.reading)
-        multiplying = work.flops() / (flops * efficiency.multiplying)
-        seconds = max(reading, multiplying) + kernel.launches * ceilings.launch
-        bound = "reading" if reading >= multiplying else f"{efficiency.arithmetic} arithmetic"
-        return Prediction(seconds * 1e6, f"declared, bound by {bound}", declared=True)
+        flops = ceilings.gemm.get(arithmetic, min(ceilings.gemm.values()))
+        reading, multiplying, launching = moved / ceilings.read, work.flops() / flops, kernel.launches * ceilings.launch
+        return Least(reading * 1e6, multiplying * 1e6, launching * 1e6, arithmetic)
+
+
+def human_time(us: float) -> str:
+    """`9.14 us`, `1.15 ms`, `64.4 s`."""
+    for unit in ("us", "ms"):
+        if us < 999.5:
+            return f"{us:.3g} {unit}"
+        us /= 1e3
+    return f"{us:.3g} s"

@@ -19,6 +19,8 @@ REPLAY_SECONDS = 2e-3
 """What one replay should last, so that its own start does not show."""
 MOST_CAPTURED = 2000
 """Launches that one captured graph holds at most, unless a single round is more."""
+MOST_BUSY = 16
+"""Times that the device is kept busy before a run at most: what takes Python longer is timed with Python's part."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Timing:
     p10: float
     p90: float
     captured: bool = False
-    """Whether a captured graph was replayed; False counts Python's part of each launch too."""
+    """Whether a captured graph was replayed."""
 
     @staticmethod
     def of(samples: Sequence[float], captured: bool = False) -> Timing:
@@ -57,7 +59,9 @@ def time_launches(calls: Sequence[Launch], device: Device, capturable: bool = Tr
     device.platform.synchronize(device)
     with device.platform.on(stream):
         if not capturable:
-            return Timing.of([sample / len(calls) for sample in _between_events(one_round, device, stream)])
+            times_busy = _times_busy(one_round, device, stream)
+            samples = _between_events(one_round, device, stream, times_busy)
+            return Timing.of([sample / len(calls) for sample in samples])
         # Rounds in one graph, as many as make a replay long against its own start.
         rounds = max(1, min(round(REPLAY_SECONDS / _seconds(one_round, device)), MOST_CAPTURED // len(calls)))
         graph = device.platform.graph()
@@ -89,14 +93,34 @@ def _seconds(run: Callable[[], object], device: Device) -> float:
     return time.perf_counter() - started
 
 
-def _between_events(run: Callable[[], object], device: Device, stream: Any) -> list[float]:
-    """Microseconds of each of REPLAYS runs, on the device's own clock; three more come first."""
+def _times_busy(run: Callable[[], object], device: Device, stream: Any) -> int:
+    """How often the device must be kept busy so that all of a run is enqueued meanwhile."""
+    run()
+    device.platform.synchronize(device)
+    started = time.perf_counter()
+    run()
+    enqueued = time.perf_counter()
+    device.platform.synchronize(device)
+    waited = time.perf_counter()
+    device.platform.keep_busy(stream)
+    device.platform.synchronize(device)
+    busy = time.perf_counter() - waited
+    return min(1 + round((enqueued - started) / busy), MOST_BUSY)
+
+
+def _between_events(run: Callable[[], object], device: Device, stream: Any, times_busy: int = 0) -> list[float]:
+    """Microseconds of each of REPLAYS runs, on the device's own clock; three more come first.
+
+    Before each the device is kept busy so many times: it finds the launches in line, and does not wait for Python.
+    """
     import torch
 
     events = [[torch.Event(device.torch, enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
     for _ in range(3):
         run()
     for start, end in events:
+        for _ in range(times_busy):
+            device.platform.keep_busy(stream)
         start.record(stream)
         run()
         end.record(stream)

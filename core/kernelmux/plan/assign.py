@@ -1,6 +1,6 @@
-"""The assignment of least predicted time: an option for each slot, the conversions on the wires between them counted.
+"""The assignment of least predicted time: an option for each slot, the conversions on the links between them counted.
 
-Enters: slots, each of which so many alike nodes share, and wires, which say who writes what whom reads. Leaves: an
+Enters: slots, each of which so many alike nodes share, and links, which say who writes what whom reads. Leaves: an
 option for each slot. The answer is exact and the same in any process: slots are eliminated one by one, each for every
 choice of its neighbours (variable elimination), which costs little, for layers make a chain.
 """
@@ -15,19 +15,20 @@ from operator import itemgetter
 from typing import Any
 
 from kernelmux.contract.packed import Form
-
-Formats = tuple[str, ...]
+from kernelmux.graph.formats import Value
+from kernelmux.measure.steps import Storing
+from kernelmux.plan.formats import Reader, best_format, format_read, joint_formats
 
 
 @dataclass(frozen=True)
 class Option:
-    """A kernel that a slot may get: its time, and the formats of inputs and outputs that it takes, best first."""
+    """A kernel that a slot may get: its time, and what it takes of inputs and outputs."""
 
     kernel: str
     us: float
     """Predicted microseconds of one of the slot's nodes."""
-    reads: tuple[Formats, ...]
-    writes: tuple[Formats, ...]
+    reads: tuple[Storing, ...]
+    writes: tuple[Storing, ...]
     joins: bool = False
     """Whether it writes its outputs side by side."""
     strided: bool = True
@@ -40,18 +41,28 @@ class Option:
     """Microseconds that it costs the whole step, however many nodes the slot has."""
     error: float = 0.0
     """What one of the slot's nodes adds."""
+    tolerates: float = 0.0
+    """The rounding that its inputs may have for the sake of time."""
+    launches: int = 1
+    """Of one of them."""
+    capturable: bool = True
+    """Whether a captured step can hold it."""
 
     def replaces(self, other: Option) -> bool:
         """Whether whatever is done with `other` may be done with this one, in no more time."""
-        reads = zip(self.reads, other.reads, strict=True)
-        writes = zip(self.writes, other.writes, strict=True)
+        sides = [(self.reads, other.reads), (self.writes, other.writes)]
+        ports = [pair for mine, theirs in sides for pair in zip(mine, theirs, strict=True)]
         return (
-            self.us <= other.us
+            # In other formats a value would be stored otherwise.
+            all(list(mine) == list(theirs) for mine, theirs in ports)
+            and self.us + sum(max(us - theirs[format] for format, us in mine.items()) for mine, theirs in ports)
+            <= other.us
             and self.once <= other.once
             and self.joins <= other.joins
             and self.strided >= other.strided
-            and all(mine[0] == theirs[0] and set(mine) >= set(theirs) for mine, theirs in reads)
-            and all(set(mine) >= set(theirs) for mine, theirs in writes)
+            and self.tolerates == other.tolerates
+            and self.launches <= other.launches
+            and self.capturable >= other.capturable
         )
 
     def is_faster(self, other: Option) -> bool:
@@ -64,41 +75,51 @@ Port = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Wire:
-    """Alike values: who writes them (None: they are there, as `stored`), who reads them, and how many there are."""
+class Link:
+    """Alike values of rows and columns: who writes them, who reads them in walking order, what the graph states."""
 
     writer: Port | None
+    """None where they are there before a step."""
     readers: tuple[Port, ...]
-    stored: str
-    count: int
-    convert: Callable[[str, str], float]
-    """Predicted microseconds of a conversion between two formats; infinite where nobody can."""
-    kept: str = ""
-    """The format in which the graph hands it back, if it does."""
-
-    def us(self, options: Mapping[int, Option]) -> float:
-        """What the conversions take where the slots have these options: as few of them as a writer can make it."""
-        if self.writer is not None and options[self.writer[0]].joins and self._must_be_whole(options):
-            return math.inf
-        wanted = [options[slot].reads[port] for slot, port in self.readers]
-        wanted += [(self.kept,)] if self.kept else []
-        written = (self.stored,) if self.writer is None else options[self.writer[0]].writes[self.writer[1]]
-        best = min(((len(self._targets(format, wanted)), format != self.stored), format) for format in written)[1]
-        return self.count * sum(self.convert(best, target) for target in self._targets(best, wanted))
-
-    def _must_be_whole(self, options: Mapping[int, Option]) -> bool:
-        return bool(self.kept) or not all(options[slot].strided for slot, _ in self.readers)
-
-    @staticmethod
-    def _targets(format: str, wanted: Sequence[Formats]) -> set[str]:
-        return {formats[0] for formats in wanted if format not in formats}
+    value: Value
+    kept: bool
+    """Whether the graph hands them back, as it states them."""
 
     @property
     def slots(self) -> tuple[int, ...]:
         """The slots that it joins, ascending."""
         return tuple(sorted({slot for slot, _ in (*self.readers, *([self.writer] if self.writer else []))}))
 
+    def us(self, options: Mapping[int, Option], convert: Convert) -> float:
+        """What one value takes where the slots have these options, beside their own times: conversions, and storage.
 
+        Infinite where it is written side by side with others and somebody cannot read it so.
+        """
+        stated = {self.value.format: 0.0}
+        costs = [options[slot].reads[port] for slot, port in self.readers] + ([stated] if self.kept else [])
+        tolerated = [options[slot].tolerates for slot, _ in self.readers] + ([0.0] if self.kept else [])
+        wanted = list(map(Reader, costs, tolerated))
+        written = stated if self.writer is None else options[self.writer[0]].writes[self.writer[1]]
+        if self.writer is not None and options[self.writer[0]].joins:
+            if self.kept or not all(options[slot].strided for slot, _ in self.readers):
+                return math.inf
+            # As if what the other outputs' readers take were the same.
+            fitting = joint_formats(options[self.writer[0]].writes, wanted)
+            written = {format: written[format] for format in fitting}
+            if not written:
+                return math.inf
+        stored = best_format(self.value, written, wanted)
+        us, converted = written[stored], dict[str, float]()
+        for formats in costs:
+            target = format_read(formats, stored, converted)
+            if target != stored and target not in converted:
+                converted[target] = convert(self.value, stored, target)
+            us += formats[target]
+        return us + sum(converted.values())
+
+
+Convert = Callable[[Value, str, str], float]
+"""Predicted microseconds of a conversion between two formats; infinite where nobody can."""
 Choice = tuple[int, ...]
 Factor = tuple[tuple[int, ...], Mapping[Choice, float]]
 """Slots, and the microseconds for each choice of their options, by number."""
@@ -121,14 +142,14 @@ def own_times(slot: int, options: Sequence[Option], count: int) -> Factor:
     return (slot,), {(index,): count * option.us + option.once for index, option in enumerate(options)}
 
 
-def wire_times(wire: Wire, options: Mapping[int, Sequence[Option]]) -> Factor:
-    """What the conversions of a wire take, by what the slots get that it joins and that have more than one option."""
-    fixed = {slot: options[slot][0] for slot in wire.slots}
-    open_slots = tuple(slot for slot in wire.slots if len(options[slot]) > 1)
+def link_times(link: Link, count: int, options: Mapping[int, Sequence[Option]], convert: Convert) -> Factor:
+    """What alike values take, `count` of them, by what the slots get that have more than one option."""
+    fixed = {slot: options[slot][0] for slot in link.slots}
+    open_slots = tuple(slot for slot in link.slots if len(options[slot]) > 1)
     times = {}
     for choice in itertools.product(*(range(len(options[slot])) for slot in open_slots)):
         picked = {slot: options[slot][index] for slot, index in zip(open_slots, choice, strict=True)}
-        times[choice] = wire.us({**fixed, **picked})
+        times[choice] = count * link.us({**fixed, **picked}, convert)
     return open_slots, times
 
 

@@ -91,7 +91,6 @@ def unreadable(kernel: Kernel, node: TensorNode) -> Declined | None:
     """
     inputs = checked_formats(kernel, node)["inputs"]
     for value, accepted in zip(node.inputs, inputs, strict=True):
-        fixed = len(value.shape) != 2 or value.format == "i32"
-        if fixed and value.format not in accepted:
+        if not value.convertible and value.format not in accepted:
             return Declined(f"it reads {value.name} as {' or '.join(accepted)}, not as {value.format}", "format")
     return None

@@ -1,20 +1,33 @@
 """How each value of a plan is stored: in the format that saves most conversions, and those put in that are left.
 
-Enters: nodes with their kernels, in walking order. Leaves: the same with final formats, conversions among them.
+Enters: nodes with their kernels, in walking order. Leaves: the same with final formats, conversions among them. The
+assignment of kernels counts by the same rule, `best_format` and `format_read`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import Graph, TensorNode
+from kernelmux.measure.works import PROMPT
 from kernelmux.plan.choice import Choice
 
-Wanted = Mapping[str, Sequence[Sequence[str]]]
-"""For each value, the formats that each of its readers takes."""
+
+class Reader(NamedTuple):
+    """What a kernel reads of one value."""
+
+    formats: Collection[str]
+    """Those that it takes, best first."""
+    tolerates: float = 0.0
+    """The rounding, as NMSE, that the value may have had for the sake of time."""
+
+
+Wanted = Mapping[str, Sequence[Reader]]
+"""The readers of each value, in walking order."""
 
 
 @dataclass(frozen=True)
@@ -25,43 +38,92 @@ class Step:
     choice: Choice
 
 
-def wanted_formats(graph: Graph, chosen: Iterable[tuple[TensorNode, Choice]]) -> Wanted:
-    """What readers take; a graph's output is read as the graph states it."""
-    wanted: dict[str, list[Sequence[str]]] = {}
+def tolerated(kernel: Kernel, rows: int) -> float:
+    """The rounding that a kernel's inputs may have for the sake of time: as much as it errs by itself.
+
+    None at few rows, where storing takes no time.
+    """
+    return kernel.precision if rows >= PROMPT else 0.0
+
+
+def wanted_formats(
+    graph: Graph, chosen: Iterable[tuple[TensorNode, Choice]], dims: Mapping[str, int] | None = None
+) -> Wanted:
+    """Who reads what, at few rows unless told; a graph's output is read as the graph states it."""
+    wanted: dict[str, list[Reader]] = {}
     for node, choice in chosen:
-        for value, formats in zip(node.inputs, choice.kernel.inputs(node), strict=True):
-            wanted.setdefault(value.name, []).append(formats)
+        kernel = choice.kernel
+        tolerates = tolerated(kernel, node.rows_in(dims)) if dims else 0.0
+        for value, formats in zip(node.inputs, kernel.inputs(node), strict=True):
+            wanted.setdefault(value.name, []).append(Reader(formats, tolerates))
     for name in graph.outputs:
-        wanted.setdefault(name, []).append([graph.values[name].format])
+        wanted.setdefault(name, []).append(Reader([graph.values[name].format]))
     return wanted
 
 
-def joint_format(kernel: Kernel, node: TensorNode, wanted: Wanted) -> str | None:
-    """The one format in which a kernel can write all outputs of a node, and every reader take them; None: none."""
-    emitted = kernel.outputs(node)
-    readers = [formats for value in node.outputs for formats in wanted.get(value.name, ())]
-    fitting = [
+def best_format(value: Value, emitted: Collection[str], readers: Sequence[Reader]) -> str:
+    """Of the formats that a writer emits the one in which a value is stored.
+
+    It leaves the fewest conversions. Of those that do, it is the graph's own, or one that every reader tolerates; of
+    these the one in the fewest bytes; of equals the graph's, else the writer's first.
+    """
+    if len(emitted) == 1:
+        return next(iter(emitted))
+
+    def badness(format: str) -> tuple[int, bool, int, bool]:
+        needed = {next(iter(reader.formats)) for reader in readers if format not in reader.formats}
+        own, rounding = format == value.format, lookup(format).rounding
+        narrow = not own and any(rounding > reader.tolerates for reader in readers if value.format in reader.formats)
+        return len(needed), narrow, _row_bytes(format, value), not own
+
+    return min(emitted, key=badness)
+
+
+def _row_bytes(format: str, value: Value) -> int:
+    return lookup(format).nbytes((1, *value.shape[1:])) if value.convertible else 0  # type: ignore[arg-type]
+
+
+def format_read(accepted: Collection[str], stored: str, converted: Collection[str]) -> str:
+    """What a reader reads: a value as it is stored, else as it has been converted already, else what it likes best."""
+    if stored in accepted:
+        return stored
+    return next((format for format in accepted if format in converted), next(iter(accepted)))
+
+
+def joint_formats(emitted: Sequence[Collection[str]], readers: Sequence[Reader] = ()) -> Sequence[str]:
+    """The formats in which a kernel can write all outputs of a node side by side, and every reader take them."""
+    return [
         format
         for format in emitted[0]
-        if lookup(format).plain and all(format in formats for formats in (*emitted, *readers))
+        if lookup(format).plain
+        and all(format in formats for formats in emitted)
+        and all(format in reader.formats for reader in readers)
     ]
-    return node.outputs[0].format if node.outputs[0].format in fitting else next(iter(fitting), None)
+
+
+def joint_format(kernel: Kernel, node: TensorNode, wanted: Wanted) -> str | None:
+    """The one format in which a kernel writes all outputs of a node, and every reader takes them; None: none."""
+    readers = [reader for value in node.outputs for reader in wanted.get(value.name, ())]
+    fitting = joint_formats(kernel.outputs(node), readers)
+    return best_format(node.outputs[0], fitting, readers) if fitting else None
 
 
 class Settling:
     """Settles how each value is stored, step by step.
 
-    A value is written in the format that saves most conversions; among equals in the one that the graph states, else in
-    the kernel's first. A conversion is made once however many nodes read it; `convert` chooses its kernel.
+    A value is written as `best_format` says. A conversion is made once however many nodes read it; `convert` chooses
+    its kernel.
     """
 
-    def __init__(self, graph: Graph, chosen: Sequence[Step], convert: Callable[[TensorNode], Choice]) -> None:
+    def __init__(
+        self, graph: Graph, chosen: Sequence[Step], convert: Callable[[TensorNode], Choice], dims: Mapping[str, int]
+    ) -> None:
         self.settled: list[Step] = []
         self._convert = convert
         self._stored = {value.name: value.format for node in graph.leaves for value in node.outputs}
         self._taken = set(graph.values)
-        self._converted: dict[tuple[str, str], Value] = {}
-        self._wanted = wanted_formats(graph, ((step.node, step.choice) for step in chosen))
+        self._converted: dict[str, dict[str, Value]] = {}
+        self._wanted = wanted_formats(graph, ((step.node, step.choice) for step in chosen), dims)
 
     def add(self, step: Step) -> None:
         """The step with its values' final formats, after the conversions that it needs."""
@@ -71,36 +133,23 @@ class Settling:
         joint = joint_format(kernel, node, self._wanted) if kernel.joins(node) else None
         outputs = []
         for value, emitted in zip(node.outputs, kernel.outputs(node), strict=True):
-            format = joint or _cheapest(value, emitted, self._wanted.get(value.name, ()))
+            format = joint or best_format(value, emitted, self._wanted.get(value.name, ()))
             self._stored[value.name] = format
             outputs.append(value if format == value.format else replace(value, format=format))
         self.settled.append(Step(replace(node, inputs=inputs, outputs=tuple(outputs)), step.choice))
 
     def read(self, value: Value, accepted: Sequence[str]) -> Value:
         """The value as a reader can take it: as it is stored, or converted."""
-        held = self._stored[value.name]
-        if held in accepted:
+        held, converted = self._stored[value.name], self._converted.setdefault(value.name, {})
+        target = format_read(accepted, held, converted)
+        if target == held:
             return value if held == value.format else replace(value, format=held)
-        made = [format for format in accepted if (value.name, format) in self._converted]
-        target = (made or accepted)[0]
-        if not made:
+        if target not in converted:
             name = f"{value.name}.as_{target}"
             while name in self._taken:
                 name += "_"
             source, output = replace(value, format=held), Value(name, value.shape, target)
             node = TensorNode(name=name, op="convert", inputs=(source,), outputs=(output,))
             self.settled.append(Step(node, self._convert(node)))
-            self._converted[value.name, target] = output
-        return self._converted[value.name, target]
-
-
-def _cheapest(value: Value, emitted: Sequence[str], readers: Sequence[Sequence[str]]) -> str:
-    """Of the formats that a kernel can write, the one that leaves fewest conversions."""
-    if value.format in emitted and all(value.format in formats for formats in readers):
-        return value.format
-
-    def conversions(format: str) -> tuple[int, bool, int]:
-        needed = {formats[0] for formats in readers if format not in formats}
-        return len(needed), format != value.format, emitted.index(format)
-
-    return min(emitted, key=conversions)
+            converted[target] = output
+        return converted[target]

@@ -73,7 +73,7 @@ class Scheduling:
         fusions += [fusion for fusion in outs.fusions if bucket(fusion.node) is outs and outs is not m]
         chosen = [Step(node, bucket(node).choices[node.name]) for node in fuse(self.graph.ops, fusions)]
         dims = {"m": m.rows, "outs": outs.rows}
-        settling = Settling(self.graph, chosen, lambda node: self.selector.choose(node, node.rows_in(dims)))
+        settling = Settling(self.graph, chosen, lambda node: self.selector.choose(node, node.rows_in(dims)), dims)
         for step in chosen:
             settling.add(step)
         values = [self.graph.values[name] for name in self.graph.outputs]
@@ -123,7 +123,7 @@ def _workspace(node: TensorNode, choice: Choice) -> int:
         return checked_workspace(choice.kernel_at(node), node)
     except BackendError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BackendError(
             f"{choice.name}.workspace raised for {node.name}: {type(error).__name__}: {error}",
             node=node.name,

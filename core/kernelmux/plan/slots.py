@@ -11,29 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.rewrite import Fusion, fuse
-from kernelmux.plan.assign import Port
+from kernelmux.plan.assign import Link, Port
 
 Kind = Callable[[TensorNode], object]
 Key = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class Link:
-    """Alike values of rows and columns: who writes them, who reads them, whether the graph hands them back."""
-
-    writer: Port | None
-    """None where they are there before a step."""
-    readers: tuple[Port, ...]
-    value: Value
-    kept: bool
-
-    @property
-    def ports(self) -> tuple[Port, ...]:
-        """Everybody that it joins."""
-        return (*self.readers, *([self.writer] if self.writer is not None else []))
 
 
 @dataclass(frozen=True)
@@ -112,12 +95,7 @@ class Slotting:
         links: Counter[Link] = Counter()
         for name, value in self.graph.values.items():
             kept = name in self.graph.outputs
-            if convertible(value) and (name in readers or (kept and name in writers)):
-                ports = tuple(sorted(readers.get(name, ())))
+            if value.convertible and (name in readers or name in writers):
+                ports = tuple(readers.get(name, ()))
                 links[Link(writers.get(name), ports, replace(value, name=""), kept)] += 1
         return Slots({slot: tuple(nodes) for slot, nodes in members.items()}, links)
-
-
-def convertible(value: Value) -> bool:
-    """Whether a value may be stored otherwise than the graph states: activations, not ids, and not a cache."""
-    return len(value.shape) == 2 and value.format != "i32"

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from kernelmux.contract.device import Device, Platform
 from kernelmux.contract.kernel import Planes
 from kernelmux.errors import LaunchError
+from kernelmux.measure.steps import CAPTURED_ROWS
 from kernelmux.run.walk import Walk, launch_error
 
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
-
-CAPTURED_ROWS = 64
-"""Rows of the largest step that is captured: beyond it the device is busy for longer than Python needs to launch."""
 
 
 def captured_rows(plan: Plan, rows: int) -> int | None:

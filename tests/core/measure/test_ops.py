@@ -12,7 +12,7 @@ from kernelmux.contract import registry
 from kernelmux.contract.device import Cpu
 from kernelmux.graph.ops import CORE_OPS
 from kernelmux.measure.ceilings import Ceilings
-from kernelmux.measure.ops import find_kernels, random_weights, stored_as, time_kernel
+from kernelmux.measure.ops import find_kernels, random_weights, time_kernel
 from kernelmux.measure.works import matrix_work, model_works
 from kernelmux.models import open_random
 
@@ -63,18 +63,6 @@ def test_operands_are_different_memory_until_they_outrun_the_cache():
     assert len({tensors.packed[0].data_ptr() for _, tensors in bound}) == 4
     assert all(tensors.packed[0].equal(bound[0][1].packed[0]) for _, tensors in bound)
     assert timed.rotated_bytes >= 2**16
-
-
-def test_activations_are_stored_as_preferred_where_the_kernel_can():
-    node = matrix_work(16, 32, "bf16", 1).node
-    both = FakeKernel(takes=["f32", "bf16"], emits=["f32", "bf16"])
-    assert [v.format for v in (*stored_as(node, both, "bf16").inputs, *stored_as(node, both, "bf16").outputs)] == [
-        "bf16",
-        "bf16",
-    ]
-    only = FakeKernel(takes=["fp8_row"], emits=["f16"])
-    found = stored_as(node, only, "bf16")
-    assert (found.inputs[0].format, found.outputs[0].format) == ("fp8_row", "f16")
 
 
 def test_a_kernel_that_reads_blocks_is_given_blocks():

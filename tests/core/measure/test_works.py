@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fake_backend import FakeKernel
 from kernelmux.errors import KernelmuxError
 from kernelmux.graph.graph import PAGE_SIZE, Graph
-from kernelmux.measure.works import Batch, Work, matrix_work, model_works
+from kernelmux.measure.works import Batch, Work, matrix_work, model_works, stored_as
 from kernelmux.models import open_random
 
 
@@ -79,3 +80,15 @@ def test_a_matrix_of_any_size_is_a_mul_mat():
 def test_an_unknown_op_is_told_the_nearest(graph: Graph):
     with pytest.raises(KernelmuxError, match="did you mean 'rms_norm'"):
         list(model_works(graph, ["rmsnorm"], 1, 16))
+
+
+def test_activations_are_stored_as_preferred_where_the_kernel_can():
+    node = matrix_work(16, 32, "bf16", 1).node
+    both = FakeKernel(takes=["f32", "bf16"], emits=["f32", "bf16"])
+    assert [v.format for v in (*stored_as(node, both, "bf16").inputs, *stored_as(node, both, "bf16").outputs)] == [
+        "bf16",
+        "bf16",
+    ]
+    only = FakeKernel(takes=["fp8_row"], emits=["f16"])
+    found = stored_as(node, only, "bf16")
+    assert (found.inputs[0].format, found.outputs[0].format) == ("fp8_row", "f16")

@@ -13,6 +13,9 @@ from kernelmux.contract import registry
 from kernelmux.errors import PlanError
 from kernelmux.measure.predict import Predictor
 from kernelmux.measure.table import Tables
+from kernelmux.plan.auto import Auto
+from kernelmux.plan.budget import added_error
+from kernelmux.plan.offers import Offers
 from kernelmux.policy.policy import default_policy, parse_policy
 
 AUTO = '[defaults]\nuse = ["auto"]\n'
@@ -29,10 +32,14 @@ def kernels(plan, rows=1):
 
 
 def predicted(plan, rows=8):
-    """Microseconds of a whole step, values counted as the graph states them, as they are where kernels are chosen."""
-    predictor, stated = Predictor(plan.device, Tables(plan.device)), {node.name: node for node in plan.graph.ops}
+    """Microseconds of a whole step: calls, conversions among them, and what storing values as they are adds."""
+    predictor = Predictor(plan.device, Tables(plan.device))
     steps = plan.schedule(rows, rows).steps
-    return sum(predictor.of(step.choice.kernel, stated.get(step.node.name, step.node), rows).us for step in steps)
+    return sum(predictor.in_step(step.choice.kernel, step.node, rows_of(step.node, rows)).us for step in steps)
+
+
+def rows_of(node, rows):
+    return node.rows_in({"m": rows, "outs": rows})
 
 
 def test_the_fastest_is_taken_whatever_its_backend_is_called_and_the_others_say_how_slow_they_are():
@@ -119,6 +126,26 @@ KINDS = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
+@given(graphs(), st.fixed_dictionaries({op: st.lists(KINDS, min_size=2, max_size=2) for op in ("silu", "add", "mul")}))
+def test_what_the_choice_counted_is_what_the_plan_takes(monkeypatch, graph, changes):
+    """Storage and conversions are settled as they were counted, at few rows and at many."""
+    assigned, at = {}, Auto.at
+
+    def noting(self, rows, held):
+        assigned[rows] = at(self, rows, held)
+        return assigned[rows]
+
+    for drawn in changes.values():
+        for number, kernel in enumerate(drawn):
+            kernel.name = f"k{number}"
+    with monkeypatch.context() as patched, registry.isolated(a=whole_backend(**changes, convert=FakeKernel())) as found:
+        patched.setattr(Auto, "at", noting)
+        plan = plan_for(graph, found, AUTO, max_rows=256)
+    for top in plan.buckets:
+        assert assigned[top].us == pytest.approx(predicted(plan, top))
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=25)
 @given(graphs(), st.lists(st.fixed_dictionaries({"silu": KINDS, "add": KINDS, "mul": KINDS}), min_size=2, max_size=2))
 def test_no_single_backend_is_predicted_to_be_faster(graph, changes):
@@ -128,6 +155,60 @@ def test_no_single_backend_is_predicted_to_be_faster(graph, changes):
         for name in backends:
             alone = plan_for(graph, found, f'forbid = "{"ba"["ab".index(name)]}"\n[defaults]\nuse = "{name}"\n')
             assert best <= predicted(alone) * (1 + 1e-9)
+
+
+RANKED = st.builds(
+    FakeKernel,
+    precision=st.sampled_from([1e-12, 1e-9, 1e-7]),
+    takes=st.sampled_from([None, ["bf16"], ["f32", "bf16"], ["bf16", "f32"]]),
+    emits=st.sampled_from([None, ["bf16"], ["f32", "bf16"], ["bf16", "f32"]]),
+    # Equals are frequent.
+    reading=st.sampled_from([0.3, 0.5]),
+)
+PER_OP = {op: st.lists(RANKED, min_size=2, max_size=3) for op in ("silu", "add", "mul", "mul_mat")}
+
+
+def by_hand(graph, found, taken):
+    """The plan in which each node gets the kernel that it is said to."""
+    rules = "".join(f'[[rule]]\nnode = "{node}"\nuse = "{kernel}"\n' for node, kernel in taken.items())
+    return plan_for(graph, found, f"fuse = false\n{rules}{AUTO}")
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=20)
+@given(graphs(), st.fixed_dictionaries(PER_OP))
+def test_whatever_the_formats_no_kernel_is_taken_that_is_no_faster_than_a_more_exact_one(graph, offered):
+    """Put in place of what was taken, for all alike nodes and with all else as it is, it costs time."""
+    # One that every budget allows.
+    offered = {op: [*drawn, FakeKernel(precision=1e-8, reading=0.3)] for op, drawn in offered.items()}
+    for drawn in offered.values():
+        for number, kernel in enumerate(drawn):
+            kernel.name = f"k{number}"
+    with registry.isolated(a=whole_backend(**offered, convert=FakeKernel())) as found:
+        plan = plan_for(graph, found, f"fuse = false\n{AUTO}")
+        alike, kind = {}, Offers(found, CPU).kind
+        for node in graph.ops:
+            alike.setdefault(kind(node), []).append(node)
+        for rows in (1, 8):
+            taken = {name: kernel for name, kernel in kernels(plan, rows).items() if name in plan_nodes(graph)}
+            best = predicted(by_hand(graph, found, taken), rows)
+            for first, *others in alike.values():
+                for kernel in offered.get(first.op, ()):
+                    now = next(k for k in offered[first.op] if f"a:{k.name}" == taken[first.name])
+                    if added_error(kernel, first) < added_error(now, first) and hands_back(kernel, first, graph):
+                        put = {node.name: f"a:{kernel.name}" for node in (first, *others)}
+                        assert predicted(by_hand(graph, found, taken | put), rows) > best + 1e-9, (put, taken)
+
+
+def plan_nodes(graph):
+    return {node.name for node in graph.ops}
+
+
+def hands_back(kernel, node, graph):
+    """Whether a kernel writes what the graph hands back as it is stated: others do not get that."""
+    kept = any(value.name in graph.outputs for value in node.outputs)
+    return not kept or all(
+        value.format in formats for value, formats in zip(node.outputs, kernel.outputs(node), strict=True)
+    )
 
 
 def test_where_nobody_takes_a_node_every_refusal_is_told():

@@ -10,7 +10,8 @@ import torch
 import kernelmux
 from kernelmux.contract.device import Device
 from kernelmux.graph.graph import PAGE_SIZE
-from kernelmux.run.capture import CAPTURED_ROWS, captured_rows
+from kernelmux.measure.steps import CAPTURED_ROWS
+from kernelmux.run.capture import captured_rows
 from kernelmux.run.model import Model
 from kernelmux.run.pages import CapacityError
 from kernelmux.run.session import Feed, Session
