@@ -69,6 +69,7 @@ def plan(
     from kernelmux.plan import explain
     from kernelmux.plan.diff import moves, show_diff
     from kernelmux.plan.lock import is_lock
+    from kernelmux.plan.why import why_data
 
     refuse_together(
         "--diff" if diff else "", policy=policy, exact=exact, why=why, rows=rows, lock=lock, verbose=verbose
@@ -90,8 +91,11 @@ def plan(
 
         write_lock(made, lock)
         typer.echo(f"{lock}: locked {made.fingerprint}", err=True)
+    if rows is not None and rows > made.max_rows:
+        message = f"the plan takes up to {made.max_rows} rows, not {rows}: longer prompts run in several steps"
+        raise typer.BadParameter(message, param_hint="--rows")
     if why is not None and json:
-        print_json(explain.why_data(made, why))
+        print_json(why_data(made, why))
     elif why is not None:
         typer.echo(made.why(why))
     elif json:
@@ -103,7 +107,8 @@ def plan(
 
 def capturing(plan: Plan) -> list[str]:
     """Where the device captures graphs: which decode steps run as one, and which kernels keep the others from it."""
-    from kernelmux.run.capture import CAPTURED_ROWS, captured_rows
+    from kernelmux.measure.steps import CAPTURED_ROWS
+    from kernelmux.run.capture import captured_rows
 
     if not plan.device.platform.captures:
         return []

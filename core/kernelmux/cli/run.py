@@ -20,6 +20,7 @@ from kernelmux.cli.common import (
     Use,
     Verbose,
     asked_policy,
+    line_width,
     make_plan,
     open_asked,
     print_json,
@@ -138,14 +139,14 @@ def _tell_replaced(answer: Generation) -> None:
 
 def _print_statistics(answer: Generation) -> None:
     """To stderr, so that stdout holds the answer alone."""
-    from kernelmux.plan.explain import summary
+    from kernelmux.plan.explain import run_summary
 
     plan = answer.session.plan
     lines = [
         "",
         f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
-        *summary(plan, plan.schedule(1, 1)),
+        *run_summary(plan, line_width()),
         *capturing(plan),
     ]
     for line in lines:
@@ -156,6 +157,7 @@ def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any
     from dataclasses import asdict
 
     from kernelmux.plan.explain import kernel_counts
+    from kernelmux.plan.summary import summarise
 
     plan = answer.session.plan
     return {
@@ -167,5 +169,6 @@ def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any
         "tokens_per_second": answer.decode_rate,
         "fingerprint": plan.fingerprint,
         "kernels": kernel_counts(plan.schedule(1, 1)),
+        "summary": asdict(summarise(plan)),
         "replaced": [asdict(each) for each in answer.session.replaced],
     }

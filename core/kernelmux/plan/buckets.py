@@ -6,7 +6,7 @@ Enters: a graph, a selector. Leaves: the choices that hold up to each row count,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +46,11 @@ class Bucket:
 def first_row(tops: Sequence[int], top: int) -> int:
     """The least row count of the bucket that ends at `top`."""
     return max((other for other in tops if other < top), default=0) + 1
+
+
+def bounds(tops: Sequence[int], wanted: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The least and the largest row count of these buckets, by where they end."""
+    return ((first_row(tops, top), top) for top in wanted)
 
 
 def row_counts(policy: Policy, max_rows: int) -> list[int]:

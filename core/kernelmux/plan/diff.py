@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernelmux.plan.explain import bounds, brief
+from kernelmux.plan.buckets import bounds
+from kernelmux.plan.explain import brief
 from kernelmux.plan.table import WIDTH, grouped, merged, short, spans, table
 
 if TYPE_CHECKING:

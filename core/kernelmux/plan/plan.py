@@ -23,12 +23,13 @@ from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.plan.buckets import Considered, choose_buckets, first_row, row_counts
 from kernelmux.plan.choice import Rejection
-from kernelmux.plan.explain import show, why
+from kernelmux.plan.explain import show
 from kernelmux.plan.formats import Step
 from kernelmux.plan.offers import Offers
 from kernelmux.plan.requirements import check_requirements, notes
 from kernelmux.plan.schedule import Schedule, Scheduling
 from kernelmux.plan.selection import Locked, Selector
+from kernelmux.plan.why import why
 from kernelmux.policy.policy import Policy
 
 MAX_ROWS = 512
@@ -98,11 +99,12 @@ class Plan:
         """The nodes that a step stands for, itself and its plain parts, at the row counts that tell in its bucket."""
         low = first_row(self.buckets, top)
         for name in (step.node.name, *self.fused.get(step.node.name, ())):
-            node = step.node if name == step.node.name else self._plain[name]
+            node = step.node if name == step.node.name else self.plain[name]
             yield from ((node, rows) for rows in self.policy.telling_rows(low, top))
 
     @cached_property
-    def _plain(self) -> Mapping[str, TensorNode]:
+    def plain(self) -> Mapping[str, TensorNode]:
+        """The graph's nodes, by name."""
         return {node.name: node for node in self.graph.ops}
 
     @cached_property

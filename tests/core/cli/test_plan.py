@@ -63,12 +63,19 @@ def test_the_fingerprint_is_that_of_the_choices(q4: Path):
 
 
 def table(*arguments: object) -> tuple[list[list[str]], str]:
-    """The rows of the command's table, its heading first, and what stands around it."""
+    """The rows of the command's table, its heading first, and what stands around it, wrapped lines in one piece."""
     result = call_command("plan", *arguments)
     assert (result.code, result.err) == (0, "")
     assert all(len(line) <= 100 for line in result.out.splitlines())
     title, lines, rest = result.out.split("\n\n", 2)
-    return read_table(lines.splitlines()), f"{title}\n{rest}"
+    return read_table(lines.splitlines()), f"{title}\n{' '.join(rest.split())}"
+
+
+def short(reason: str) -> str:
+    """As a narrow column has it."""
+    line = re.search(r"default\.toml:(\d+)", reason)
+    assert line
+    return f"{'auto' if reason.startswith('least predicted time') else 'line'} {line[1]}"
 
 
 def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_reason(q4: Path):
@@ -83,11 +90,12 @@ def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_re
             if count in span(held)
         }
         assert shown == {
-            node["name"]: (node["op"], node["kernel"], node["reason"].replace("default.toml:", "line "))
-            for node in document["nodes"]
+            node["name"]: (node["op"], node["kernel"], short(node["reason"])) for node in document["nodes"]
         }
         assert document["fingerprint"] in around
-        assert f"{document['launches']} launches ({document['conversions']} conversions)" in around
+        assert re.search(
+            rf"\b{document['launches']} (launches )?\({document['conversions']}( conversions)?\) at ", around
+        )
     assert "by default.toml" in around
 
 
@@ -103,7 +111,31 @@ def test_alike_layers_are_one_row_for_decoding_and_one_for_prompts(q4: Path):
 def test_with_a_row_count_the_table_shows_its_bucket_alone(q4: Path):
     rows, around = table(q4, "--rows", 20)
     assert {row[2] for row in rows[1:]} == {"9..512"}
-    assert around.count("launches") == 1
+    assert around.count("launches (") == 1
+    assert around.count(" at 9..512 rows") == 1
+
+
+def test_the_summary_stands_under_the_table_and_in_json(q4: Path):
+    document = planned(q4)["summary"]
+    _, around = table(q4)
+    for phase, rows in (("decoding", 1), ("prompts", 512)):
+        speed = document[phase]
+        assert speed["rows"] == rows
+        rate = f"{speed['tokens_per_second']:,.0f}"
+        (bound, share), *_ = speed["bounds"].items()
+        assert re.search(rf"{phase} +{rate} tokens/s predicted at 512 \w+: {bound} {share:.0%}", around)
+        # Of a prompt one row has logits: those are computed as in decoding.
+        assert kernels(planned(q4, "--rows", rows)) <= set(speed["kernels"]["mul_mat"])
+    assert document["weights"] > document["second_copies"]
+    assert all(clause in around for clause in document["missed"])
+
+
+@pytest.mark.parametrize(("card", "tuned"), [("sm_80 NVIDIA A100", False), ("sm_90 NVIDIA H200", True)])
+def test_a_card_that_no_table_knows_is_told_what_tuning_may_gain(card: str, tuned: bool):
+    missed = planned("--random", "llama-1b:Q4_K_M", "--device-as", f"cuda {card}")["summary"]["missed"]
+    told = [clause for clause in missed if "`kernelmux tune MODEL`" in clause]
+    assert len(told) == (0 if tuned else 1)
+    assert tuned or re.search(r"no tuning for NVIDIA A100: .* may gain up to \d+\.\d times in decoding", told[0])
 
 
 def test_refusals_stand_under_verbose_once_each(q4: Path):
@@ -142,7 +174,12 @@ def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):
 
 
 def test_more_rows_than_the_plan_takes_are_refused_with_both_numbers(q4: Path):
-    assert_one_line_error(call_command("plan", q4, "--rows", 513), "512", "513", "longer prompts run in several steps")
+    for options in ((), ("--json",)):
+        result = call_command("plan", q4, "--rows", 513, *options)
+        assert (result.code, result.out) == (2, "")
+        said = " ".join(result.err.replace("│", " ").split())
+        assert "--rows: the plan takes up to 512 rows, not 513: longer prompts run in several steps" in said
+        assert "max_rows" not in said
 
 
 def test_a_policy_file_chooses_and_is_the_reason(q4: Path, tmp_path: Path):

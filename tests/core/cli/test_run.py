@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_stdout_holds_the_answer_alone_and_stderr_what_it_cost(tiny: Path, model
     assert "answer 12 tokens" in result.err
     assert "tokens/s" in result.err
     assert "torch:f32" in result.err
+    assert re.findall(r"^(decoding|prompts|memory) ", result.err, re.MULTILINE) == ["decoding", "prompts", "memory"]
     assert "\x1b" not in result.out + result.err
 
 
@@ -76,6 +78,8 @@ def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
     assert document["interrupted"] is False
     assert document["kernels"]["mul_mat"] == {"torch:f32": 15}
     assert document["fingerprint"] == plan.fingerprint
+    assert document["summary"]["decoding"]["kernels"]["mul_mat"] == {"torch:f32": 15}
+    assert document["summary"]["kv_per_token"] == plan.kv_bytes_per_token
 
 
 @pytest.mark.parametrize("what", ["model", "policy", "plan"])
@@ -163,7 +167,8 @@ def test_a_kernel_that_gave_way_is_told_and_the_plan_that_ran_is_summarised(tiny
     assert data.err == f"{told}\n"
     document = json.loads(data.out)
     assert document["kernels"]["embed"] == {"reference:f32": 2}
-    assert "embed           2/2 reference:f32" in text.err
+    assert re.search(r"decoding .*\n +all \d+ ops: reference:f32", text.err)
+    assert set(document["summary"]["decoding"]["kernels"]["embed"]) == {"reference:f32"}
     assert document["replaced"] == [
         {"node": node, "kernel": "mine:f32", "error": said, "instead": ["reference:f32"]}
         for node in ("embed", "logit_rows.select")

@@ -1,16 +1,13 @@
-"""What a plan tells of itself: its table and what stands at its end, and why a node got its kernel."""
-
-from dataclasses import replace
+"""What a plan tells of all its nodes: its table, and what stands at its end."""
 
 import pytest
 
 from command import expanded, read_table, span
 from fake_backend import FakeKernel, chain, llama_graph, plan_for, silu_graph, whole_backend
 from kernelmux.conformance.testing import backend
-from kernelmux.contract import Declined, registry
-from kernelmux.errors import PlanError
+from kernelmux.contract import Declined, hookimpl, registry
 from kernelmux.plan import explain
-from kernelmux.plan.choice import Rejection, Taken
+from kernelmux.plan.summary import show_summary
 
 FEW = '[[rule]]\nm = "1..2"\nop = "silu"\nuse = "b"\n\n[defaults]\nuse = "a"\n'
 
@@ -73,10 +70,52 @@ def test_str_is_the_table_and_repr_is_short():
     assert "\n" not in repr(plan)
 
 
-def test_the_summary_counts_kernels_and_launches():
-    lines = explain.summary(plan := planned(llama_graph(layers=3)), plan.schedule(1, 1))
-    assert any(line.split() == ["mul_mat", "22/22", "a:f32"] for line in lines)
-    assert any(plan.fingerprint in line and "52 launches (0 conversions)" in line for line in lines)
+def test_a_run_is_told_the_summary_and_what_identifies_its_plan():
+    lines = explain.run_summary(plan := planned(llama_graph(layers=3)))
+    assert lines[:-1] == show_summary(plan)
+    assert lines[-1] == f"52 launches (0 conversions) at 1..8 rows; fingerprint {plan.fingerprint}"
+
+
+def test_buckets_of_as_many_launches_are_told_together():
+    policy = """\
+fuse = false
+[[rule]]
+m = "1..2"
+use = "b"
+[[rule]]
+m = "3..4"
+use = "a"
+[[rule]]
+m = "5"
+use = "c"
+[defaults]
+use = "b"
+"""
+    more = whole_backend(silu=FakeKernel(launches=3))
+    plan = planned(chain("silu", "add"), policy, a=whole_backend(), b=whole_backend(), c=more)
+    assert plan.buckets == (2, 4, 5, 8)
+    last, every = (explain.show(plan, verbose=verbose).splitlines()[-1] for verbose in (False, True))
+    assert every.startswith("2 launches (0 conversions) at 1..4 rows, 4 (0) at 5, 2 (0) at 6..8; fingerprint ")
+    assert last.startswith("2 launches (0 conversions) at 1..2,6..8 rows; fingerprint ")
+
+
+def test_reasons_are_short_in_the_table_and_whole_under_verbose():
+    policy = '[[rule]]\nop = "add"\nuse = "auto"\n\n[defaults]\nuse = "a"\n'
+    plan = planned(chain("silu", "mul", "add"), policy, a=whole_backend())
+    assert {row[1]: row[4] for row in rows_of(plan)} == {"silu": "line 5", "mul": "line 5", "add": "auto 1"}
+    whole = {row[1]: row[4] for row in rows_of(plan, verbose=True)}
+    assert whole == {
+        "silu": "defaults (line 5)",
+        "mul": "defaults (line 5)",
+        "add": "least predicted time, by rule 1 (line 1)",
+    }
+
+
+def test_no_reason_is_cut_in_a_table_of_the_usual_width():
+    plan = planned(llama_graph(layers=12), "")
+    told = {line.split()[-1] for line in str(plan).split("\n\n")[1].splitlines()[1:]}
+    assert told == {"defaults", "fused"}
+    assert not any(".." in reason for reason in told)
 
 
 def test_absent_backends_are_one_line_and_refusals_of_single_kernels_are_not_among_them():
@@ -90,6 +129,14 @@ def test_absent_backends_are_one_line_and_refusals_of_single_kernels_are_not_amo
     assert explain.show(plan, verbose=True).count("Venus") == 1
 
 
+def test_a_backend_that_lacks_its_library_is_told_of_once():
+    lacking = backend(add=Declined("cupy is not installed", "missing dependency"))
+    lacking.device_refusal = hookimpl(lambda device: Declined("cupy is not installed", "missing dependency"))
+    plan = planned(chain("silu", "add"), a=whole_backend(), cupy=lacking)
+    assert explain.show(plan).count("cupy") == 2
+    assert "missed    cupy is not used: cupy is not installed" in explain.show(plan)
+
+
 def test_a_broken_backend_is_told_of():
     def broken(node, m):
         raise RuntimeError("no luck")
@@ -97,45 +144,3 @@ def test_a_broken_backend_is_told_of():
     plan = planned(silu_graph(), a=backend(silu=FakeKernel()), bad=backend(silu=broken))
     (line,) = (line for line in explain.show(plan, width=1000).splitlines() if line.startswith("bad is quarantined: "))
     assert "no luck" in line
-
-
-# Why.
-
-
-def test_why_joins_row_counts_and_losers_that_are_told_the_same():
-    plan = planned(chain("silu", "add"), FEW, a=whole_backend(), b=whole_backend(), c=whole_backend())
-    assert plan.why("n1").splitlines() == [
-        "rows 1..8: n1 (add) runs a:f32: defaults (p.toml:6)",
-        "  not b:f32, c:f32: a:f32 comes first in defaults (p.toml:6) [outranked]",
-    ]
-    assert [line.partition(":")[0] for line in plan.why("n0").splitlines() if line.startswith("rows")] == [
-        "rows 1..2",
-        "rows 3..8",
-    ]
-
-
-def test_why_has_variants_and_fused_candidates():
-    plan = planned(chain("silu", "mul"))
-    steps = plan.schedule(8, 8).steps
-    taken = (Taken(4, "tile 16", "table"), Taken(8, "tile 32", "default"))
-    varied = tuple(replace(step, choice=replace(step.choice, variants=taken)) for step in steps)
-    refused = (Rejection("z:f32 of swiglu", "it is Monday", "unsupported"),)
-    told = replace(
-        plan,
-        schedules={(8, 8): replace(plan.schedule(8, 8), steps=varied)},
-        considered={"n1": refused},
-    )
-    assert "  variants: tile 16 up to 4 rows (table); tile 32 up to 8 rows (default)" in told.why("n1").splitlines()
-    *_, heading, last = told.why("n1").splitlines()
-    assert (heading, last) == ("fused candidates:", "  not z:f32 of swiglu: it is Monday [unsupported]")
-    assert "fused" not in told.why("n0")
-    data = explain.why_data(told, "n1")
-    assert data["considered"] == [{"kernel": "z:f32 of swiglu", "reason": "it is Monday", "kind": "unsupported"}]
-    assert data["buckets"][0]["variants"][0] == {"rows": 4, "variant": "tile 16", "source": "table"}
-
-
-def test_why_of_a_part_tells_of_the_fused_node_and_an_unknown_name_raises():
-    plan = planned(llama_graph(), "")
-    assert "(gate_up_swiglu) runs a:f32" in plan.why("blk.0.ffn_up")
-    with pytest.raises(PlanError, match=r"no node 'blk\.0\.ffn_pu'.*did you mean 'blk\.0\.ffn_up'"):
-        plan.why("blk.0.ffn_pu")
