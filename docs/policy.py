@@ -44,6 +44,9 @@ that it declares; `--why` says each candidate's, and where it is from. Rules sta
   for 4-bit weights and fp8, 2e-3 for 5 bits, 4e-4 for Q6_K, 2e-4 for Q8_0, 6e-5 for 16 bits and between the products,
   1e-6 for float32. What the graph hands back is not rounded on its way. A kernel that reads float16 alone is left out
   where the weights are not in it. Of two that are equally fast the more exact one is taken.
+- **proof**: a kernel that fails smoke cases under `kernelmux check` on this machine is on record, and nobody gets it
+  unasked, neither by `auto` nor by the default policy, until all its smoke cases of that op pass, or its source, its
+  libraries or the card are others. Who names it in a rule, or by `--use`, gets it, and the plan says so.
 - **memory**: packed forms are those that one row wants, and others that the most rows want where that saves a tenth of
   the time and all of them fit four fifths of the device's memory. No other row count adds one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 
@@ -11,9 +12,24 @@ from hypothesis import settings
 
 from tiny_model import write_tiny_llama
 
+# No test reads or writes the user's cache.
+os.environ.setdefault("KERNELMUX_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "kernelmux"))
+NUMBERS = itertools.count()
+"""Of caches: each is a folder that is made once something is kept in it."""
+
 # An example takes as long as the machine takes.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A cache of the test's own; what runs on a card shares what was compiled for it."""
+    if not request.node.get_closest_marker("gpu"):
+        place = tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))
+        monkeypatch.setenv("KERNELMUX_CACHE", str(place))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Verbose, print_json, traced
+from kernelmux.cli.common import DeviceName, Verbose, print_json, refuse_overwriting, traced
 from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kernelmux.conformance.case_file import CaseFile
     from kernelmux.conformance.hookup import Known
     from kernelmux.conformance.report import Report
+    from kernelmux.contract.record import Record
     from kernelmux.contract.registry import Registry
 
 STDOUT = Path("-")
@@ -44,18 +45,24 @@ def check(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails."""
+    """Run the conformance suite: every kernel on every case of its op. Exit code 1 if anything fails.
+
+    A kernel that fails smoke cases is on record then: `auto` does not take it on this machine until they pass.
+    """
     from kernelmux.conformance import Filter
     from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
     from kernelmux.contract import registry
     from kernelmux.contract.device import find_device
+    from kernelmux.contract.record import Record
 
     for path in (json, html):
         if path is not None and not path.parent.is_dir():
             raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
-    current, device_class = registry.current(), find_device(device).device_class
+    refuse_overwriting("--json", json, **{"known failures": known, "case file": cases})
+    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases})
+    current, target = registry.current(), find_device(device)
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
     chosen = _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu"))
@@ -68,10 +75,12 @@ def check(
     entries = read_known(known) if known else []
     narrowed = bool(op or kernel or case or smoke or cases)
     outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
+    if file is None:
+        _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
     broken = [current.backends[name] for name in taking_part if current.backends[name].fault]
     notes |= {found.name: f"backend {found.name!r} is quarantined: {found.fault}" for found in broken}
-    report = make_report(outcomes, current.backends, device_class, notes.values())
+    report = make_report(outcomes, current.backends, target.device_class, notes.values())
     if verbose:
         for found in broken:
             typer.echo(found.trace, err=True)
@@ -159,6 +168,22 @@ def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job]
         return meant <= ran and bool(meant or not narrowed) and entry.kernel.partition(":")[0] in backends
 
     return apply_known(outcomes, known, ran_whole)
+
+
+def _put_on_record(ran: Sequence[tuple[Job, Outcome]], every: Iterable[Job], record: Record, excused: bool) -> None:
+    """Which kernels failed smoke cases; which passed, where all those of an op ran and none was `excused` by a peer."""
+    smoke = [(job, outcome) for job, outcome in ran if "smoke" in job.case.marks]
+    missing = {id(job): job for job in every if "smoke" in job.case.marks}
+    subjects: dict[tuple[str, str], list[Outcome]] = {}
+    for job, outcome in smoke:
+        missing.pop(id(job), None)
+        subjects.setdefault((job.case.op, job.kernel), []).append(outcome)
+    partly = {(job.case.op, job.kernel) for job in missing.values()}
+    for (op, kernel), outcomes in subjects.items():
+        failed = next((outcome.case for outcome in outcomes if outcome.status == "fail"), "")
+        whole = (op, kernel) not in partly and any(outcome.passed for outcome in outcomes)
+        if failed or (whole and not excused):
+            record.note(op, kernel, failed)
 
 
 def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -> None:

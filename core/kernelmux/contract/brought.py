@@ -56,7 +56,7 @@ def add_op(op: Op) -> None:
     OPS[op.name] = op
     try:
         op.arguments(case_node(next(op.cases())))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BackendError(f"its op {op.name!r} has no sound first case: {type(error).__name__}: {error}") from error
 
 

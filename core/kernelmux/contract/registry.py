@@ -76,7 +76,7 @@ class Registry:
             for op in self._brought(name, "new_ops", Op):
                 add_op(op)
             self._check_hooks(name, plugin)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             make_known(*before)
             self._quarantine(backend, error)
         return backend
@@ -115,7 +115,7 @@ class Registry:
             if (own := self._own_hooks.get(backend, {}).get("kernel_classes")) is not None:
                 try:
                     self._classes[backend] = checked_classes(backend, own.function())
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     self._quarantine(self.backends[backend], error)
         return self._classes[backend]
 
@@ -126,7 +126,7 @@ class Registry:
         for name in [only] if only else self.working:
             try:
                 theirs = Offer({}, {}) if self.backends[name].fault else self._answer(name, node, device)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._quarantine(self.backends[name], error)
             else:
                 kernels.update(theirs.kernels)

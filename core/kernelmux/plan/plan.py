@@ -202,7 +202,7 @@ def make_plan(
         considered[name] = tuple(dict.fromkeys(considered.get(name, ()) + losers))
     plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked)
     check_requirements(plan)
-    return plan if locked else replace(plan, notes=notes(plan))
+    return plan if locked else replace(plan, notes=notes(plan, selector.record))
 
 
 def _identity(schedule: Schedule) -> list[Any]:

@@ -17,6 +17,7 @@ from kernelmux.policy.grammar import AUTO, PARTS
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
+    from kernelmux.contract.record import Record
     from kernelmux.plan.choice import Choice
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.grammar import Rule
@@ -129,7 +130,17 @@ def _first_refusal(rule: Rule, choice: Choice) -> str:
     return ""
 
 
-def notes(plan: Plan) -> tuple[str, ...]:
+def _failed(plan: Plan, record: Record) -> Iterator[str]:
+    """What runs though it has failed its smoke cases on this machine, as somebody asked for it."""
+    choices = {
+        (step.node.op, step.choice.name): step.choice for top in plan.buckets for step in plan.schedule(top, top).steps
+    }
+    for (op, name), choice in choices.items():
+        if failure := record.failure(op, name, choice.kernel):
+            yield f"{name} runs {op}, by {plan.policy.where(choice.rule)}: {failure}"
+
+
+def notes(plan: Plan, record: Record) -> tuple[str, ...]:
     """What a person must be told of the policy, though a plan was made: names not to be had, rules that do nothing.
 
     A broken backend is told of once, and all that matches no node in one line.
@@ -150,4 +161,4 @@ def notes(plan: Plan) -> tuple[str, ...]:
         verb = "match" if len(names) > 1 else "matches"
         lines.append(f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}")
     lines += [f"{policy.where(index)}: {said}" for index, said in unserved(plan)]
-    return tuple(lines)
+    return (*lines, *_failed(plan, record))

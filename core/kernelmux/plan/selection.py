@@ -5,6 +5,7 @@ Enters: a node at a row count. Leaves: a Choice, or a PlanError that lists every
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from functools import cached_property
 from kernelmux.contract.answers import Offer
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.packed import Form, packed_form
+from kernelmux.contract.record import Record
 from kernelmux.errors import BackendError, PlanError
 from kernelmux.graph.graph import TensorNode
 from kernelmux.measure.predict import Prediction, Predictor
@@ -62,6 +64,11 @@ class Selector:
         """Tells how long a kernel is going to take."""
         return Predictor(self.offers.device, Tables(self.offers.device))
 
+    @cached_property
+    def record(self) -> Record:
+        """Tells which kernels have failed their smoke cases on this machine."""
+        return Record(self.offers.registry, self.offers.device)
+
     def predict(self, name: str, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
         """How long a kernel is going to take for nodes of a kind at a row count."""
         key = self.offers.kind(node), rows, name
@@ -72,9 +79,9 @@ class Selector:
     def candidates(self, node: TensorNode, rows: int) -> list[tuple[str, Kernel]]:
         """The kernels that a node may get: all that `auto` may take, or the one that the policy names before it."""
         rule, offer = self.match(node, rows), self.offers.of(node, rows)
-        for asked, _ in self._words(rule):
-            names = offer.kernels if asked == AUTO else _expand(asked, offer)
-            found = [name for name in names if self.refusal(name, node, rule, offer, asked == AUTO) is None]
+        for asked, place in self._words(rule):
+            names, meant = offer.kernels if asked == AUTO else _expand(asked, offer), self._is_meant(asked, place)
+            found = [name for name in names if self.refusal(name, node, rule, offer, asked == AUTO, meant) is None]
             if found:
                 return [(name, offer.kernels[name]) for name in (found if asked == AUTO else found[:1])]
         return []
@@ -141,10 +148,10 @@ class Selector:
         offer = self.offers.of(node, rows)
         rejected: dict[str, Rejection] = {}
         picked: tuple[str, str, str] | None = None
-        for name, reason, asked in self._order(rule, offer, node, rows, preferred):
+        for name, reason, asked, meant in self._order(rule, offer, node, rows, preferred):
             if name in rejected or (picked and picked[0] == name):
                 continue
-            refusal = self.refusal(name, node, rule, offer, asked == AUTO)
+            refusal = self.refusal(name, node, rule, offer, asked == AUTO, meant)
             refusal = refusal or (own(name, offer.kernels[name]) if own else None)
             if refusal is not None:
                 rejected[name] = Rejection(name, refusal.reason, refusal.kind)
@@ -178,11 +185,15 @@ class Selector:
 
     def _order(
         self, rule: int | None, offer: Offer, node: TensorNode, rows: int, preferred: str
-    ) -> Iterator[tuple[str, str, str]]:
-        """Candidates in order of preference, each with its reason and the policy's words; refused ones among them."""
+    ) -> Iterator[tuple[str, str, str, bool]]:
+        """Candidates in order of preference, each with its reason, the policy's words, and whether somebody meant them.
+
+        Refused ones are among them.
+        """
         for asked, place in self._words(rule):
             if asked != AUTO:
-                yield from ((full, self.policy.where(place), asked) for full in _expand(asked, offer))
+                meant = self._is_meant(asked, place)
+                yield from ((full, self.policy.where(place), asked, meant) for full in _expand(asked, offer))
                 continue
             reason = f"least predicted time, by {self.policy.where(place)}"
 
@@ -190,12 +201,20 @@ class Selector:
                 kernel = offer.kernels[name]
                 return name != preferred, self.predict(name, kernel, node, rows).us, added_error(kernel, node), name
 
-            yield from ((full, reason, asked) for full in sorted(offer.kernels, key=slowness))
+            yield from ((full, reason, asked, False) for full in sorted(offer.kernels, key=slowness))
+
+    def _is_meant(self, asked: str, place: int | None) -> bool:
+        """Whether somebody named a backend or a kernel; nobody did what `auto` takes, or comes after the defaults."""
+        named = place is not None or asked in self.policy.document.defaults.use
+        return asked != AUTO and named and self.policy.is_asked_for(place)
 
     def refusal(
-        self, name: str, node: TensorNode, rule: int | None, offer: Offer, auto: bool = False
+        self, name: str, node: TensorNode, rule: int | None, offer: Offer, auto: bool = False, meant: bool = False
     ) -> Declined | None:
-        """Why a candidate cannot have a node of this kind, or None where it can; `auto` keeps to its own budget too."""
+        """Why a candidate cannot have a node of this kind, or None where it can; `auto` keeps to its own budget too.
+
+        What failed its smoke cases on this machine only somebody can have who `meant` it.
+        """
         forbidden = self.policy.document.forbid
         backend = name.partition(":")[0]
         if name in forbidden or backend in forbidden:
@@ -205,6 +224,8 @@ class Selector:
         kernel = offer.kernels[name]
         if (fault := unreadable(kernel, node)) is not None:
             return fault
+        if not meant and (failure := self.record.failure(node.op, name, kernel)):
+            return Declined(failure, "failed")
         budget = self.policy.max_error(rule)
         if auto:
             if may_overflow(kernel, node):
@@ -227,12 +248,15 @@ class Selector:
     def is_open(self, node: TensorNode, rows: int) -> bool:
         """Whether the policy leaves a node to `auto`."""
         rule = self.match(node, rows)
-        words = [asked for asked, _ in self._words(rule)]
-        if AUTO not in words:
+        words = list(self._words(rule))
+        if AUTO not in dict(words):
             return False
         offer = self.offers.of(node, rows)
-        before = (name for asked in words[: words.index(AUTO)] for name in _expand(asked, offer))
-        return all(self.refusal(name, node, rule, offer) is not None for name in before)
+        return all(
+            self.refusal(name, node, rule, offer, meant=self._is_meant(asked, place)) is not None
+            for asked, place in itertools.takewhile(lambda word: word[0] != AUTO, words)
+            for name in _expand(asked, offer)
+        )
 
     def _absence(self, name: str, backend: str, offer: Offer) -> Declined:
         """Why a kernel that was asked for by name was not offered."""

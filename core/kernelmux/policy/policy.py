@@ -89,9 +89,15 @@ class Policy:
             return _line_of(self.lines, ("rule", number, *path[2:])) if number >= 0 else None
         return _line_of(self.lines, path)
 
-    def is_asked_for(self, rule: int) -> bool:
-        """Whether somebody wrote a rule: an option, or a file, not the default policy or one that the file extends."""
-        return rule < len(self.options) or not (self.shipped or self.line("rule", rule) is None)
+    def is_asked_for(self, rule: int | None) -> bool:
+        """Whether somebody wrote a rule, or the defaults: in an option or a file.
+
+        Nobody did what the default policy has, nor what a file has because it extends another.
+        """
+        if rule is not None and rule < len(self.options):
+            return True
+        written = "defaults.use" in self.lines if rule is None else self.line("rule", rule) is not None
+        return written and not self.shipped
 
     def where(self, index: int | None) -> str:
         """How messages name a rule: `rule 2 (policy.toml:14)`, `--use mul_mat=torch:f32`, or the defaults."""

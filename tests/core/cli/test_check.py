@@ -3,16 +3,21 @@
 import importlib
 import json
 import shlex
+import types
 from dataclasses import replace
 
 import pytest
 
 from command import assert_one_line_error, call_command
-from fake_backend import FakeKernel, compute
+from fake_backend import FakeKernel, compute, silu_graph
 from kernelmux.conformance.testing import backend
-from kernelmux.contract import Declined, registry
+from kernelmux.contract import CONTRACT, Declined, Kernel, hookimpl, registry
 from kernelmux.contract.device import find_device
+from kernelmux.contract.record import Record
 from kernelmux.graph.ops import OPS
+from kernelmux.plan.plan import make_plan
+from kernelmux.policy.policy import parse_policy
+from wrong.elementwise import LeavesOutTheGate
 
 CASES = {case.name: case for case in OPS["silu"].cases()}
 VARIANTS = ["silu-m5-n576@outputs0=f32", "silu-m5-n576@outputs0=f16"]
@@ -264,3 +269,136 @@ def test_verbose_shows_the_traceback_of_a_broken_backend_beside_those_that_are_c
 
 def test_without_any_backend_it_says_what_to_install():
     assert_one_line_error(check(), "no backend is installed", "pip install kernelmux-torch")
+
+
+SMOKE = [name for name, case in CASES.items() if "smoke" in case.marks]
+
+
+class Mended(FakeKernel):
+    """Wrong while `faults` has cases in it, by their rows; it claims to be faster than anybody."""
+
+    def __init__(self, *faults):
+        super().__init__("mended", reading=1e6, emits=["f32", "f16"], work=self.compute)
+        self.faults = set(faults)
+
+    def compute(self, node, tensors):
+        compute(node, tensors)
+        if node.outputs[0].extents[0] in self.faults:
+            tensors.outputs[0].add_(1)
+
+
+def taken(**backends):
+    with registry.isolated(**backends) as found:
+        policy = parse_policy('[defaults]\nuse = "auto"\n', "p.toml")
+        plan = make_plan(silu_graph(), policy, found, find_device())
+    return plan.schedule(1, 1).steps[0].choice.name
+
+
+def on_record(kernel):
+    """What is known of it: whether its cases have passed, and whether some have failed."""
+    with registry.isolated(fake=backend(silu=kernel)) as found:
+        record = Record(found, find_device())
+        return record.passed("silu", "fake:mended"), bool(record.failure("silu", "fake:mended", kernel))
+
+
+def test_auto_does_not_take_what_has_failed_smoke_cases_until_they_pass():
+    kernel = Mended(1)
+    backends = {"fake": backend(silu=kernel), "other": backend(silu=right())}
+    assert taken(**backends) == "fake:mended"
+    assert check("--smoke", **backends).code == 1
+    assert taken(**backends) == "other:f32"
+    kernel.faults.clear()
+    assert taken(**backends) == "other:f32"
+    assert check("--kernel", "fake:mended", "--op", "silu", "--smoke", **backends).code == 0
+    assert taken(**backends) == "fake:mended"
+
+
+def test_a_kernel_that_leaves_a_step_out_is_checked_and_never_taken():
+    wrong = LeavesOutTheGate()
+    wrong.efficiency = FakeKernel(reading=1e6).efficiency
+    backends = {"wrong": backend(silu=wrong), "other": backend(silu=right())}
+    assert taken(**backends) == "wrong:kernel"
+    check(**backends)
+    assert taken(**backends) == "other:f32"
+
+
+PASSED, FAILED, NOTHING = (True, False), (False, True), (False, False)
+
+
+@pytest.mark.parametrize(
+    ("faults", "arguments", "known"),
+    [
+        ((), ("--smoke",), PASSED),
+        ((), (), PASSED),
+        ((), ("--smoke", "--case", SMOKE[0]), NOTHING),
+        ((), ("--case", "silu-m2-*"), NOTHING),
+        ((1,), ("--case", SMOKE[0]), FAILED),
+        ((2,), (), PASSED),
+        ((1,), ("--case", "silu-m2-*"), NOTHING),
+        ((1,), ("--smoke", "--peer", "fake:mended"), FAILED),
+        ((), ("--smoke", "--peer", "fake:mended"), NOTHING),
+    ],
+    ids=str,
+)
+def test_a_failure_counts_at_once_and_a_pass_only_of_all_smoke_cases(faults, arguments, known):
+    kernel = Mended(*faults)
+    check(*arguments, fake=backend(silu=kernel))
+    assert on_record(kernel) == known
+
+
+def test_known_failures_are_none_on_record_either(tmp_path):
+    kernel = Mended(1)
+    known = tmp_path / "known.toml"
+    known.write_text('[[failure]]\ncase = "silu-*"\nkernel = "fake:mended"\nreason = "r"\nlink = "l"\n')
+    fake = backend(silu=kernel)
+    assert check("--smoke", "--known", known, fake=fake).code == 0
+    assert on_record(kernel) != FAILED
+
+
+def test_cases_of_a_file_are_not_the_suites_and_leave_no_record(tiny, tmp_path):
+    kernel, path = Mended(1), tmp_path / "cases.json"
+    plain = ("--use", "*=reference:f32", "--use", "silu=torch:f32")
+    assert call_command("run", tiny, "-p", "hello", "--max-tokens", 2, *plain, "--capture-cases", path).code == 0
+    assert check("--cases", path, "--op", "silu", fake=backend(silu=kernel)).code == 1
+    assert on_record(kernel) == NOTHING
+
+
+class RefusesByExit(Kernel):
+    name, ops = "f32", ("silu",)
+    precision = 1e-6
+
+    def refuses(self, node):
+        raise SystemExit(0)
+
+    def bind(self, node, tensors, stream):
+        return lambda: None
+
+
+@pytest.mark.parametrize("hook", ["kernel_classes", "refuses", "dispatch_silu", "device_refusal"])
+def test_a_hook_that_exits_has_failed_as_one_that_raises(hook):
+    plugin = types.ModuleType("broken")
+    plugin.CONTRACT = CONTRACT
+    plugin.kernel_classes = hookimpl(lambda: [RefusesByExit])
+
+    def exits():
+        raise SystemExit(0)
+
+    if hook != "refuses":
+        setattr(plugin, hook, hookimpl(exits))
+    result = check("--backend", "broken", broken=plugin)
+    assert_one_line_error(result, "SystemExit: 0 (test_check.py:")
+    whole = check("--case", "silu-m5-n576", broken=plugin, fake=backend(silu=right()))
+    assert whole.code == 1
+    assert "SystemExit: 0" in whole.out + whole.err
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("read", ["--known", "--cases"])
+def test_a_report_does_not_take_the_place_of_what_is_read(option, read, tmp_path):
+    path = known_failures(tmp_path / "read.toml", "silu-m5-n576")
+    before = path.read_text()
+    result = check(read, path, option, path, fake=backend(silu=right()))
+    assert result.code == 2
+    assert f"Invalid value for {option}" in result.err
+    assert "read.toml is" in result.err
+    assert path.read_text() == before

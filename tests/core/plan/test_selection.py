@@ -1,14 +1,17 @@
 """One node, many kernels: the policy's order decides, and everybody who lost is told why."""
 
+import re
+
 import pytest
 
-from fake_backend import CPU, FakeKernel, chain, plan_for, silu_graph, whole_backend
+from fake_backend import CPU, FakeKernel, chain, llama_graph, plan_for, silu_graph, whole_backend
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, Kernel, registry
+from kernelmux.contract.record import Record
 from kernelmux.errors import BackendError, KernelmuxError, PlanError, PolicyError
 from kernelmux.graph.graph import Builder
 from kernelmux.plan.plan import make_plan
-from kernelmux.policy.policy import default_policy
+from kernelmux.policy.policy import default_policy, parse_policy
 
 FAST, EXACT = FakeKernel("fast", precision=1e-4), FakeKernel("exact")
 
@@ -237,3 +240,70 @@ class _Undeclared(Kernel):
 def test_a_kernel_that_declares_no_precision_is_named():
     with pytest.raises(KernelmuxError, match="precision"):
         choose(a=backend(silu=_Undeclared()))
+
+
+AUTO = '[defaults]\nuse = "auto"\n'
+FAILED = (
+    r"^its smoke cases failed here on \d{4}-\d\d-\d\d \(silu-m5\): kernelmux check --kernel a:fast --op silu --smoke"
+)
+
+
+def planned_beside_a_failure(policy, *, use=(), op="silu", name="a:fast", graph=None, **backends):
+    """A plan where a smoke case of a kernel has failed; `policy` is a text or a policy."""
+    backends = backends or {"a": backend(silu=[FakeKernel("fast", reading=0.9), FakeKernel("slow", reading=0.1)])}
+    with registry.isolated(**backends) as found:
+        Record(found, CPU).note(op, name, "silu-m5")
+        asked = parse_policy(policy, "p.toml") if isinstance(policy, str) else policy
+        return make_plan(graph or silu_graph(), asked.with_use(use), found, CPU, 8)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        AUTO,
+        '[[rule]]\nuse = "auto"\n',
+        'extends = "default"\n[[rule]]\nop = "mul"\nuse = "a:fast"\n',
+        "",
+        default_policy(),
+    ],
+    ids=["auto", "a rule's auto", "extends the default", "by name of the backend", "the default"],
+)
+def test_nobody_gets_a_kernel_whose_smoke_cases_failed_here_without_asking_for_it(policy):
+    plan = planned_beside_a_failure(policy)
+    (choice,) = (step.choice for step in plan.schedule(1, 1).steps)
+    assert choice.name == "a:slow"
+    kind, reason = losers(choice)["a:fast"]
+    assert kind == "failed"
+    assert re.match(FAILED, reason)
+    assert not any("smoke" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "by"),
+    [
+        ({"policy": '[[rule]]\nuse = "a:fast"\n'}, r"rule 1 \(p\.toml:1\)"),
+        ({"policy": '[[rule]]\nuse = "a"\n' + AUTO}, r"rule 1 \(p\.toml:1\)"),
+        ({"policy": '[defaults]\nuse = ["a", "auto"]\n'}, r"defaults \(p\.toml:1\)"),
+        ({"policy": AUTO, "use": ["silu=a:fast"]}, "--use silu=a:fast"),
+        ({"policy": default_policy(), "use": ["silu=a"]}, "--use silu=a"),
+    ],
+    ids=["a rule", "a rule's backend", "defaults", "an option", "an option beside the default"],
+)
+def test_who_names_it_gets_it_and_is_told(asked, by):
+    plan = planned_beside_a_failure(**asked)
+    assert plan.schedule(1, 1).steps[0].choice.name == "a:fast"
+    (note,) = plan.notes
+    assert re.match(rf"^a:fast runs silu, by {by}: {FAILED[1:]}", note)
+
+
+def test_a_fused_kernel_that_failed_leaves_its_parts_to_run():
+    for policy in (AUTO, '[defaults]\nuse = "a"\n'):
+        fused = {"graph": llama_graph(1), "op": "gate_up_swiglu", "name": "a:f32"}
+        plan = planned_beside_a_failure(policy, **fused, a=whole_backend())
+        assert "gate_up_swiglu" not in {step.node.op for step in plan.schedule(1, 1).steps}
+        assert "a:f32 of gate_up_swiglu: its smoke cases failed here" in " ".join(plan.why("blk.0.ffn_up").split())
+
+
+def test_where_it_was_the_only_one_there_is_no_plan_and_the_reason_says_what_runs_the_cases_again():
+    with pytest.raises(PlanError, match=r"a:fast: its smoke cases failed here .* kernelmux check --kernel a:fast"):
+        planned_beside_a_failure(AUTO, a=backend(silu=FAST))
