@@ -189,8 +189,8 @@ def test_the_whole_example_of_the_page_plans_a_model_as_it_says(written, smollm2
     assert (result.code, result.err) == (0, "")
     table = read_table(result.out.split("\n\n")[1].splitlines())
     rows = {(name, *rest) for name, _, *rest in table}
-    assert ("blk.0..1.attn_q", "1..8", "torch:int4", "rule 1 (line 1)") in rows
-    assert ("blk.0..1.attn_q", "9..512", "torch:f32", "rule 2 (line 7)") in rows
+    assert ("blk.0..1.attn_q", "1..8", "torch:int4", "line 1") in rows
+    assert ("blk.0..1.attn_q", "9..512", "torch:f32", "line 7") in rows
 
 
 def test_the_default_policy_passes(written):
