@@ -142,15 +142,20 @@ class Speeds:
             elif what == "reading":
                 what = "reading weights" if call.node.weight else "activations"
             bounds[what] += call.us - launching
-        # Where the host cannot keep up, the device waits for it.
-        schedule, us = self.plan.schedule(rows, 1), sum(bounds.values())
-        captured = is_captured(self.plan.device, rows, not schedule.not_capturable)
-        bounds[LAUNCHING] += step_time(us, schedule.launches, captured, self.predictor.ceilings) - us
+        us = sum(bounds.values())
+        bounds[LAUNCHING] += self._with_host(rows, us) - us
         return bounds
+
+    def _with_host(self, rows: int, us: float) -> float:
+        """Microseconds of a step whose calls take `us`: where the host cannot keep up, the device waits for it."""
+        schedule, device = self.plan.schedule(rows, 1), self.plan.device
+        captured = is_captured(device, rows, not schedule.not_capturable)
+        return step_time(us, schedule.launches, captured, self.predictor.ceilings)
 
     def at_best(self, rows: int) -> float:
         """Microseconds of the step were every node with the best of its candidates, and that at the ceilings."""
-        return sum(call.count * min(call.prediction.us, self._best(call)) for call in self.calls(rows))
+        calls = self.calls(rows)
+        return self._with_host(rows, sum(call.count * min(call.prediction.us, self._best(call)) for call in calls))
 
     def _best(self, call: Call) -> float:
         return min(self.predictor.least(kernel, call.node, call.rows).us for kernel in self._candidates(call))

@@ -14,7 +14,9 @@ from kernelmux.contract.registry import Registry
 from kernelmux.graph.graph import Builder
 from kernelmux.graph.ops import CORE_OPS, fused_ops
 from kernelmux.graph.rewrite import find_fusions
+from kernelmux.measure.table import Tables
 from kernelmux.plan.plan import make_plan
+from kernelmux.plan.summary import summarise
 from kernelmux.policy.policy import parse_policy
 
 POLICY = """\
@@ -127,6 +129,20 @@ def test_twice_the_nodes_are_twice_the_work(build):
 def test_twice_the_nodes_are_twice_the_search_for_fusions(build):
     small, large, huge = (work(find_fusions, build(size), fused_ops()) for size in (4, 8, 16))
     assert huge - large < 2.2 * (large - small), (small, large, huge)
+
+
+def test_a_summary_asks_nobody_where_times_are_known_and_by_kind_where_not(asked, monkeypatch):
+    counts = []
+    for layers in (4, 16):
+        made = plan(llama_graph(layers), '[defaults]\nuse = ["auto"]\n')
+        asked.clear()
+        summarise(made)
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0
+    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (40.0, "measured here"))
+    asked.clear()
+    summarise(made)
+    assert asked == []
 
 
 def test_a_plan_touches_no_weights():

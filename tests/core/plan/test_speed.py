@@ -72,11 +72,13 @@ def test_where_a_card_waits_for_the_host_that_counts_as_launching():
         capturable = False
 
     captured, eager = (
-        Speeds(planned(matrix(64, 64), device=CUDA, a=whole_backend(mul_mat=kernel))).at(1)
-        for kernel in (FakeKernel(launches=9), Eager(launches=9))
+        Speeds(planned(matrix(64, 64), device=CUDA, a=whole_backend(mul_mat=kernel)))
+        for kernel in (FakeKernel(launches=99), Eager(launches=99))
     )
-    assert eager.us > captured.us
-    assert eager.bounds["launching"] > captured.bounds["launching"]
+    assert eager.at(1).us > captured.at(1).us
+    assert eager.at(1).bounds["launching"] > captured.at(1).bounds["launching"]
+    # Faster kernels do not help the host.
+    assert eager.at_best(1) == pytest.approx(eager.at(1).us)
 
 
 def test_candidates_are_those_that_could_have_the_slowest_node():
