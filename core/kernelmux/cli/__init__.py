@@ -15,6 +15,7 @@ from kernelmux.cli.graph import graph
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
 from kernelmux.cli.run import run
+from kernelmux.cli.tune import tune
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.errors import KernelmuxError
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, plan, graph, backends, check):
+for command in (run, plan, tune, graph, backends, check):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")

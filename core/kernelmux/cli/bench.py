@@ -20,6 +20,7 @@ from kernelmux.cli.common import (
     make_plan,
     open_asked,
     print_table,
+    row_counts,
 )
 from kernelmux.errors import KernelmuxError, nearest
 
@@ -59,7 +60,7 @@ def ops(
 
     target = find_device(device)
     stored = lookup(activations or target.platform.activations).name
-    works = _works(shape, op, _counts(m), context, stored)
+    works = _works(shape, op, row_counts(m), context, stored)
     ceilings = measure_ceilings(target)
     rows, notes = _timed(works, kernel or [], target, stored, ceilings)
     gemm = ", ".join(f"{format} {rate / 1e12:.1f} TFLOP/s" for format, rate in ceilings.gemm.items())
@@ -116,14 +117,6 @@ def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int
     graph = open_random(shape).graph.with_cache_format(cache_format)
     asked = op or list(dict.fromkeys(node.op for node in graph.ops))
     return [work for m in counts for work in model_works(graph, asked, m, context)]
-
-
-def _counts(text: str) -> list[int]:
-    """`1,16,512` as numbers."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) for part in parts):
-        raise KernelmuxError(f"--m {text}: row counts from 1, with commas between them, as 1,16,512")
-    return [int(part) for part in parts]
 
 
 def _timed(

@@ -131,6 +131,14 @@ def make_plan(
     return made
 
 
+def row_counts(text: str) -> list[int]:
+    """`1,16,512` as numbers."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise KernelmuxError(f"--m {text}: row counts from 1, with commas between them, as 1,16,512")
+    return [int(part) for part in parts]
+
+
 P = ParamSpec("P")
 
 

@@ -21,6 +21,7 @@ from kernelmux.contract.packed import Form, packed_form
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
 from kernelmux.graph.graph import Graph, TensorNode
+from kernelmux.measure.predict import CONTEXT
 from kernelmux.plan.buckets import Considered, choose_buckets, first_row, row_counts
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.explain import show
@@ -57,6 +58,8 @@ class Plan:
     """(node, kernel) pairs that raised in a walk."""
     locked: Locked | None = field(default=None, compare=False, repr=False)
     """Of a plan from a lock file: its choices, by bucket and node."""
+    context: int = CONTEXT
+    """Cached tokens of each sequence that decodes, for which `auto` chose."""
 
     def __str__(self) -> str:
         """The table of `kernelmux plan`."""
@@ -73,7 +76,9 @@ class Plan:
     def without(self, node: str, kernel: str) -> Plan:
         """The plan that would have been made had the kernel declined the node."""
         banned = self.banned | {(node, kernel)}
-        return make_plan(self.graph, self.policy, self.registry, self.device, self.max_rows, banned, self.locked)
+        return make_plan(
+            self.graph, self.policy, self.registry, self.device, self.max_rows, banned, self.locked, self.context
+        )
 
     @property
     def max_rows(self) -> int:
@@ -175,10 +180,12 @@ def make_plan(
     max_rows: int = MAX_ROWS,
     banned: frozenset[tuple[str, str]] = frozenset(),
     locked: Locked | None = None,
+    context: int = CONTEXT,
 ) -> Plan:
     """Chooses a kernel for every node and lays out its memory.
 
     `banned` kernels are passed over; with `locked` (choices by bucket and node) nothing is chosen, only looked up.
+    `auto` chooses for sequences of `context` cached tokens where they decode.
     Raises PlanError where no kernel takes a node (it lists every refusal) or a requirement does not hold, PolicyError
     where the policy names what does not exist, BackendError where no backend is installed.
     """
@@ -189,7 +196,7 @@ def make_plan(
     # A backend that breaks while it is asked is quarantined: then its earlier answers do not count either.
     while working != registry.working:
         working = registry.working
-        selector = Selector(policy, Offers(registry, device), banned, locked)
+        selector = Selector(policy, Offers(registry, device), banned, locked, context)
         buckets = choose_buckets(graph, selector, sorted(locked) if locked else row_counts(policy, max_rows))
         tops = tuple(bucket.rows for bucket in buckets)
         scheduling = Scheduling(graph, selector, tops, selector.predictor.tables)
@@ -200,7 +207,7 @@ def make_plan(
     considered: dict[str, tuple[Rejection, ...]] = {}
     for name, losers in itertools.chain.from_iterable(bucket.considered.items() for bucket in buckets):
         considered[name] = tuple(dict.fromkeys(considered.get(name, ()) + losers))
-    plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked)
+    plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked, context)
     check_requirements(plan)
     return plan if locked else replace(plan, notes=notes(plan, selector.record))
 

@@ -16,7 +16,7 @@ from kernelmux.contract.packed import Form, packed_form
 from kernelmux.contract.record import Record
 from kernelmux.errors import BackendError, PlanError
 from kernelmux.graph.graph import TensorNode
-from kernelmux.measure.predict import Prediction, Predictor
+from kernelmux.measure.predict import CONTEXT, Prediction, Predictor
 from kernelmux.measure.table import Tables
 from kernelmux.plan.budget import added_error, default_budget, may_overflow
 from kernelmux.plan.choice import Choice, Placed, Rejection, unreadable
@@ -45,6 +45,8 @@ class Selector:
     offers: Offers
     banned: frozenset[tuple[str, str]] = frozenset()
     locked: Locked | None = None
+    context: int = CONTEXT
+    """Cached tokens of each sequence that decodes, for which times are predicted."""
     _choices: dict[tuple[int, int, int | None, str], Choice] = field(default_factory=dict)
     _predicted: dict[tuple[int, int, str], Prediction] = field(default_factory=dict)
     _matched: set[int | None] = field(default_factory=set)
@@ -62,7 +64,7 @@ class Selector:
     @cached_property
     def predictor(self) -> Predictor:
         """Tells how long a kernel is going to take."""
-        return Predictor(self.offers.device, Tables(self.offers.device))
+        return Predictor(self.offers.device, Tables(self.offers.device), self.context)
 
     @cached_property
     def record(self) -> Record:

@@ -78,7 +78,7 @@ class Speeds:
 
     def __post_init__(self) -> None:
         self.offers = Offers(self.plan.registry, self.plan.device)
-        self.predictor = Predictor(self.plan.device, Tables(self.plan.device))
+        self.predictor = Predictor(self.plan.device, Tables(self.plan.device), self.plan.context)
 
     def calls(self, rows: int) -> Sequence[Call]:
         """Of a step of so many token rows, one of them with logits; those that take the longest first."""

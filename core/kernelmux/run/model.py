@@ -14,6 +14,7 @@ from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
+from kernelmux.measure.predict import CONTEXT
 from kernelmux.models import Source, open_model, open_random
 from kernelmux.models.chat import render_chat
 from kernelmux.plan.lock import read_lock
@@ -63,10 +64,12 @@ class Model:
         use: Iterable[str] = (),
         device: str | Device = "cpu",
         max_rows: int = MAX_ROWS,
+        context: int = CONTEXT,
         strict: bool = False,
     ) -> Plan:
         """Chooses every node's kernel by a policy file, `exact`, or the default one; `use` (`OP=KERNEL`) outranks them.
 
+        Where `auto` chooses, then for steps of up to `max_rows` rows, and for `context` cached tokens of each sequence.
         `strict` makes an error, a PlanError, of whatever the plan's notes have to say.
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """
@@ -74,7 +77,9 @@ class Model:
             policy = default_policy()
         elif not isinstance(policy, Policy):
             policy = read_policy(policy)
-        made = make_plan(self.graph, policy.with_use(use), registry.current(), _device(device), max_rows)
+        made = make_plan(
+            self.graph, policy.with_use(use), registry.current(), _device(device), max_rows, context=context
+        )
         if strict and made.notes:
             raise PlanError(f"a plan that is strict has no notes: {'; '.join(made.notes)}", file=policy.source)
         return made

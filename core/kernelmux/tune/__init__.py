@@ -1,0 +1,1 @@
+"""The choice made by measuring: kernels timed in processes of their own, whole plans held against each other."""
