@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import GraphError, nearest
@@ -166,6 +167,12 @@ def lookup(name: str) -> Format:
         if format.name.lower() == name.lower():
             return format
     raise GraphError(f"unknown format {name!r}{nearest(name, FORMATS)}")
+
+
+@cache
+def row_bytes(name: str, columns: int) -> int:
+    """Bytes of one row of so many columns."""
+    return lookup(name).nbytes((1, columns))
 
 
 def gguf_formats() -> dict[int, Format]:

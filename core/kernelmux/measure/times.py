@@ -66,18 +66,23 @@ def size(kernel: Kernel, node: TensorNode, context: int) -> Size:
 def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int, context: int) -> Known | None:
     """How long a node takes at so many rows; None where its kernel was not measured.
 
-    Of another size in proportion, of rows between two that were measured by a power of them.
+    Of another size in proportion, of rows between two that were measured by a power of them. A size of which such row
+    counts were measured tells more than a nearer one of which they were not.
     """
     measured = times.get(family(kernel, node), {})
     if not measured:
         return None
     wanted = size(kernel, node, context)
     sizes = {_parse(written): written for written in measured}
-    nearest = min(sizes, key=lambda other: (_distance(wanted, other), other))
+    nearest = min(sizes, key=lambda other: (_is_beyond(measured[sizes[other]], rows), _distance(wanted, other), other))
     by_rows = measured[sizes[nearest]]
     us = math.prod(wanted) / math.prod(nearest) * _at(by_rows, rows)
-    beyond = not min(map(int, by_rows)) <= rows <= max(map(int, by_rows))
-    return Known(us, "" if nearest == wanted else sizes[nearest], beyond)
+    return Known(us, "" if nearest == wanted else sizes[nearest], _is_beyond(by_rows, rows))
+
+
+def _is_beyond(by_rows: Mapping[str, float], rows: int) -> bool:
+    """Whether fewer or more rows are asked for than were measured."""
+    return not min(map(int, by_rows)) <= rows <= max(map(int, by_rows))
 
 
 def written(size: Size) -> str:

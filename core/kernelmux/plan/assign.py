@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -90,6 +90,16 @@ class Link:
         """The slots that it joins, ascending."""
         return tuple(sorted({slot for slot, _ in (*self.readers, *([self.writer] if self.writer else []))}))
 
+    def face(self, slot: int, option: Option) -> Hashable:
+        """All of an option of a slot that decides about the link."""
+        ports = [port for other, port in self.readers if other == slot]
+        reads = [tuple(option.reads[port].items()) for port in ports]
+        writes: tuple[Hashable, ...] = ()
+        if self.writer is not None and self.writer[0] == slot:
+            sides = option.writes if option.joins else option.writes[self.writer[1] : self.writer[1] + 1]
+            writes = (option.joins, *(tuple(side.items()) for side in sides))
+        return writes, *reads, option.strided, option.tolerates
+
     def us(self, options: Mapping[int, Option], convert: Convert) -> float:
         """What one value takes where the slots have these options, beside their own times: conversions, and storage.
 
@@ -144,13 +154,21 @@ def own_times(slot: int, options: Sequence[Option], count: int) -> Factor:
 
 def link_times(link: Link, count: int, options: Mapping[int, Sequence[Option]], convert: Convert) -> Factor:
     """What alike values take, `count` of them, by what the slots get that have more than one option."""
-    fixed = {slot: options[slot][0] for slot in link.slots}
     open_slots = tuple(slot for slot in link.slots if len(options[slot]) > 1)
-    times = {}
-    for choice in itertools.product(*(range(len(options[slot])) for slot in open_slots)):
-        picked = {slot: options[slot][index] for slot, index in zip(open_slots, choice, strict=True)}
-        times[choice] = count * link.us({**fixed, **picked}, convert)
-    return open_slots, times
+    # Many options are alike to a link: it is worked out once for those.
+    faces = {slot: [link.face(slot, option) for option in options[slot]] for slot in link.slots}
+    seen = {slot: list(dict.fromkeys(faces[slot])) for slot in link.slots}
+    known = {}
+    for alike in itertools.product(*seen.values()):
+        picked = {slot: options[slot][faces[slot].index(face)] for slot, face in zip(seen, alike, strict=True)}
+        known[tuple(face for slot, face in zip(seen, alike, strict=True) if slot in open_slots)] = link.us(
+            picked, convert
+        )
+    shown = (faces[slot] for slot in open_slots)
+    chosen = itertools.product(*(range(len(options[slot])) for slot in open_slots))
+    return open_slots, {
+        choice: count * known[alike] for choice, alike in zip(chosen, itertools.product(*shown), strict=True)
+    }
 
 
 def minimise(factors: Iterable[Factor]) -> tuple[dict[int, int], float]:

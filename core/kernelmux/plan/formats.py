@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kernelmux.contract.kernel import Kernel
-from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.formats import Value, lookup, row_bytes
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.measure.works import PROMPT
 from kernelmux.plan.choice import Choice
@@ -80,7 +80,7 @@ def best_format(value: Value, emitted: Collection[str], readers: Sequence[Reader
 
 
 def _row_bytes(format: str, value: Value) -> int:
-    return lookup(format).nbytes((1, *value.shape[1:])) if value.convertible else 0  # type: ignore[arg-type]
+    return row_bytes(format, int(value.shape[1])) if value.convertible else 0
 
 
 def format_read(accepted: Collection[str], stored: str, converted: Collection[str]) -> str:

@@ -35,6 +35,13 @@ def test_another_size_is_in_proportion_to_the_nearest_and_says_which():
     assert found == Known(pytest.approx(4.0), "16x8x5.0")
 
 
+def test_a_size_that_was_measured_at_such_row_counts_tells_more_than_the_very_size_that_was_not():
+    """Times of two rows say little of a thousand."""
+    times = {"mul_mat dp4a": {"16x8x5.0": {"1": 2.0, "2": 4.0}, "32x8x5.0": {"1": 3.0, "2048": 10.0}}}
+    assert look_up(times, KERNEL, node(), 2048, 512) == Known(pytest.approx(5.0), "32x8x5.0")
+    assert look_up(times, KERNEL, node(), 2, 512) == Known(pytest.approx(4.0))
+
+
 def test_what_was_never_measured_is_not_known():
     assert look_up(TIMES, FakeKernel("other"), node(), 1, 512) is None
     assert look_up({}, KERNEL, node(), 1, 512) is None
