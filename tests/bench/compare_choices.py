@@ -25,7 +25,7 @@ from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.report import make_report, save_report
 from kernelmux.measure.timing import Timing
-from kernelmux.measure.works import PROMPT
+from kernelmux.measure.works import Batch
 from kernelmux.plan.budget import added_error, default_budget
 from kernelmux.plan.plan import Plan
 from kernelmux.plan.speed import Speeds
@@ -215,7 +215,7 @@ class Comparison:
 def choice(plan: Plan, rows: int) -> str:
     """The kernels of the products, with how many of the model's each has: `cupy:dp4a 224, torch:bf16 1`."""
     counts: Counter[str] = Counter()
-    for step in plan.schedule(rows, outs(rows)).steps:
+    for step in plan.schedule(rows, Batch.of(rows, 1).sequences).steps:
         parts = [plan.plain[name].op for name in plan.fused.get(step.node.name, ())] or [step.node.op]
         counts[step.choice.name] += parts.count("mul_mat")
     return ", ".join(f"{name} {count}" for name, count in counts.most_common() if count)
@@ -227,16 +227,11 @@ def less_exact(plan: Plan, rows: int) -> list[str]:
     nodes = {node.name: node for node in (*plan.graph.ops, *(fusion.node for fusion in fusions))}
     over = {
         f"{step.node.op} {step.choice.name}": None
-        for step in plan.schedule(rows, outs(rows)).steps
+        for step in plan.schedule(rows, Batch.of(rows, 1).sequences).steps
         # A conversion's loss counts against the kernel that reads so narrow a format.
         if (node := nodes.get(step.node.name)) and added_error(step.choice.kernel, node) > default_budget(node)
     }
     return list(over)
-
-
-def outs(rows: int) -> int:
-    """Rows with logits: every decoding sequence's, of a prompt the last."""
-    return 1 if rows >= PROMPT else rows
 
 
 def told(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kernelmux.measure.predict import Prediction, Predictor
 from kernelmux.measure.steps import is_captured, step_time
 from kernelmux.measure.table import Tables
+from kernelmux.measure.works import Batch
 from kernelmux.plan.offers import Offers
 
 if TYPE_CHECKING:
@@ -81,19 +82,20 @@ class Speeds:
         self.predictor = Predictor(self.plan.device, Tables(self.plan.device), self.plan.context)
 
     def calls(self, rows: int) -> Sequence[Call]:
-        """Of a step of so many token rows, one of them with logits; those that take the longest first."""
+        """Of a step of so many token rows, the last of each sequence with logits; those that take the longest first."""
         if rows not in self._calls:
             self._calls[rows] = sorted(self._predicted(rows), key=lambda call: -call.us)
         return self._calls[rows]
 
     def _predicted(self, rows: int) -> list[Call]:
         alike: dict[tuple[int, str], list[tuple[TensorNode, Choice]]] = {}
-        for step in self.plan.schedule(rows, 1).steps:
+        outs = _outs(rows)
+        for step in self.plan.schedule(rows, outs).steps:
             alike.setdefault((self.offers.kind(step.node), step.choice.name), []).append((step.node, step.choice))
         calls = []
         for steps in alike.values():
             node, choice = steps[0]
-            own = node.rows_in({"m": rows, "outs": 1})
+            own = node.rows_in({"m": rows, "outs": outs})
             calls.append(Call(node, own, choice, len(steps), self.predictor.in_step(choice.kernel, node, own)))
         return calls
 
@@ -148,7 +150,7 @@ class Speeds:
 
     def _with_host(self, rows: int, us: float) -> float:
         """Microseconds of a step whose calls take `us`: where the host cannot keep up, the device waits for it."""
-        schedule, device = self.plan.schedule(rows, 1), self.plan.device
+        schedule, device = self.plan.schedule(rows, _outs(rows)), self.plan.device
         captured = is_captured(device, rows, not schedule.not_capturable)
         return step_time(us, schedule.launches, captured, self.predictor.ceilings)
 
@@ -163,6 +165,11 @@ class Speeds:
     def _candidates(self, call: Call) -> list[Kernel]:
         offered = self.offers.of(call.node, call.rows).kernels
         return [call.choice.kernel, *(offered[name] for name in losers(call.choice) if name in offered)]
+
+
+def _outs(rows: int) -> int:
+    """How many of a step's rows give logits: one of each sequence."""
+    return Batch.of(rows, 1).sequences
 
 
 def losers(choice: Choice) -> list[str]:

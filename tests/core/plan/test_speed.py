@@ -28,11 +28,11 @@ def matrix(n=4096, k=4096):
     return b.build(b.value("mul_mat", "y", x, weight=(b.leaf("w", (n, k)),)))
 
 
-def test_a_step_takes_what_its_calls_are_predicted_to_take_with_one_row_of_logits():
-    plan = planned(llama_graph(3), "")
-    for rows in (1, 8):
-        predictor, dims = Predictor(CPU, Tables(CPU)), {"m": rows, "outs": 1}
-        steps = plan.schedule(rows, 1).steps
+def test_a_step_takes_what_its_calls_are_predicted_to_take_with_a_row_of_logits_for_each_sequence():
+    plan = planned(llama_graph(3), "", max_rows=200)
+    for rows, outs in ((1, 1), (8, 8), (200, 1)):
+        predictor, dims = Predictor(CPU, Tables(CPU)), {"m": rows, "outs": outs}
+        steps = plan.schedule(rows, outs).steps
         us = sum(predictor.in_step(step.choice.kernel, step.node, step.node.rows_in(dims)).us for step in steps)
         speed = Speeds(plan).at(rows)
         assert speed.us == pytest.approx(us)
