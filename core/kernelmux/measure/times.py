@@ -76,8 +76,16 @@ def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int, context: 
     sizes = {_parse(written): written for written in measured}
     nearest = min(sizes, key=lambda other: (_is_beyond(measured[sizes[other]], rows), _distance(wanted, other), other))
     by_rows = measured[sizes[nearest]]
-    us = math.prod(wanted) / math.prod(nearest) * _at(by_rows, rows)
+    us = _growth(node, wanted) / _growth(node, nearest) * _at(by_rows, rows)
     return Known(us, "" if nearest == wanted else sizes[nearest], _is_beyond(by_rows, rows))
+
+
+def _growth(node: TensorNode, size: Size) -> float:
+    """What a node's time is in proportion to; attention computes by its heads, and reads by those of its cache."""
+    if node.op == "attention":
+        heads, kv_heads, context = size
+        return math.sqrt(heads * kv_heads) * context
+    return math.prod(size)
 
 
 def _is_beyond(by_rows: Mapping[str, float], rows: int) -> bool:

@@ -1,5 +1,7 @@
 """What measured times say of nodes: those that were measured, other sizes, and row counts in between."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from fake_backend import FakeKernel
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import make_node
 from kernelmux.measure.times import Known, family, look_up, size, written
+from kernelmux.models import open_random
 
 KERNEL = FakeKernel("dp4a", packed_bytes=80)
 TIMES = {"mul_mat dp4a": {"16x8x5.0": {"1": 2.0, "4": 4.0, "16": 32.0}, "1024x512x5.0": {"1": 300.0}}}
@@ -40,6 +43,13 @@ def test_a_size_that_was_measured_at_such_row_counts_tells_more_than_the_very_si
     times = {"mul_mat dp4a": {"16x8x5.0": {"1": 2.0, "2": 4.0}, "32x8x5.0": {"1": 3.0, "2048": 10.0}}}
     assert look_up(times, KERNEL, node(), 2048, 512) == Known(pytest.approx(5.0), "32x8x5.0")
     assert look_up(times, KERNEL, node(), 2, 512) == Known(pytest.approx(4.0))
+
+
+def test_attention_of_half_the_heads_takes_half_the_time():
+    attention = next(node for node in open_random("tiny:bf16").graph.ops if node.op == "attention")
+    attention = replace(attention, num_heads=8, num_kv_heads=4)
+    times = {family(KERNEL, attention): {"16x8x512": {"1": 8.0}}}
+    assert look_up(times, KERNEL, attention, 1, 512).us == pytest.approx(4.0)
 
 
 def test_what_was_never_measured_is_not_known():
