@@ -117,7 +117,7 @@ class Way:
             "tokens/s": round(rows / found.median * 1e6, 1),
             "captured": found.captured,
             "predicted us": round(speed.us, 1),
-            "measured": round(1 - speed.unmeasured, 3),
+            "measured": round(max(1 - speed.unmeasured, 0.0), 3),
             "choice": choice(self.plan, rows),
             "less exact": less_exact(self.plan, rows),
             "weights GB": round(self.plan.packed_bytes / 1e9, 2),
