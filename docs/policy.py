@@ -56,7 +56,7 @@ that it declares; `--why` says each candidate's, and where it is from. Rules sta
 one says so; `plan`, `run` and `bench model` with `--strict` stop there with exit code 1, as at whatever else a plan has
 to tell aloud.
 
-The default policy leaves everything on a card to `auto`. `extends = "default"` begins with its rules and keys.
+The default policy leaves everything to `auto`. `extends = "default"` begins with its rules and keys.
 
 The policy `exact` gives float32's tokens: `auto` with `max_error = 1e-9`, so that weights are dequantised and float32 is
 multiplied, stored and cached. `--exact` asks for it; `extends = "exact"` puts rules before it, as `--use` does.

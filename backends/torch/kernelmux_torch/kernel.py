@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kernelmux.contract import CurrentStream, Efficiency
+from collections.abc import Mapping
+
+from kernelmux.contract import CurrentStream, Device, Efficiency
 
 FLOATS = ("f32", "bf16", "f16")
 
@@ -16,3 +18,8 @@ class TorchKernel(CurrentStream):
     @property
     def launches(self) -> int:  # type: ignore[override]
         return self.on_card if self.device.kind != "cpu" else 1
+
+
+def best_of(known: Mapping[str, float], device: Device) -> float:
+    """What is known of the first of these features that a processor has; of one of none it stands last, under ""."""
+    return next(value for feature, value in known.items() if not feature or feature in device.features)

@@ -11,10 +11,17 @@ from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
-from kernelmux_torch.kernel import TorchKernel
+from kernelmux_torch.kernel import TorchKernel, best_of
 
 GROUP = 32
 """Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
+F32_HALF = {"avx512": 45, "": 25}
+"""Rows at which a product in float32 is half as fast as at many, for its weights are laid out anew at each call; by the
+best feature of the processor. Here and below: fitted to one thread's times of SmolLM2's matrices at 1 to 512 rows."""
+BF16_HALF = {"amx": 150, "bf16": 13, "avx512": 8, "": 3}
+INT4_HALF = 1.2
+INT4_SHARE = {"avx512": 0.44, "avx2": 0.38, "": 0.02}
+"""What torch's int4 kernel reaches of what its products in float32 do."""
 
 int4_mul_mat = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
@@ -30,6 +37,17 @@ class F32(TorchKernel):
     input_formats: Sequence[str] = ("f32",)
     output_formats: Sequence[str] = ("f32",)
     efficiency = Efficiency(reading=0.9, multiplying=0.8)
+
+    def reaches(self, node: TensorNode) -> Efficiency:
+        if self.device.kind != "cpu":
+            return self.efficiency
+        share = node.rows / (node.rows + self.half_rows(node))
+        return Efficiency(reading=0.95, multiplying=0.95 * share, arithmetic=self.efficiency.arithmetic)
+
+    def half_rows(self, node: TensorNode) -> float:
+        """Rows at which a processor does half as much as at many."""
+        # One row is multiplied with the weights as they lie.
+        return 0 if node.rows == 1 else best_of(F32_HALF, self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,6 +72,9 @@ class Bf16(F32):
     input_formats = output_formats = ("bf16",)
     efficiency = Efficiency(reading=0.9, multiplying=0.8, arithmetic="bf16")
 
+    def half_rows(self, node: TensorNode) -> float:
+        return best_of(BF16_HALF, self.device)
+
     def comes_late(self, node: TensorNode) -> bool:
         return self.device.kind == "cpu" and "bf16" not in self.device.features
 
@@ -69,6 +90,8 @@ class Int4(TorchKernel):
     devices = ("cpu",)
     name = "int4"
     precision = 5e-5
+    planes = 1
+    """Of four bits each: each is multiplied."""
     packed = "int4"
     takes: Mapping[str, object] = {"weight_format": ("Q4_0", "Q4_1")}
     input_formats = ("bf16",)
@@ -79,6 +102,10 @@ class Int4(TorchKernel):
         if (n := node.weight[0].extents[0]) % 16:
             return Declined(f"torch packs outputs in sixteens, n = {n}", "alignment")
         return Declined("torch's int4 kernel adds no bias", "unsupported") if node.bias else None
+
+    def reaches(self, node: TensorNode) -> Efficiency:
+        share = best_of(INT4_SHARE, self.device) / self.planes
+        return Efficiency(reading=0.9, multiplying=share * node.rows / (node.rows + INT4_HALF))
 
     def packed_bytes(self, node: TensorNode) -> int:
         n, k = node.weight[0].extents
@@ -118,6 +145,7 @@ class Int8(Int4):
     """
 
     name = "int8"
+    planes = 2
     packed = "int8"
     takes = {"weight_format": ("Q8_0",)}
 

@@ -4,6 +4,7 @@ All that a backend imports to say what it has comes from here.
 """
 
 # Makes its kinds of device known.
+from kernelmux.contract import cpu as cpu
 from kernelmux.contract import cuda as cuda
 from kernelmux.contract.device import Device, on_stream
 from kernelmux.contract.hookspecs import CONTRACT, Hooks, hookimpl, hookspec

@@ -7,7 +7,6 @@ here imports torch before a device is found.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -51,15 +50,15 @@ class Device:
     capability: tuple[int, int] | None = None
     """CUDA's compute capability; None for every other kind."""
     arch: str = ""
-    """As compilers call it: `sm_90`, `gfx942`, `avx512_bf16`."""
+    """As compilers call it: `sm_90`, `gfx942`; of a processor its class, as `avx2`, `amx`."""
     memory: int = 0
     """Bytes."""
     processors: int = 0
-    """Multiprocessors (compute units): how many blocks run at once."""
+    """Multiprocessors (compute units), or threads: how many blocks run at once."""
     shared_memory: int = 0
     """Bytes that one block may ask for."""
     features: frozenset[str] = frozenset()
-    """What not all of a kind have, as `bf16` of a CPU: products of bfloat16 are native."""
+    """What not all of a kind have, as of processors `avx2`, `avx512`, `bf16` (native products of bfloat16), `amx`."""
 
     def __post_init__(self) -> None:
         usual = {"name": self.kind, **(PLATFORMS[self.kind].usual(self) if self.kind in PLATFORMS else {})}
@@ -81,7 +80,8 @@ class Device:
     def device_class(self) -> str:
         """What a lock is valid for, as `described_device` reads it: `cuda sm_90 NVIDIA H200`."""
         words = (self.kind, self.arch, self.name if self.name != self.kind else "")
-        odd = self.processors and self.processors != self.platform.usual(self).get("processors")
+        usual = self.platform.usual(self).get("processors")
+        odd = self.platform.counted and self.processors and self.processors != usual
         return " ".join(filter(None, words)) + (f", {self.processors} processors" if odd else "")
 
 
@@ -94,8 +94,10 @@ class Platform:
     kind: ClassVar[str] = "cpu"
     arch: ClassVar[str] = r"\S+"
     """What its architectures look like, as a regular expression."""
-    example: ClassVar[str] = "cpu avx512_bf16"
+    example: ClassVar[str] = "cpu avx2"
     """A device class of this kind."""
+    counted: ClassVar[bool] = True
+    """Whether kernels choose by the number of processors: then it is part of a device class."""
     host_memory: ClassVar[bool] = True
     """Whether buffers are host memory; else step state has a pinned mirror, and its copies are awaited."""
     captures: ClassVar[bool] = False
@@ -136,12 +138,9 @@ class Platform:
 
     def ceilings(self, device: Device) -> Ceilings:
         """What such a device does at best, from what is published of its kind; nothing is measured."""
+        # As a thread of a processor does; a kind that is none states its own.
         threads = device.processors or 1
-        native = "bf16" in device.features
-        # A core of these years: two vector units of 256 or 512 bits at some 3 GHz; bfloat16 without a unit is emulated.
-        f32 = (150e9 if native else 60e9) * threads
-        gemm = {"f32": f32, "bf16": 4 * f32 if native else f32 / 5}
-        return Ceilings(copy=10e9 * threads, read=12e9 * threads, gemm=gemm, launch=6e-6)
+        return Ceilings(copy=12e9 * threads, read=12e9 * threads, gemm={"f32": 100e9 * threads}, launch=6e-6)
 
     # Streams and graphs.
 
@@ -202,29 +201,6 @@ class Platform:
         return None
 
 
-class Cpu(Platform):
-    """The processor that torch runs on. Its architecture is named only where it makes a difference to a choice."""
-
-    arch = "avx512_bf16"
-
-    def usual(self, device: Device) -> Mapping[str, Any]:
-        return {"features": frozenset({"bf16"})} if device.arch == self.arch else {}
-
-    def find(self, index: int) -> Device:
-        if index:
-            raise PlanError(f"there is no device cpu:{index}: the processor is one device, cpu")
-        import torch
-
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        # Both variables make torch's kernels, or oneDNN's, those for an older processor.
-        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
-        return Device(self.kind, arch=self.arch if native and wide and limit.upper() not in WITHOUT_BF16 else "")
-
-
-WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-"""Limits of oneDNN (ONEDNN_MAX_CPU_ISA in its documentation) under which bfloat16 products are emulated."""
-
 PLATFORMS: dict[str, Platform] = {}
 """Every kind that is known, by name."""
 
@@ -232,9 +208,6 @@ PLATFORMS: dict[str, Platform] = {}
 def add_platform(platform: Platform) -> None:
     """Makes a kind of device known, in place of an earlier one of its name."""
     PLATFORMS[platform.kind] = platform
-
-
-add_platform(Cpu())
 
 
 def find_device(name: str = "cpu") -> Device:

@@ -103,7 +103,7 @@ def test_a_policy_that_extends_it_has_its_rules_before_it_and_the_budget_for_the
     assert taken(f"{rule}max_error = 1e-3\n") == {"a:rough"}
 
 
-@pytest.mark.parametrize("words", ["cpu", "cpu avx512_bf16", "cuda sm_90 NVIDIA H200", "cuda sm_80 NVIDIA A100"])
+@pytest.mark.parametrize("words", ["cpu", "cpu amx", "cuda sm_90 NVIDIA H200", "cuda sm_80 NVIDIA A100"])
 @pytest.mark.parametrize("model", ["smollm2-135m:Q4_1", "llama-1b:bf16"])
 def test_an_exact_plan_of_what_is_installed_stores_every_value_in_float32(words, model):
     opened = load_random(model)

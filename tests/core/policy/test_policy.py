@@ -75,7 +75,8 @@ def test_an_empty_file_is_a_policy():
 
 
 def test_the_default_policy_is_valid():
-    assert default_policy().document.rule
+    document = default_policy().document
+    assert (document.rule, document.defaults.use, document.kv.format) == ((), ("auto",), "auto")
 
 
 @pytest.mark.parametrize(

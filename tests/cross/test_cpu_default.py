@@ -1,0 +1,75 @@
+"""What the default takes on each class of processors: by what kernels declare, and the same on every machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kernelmux.contract.device import described_device
+from kernelmux.plan.plan import Plan
+from kernelmux.run.model import load_random
+
+CLASSES = ("cpu", "cpu avx2", "cpu avx512", "cpu avx512_bf16", "cpu amx")
+FORMATS = ("Q4_1", "Q8_0", "bf16", "f32")
+LAYERS = {
+    ("cpu", "Q4_1"): {1: "f32", 16: "f32", 512: "f32"},
+    ("cpu avx2", "Q4_1"): {1: "int4", 2: "int4", 8: "int4", 16: "f32", 64: "f32", 512: "f32"},
+    ("cpu avx512", "Q4_1"): {1: "int4", 8: "int4", 32: "int4", 64: "f32", 512: "f32"},
+    ("cpu avx512_bf16", "Q4_1"): {1: "int4", 8: "int4", 32: "int4", 64: "f32", 512: "f32"},
+    ("cpu amx", "Q4_1"): {1: "int4", 8: "int4", 16: "bf16", 32: "bf16", 64: "bf16", 512: "bf16"},
+    ("cpu avx2", "Q8_0"): {1: "int8", 2: "int8", 16: "f32", 512: "f32"},
+    ("cpu amx", "Q8_0"): {1: "int8", 2: "int8", 8: "bf16", 512: "bf16"},
+    ("cpu avx2", "bf16"): {1: "f32", 16: "f32", 512: "f32"},
+    ("cpu amx", "bf16"): {1: "bf16", 16: "bf16", 512: "bf16"},
+}
+"""What was measured to be the fastest of mul_mat, or within the noise of it, by class, format and rows: one thread of a
+Xeon that was told to be of the class, times of single kernels with their weights rotated past the cache."""
+
+
+@pytest.fixture(scope="module", params=[(c, f) for c in CLASSES for f in FORMATS], ids=" ".join)
+def planned(request: pytest.FixtureRequest) -> tuple[str, str, Plan]:
+    words, format = request.param
+    model = load_random(f"smollm2-135m:{format}")
+    return words, format, model.plan(device=described_device(words), max_rows=512)
+
+
+def test_the_layers_products_get_what_was_measured_to_be_the_fastest(planned: tuple[str, str, Plan]):
+    words, format, plan = planned
+    for rows, kernel in LAYERS.get((words, format), {}).items():
+        assert (rows, _kernels(plan, rows)) == (rows, {f"torch:{kernel}"})
+
+
+def test_neither_the_reference_nor_emulated_bf16_is_ever_taken(planned: tuple[str, str, Plan]):
+    _, _, plan = planned
+    taken = {step.choice.name for schedule in plan.schedules.values() for step in schedule.steps}
+    assert not {name for name in taken if name.startswith("reference")}
+    assert "bf16" in plan.device.features or "torch:bf16" not in taken
+
+
+def test_logits_are_written_in_float32(planned: tuple[str, str, Plan]):
+    """In bfloat16 distinct logits would tie; a kernel that writes nothing else is not taken for them."""
+    _, _, plan = planned
+    for schedule in plan.schedules.values():
+        (head,) = [step for step in schedule.steps if step.node.name == "logits"]
+        assert head.node.outputs[0].format == "f32"
+        assert head.choice.name != "torch:bf16"
+
+
+def test_a_second_copy_of_the_weights_is_taken_where_decode_and_prompts_differ(planned: tuple[str, str, Plan]):
+    _, _, plan = planned
+    assert bool(plan.extra_copy_bytes) == (_kernels(plan, 1) != _kernels(plan, 512))
+
+
+def test_a_second_copy_must_fit_the_memory_where_that_is_known():
+    model, device = load_random("smollm2-135m:Q4_1"), described_device("cpu avx2")
+    roomy, tight = (model.plan(device=replace(device, memory=memory), max_rows=512) for memory in (2**31, 2**28))
+    assert roomy.extra_copy_bytes > 2**28
+    assert tight.extra_copy_bytes == 0
+    assert _kernels(tight, 512) == {"torch:int4"}
+
+
+def _kernels(plan: Plan, rows: int) -> set[str]:
+    """Of the layers' products."""
+    steps = plan.schedule(rows, rows).steps
+    return {step.choice.name for step in steps if step.node.op == "mul_mat" and step.node.name != "logits"}
