@@ -40,12 +40,13 @@ count: kernels, conversions between them and fused ops. A kernel's time is the o
 (tables that backends ship; of other sizes in proportion), else its cost over the device's ceilings times the efficiency
 that it declares; `--why` says each candidate's, and where it is from. Rules stand above it. What it keeps to:
 
-- **error**: unless `max_error` says otherwise, a kernel may add no more than the weight's own storage has: 7e-3 (NMSE)
-  for 4-bit weights and fp8, 2e-3 for 5 bits, 4e-4 for Q6_K, 2e-4 for Q8_0, 8e-5 for 16 bits and between the products,
-  1e-6 for float32. It adds its own bound, and what is lost where it reads or writes float32 in narrower formats alone.
-  What the graph hands back is not rounded on its way. A kernel that reads float16 alone is left out where the weights
-  are not in it. Of two that are equally fast the more exact one is taken. So the default's divergence from float32 is
-  at most 2e-3 nats a token, as `make test-processors` measures on SmolLM2 in 4 bits.
+- **error**: unless `max_error` says otherwise, a kernel may add no more than the weight's own storage has: 7e-3
+  (NMSE) for 4-bit weights, 2e-3 for 5 bits, 4e-4 for Q6_K, 2e-4 for Q8_0, 8e-5 for 16 bits and between the products,
+  1e-6 for float32; for FP8 weights 1e-2, which lets in kernels that read activations in FP8 too. It adds its own
+  bound, and what is lost where it reads or writes float32 in narrower formats alone. What the graph hands back is not
+  rounded on its way. A kernel that reads float16 alone is left out where the weights are not in it. Of two that are
+  equally fast the more exact one is taken. So the default's divergence from float32 is at most 2e-3 nats a token, as
+  `make test-processors` measures on SmolLM2 in 4 bits.
 - **proof**: a kernel that fails smoke cases under `kernelmux check` on this machine is on record, and nobody gets it
   unasked, neither by `auto` nor by the default policy, until all its smoke cases of that op pass, or its source, its
   libraries or the card are others. Who names it in a rule, or by `--use`, gets it, and the plan says so.
@@ -58,8 +59,8 @@ to tell aloud.
 
 The default policy leaves everything to `auto`. `extends = "default"` begins with its rules and keys.
 
-The policy `exact` gives float32's tokens: `auto` with `max_error = 1e-9`, so that weights are dequantised and float32 is
-multiplied, stored and cached. `--exact` asks for it; `extends = "exact"` puts rules before it, as `--use` does.
+The policy `exact` gives float32's tokens: `auto` with `max_error = 1e-9`, so that weights are dequantised and float32
+is multiplied, stored and cached. `--exact` asks for it; `extends = "exact"` puts rules before it, as `--use` does.
 
 ```toml
 [[rule]]

@@ -19,7 +19,7 @@ from kernelmux.measure.works import Batch, Work, stored_as
 
 CONTEXT = 512
 """Cached tokens of each sequence that decodes, where nobody says otherwise."""
-SHIPPED = re.compile(r"shipped for (.+?)(?: at [\dx.]+)?$")
+SHIPPED = re.compile(r"shipped for (.+?)(?: at [\dx.]+)?(?:, from \d+ rows)?$")
 """What the source of a shipped table's times says: the card, and the size where it is another."""
 
 
@@ -76,10 +76,19 @@ class Predictor:
 
         What was measured lacks the gap between the launches of a step, which the device's ceilings state.
         """
+        if (measured := self.tables.time(kernel, self._work(node, rows).node, rows, self.context)) is None:
+            return self._declared(kernel, node, rows)
+        known, source = measured
+        us = known.us
+        if known.rows:
+            # Beyond the row counts that were measured it grows as the kernel declares.
+            us *= self._declared(kernel, node, rows).us / self._declared(kernel, node, known.rows).us
+            source += f", from {known.rows} rows"
+        found = self._moved(kernel, self._work(node, rows), us, source)
+        return replace(found, us=found.us + kernel.launches * self.ceilings.gap * 1e6)
+
+    def _declared(self, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
         work = self._work(node, rows)
-        if (measured := self.tables.time(kernel, work.node, rows, self.context)) is not None:
-            found = self._moved(kernel, work, *measured)
-            return replace(found, us=found.us + kernel.launches * self.ceilings.gap * 1e6)
         timed = replace(work, node=stored_as(work.node, kernel, self.device.platform.activations))
         least, reaches = self._least(kernel, timed, self.ceilings), kernel.reaches(work.node)
         slowed = replace(

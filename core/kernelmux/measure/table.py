@@ -21,7 +21,7 @@ from kernelmux.contract.cache import Cache, library_versions, read_table, source
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.graph import TensorNode
-from kernelmux.measure.times import Times, family, look_up, size, written
+from kernelmux.measure.times import Known, Times, family, look_up, size, written
 
 KIND = "measurements"
 """The folder of core's cache."""
@@ -56,8 +56,8 @@ class Tables:
                 return named[variant], table.source
         return next(iter(named.values())), DEFAULT
 
-    def time(self, kernel: Kernel, node: TensorNode, rows: int, context: int) -> tuple[float, str] | None:
-        """Microseconds that a kernel took for such a node, its extents known, and where from; None: not measured.
+    def time(self, kernel: Kernel, node: TensorNode, rows: int, context: int) -> tuple[Known, str] | None:
+        """How long a kernel took for such a node, its extents known, and where that is from; None: not measured.
 
         The table that knows best: measured at this very size, then at about so many rows, then this machine's own.
         """
@@ -67,7 +67,7 @@ class Tables:
         if not known:
             return None
         time, source = min(known, key=lambda entry: entry[0].doubt)
-        return time.us, f"{source} at {time.other_size}" if time.other_size else source
+        return time, f"{source} at {time.other_size}" if time.other_size else source
 
     def is_measured_here(self, kernel: Kernel, node: TensorNode, rows: int, context: int) -> bool:
         """Whether this machine's table has the time of a kernel at this very node and row count."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kernelmux.contract.kernel import Kernel
+from kernelmux.graph.formats import lookup
 from kernelmux.graph.graph import TensorNode
 
 Times = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -27,13 +28,13 @@ class Known:
     us: float
     other_size: str = ""
     """The size that they are from, where it is another."""
-    beyond: bool = False
-    """Whether fewer or more rows are asked for than were measured."""
+    rows: int = 0
+    """The row count that they are of, where fewer or more are asked for than were measured."""
 
     @property
     def doubt(self) -> tuple[bool, bool]:
         """The less, the better they are known."""
-        return bool(self.other_size), self.beyond
+        return bool(self.other_size), bool(self.rows)
 
 
 def family(kernel: Kernel, node: TensorNode) -> str:
@@ -42,7 +43,9 @@ def family(kernel: Kernel, node: TensorNode) -> str:
     if node.op == "attention":
         words += [f"head {node.head_dim}", node.inputs[1].format]
     elif node.op == "convert":
-        words.append(f"{node.inputs[0].format} to {node.outputs[0].format}")
+        source, target = node.inputs[0].format, node.outputs[0].format
+        # What quantises is timed with whatever floats it is given.
+        words.append(f"{'f32' if lookup(source).plain and not lookup(target).plain else source} to {target}")
     return " ".join(words)
 
 
@@ -66,8 +69,8 @@ def size(kernel: Kernel, node: TensorNode, context: int) -> Size:
 def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int, context: int) -> Known | None:
     """How long a node takes at so many rows; None where its kernel was not measured.
 
-    Of another size in proportion, of rows between two that were measured by a power of them. A size of which such row
-    counts were measured tells more than a nearer one of which they were not.
+    Of another size in proportion, of rows between two that were measured by a power of them; beyond all as long as at
+    the nearest. A size of which such row counts were measured tells more than a nearer one of which they were not.
     """
     measured = times.get(family(kernel, node), {})
     if not measured:
@@ -76,8 +79,9 @@ def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int, context: 
     sizes = {_parse(written): written for written in measured}
     nearest = min(sizes, key=lambda other: (_is_beyond(measured[sizes[other]], rows), _distance(wanted, other), other))
     by_rows = measured[sizes[nearest]]
-    us = _growth(node, wanted) / _growth(node, nearest) * _at(by_rows, rows)
-    return Known(us, "" if nearest == wanted else sizes[nearest], _is_beyond(by_rows, rows))
+    edge = min(max(rows, min(map(int, by_rows))), max(map(int, by_rows)))
+    us = _growth(node, wanted) / _growth(node, nearest) * _at(by_rows, edge)
+    return Known(us, "" if nearest == wanted else sizes[nearest], 0 if edge == rows else edge)
 
 
 def _growth(node: TensorNode, size: Size) -> float:
@@ -108,15 +112,12 @@ def _distance(one: Size, other: Size) -> float:
 
 
 def _at(by_rows: Mapping[str, float], rows: int) -> float:
-    """Interpolated in the logarithms; beyond what was measured in proportion to rows, below it the least."""
+    """Interpolated in the logarithms, of rows that are not beyond all that were measured."""
     known = sorted((int(count), us) for count, us in by_rows.items())
-    counts = [count for count, _ in known]
-    place = bisect.bisect_left(counts, rows)
-    if place == 0:
-        return known[0][1]
-    low, below = known[place - 1]
-    if place == len(known):
-        return below * rows / low
+    place = bisect.bisect_left(known, (rows, 0.0))
     high, above = known[place]
+    if high == rows:
+        return above
+    low, below = known[place - 1]
     share = math.log(rows / low) / math.log(high / low)
     return float(below ** (1 - share) * above**share)

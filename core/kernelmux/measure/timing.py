@@ -21,6 +21,8 @@ MOST_CAPTURED = 2000
 """Launches that one captured graph holds at most, unless a single round is more."""
 MOST_BUSY = 16
 """Times that the device is kept busy before a run at most: what takes Python longer is timed with Python's part."""
+BUSY_SECONDS = 0.3
+"""What all runs before which the device is kept busy take, by which there are fewer samples; three at least."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ def time_launches(calls: Sequence[Launch], device: Device, capturable: bool = Tr
     device.platform.synchronize(device)
     with device.platform.on(stream):
         if not capturable:
-            times_busy = _times_busy(one_round, device, stream)
-            samples = _between_events(one_round, device, stream, times_busy)
+            samples = _between_events(one_round, device, stream, *_busy(one_round, device, stream))
             return Timing.of([sample / len(calls) for sample in samples])
         # Rounds in one graph, as many as make a replay long against its own start.
         rounds = max(1, min(round(REPLAY_SECONDS / _seconds(one_round, device)), MOST_CAPTURED // len(calls)))
@@ -93,8 +94,8 @@ def _seconds(run: Callable[[], object], device: Device) -> float:
     return time.perf_counter() - started
 
 
-def _times_busy(run: Callable[[], object], device: Device, stream: Any) -> int:
-    """How often the device must be kept busy so that all of a run is enqueued meanwhile."""
+def _busy(run: Callable[[], object], device: Device, stream: Any) -> tuple[int, int]:
+    """How many samples to take, and how often the device is kept busy before each: till all of a run is enqueued."""
     run()
     device.platform.synchronize(device)
     started = time.perf_counter()
@@ -105,17 +106,20 @@ def _times_busy(run: Callable[[], object], device: Device, stream: Any) -> int:
     device.platform.keep_busy(stream)
     device.platform.synchronize(device)
     busy = time.perf_counter() - waited
-    return min(1 + round((enqueued - started) / busy), MOST_BUSY)
+    times = min(1 + round((enqueued - started) / busy), MOST_BUSY)
+    return max(3, min(REPLAYS, round(BUSY_SECONDS / (times * busy)))), times
 
 
-def _between_events(run: Callable[[], object], device: Device, stream: Any, times_busy: int = 0) -> list[float]:
-    """Microseconds of each of REPLAYS runs, on the device's own clock; three more come first.
+def _between_events(
+    run: Callable[[], object], device: Device, stream: Any, samples: int = REPLAYS, times_busy: int = 0
+) -> list[float]:
+    """Microseconds of each of so many runs, on the device's own clock; three more come first.
 
     Before each the device is kept busy so many times: it finds the launches in line, and does not wait for Python.
     """
     import torch
 
-    events = [[torch.Event(device.torch, enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
+    events = [[torch.Event(device.torch, enable_timing=True) for _ in range(2)] for _ in range(samples)]
     for _ in range(3):
         run()
     for start, end in events:

@@ -144,8 +144,10 @@ class _At:
         """To the best that single steps lead to; forced ones are always among them."""
         groups = self.auto.slotting.groups
         solve = cache(partial(self._solve, within=within))
-        possible = [number for number in range(len(groups)) if self._may_pay(number, within)]
-        forced = frozenset(n for n in possible if self.auto.fusing.forced(groups[n][0].node, self.options.rows))
+        kinds = range(len(groups))
+        forced = frozenset(n for n in kinds if self.auto.fusing.forced(groups[n][0].node, self.options.rows))
+        # A rule that names a fused op is not asked whether that pays.
+        possible = [number for number in kinds if number in forced or self._may_pay(number, within)]
         best, improved = solve(start & frozenset(possible) | forced), True
         while improved:
             improved = False

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import assert_one_line_error, call_command
-from kernelmux.contract.device import Cpu
+from kernelmux.contract.cpu import Cpu
 from kernelmux.measure.ceilings import Ceilings
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -9,7 +9,7 @@ import kernelmux_reference
 from fake_backend import CPU, FakeKernel
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
-from kernelmux.contract.device import Cpu
+from kernelmux.contract.cpu import Cpu
 from kernelmux.graph.ops import CORE_OPS
 from kernelmux.measure.ceilings import Ceilings
 from kernelmux.measure.ops import find_kernels, random_weights, time_kernel

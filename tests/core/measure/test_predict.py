@@ -10,6 +10,7 @@ from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import make_node
 from kernelmux.measure.predict import Predictor, human_time
 from kernelmux.measure.table import Tables
+from kernelmux.measure.times import Known
 
 H200, H100 = (described_device(f"cuda sm_90 NVIDIA {name}") for name in ("H200", "H100 80GB HBM3"))
 
@@ -25,7 +26,7 @@ def predictor(device=H200):
 @pytest.fixture
 def shipped(monkeypatch):
     source = "shipped for NVIDIA H200 at 8x8x5.0"
-    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (100.0, source))
+    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (Known(100.0), source))
     return source
 
 
@@ -71,3 +72,14 @@ def test_times_are_told_in_three_digits():
         "1.15 ms",
         "64.4 s",
     ]
+
+
+def test_beyond_the_rows_that_were_measured_a_time_grows_as_the_kernel_declares(monkeypatch):
+    kernel, device = FakeKernel(), predictor()
+    declared = [device.of(kernel, matrix(), rows).us for rows in (1, 2048)]
+    monkeypatch.setattr(Tables, "time", lambda self, *_: (Known(100.0, rows=1), "measured here"))
+    found = device.of(kernel, matrix(), 2048)
+    assert found.us == pytest.approx(100.0 * declared[1] / declared[0], rel=0.02)
+    assert found.source == "measured here, from 1 rows"
+    # Reading the weights bounds both: two thousand rows take far less than two thousand times as long.
+    assert found.us < 100.0 * 500

@@ -11,6 +11,7 @@ from kernelmux.graph.graph import make_node
 from kernelmux.measure.predict import Predictor
 from kernelmux.measure.steps import is_captured, step_time, storing
 from kernelmux.measure.table import Tables
+from kernelmux.measure.times import Known
 
 H200 = described_device("cuda sm_90 NVIDIA H200")
 CEILINGS = Ceilings(1e9, 1e9, {"f32": 1e12}, enqueue=10e-6, turn=100e-6)
@@ -52,7 +53,7 @@ def test_a_plans_node_takes_its_call_and_what_its_formats_add():
 
 
 def test_the_gap_between_launches_comes_to_what_was_measured(monkeypatch):
-    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (7.0, "measured here"))
+    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (Known(7.0), "measured here"))
     found = Predictor(H200, Tables(H200)).of(FakeKernel(launches=3), silu(), 1)
     assert found.us == pytest.approx(7.0 + 3 * H200.platform.ceilings(H200).gap * 1e6)
 
