@@ -47,6 +47,14 @@ def test_neither_the_reference_nor_emulated_bf16_is_ever_taken(planned: tuple[st
     assert "bf16" in plan.device.features or "torch:bf16" not in taken
 
 
+@pytest.mark.parametrize("words", CLASSES)
+def test_a_launch_that_a_fused_op_saves_does_not_pay_for_the_reference(words: str):
+    """In a model so small that launches are most of its time."""
+    plan = load_random("tiny:Q4_0").plan(device=described_device(words), max_rows=512)
+    taken = {step.choice.name for schedule in plan.schedules.values() for step in schedule.steps}
+    assert not {name for name in taken if name.startswith("reference")}
+
+
 def test_logits_are_written_in_float32(planned: tuple[str, str, Plan]):
     """In bfloat16 distinct logits would tie; a kernel that writes nothing else is not taken for them."""
     _, _, plan = planned

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.contract import Declined, Launch, Tensors
+from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops.attention import visible
 from kernelmux_torch.kernel import FLOATS, TorchKernel
@@ -23,6 +23,8 @@ class Sdpa(TorchKernel):
     capturable = False
     devices: tuple[str, ...] = ("cpu",)
     takes: Mapping[str, object] = {"cache_format": FLOATS}
+    # One thread at 512 cached tokens: 3.5 GB/s of a step that decodes, 39 GFLOP/s of a prompt.
+    efficiency = Efficiency(reading=0.3, multiplying=0.25)
 
     def refuses(self, node: TensorNode) -> Declined | None:
         return Declined("torch's attention has no soft cap", "unsupported") if node.soft_cap else None

@@ -25,8 +25,9 @@ emulated. A processor of no class counts as one without AVX2."""
 READ = 12e9
 """Bytes a second that one thread reads: 11.7 to 13.3 GB/s on that Xeon, whatever the class. Many threads share few
 channels of memory and read less each, which is left out: all processors of a class get the same plan."""
-LAUNCH = 3e-6
-"""Seconds of a node of one row that computes next to nothing: 1 us (add) to 6 us (rope) there."""
+LAUNCH = 6e-6
+"""Seconds of a node of one row that computes next to nothing, in a step: 5 us (add) to 27 us (rope) there, whose code
+other nodes have driven from the cache; a fifth of that where it is called over and over."""
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Limits of oneDNN (ONEDNN_MAX_CPU_ISA in its documentation) under which bfloat16 products are emulated."""
 WITHOUT_AMX = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512")
