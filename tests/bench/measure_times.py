@@ -63,11 +63,11 @@ def answer(question: Question, bench: Bench, found: Found) -> None:
     if str(question.work.m) in rows:
         return
     try:
-        us, _, _ = Timed(question.work, question.kernel, variants=False).run(bench, lambda stage: None)
+        timing, _, _ = Timed(question.work, question.kernel, variants=False).run(bench, lambda stage: None)
     except Exception as error:
         print(f"{question.subject}, {question.work.label}, m = {question.work.m}: {error}", flush=True)
     else:
-        rows[str(question.work.m)] = round(us, 2)
+        rows[str(question.work.m)] = round(timing.median, 2)
 
 
 def written_table(name: str, arch: str, times: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from kernelmux.tune.tuning import Asked, Tuned
 
+BUSY = 0.1
+"""Share of unsteady times from which a person is told that the machine was busy."""
 EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 
@@ -156,6 +158,9 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
     if measured.left:
         said += f", {measured.left} are left: the same command goes on with them, or ask for more than --budget"
     say(f"{said}; {len(measured.faults)} left out" if measured.faults else said)
+    if measured.unsteady > BUSY * measured.answered:
+        many = f"{measured.unsteady} of {measured.answered} times varied by more than twice"
+        say(f"{many}: something else was running. --fresh measures again on a quiet machine", fg="red", err=True)
     lines = ["", f"{RATE} (* what the policy has):", *compared_lines(tuned, asked.counts, width), ""]
     lines += ["KL divergence from float32, nats a token, beside speed:", *frontier_lines(tuned, width)]
     for line in lines:

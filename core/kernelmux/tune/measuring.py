@@ -15,6 +15,9 @@ from kernelmux.tune.questions import Question
 from kernelmux.tune.worker import SmokeCases, Timed
 from kernelmux.tune.workers import Worker
 
+UNSTEADY = 2.0
+"""Where nine tenths of the samples take so many times as long as one tenth, a time is not to be relied on."""
+
 
 class Progress(Protocol):
     """Whoever shows how far measuring is."""
@@ -55,6 +58,8 @@ class Measured:
     """By op and kernel why it is left out."""
     left: int = 0
     """Questions for which there was no time."""
+    unsteady: int = 0
+    """Answers that vary too much: something else kept the device busy."""
 
 
 def measure(
@@ -92,9 +97,10 @@ def measure(
             found.faults[question.subject] = answer.fault
             progress.tell(f"{question.subject} is left out: {answer.fault}")
             continue
-        us, variant, work = answer.value
-        keep(question, us, variant, work)
+        timing, variant, work = answer.value
+        keep(question, timing.median, variant, work)
         found.answered += 1
+        found.unsteady += timing.p90 > UNSTEADY * timing.p10
     progress.advance(len(questions) - found.left, "")
     return found
 

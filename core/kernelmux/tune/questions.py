@@ -108,15 +108,15 @@ class _Asking:
         predicted = {name: self._selector.predict(name, kernel, node, rows) for name, kernel in kernels.items()}
         least = min((each.us for each in predicted.values()), default=0.0)
         bar = HOPELESS * (min(least, sum(self._least(part, rows) for part in parts)) if parts else least)
-        for name, kernel in sorted(kernels.items(), key=lambda named: (predicted[named[0]].us, named[0])):
-            if predicted[name].us > bar:
-                continue
+        hopeful = sorted((predicted[name].us, name) for name in kernels if predicted[name].us <= bar)
+        for _, name in hopeful:
+            kernel = kernels[name]
             self._note_formats(node, kernel, count)
             if not self._tables.is_measured_here(kernel, work.node, rows, self._context):
                 several = len(kernel.variants(work.node)) > 1
                 names = family(kernel, work.node), written(size(kernel, work.node, self._context))
                 known = not predicted[name].declared
-                alone = len(kernels) == 1
+                alone = len(hopeful) == 1
                 yield Question(work, name, package_of(kernel), *names, count * least, several, known, alone)
 
     def _kernels(self, node: TensorNode, rows: int) -> Mapping[str, Kernel]:

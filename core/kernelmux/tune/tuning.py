@@ -153,7 +153,8 @@ class Tuning:
                 break
             found = measure(questions, worker, self._keep, self.smoke, self.progress, self.asked.variants, until)
             faults = {**whole.faults, **found.faults}
-            whole = Measured(whole.answered + found.answered, faults, found.left)
+            unsteady = whole.unsteady + found.unsteady
+            whole = Measured(whole.answered + found.answered, faults, found.left, unsteady)
         return whole
 
     def forget(self) -> None:

@@ -18,6 +18,7 @@ from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.measure.ops import bind_once, find_kernels, random_weights, time_kernel
+from kernelmux.measure.timing import Timing
 from kernelmux.measure.variants import time_variants
 from kernelmux.measure.works import Work
 
@@ -79,14 +80,14 @@ class SmokeCases:
 
 @dataclass(frozen=True)
 class Timed:
-    """Times a kernel at a work, of its variants the fastest where they are to be tried: microseconds, and which."""
+    """Times a kernel at a work, of its variants the fastest where they are to be tried."""
 
     work: Work
     kernel: str
     variants: bool
 
-    def run(self, bench: Bench, tell: Tell) -> tuple[float, str, str]:
-        """What is compiled is compiled in a stage of its own. Leaves microseconds, the variant and its work."""
+    def run(self, bench: Bench, tell: Tell) -> tuple[Timing, str, str]:
+        """What is compiled is compiled in a stage of its own. Leaves the time, the variant and its work."""
         kernel = _found(self.work, self.kernel, bench.device)
         tell("drawing weights")
         weights = bench.weights(self.work)
@@ -103,7 +104,7 @@ class Timed:
         bind_once(self.work, self.kernel, kernel, weights)
         tell("launching")
         timed = time_kernel(self.work, self.kernel, kernel, weights, bench.device.platform.activations)
-        return timed.timing.median, variant, kernel.work(self.work.node) if variant else ""
+        return timed.timing, variant, kernel.work(self.work.node) if variant else ""
 
 
 Task = Any

@@ -18,6 +18,9 @@ from kernelmux.plan.formats import Step
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.grammar import PARTS
 
+WORTH_TELLING = 10.0
+"""A comment has the times of others that take up to so many times as long."""
+
 Told = Callable[[TensorNode, int], Mapping[str, float]]
 """Microseconds of each kernel that may run a node at a row count."""
 Row = tuple[str | None, ...]
@@ -172,7 +175,7 @@ def _comment(kernel: str, node: TensorNode, counts: Iterable[int], told: Told) -
         own = times.pop(kernel, None)
         if own is None:
             continue
-        others = sorted((us, name) for name, us in times.items())[:2]
+        others = sorted((us, name) for name, us in times.items() if us <= WORTH_TELLING * own)[:2]
         rest = "".join(f"; {name} {us:.3g}" for us, name in others)
         yield f"# {rows} row{'s' if rows > 1 else ''}: {own:.3g} us{rest}"
 

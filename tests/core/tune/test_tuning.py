@@ -6,6 +6,7 @@ import pytest
 
 from fake_tuning import Record, Told
 from kernelmux.contract.device import described_device
+from kernelmux.measure.timing import Timing
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import load_random
 from kernelmux.tune.plans import Divergence, Named, Steps
@@ -37,7 +38,7 @@ class Says:
             return Answer(fault="its process crashed: SIGSEGV") if None in found.values() else Answer(found)
         if isinstance(task, Divergence):
             return Answer((1e-4, 2e-4))
-        return Answer((float(len(task.kernel)), "", ""))
+        return Answer((Timing.of([float(len(task.kernel))]), "", ""))
 
 
 def tuned(steps, seconds=1e6, record=None, **asked):
