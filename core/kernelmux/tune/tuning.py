@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from kernelmux.contract import registry
@@ -128,7 +128,7 @@ class Tuning:
         tuned = self._plan()
         ways = [Contender("tuned", self._written([Section(asked.counts[-1], tuned)])), before, *self._backends(tuned)]
         compared = self._compare(ways, worker)
-        winners = self._winners(compared)
+        compared, winners = self._sure(ways, compared, worker)
         text, plan, notes = self._best(ways, tuned, winners)
         if set(winners.values()) - {"tuned"}:
             final = Contender("policy", text)
@@ -244,17 +244,23 @@ class Tuning:
                 continue
             compared.append(self._steps(way, worker))
         self.progress.advance(len(ways), "")
-        return self._again(ways, compared, worker)
-
-    def _again(self, ways: Sequence[Contender], compared: list[Compared], worker: Worker) -> list[Compared]:
-        """Where another plan seems to be faster both run once more; of two times the lesser counts."""
-        winners = set(self._winners(compared).values()) - {"tuned"}
-        for index, way in enumerate(ways):
-            if winners and way.label in {"tuned", *winners}:
-                again = self._steps(way, worker).times
-                times = {rows: min(us, again.get(rows, us)) for rows, us in compared[index].times.items()}
-                compared[index] = replace(compared[index], times=times or again)
         return compared
+
+    def _sure(
+        self, ways: Sequence[Contender], compared: list[Compared], worker: Worker
+    ) -> tuple[list[Compared], Mapping[int, str]]:
+        """Where another plan seems to be faster both run once more, one after the other: it must be so twice."""
+        winners = self._winners(compared)
+        again = {"tuned", *winners.values()}
+        if again == {"tuned"}:
+            return compared, winners
+        self.progress.begin(len(again), "whole plans, once more")
+        for index, way in enumerate(ways):
+            if way.label in again:
+                self.progress.advance(len(again), way.label)
+                compared[index] = self._steps(way, worker)
+        second = self._winners(compared)
+        return compared, {rows: best if second[rows] == best else "tuned" for rows, best in winners.items()}
 
     def _steps(self, way: Contender, worker: Worker, counts: tuple[int, ...] = ()) -> Compared:
         answer = worker.ask(Steps(self.asked.model, way, counts or self.asked.counts, self.asked.context))

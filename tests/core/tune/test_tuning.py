@@ -78,6 +78,13 @@ def test_a_backend_that_is_faster_at_some_rows_is_taken_there_and_up_to_half_way
     assert found.compared[0].label == "policy"
 
 
+def test_who_is_faster_once_and_not_again_is_not_taken():
+    turns = iter([5.0, 20.0])
+    _, found, _, worker = tuned(lambda label, rows: next(turns) if (label, rows) == ("torch", 64) else 10.0)
+    assert worker.ran.count("torch") == 2
+    assert set(found.winners.values()) == {"tuned"}
+
+
 def test_two_percent_are_noise():
     _, found, _, _ = tuned(lambda label, rows: 9.85 if label == "torch" else 10.0)
     assert set(found.winners.values()) == {"tuned"}
@@ -140,6 +147,6 @@ def test_what_is_on_record_as_failed_is_told_at_once_and_in_the_result():
 def test_forgetting_empties_this_machines_tables():
     model, _, _, _ = tuned(lambda label, rows: 10.0)
     tuning = Tuning(Asked(Named("tiny:Q4_1", True), H200, ROWS, 16, 1.0), model, Record(), Told())
-    assert tuning.questions() == []
+    left = len(tuning.questions())
     tuning.forget()
-    assert tuning.questions() != []
+    assert len(tuning.questions()) > left + 100
