@@ -214,14 +214,14 @@ def stored(node: TensorNode, kernel: Kernel, wanted: Callable[[str, Value], str]
     def settled(side: str, values: Sequence[Value]) -> Iterator[Value]:
         for index, (value, formats) in enumerate(zip(values, declared[side], strict=True)):
             format = wanted(f"{side}{index}", value)
-            yield replace(value, format=format if format in formats else formats[0])
+            yield value.stored(format if format in formats else formats[0])
 
     inputs = tuple(settled("inputs", node.inputs))
     outputs = tuple(settled("outputs", node.outputs))
     if kernel.joins(node):
         # One matrix has one format.
-        outputs = tuple(replace(value, format=outputs[0].format) for value in outputs)
-    return replace(node, inputs=inputs, outputs=outputs)
+        outputs = tuple(value.stored(outputs[0].format) for value in outputs)
+    return node.on(inputs, outputs)
 
 
 def bound(kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:

@@ -79,8 +79,12 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = _version(name)
     return found
+
+
+# Read from a distribution's metadata, whole: once a process.
+_version = cache(version)
 
 
 @dataclass(frozen=True)

@@ -218,9 +218,15 @@ class Value:
 
     def resolve(self, dims: Mapping[str, int]) -> Value:
         """The same value with its symbols replaced; an unknown symbol stays."""
-        if not any(isinstance(dim, str) for dim in self.shape):
-            return self
-        return Value(self.name, tuple(dims.get(d, d) if isinstance(d, str) else d for d in self.shape), self.format)
+        for dim in self.shape:
+            if isinstance(dim, str):
+                extents = tuple([dims.get(d, d) if isinstance(d, str) else d for d in self.shape])
+                return Value(self.name, extents, self.format)
+        return self
+
+    def stored(self, format: str) -> Value:
+        """The same value in a format."""
+        return self if format == self.format else Value(self.name, self.shape, format)
 
 
 @dataclass(frozen=True, eq=False)

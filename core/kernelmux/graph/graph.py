@@ -91,8 +91,14 @@ class TensorNode:
 
     def resolve(self, dims: Mapping[str, int]) -> TensorNode:
         """The node with its symbols replaced by extents."""
-        inputs, outputs = (tuple(value.resolve(dims) for value in side) for side in (self.inputs, self.outputs))
-        return replace(self, inputs=inputs, outputs=outputs)
+        inputs = tuple([value.resolve(dims) for value in self.inputs])
+        return self.on(inputs, tuple([value.resolve(dims) for value in self.outputs]))
+
+    def on(self, inputs: tuple[Value, ...], outputs: tuple[Value, ...]) -> TensorNode:
+        """The same node on other values: what `replace` makes, at a tenth of its cost, for a plan makes thousands."""
+        node = object.__new__(TensorNode)
+        vars(node).update(vars(self), inputs=inputs, outputs=outputs)
+        return node
 
 
 _VALUE_FIELDS = ("inputs", "outputs", "weight", "bias", "gamma")
@@ -134,13 +140,13 @@ class Graph:
             return self
 
         def restored(values: tuple[Value, ...]) -> tuple[Value, ...]:
-            return tuple(replace(v, format=format) if v.name in caches else v for v in values)
+            return tuple(v.stored(format) if v.name in caches else v for v in values)
 
         nodes = []
         for node in self.nodes:
             if node.op != LEAF:
                 caches |= {node.outputs[t].name for s, t in node.contract.updates if node.inputs[s].name in caches}
-            nodes.append(replace(node, inputs=restored(node.inputs), outputs=restored(node.outputs)))
+            nodes.append(node.on(restored(node.inputs), restored(node.outputs)))
         return Graph(self.name, tuple(nodes), self.outputs)
 
     @cached_property
@@ -325,6 +331,6 @@ def case_node(case: Case) -> TensorNode:
 def nameless(node: TensorNode) -> TensorNode:
     """What two nodes have in common that are alike but for name and layer."""
     bare: dict[str, Any] = {
-        key: tuple(replace(value, name="") for value in getattr(node, key)) for key in _VALUE_FIELDS
+        key: tuple(Value("", value.shape, value.format) for value in getattr(node, key)) for key in _VALUE_FIELDS
     }
     return replace(node, name="", layer=None, **bare)

@@ -7,7 +7,8 @@ assignment of kernels counts by the same rule, `best_format` and `format_read`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from kernelmux.contract.kernel import Kernel
@@ -69,18 +70,23 @@ def best_format(value: Value, emitted: Collection[str], readers: Sequence[Reader
     """
     if len(emitted) == 1:
         return next(iter(emitted))
+    columns = int(value.shape[1]) if value.convertible else 0
+    return _best(value.format, columns, tuple(emitted), tuple((tuple(formats), most) for formats, most in readers))
+
+
+@cache
+def _best(
+    stated: str, columns: int, emitted: tuple[str, ...], readers: tuple[tuple[tuple[str, ...], float], ...]
+) -> str:
+    """The same of a format that the graph states: a plan asks it thousands of times, of few kinds of values."""
 
     def badness(format: str) -> tuple[int, bool, int, bool]:
-        needed = {next(iter(reader.formats)) for reader in readers if format not in reader.formats}
-        own, rounding = format == value.format, lookup(format).rounding
-        narrow = not own and any(rounding > reader.tolerates for reader in readers if value.format in reader.formats)
-        return len(needed), narrow, _row_bytes(format, value), not own
+        needed = {accepted[0] for accepted, _ in readers if format not in accepted}
+        own, rounding = format == stated, lookup(format).rounding
+        narrow = not own and any(rounding > tolerates for accepted, tolerates in readers if stated in accepted)
+        return len(needed), narrow, row_bytes(format, columns) if columns else 0, not own
 
     return min(emitted, key=badness)
-
-
-def _row_bytes(format: str, value: Value) -> int:
-    return row_bytes(format, int(value.shape[1])) if value.convertible else 0
 
 
 def format_read(accepted: Collection[str], stored: str, converted: Collection[str]) -> str:
@@ -135,20 +141,20 @@ class Settling:
         for value, emitted in zip(node.outputs, kernel.outputs(node), strict=True):
             format = joint or best_format(value, emitted, self._wanted.get(value.name, ()))
             self._stored[value.name] = format
-            outputs.append(value if format == value.format else replace(value, format=format))
-        self.settled.append(Step(replace(node, inputs=inputs, outputs=tuple(outputs)), step.choice))
+            outputs.append(value.stored(format))
+        self.settled.append(Step(node.on(inputs, tuple(outputs)), step.choice))
 
     def read(self, value: Value, accepted: Sequence[str]) -> Value:
         """The value as a reader can take it: as it is stored, or converted."""
         held, converted = self._stored[value.name], self._converted.setdefault(value.name, {})
         target = format_read(accepted, held, converted)
         if target == held:
-            return value if held == value.format else replace(value, format=held)
+            return value.stored(held)
         if target not in converted:
             name = f"{value.name}.as_{target}"
             while name in self._taken:
                 name += "_"
-            source, output = replace(value, format=held), Value(name, value.shape, target)
+            source, output = value.stored(held), Value(name, value.shape, target)
             node = TensorNode(name=name, op="convert", inputs=(source,), outputs=(output,))
             self.settled.append(Step(node, self._convert(node)))
             converted[target] = output

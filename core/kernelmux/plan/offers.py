@@ -10,8 +10,23 @@ from dataclasses import dataclass, field
 
 from kernelmux.contract.answers import Offer
 from kernelmux.contract.device import Device
+from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
 from kernelmux.graph.graph import TensorNode, nameless
+from kernelmux.plan.budget import added_error, may_overflow
+from kernelmux.plan.choice import unreadable
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """How a kernel fits a node, at whatever row count."""
+
+    fault: Declined | None
+    """Why it cannot read an input."""
+    overflows: bool
+    """Whether activations of such a model may be more than it can hold."""
+    error: float
+    """What it adds."""
 
 
 @dataclass
@@ -23,6 +38,7 @@ class Offers:
     _kinds: dict[TensorNode, int] = field(default_factory=dict)
     _kind_of: dict[int, tuple[TensorNode, int]] = field(default_factory=dict)
     _offers: dict[tuple[int, int], Offer] = field(default_factory=dict)
+    _fitness: dict[tuple[int, Kernel], Fitness] = field(default_factory=dict)
 
     def kind(self, node: TensorNode) -> int:
         """The number of a node's kind: alike nodes, which differ only in name and layer, have one."""
@@ -39,6 +55,14 @@ class Offers:
         if key not in self._offers:
             self._offers[key] = self.registry.offer(node.at(rows), self.device)
         return self._offers[key]
+
+    def fitness(self, kernel: Kernel, node: TensorNode) -> Fitness:
+        """How a kernel fits a node; its formats are asked for once. BackendError where it declares none that can be."""
+        key = self.kind(node), kernel
+        if key not in self._fitness:
+            fault = unreadable(kernel, node)
+            self._fitness[key] = Fitness(fault, may_overflow(kernel, node), added_error(kernel, node))
+        return self._fitness[key]
 
     @property
     def names(self) -> Mapping[str, set[str]]:

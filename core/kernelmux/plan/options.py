@@ -17,7 +17,6 @@ from kernelmux.errors import PlanError
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.plan.assign import Option, undominated
-from kernelmux.plan.budget import added_error
 from kernelmux.plan.formats import tolerated
 from kernelmux.plan.fusion import Fusing
 from kernelmux.plan.selection import Held, Selector
@@ -93,7 +92,7 @@ class Options:
     def _made(self, node: TensorNode) -> list[Option]:
         if node.name not in self._all:
             candidates, own = self._candidates(node), node.rows_at(self.rows)
-            errors = {name: added_error(kernel, node) for name, kernel in candidates}
+            errors = {name: self.selector.offers.fitness(kernel, node).error for name, kernel in candidates}
             candidates.sort(key=lambda named: (errors[named[0]], named[0]))
             made = [self._option(node, own, name, kernel, errors[name]) for name, kernel in candidates]
             exact = [port for port, value in enumerate(node.outputs) if value.name in self._exact]

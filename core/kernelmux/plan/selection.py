@@ -18,8 +18,8 @@ from kernelmux.errors import BackendError, PlanError
 from kernelmux.graph.graph import TensorNode
 from kernelmux.measure.predict import CONTEXT, Prediction, Predictor
 from kernelmux.measure.table import Tables
-from kernelmux.plan.budget import added_error, default_budget, may_overflow
-from kernelmux.plan.choice import Choice, Placed, Rejection, unreadable
+from kernelmux.plan.budget import default_budget
+from kernelmux.plan.choice import Choice, Placed, Rejection
 from kernelmux.plan.names import absent_names, unknown_kernels
 from kernelmux.plan.offers import Offers
 from kernelmux.policy.grammar import AUTO, PARTS, Rule
@@ -201,7 +201,8 @@ class Selector:
 
             def slowness(name: str) -> tuple[bool, float, float, str]:
                 kernel = offer.kernels[name]
-                return name != preferred, self.predict(name, kernel, node, rows).us, added_error(kernel, node), name
+                error = self.offers.fitness(kernel, node).error
+                return name != preferred, self.predict(name, kernel, node, rows).us, error, name
 
             yield from ((full, reason, asked, False) for full in sorted(offer.kernels, key=slowness))
 
@@ -224,20 +225,21 @@ class Selector:
         if name not in offer.kernels:
             return self._absence(name, backend, offer)
         kernel = offer.kernels[name]
-        if (fault := unreadable(kernel, node)) is not None:
-            return fault
+        fitness = self.offers.fitness(kernel, node)
+        if fitness.fault is not None:
+            return fitness.fault
         if not meant and (failure := self.record.failure(node.op, name, kernel)):
             return Declined(failure, "failed")
         budget = self.policy.max_error(rule)
         if auto:
-            if may_overflow(kernel, node):
+            if fitness.overflows:
                 return Declined(
                     "it takes float16, which ends at 65504, where the weights' own format goes on", "over budget"
                 )
-            error, whose = added_error(kernel, node), "what the default takes" if budget is None else "the budget"
+            whose = "what the default takes" if budget is None else "the budget"
             most = default_budget(node) if budget is None else budget
-            if error > most:
-                return Declined(f"its error {error:g} is over {whose}, {most:g}", "over budget")
+            if fitness.error > most:
+                return Declined(f"its error {fitness.error:g} is over {whose}, {most:g}", "over budget")
         elif not self.within_budget(kernel, rule):
             return Declined(f"its error bound {kernel.precision:g} is over the budget {budget:g}", "over budget")
         return None

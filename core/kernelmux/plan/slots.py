@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.rewrite import Fusion, fuse
 from kernelmux.plan.assign import Link, Port
@@ -82,6 +83,15 @@ class Slotting:
             self._made[numbers] = self._slots(fuse(self.graph.ops, self.kept(numbers)))
         return self._made[numbers]
 
+    @cached_property
+    def _links(self) -> Sequence[tuple[str, Value, bool]]:
+        """Of each value that may be stored otherwise its name, the value without it, and whether the graph keeps it."""
+        return [
+            (value.name, Value("", value.shape, value.format), value.name in self.graph.outputs)
+            for value in self.graph.values.values()
+            if value.convertible
+        ]
+
     def _slots(self, nodes: Sequence[TensorNode]) -> Slots:
         members: dict[int, list[TensorNode]] = {}
         writers: dict[str, Port] = {}
@@ -92,10 +102,12 @@ class Slotting:
             writers.update((value.name, (slot, port)) for port, value in enumerate(node.outputs))
             for port, value in enumerate(node.inputs):
                 readers.setdefault(value.name, []).append((slot, port))
-        links: Counter[Link] = Counter()
-        for name, value in self.graph.values.items():
-            kept = name in self.graph.outputs
-            if value.convertible and (name in readers or name in writers):
-                ports = tuple(readers.get(name, ()))
-                links[Link(writers.get(name), ports, replace(value, name=""), kept)] += 1
-        return Slots({slot: tuple(nodes) for slot, nodes in members.items()}, links)
+        links = Counter(
+            (writers.get(name), tuple(readers.get(name, ())), value, kept)
+            for name, value, kept in self._links
+            if name in readers or name in writers
+        )
+        return Slots(
+            {slot: tuple(nodes) for slot, nodes in members.items()},
+            {Link(*joined): count for joined, count in links.items()},
+        )

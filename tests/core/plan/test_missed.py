@@ -14,6 +14,7 @@ from kernelmux.contract.device import described_device
 from kernelmux.contract.kernel import Efficiency
 from kernelmux.graph.graph import Builder
 from kernelmux.measure.table import Tables
+from kernelmux.measure.times import Known
 from kernelmux.plan.missed import missed, serving
 from kernelmux.plan.plan import make_plan
 from kernelmux.plan.speed import Speeds
@@ -58,7 +59,7 @@ def test_what_is_near_the_ceilings_has_nothing_to_gain():
 
 def test_what_was_measured_on_such_a_device_is_not_told_of_and_another_card_is_named(monkeypatch):
     monkeypatch.setattr(
-        Tables, "time", lambda self, kernel, node, rows, context: (40.0, "shipped for NVIDIA H200 at 8x8")
+        Tables, "time", lambda self, kernel, node, rows, context: (Known(40.0), "shipped for NVIDIA H200 at 8x8")
     )
     assert said(matrix(), device=H200) == []
     (told,) = said(matrix(), device=H100)
@@ -181,5 +182,5 @@ def test_one_that_is_installed_and_lacks_a_library_says_which():
 
 
 def test_a_model_whose_every_time_is_known_misses_nothing(monkeypatch):
-    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (40.0, "measured here"))
+    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (Known(40.0), "measured here"))
     assert said(llama_graph(2)) == []

@@ -15,6 +15,7 @@ from kernelmux.graph.graph import Builder
 from kernelmux.graph.ops import CORE_OPS, fused_ops
 from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.table import Tables
+from kernelmux.measure.times import Known
 from kernelmux.plan.plan import make_plan
 from kernelmux.plan.summary import summarise
 from kernelmux.policy.policy import parse_policy
@@ -139,7 +140,7 @@ def test_a_summary_asks_nobody_where_times_are_known_and_by_kind_where_not(asked
         summarise(made)
         counts.append(len(asked))
     assert counts[0] == counts[1] > 0
-    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (40.0, "measured here"))
+    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (Known(40.0), "measured here"))
     asked.clear()
     summarise(made)
     assert asked == []

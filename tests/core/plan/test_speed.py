@@ -8,6 +8,7 @@ from kernelmux.contract.device import described_device
 from kernelmux.graph.graph import Builder
 from kernelmux.measure.predict import Predictor
 from kernelmux.measure.table import Tables
+from kernelmux.measure.times import Known
 from kernelmux.plan.plan import make_plan
 from kernelmux.plan.speed import Speeds
 from kernelmux.policy.policy import parse_policy
@@ -58,7 +59,9 @@ def test_what_bounds_a_step_is_told_by_what_it_moves_and_computes():
 def test_a_measured_time_is_split_as_a_declared_one(monkeypatch):
     declared = Speeds(planned(matrix())).at(1)
     assert declared.unmeasured == 1
-    monkeypatch.setattr(Tables, "time", lambda self, kernel, node, rows, context: (2 * declared.us, "measured here"))
+    monkeypatch.setattr(
+        Tables, "time", lambda self, kernel, node, rows, context: (Known(2 * declared.us), "measured here")
+    )
     measured = Speeds(planned(matrix())).at(1)
     assert measured.us == pytest.approx(2 * declared.us, rel=1e-2)
     assert measured.unmeasured == 0
