@@ -25,9 +25,12 @@ emulated. A processor of no class counts as one without AVX2."""
 READ = 12e9
 """Bytes a second that one thread reads: 11.7 to 13.3 GB/s on that Xeon, whatever the class. Many threads share few
 channels of memory and read less each, which is left out: all processors of a class get the same plan."""
-LAUNCH = 6e-6
-"""Seconds of a node of one row that computes next to nothing, in a step: 5 us (add) to 27 us (rope) there, whose code
-other nodes have driven from the cache; a fifth of that where it is called over and over."""
+LAUNCH = 20e-6
+"""Seconds of a node of one row that computes next to nothing, in a step, and"""
+GAP = 18e-6
+"""how many of them are missing where it is called over and over: in a step the code of other nodes has driven its own
+from the cache, and its threads must be woken. Whole steps of SmolLM2 took 20 us a node longer than its kernels by
+themselves at 1 row, 45 at 8, on that Xeon with two threads (docs/results/cpu-choice.json)."""
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Limits of oneDNN (ONEDNN_MAX_CPU_ISA in its documentation) under which bfloat16 products are emulated."""
 WITHOUT_AMX = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512")
@@ -57,7 +60,7 @@ class Cpu(Platform):
         threads = device.processors or 1
         rates = RATES[device.arch if device.arch in RATES else ""]
         gemm = {format: rate * 1e9 * threads for format, rate in rates.items()}
-        return Ceilings(copy=READ * threads, read=READ * threads, gemm=gemm, launch=LAUNCH)
+        return Ceilings(copy=READ * threads, read=READ * threads, gemm=gemm, launch=LAUNCH, gap=GAP)
 
 
 def _class_here() -> str:
