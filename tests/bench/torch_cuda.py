@@ -91,7 +91,7 @@ def fp8_row(
         for _ in range(TURNS)
     ]
     ours, raw = (sorted(timings, key=lambda timing: timing.median)[TURNS // 2] for timings in zip(*turns, strict=True))
-    rate = work.flops() / ours.median * 1e6
+    rate = work.flops / ours.median * 1e6
     row = {
         "layer": f"{label} {n}x{k}",
         "m": work.m,

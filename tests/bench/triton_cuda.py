@@ -88,7 +88,7 @@ def fp8_gemms(result: Result) -> None:
                 "us": round(ours.median, 1),
                 "torch us": round(peer, 1) if peer else "",
                 "torch's speed": round(peer / ours.median, 3) if peer else "",
-                "TFLOP/s": round(work.flops() / ours.median / 1e6, 1),
+                "TFLOP/s": round(work.flops / ours.median / 1e6, 1),
                 "tiling": str(kernel.variant),
             }
             result.rows.append(row)

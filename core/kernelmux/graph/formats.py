@@ -366,4 +366,9 @@ def human_bytes(count: float) -> str:
 
 def value_bytes(value: Value) -> int:
     """Bytes of all planes of a value, each aligned."""
-    return sum(aligned(plane.nbytes(value.extents)) for plane in lookup(value.format).planes)
+    return _aligned_bytes(value.format, value.extents)
+
+
+@cache
+def _aligned_bytes(format: str, extents: tuple[int, ...]) -> int:
+    return sum(aligned(plane.nbytes(extents)) for plane in lookup(format).planes)

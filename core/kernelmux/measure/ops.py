@@ -44,7 +44,7 @@ class OpTiming:
 
     def row(self, ceilings: Ceilings) -> dict[str, Any]:
         """What a table shows."""
-        flops, nbytes, seconds = self.work.flops(), self.work.nbytes(self.node), self.timing.median / 1e6
+        flops, nbytes, seconds = self.work.flops, self.work.nbytes(self.node), self.timing.median / 1e6
         formats = (self.node.inputs[0].format, self.node.outputs[0].format)
         gemm = gemm_ceiling(ceilings, formats) if self.node.weight and flops else None
         return {

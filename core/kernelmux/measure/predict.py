@@ -7,7 +7,7 @@ known from. Nothing is measured here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from kernelmux.contract.device import Ceilings, Device
@@ -66,6 +66,7 @@ class Predictor:
     device: Device
     tables: Tables
     context: int = CONTEXT
+    _works: dict[tuple[TensorNode, int], Work] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def ceilings(self) -> Ceilings:
@@ -89,8 +90,8 @@ class Predictor:
 
     def _declared(self, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
         work = self._work(node, rows)
-        timed = replace(work, node=stored_as(work.node, kernel, self.device.platform.activations))
-        least, reaches = self._least(kernel, timed, self.ceilings), kernel.reaches(work.node)
+        timed = stored_as(work.node, kernel, self.device.platform.activations)
+        least, reaches = self._least(kernel, work, timed, self.ceilings), kernel.reaches(work.node)
         slowed = replace(
             least, reading=least.reading / reaches.reading, multiplying=least.multiplying / reaches.multiplying
         )
@@ -108,29 +109,36 @@ class Predictor:
 
     def least(self, kernel: Kernel, node: TensorNode, rows: int) -> Least:
         """What bounds a node at so many rows, however well its kernel is written."""
-        return self._least(kernel, self._work(node, rows), self.ceilings)
+        work = self._work(node, rows)
+        return self._least(kernel, work, work.node, self.ceilings)
 
     def _moved(self, kernel: Kernel, work: Work, us: float, source: str) -> Prediction:
         """A measured time; of another card in the proportion of what both take at least."""
         shipped = SHIPPED.match(source)
         if shipped is None or shipped[1] == self.device.name:
             return Prediction(us, source)
-        there = self.device.platform.ceilings(replace(self.device, name=shipped[1]))
-        share = self._least(kernel, work, self.ceilings).us / self._least(kernel, work, there).us
+        elsewhere = self.device.platform.ceilings(replace(self.device, name=shipped[1]))
+        here, there = (self._least(kernel, work, work.node, ceilings).us for ceilings in (self.ceilings, elsewhere))
+        share = here / there
         return Prediction(us * share, f"{source}, in proportion", elsewhere=shipped[1])
 
     def _work(self, node: TensorNode, rows: int) -> Work:
-        batch = Batch.of(rows, self.context)
-        return Work("", node.resolve(batch.dims), batch)
+        """The node at so many rows: one for all kernels that are asked about it."""
+        key = node, rows
+        if key not in self._works:
+            batch = Batch.of(rows, self.context)
+            self._works[key] = Work("", node.resolve(batch.dims), batch)
+        return self._works[key]
 
-    def _least(self, kernel: Kernel, work: Work, ceilings: Ceilings) -> Least:
-        arithmetic = kernel.reaches(work.node).arithmetic
-        packed = kernel.packed_bytes(work.node)
-        stored = sum(value.nbytes for value in work.node.weights)
-        rows_only = work.node.op == "embed"
-        moved = work.nbytes(work.node) + (0 if rows_only or not packed else packed - stored)
+    def _least(self, kernel: Kernel, work: Work, node: TensorNode, ceilings: Ceilings) -> Least:
+        """Of a work's node as a kernel stores its values."""
+        arithmetic = kernel.reaches(node).arithmetic
+        packed = kernel.packed_bytes(node)
+        stored = sum(value.nbytes for value in node.weights)
+        rows_only = node.op == "embed"
+        moved = work.nbytes(node) + (0 if rows_only or not packed else packed - stored)
         flops = ceilings.gemm.get(arithmetic, min(ceilings.gemm.values()))
-        reading, multiplying, launching = moved / ceilings.read, work.flops() / flops, kernel.launches * ceilings.launch
+        reading, multiplying, launching = moved / ceilings.read, work.flops / flops, kernel.launches * ceilings.launch
         return Least(reading * 1e6, multiplying * 1e6, launching * 1e6, arithmetic)
 
 

@@ -9,6 +9,7 @@ the bytes that are more, or fewer, at the rate of a copy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 from kernelmux.contract.device import Ceilings, Device
 from kernelmux.contract.kernel import Kernel
@@ -30,11 +31,16 @@ def storing(
     def each(values: Sequence[Value], listed: Sequence[Sequence[str]]) -> Iterator[Storing]:
         for value, formats in zip(values, listed, strict=True):
             columns = value.shape[1] if value.convertible else 0
-            nbytes = {format: lookup(format).nbytes((rows, int(columns))) for format in formats}
-            timed = nbytes.get(activations, nbytes[formats[0]])
-            yield {format: (count - timed) / copied * 1e6 for format, count in nbytes.items()}
+            yield _storing(tuple(formats), rows, int(columns), activations, copied)
 
     return tuple(each(node.inputs, kernel.inputs(node))), tuple(each(node.outputs, kernel.outputs(node)))
+
+
+@cache
+def _storing(formats: tuple[str, ...], rows: int, columns: int, activations: str, copied: float) -> Storing:
+    nbytes = {format: lookup(format).nbytes((rows, columns)) for format in formats}
+    timed = nbytes.get(activations, nbytes[formats[0]])
+    return {format: (count - timed) / copied * 1e6 for format, count in nbytes.items()}
 
 
 def is_captured(device: Device, rows: int, capturable: bool) -> bool:

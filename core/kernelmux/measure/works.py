@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from kernelmux.contract.answers import stored
 from kernelmux.contract.kernel import Kernel
@@ -74,6 +75,7 @@ class Work:
     def m(self) -> int:
         return self.node.inputs[0].extents[0]
 
+    @cached_property
     def flops(self) -> int:
         """As the op counts them; of attention only what a causal mask leaves."""
         if self.node.op != "attention":

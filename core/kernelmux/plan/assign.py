@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -85,7 +86,7 @@ class Link:
     kept: bool
     """Whether the graph hands them back, as it states them."""
 
-    @property
+    @cached_property
     def slots(self) -> tuple[int, ...]:
         """The slots that it joins, ascending."""
         return tuple(sorted({slot for slot, _ in (*self.readers, *([self.writer] if self.writer else []))}))
@@ -108,7 +109,7 @@ class Link:
         stated = {self.value.format: 0.0}
         costs = [options[slot].reads[port] for slot, port in self.readers] + ([stated] if self.kept else [])
         tolerated = [options[slot].tolerates for slot, _ in self.readers] + ([0.0] if self.kept else [])
-        wanted = list(map(Reader, costs, tolerated))
+        wanted = list(map(Reader, map(tuple, costs), tolerated))
         written = stated if self.writer is None else options[self.writer[0]].writes[self.writer[1]]
         if self.writer is not None and options[self.writer[0]].joins:
             if self.kept or not all(options[slot].strided for slot, _ in self.readers):
@@ -155,20 +156,19 @@ def own_times(slot: int, options: Sequence[Option], count: int) -> Factor:
 def link_times(link: Link, count: int, options: Mapping[int, Sequence[Option]], convert: Convert) -> Factor:
     """What alike values take, `count` of them, by what the slots get that have more than one option."""
     open_slots = tuple(slot for slot in link.slots if len(options[slot]) > 1)
-    # Many options are alike to a link: it is worked out once for those.
-    faces = {slot: [link.face(slot, option) for option in options[slot]] for slot in link.slots}
-    seen = {slot: list(dict.fromkeys(faces[slot])) for slot in link.slots}
-    known = {}
-    for alike in itertools.product(*seen.values()):
-        picked = {slot: options[slot][faces[slot].index(face)] for slot, face in zip(seen, alike, strict=True)}
-        known[tuple(face for slot, face in zip(seen, alike, strict=True) if slot in open_slots)] = link.us(
-            picked, convert
-        )
-    shown = (faces[slot] for slot in open_slots)
+    # Many options are alike to a link: it is worked out once for those, by the number of their face.
+    faces: list[list[int]] = []
+    first: list[list[Option]] = []
+    for slot in link.slots:
+        numbers: dict[Hashable, int] = {}
+        faces.append([numbers.setdefault(link.face(slot, option), len(numbers)) for option in options[slot]])
+        first.append([options[slot][faces[-1].index(number)] for number in numbers.values()])
+    alike = itertools.product(*(range(len(seen)) for seen in first))
+    picked = (dict(zip(link.slots, each, strict=True)) for each in itertools.product(*first))
+    known = {face: count * link.us(each, convert) for face, each in zip(alike, picked, strict=True)}
     chosen = itertools.product(*(range(len(options[slot])) for slot in open_slots))
-    return open_slots, {
-        choice: count * known[alike] for choice, alike in zip(chosen, itertools.product(*shown), strict=True)
-    }
+    # Those of a slot with one option have one face: as many choices as there are faces of all slots.
+    return open_slots, {choice: known[face] for choice, face in zip(chosen, itertools.product(*faces), strict=True)}
 
 
 def minimise(factors: Iterable[Factor]) -> tuple[dict[int, int], float]:

@@ -21,7 +21,7 @@ from kernelmux.plan.choice import Choice
 class Reader(NamedTuple):
     """What a kernel reads of one value."""
 
-    formats: Collection[str]
+    formats: tuple[str, ...]
     """Those that it takes, best first."""
     tolerates: float = 0.0
     """The rounding, as NMSE, that the value may have had for the sake of time."""
@@ -56,9 +56,9 @@ def wanted_formats(
         kernel = choice.kernel
         tolerates = tolerated(kernel, node.rows_in(dims)) if dims else 0.0
         for value, formats in zip(node.inputs, kernel.inputs(node), strict=True):
-            wanted.setdefault(value.name, []).append(Reader(formats, tolerates))
+            wanted.setdefault(value.name, []).append(Reader(tuple(formats), tolerates))
     for name in graph.outputs:
-        wanted.setdefault(name, []).append(Reader([graph.values[name].format]))
+        wanted.setdefault(name, []).append(Reader((graph.values[name].format,)))
     return wanted
 
 
@@ -71,13 +71,11 @@ def best_format(value: Value, emitted: Collection[str], readers: Sequence[Reader
     if len(emitted) == 1:
         return next(iter(emitted))
     columns = int(value.shape[1]) if value.convertible else 0
-    return _best(value.format, columns, tuple(emitted), tuple((tuple(formats), most) for formats, most in readers))
+    return _best(value.format, columns, tuple(emitted), tuple(readers))
 
 
 @cache
-def _best(
-    stated: str, columns: int, emitted: tuple[str, ...], readers: tuple[tuple[tuple[str, ...], float], ...]
-) -> str:
+def _best(stated: str, columns: int, emitted: tuple[str, ...], readers: tuple[Reader, ...]) -> str:
     """The same of a format that the graph states: a plan asks it thousands of times, of few kinds of values."""
 
     def badness(format: str) -> tuple[int, bool, int, bool]:

@@ -173,6 +173,9 @@ def _stands_for(name: str, part: TensorNode, choice: Choice) -> bool:
 def apart(graph: Graph, nodes: Sequence[TensorNode], choices: Mapping[str, Choice]) -> Iterator[tuple[str, str]]:
     """Nodes whose kernel writes its outputs side by side where somebody cannot read them so: name, and why."""
     wanted = wanted_formats(graph, [(node, choices[node.name]) for node in nodes])
+    whole = [node for node in nodes if not choices[node.name].kernel.strided]
+    # The first of those that read a value whole.
+    blind = {value.name: reader.name for reader in reversed(whole) for value in reader.inputs}
     for node in nodes:
         kernel = choices[node.name].kernel
         if not kernel.joins(node):
@@ -181,13 +184,8 @@ def apart(graph: Graph, nodes: Sequence[TensorNode], choices: Mapping[str, Choic
         if kept := names.intersection(graph.outputs):
             yield node.name, f"it writes side by side, and {min(kept)} is what the graph hands back"
             continue
-        blind = [
-            reader.name
-            for reader in nodes
-            if not choices[reader.name].kernel.strided and any(value.name in names for value in reader.inputs)
-        ]
-        if blind:
-            kernel_name = choices[blind[0]].name
-            yield node.name, f"it writes side by side, and {kernel_name} of {blind[0]} reads whole rows only"
+        if readers := [blind[value.name] for value in node.outputs if value.name in blind]:
+            kernel_name = choices[readers[0]].name
+            yield node.name, f"it writes side by side, and {kernel_name} of {readers[0]} reads whole rows only"
         elif joint_format(kernel, node, wanted) is None:
             yield node.name, "it writes side by side, in no format that all of its readers take"

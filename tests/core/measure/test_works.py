@@ -59,8 +59,8 @@ def test_conversions_reach_every_width_that_is_multiplied(graph: Graph):
 
 def test_attention_counts_what_a_causal_mask_leaves(graph: Graph):
     width = 256
-    assert one(graph, "attention", 200).flops() == 4 * width * 200 * 201 // 2
-    assert one(graph, "attention", 5).flops() == 4 * width * 100 * 5
+    assert one(graph, "attention", 200).flops == 4 * width * 200 * 201 // 2
+    assert one(graph, "attention", 5).flops == 4 * width * 100 * 5
 
 
 def test_of_tables_and_caches_only_the_rows_used_are_moved(graph: Graph):
@@ -73,7 +73,7 @@ def test_of_tables_and_caches_only_the_rows_used_are_moved(graph: Graph):
 def test_a_matrix_of_any_size_is_a_mul_mat():
     work = matrix_work(96, 512, "q4_k", 7)
     assert work.label == "96x512 Q4_K"
-    assert work.flops() == 2 * 7 * 96 * 512
+    assert work.flops == 2 * 7 * 96 * 512
     assert work.nbytes(work.node) == 96 * 512 // 256 * 144 + 7 * 512 * 4 + 7 * 96 * 4
 
 
