@@ -79,7 +79,8 @@ def look_up(times: Times, kernel: Kernel, node: TensorNode, rows: int, context: 
     sizes = {_parse(written): written for written in measured}
     nearest = min(sizes, key=lambda other: (_is_beyond(measured[sizes[other]], rows), _distance(wanted, other), other))
     by_rows = measured[sizes[nearest]]
-    edge = min(max(rows, min(map(int, by_rows))), max(map(int, by_rows)))
+    least, most = _bounds(tuple(by_rows))
+    edge = min(max(rows, least), most)
     us = _growth(node, wanted) / _growth(node, nearest) * _at(by_rows, edge)
     return Known(us, "" if nearest == wanted else sizes[nearest], 0 if edge == rows else edge)
 
@@ -94,7 +95,13 @@ def _growth(node: TensorNode, size: Size) -> float:
 
 def _is_beyond(by_rows: Mapping[str, float], rows: int) -> bool:
     """Whether fewer or more rows are asked for than were measured."""
-    return not min(map(int, by_rows)) <= rows <= max(map(int, by_rows))
+    least, most = _bounds(tuple(by_rows))
+    return not least <= rows <= most
+
+
+@cache
+def _bounds(by_rows: tuple[str, ...]) -> tuple[int, int]:
+    return min(map(int, by_rows)), max(map(int, by_rows))
 
 
 def written(size: Size) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernelmux.contract.packed import Form
 from kernelmux.graph.formats import Value
@@ -136,6 +136,18 @@ Factor = tuple[tuple[int, ...], Mapping[Choice, float]]
 """Slots, and the microseconds for each choice of their options, by number."""
 
 
+class Elimination(NamedTuple):
+    """A slot eliminated: the factors that it was in, its best option for each choice around it, and what is left."""
+
+    factors: Sequence[Factor]
+    best: Mapping[Choice, int]
+    leaves: Factor
+
+
+Eliminations = dict[tuple[int, tuple[int, ...]], Elimination]
+"""By slot, and the ids of its factors, which are kept with it."""
+
+
 def undominated(options: Sequence[Option]) -> list[Option]:
     """The options without those that another one replaces: one before it, or a faster one. Of equals the first stays.
 
@@ -171,12 +183,12 @@ def link_times(link: Link, count: int, options: Mapping[int, Sequence[Option]], 
     return open_slots, {choice: known[face] for choice, face in zip(chosen, itertools.product(*faces), strict=True)}
 
 
-def minimise(factors: Iterable[Factor]) -> tuple[dict[int, int], float]:
+def minimise(factors: Iterable[Factor], known: Eliminations | None = None) -> tuple[dict[int, int], float]:
     """An option for each slot, by number, and the microseconds of the whole: the least there is, the first of equals.
 
-    Every slot has a factor of its own.
+    Every slot has a factor of its own. What other calls have `known` of the very same factors is not done again.
     """
-    left = list(factors)
+    left, known = list(factors), {} if known is None else known
     sizes = {slots[0]: len(times) for slots, times in left if len(slots) == 1}
     decided: list[tuple[int, tuple[int, ...], Mapping[Choice, int]]] = []
     answer = {slot: 0 for slot, size in sizes.items() if size == 1}
@@ -185,10 +197,13 @@ def minimise(factors: Iterable[Factor]) -> tuple[dict[int, int], float]:
     sizes = {slot: size for slot, size in sizes.items() if slot not in answer}
     for slot in _in_order(left, sizes):
         mine = [factor for factor in left if slot in factor[0]]
-        around = tuple(sorted({other for slots, _ in mine for other in slots} - {slot}))
-        best, least = _eliminate(slot, around, mine, sizes)
-        left = [*(factor for factor in left if slot not in factor[0]), (around, least)]
-        decided.append((slot, around, best))
+        key = slot, tuple(map(id, mine))
+        if key not in known:
+            around = tuple(sorted({other for slots, _ in mine for other in slots} - {slot}))
+            best, least = _eliminate(slot, around, mine, sizes)
+            known[key] = Elimination(mine, best, (around, least))
+        left = [*(factor for factor in left if slot not in factor[0]), known[key].leaves]
+        decided.append((slot, known[key].leaves[0], known[key].best))
     for slot, around, best in reversed(decided):
         answer[slot] = best[tuple(answer[other] for other in around)]
     return answer, alone + sum(times[()] for _, times in left)
@@ -200,11 +215,14 @@ def _in_order(factors: Sequence[Factor], sizes: Mapping[int, int]) -> Iterator[i
     for slots, _ in factors:
         for slot in slots:
             around[slot].update(slots)
+    choices = {slot: math.prod([sizes[other] for other in near]) for slot, near in around.items()}
     while around:
-        slot = min(around, key=lambda slot: math.prod(sizes[other] for other in around[slot]))
+        slot = min(choices, key=choices.__getitem__)
         near = around.pop(slot) - {slot}
+        del choices[slot]
         for other in near:
             around[other] = (around[other] | near) - {slot}
+            choices[other] = math.prod([sizes[each] for each in around[other]])
         yield slot
 
 

@@ -16,7 +16,7 @@ from kernelmux.contract.device import Ceilings, Device
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.rewrite import Fusion
 from kernelmux.measure.steps import is_captured, step_time
-from kernelmux.plan.assign import Factor, Option, link_times, minimise, own_times
+from kernelmux.plan.assign import Eliminations, Factor, Option, link_times, minimise, own_times
 from kernelmux.plan.fusion import Fusing
 from kernelmux.plan.options import Options, Within
 from kernelmux.plan.selection import Held, Selector
@@ -129,6 +129,7 @@ class _At:
     auto: Auto
     options: Options
     _factors: dict[Within, dict[object, Factor]] = field(default_factory=dict)
+    _eliminated: Eliminations = field(default_factory=dict)
 
     def search(self, start: frozenset[int], within: Within) -> _Found:
         """From a set of kinds of fusions to the best: captured, unless what no capture holds is worth its launches."""
@@ -208,7 +209,7 @@ class _At:
             if (link, count) not in known:
                 known[link, count] = link_times(link, count, options, self.options.convert)
             factors.append(known[link, count])
-        picked, us = minimise(factors)
+        picked, us = minimise(factors, self._eliminated)
         return self._made_of(numbers, {slot: options[slot][index] for slot, index in picked.items()}, us)
 
     def _made_of(self, numbers: frozenset[int], options: Mapping[int, Option], us: float) -> _Found:

@@ -12,14 +12,17 @@ from kernelmux.contract import registry
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.registry import Registry
 from kernelmux.graph.graph import Builder
-from kernelmux.graph.ops import CORE_OPS, fused_ops
+from kernelmux.graph.ops import CORE_OPS, OPS, fused_ops
 from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.table import Tables
 from kernelmux.measure.times import Known
+from kernelmux.plan import offers
+from kernelmux.plan.choice import unreadable
 from kernelmux.plan.plan import make_plan
 from kernelmux.plan.summary import summarise
 from kernelmux.policy.policy import parse_policy
 
+AUTO = '[defaults]\nuse = ["auto"]\n'
 POLICY = """\
 [[rule]]
 op = "mul_mat"
@@ -144,6 +147,43 @@ def test_a_summary_asks_nobody_where_times_are_known_and_by_kind_where_not(asked
     asked.clear()
     summarise(made)
     assert asked == []
+
+
+def _many_options():
+    """Four kernels of every op, which differ in formats and speed, so that none replaces another."""
+    formats = (["f32"], ["bf16", "f32"], ["bf16"], ["f16", "f32"])
+    kernels = [
+        FakeKernel("".join(each), takes=each, emits=each, reading=0.5 + 0.1 * place)
+        for place, each in enumerate(formats)
+    ]
+    return {"a": whole_backend(), "b": backend(**{op: kernels for op in OPS if op != "convert"})}
+
+
+def plan_of_many_options(max_rows):
+    with registry.isolated(**_many_options()) as found:
+        return plan_for(llama_graph(2), found, AUTO, max_rows=max_rows)
+
+
+def test_a_kernel_is_asked_once_whether_it_fits_whatever_the_rows(monkeypatch):
+    asked = []
+
+    def counting(kernel, node):
+        asked.append(kernel)
+        return unreadable(kernel, node)
+
+    monkeypatch.setattr(offers, "unreadable", counting)
+    plan_of_many_options(4)
+    few = len(asked)
+    plan_of_many_options(256)
+    assert len(asked) - few == few > 0
+
+
+def test_many_options_cost_a_row_count_no_more_than_they_did():
+    """Of each row count beyond the first few: its options and links, worked out once for all kinds of fusions."""
+    plan_of_many_options(4)
+    few, many = (work(plan_of_many_options, rows) for rows in (4, 256))
+    # 69,000; 132,000 where a link's options were compared whole, and each kernel was asked anew at each row count.
+    assert (many - few) / 6 < 80_000
 
 
 def test_a_plan_touches_no_weights():
