@@ -118,7 +118,7 @@ def test_a_locked_plan_takes_no_policy(q4: Path, small: Path, tmp_path: Path, op
     given = [small if option == "small" else option for option in options]
     result = call_command("run", q4, "--plan", tmp_path / "p.json", *given, *ASK)
     assert (result.code, result.out) == (2, "")
-    assert "a locked plan takes no --policy and no --use" in " ".join(result.err.replace("│", " ").split())
+    assert "a locked plan takes no --policy, no --exact and no --use" in " ".join(result.err.replace("│", " ").split())
 
 
 def test_a_lock_that_cannot_be_written_is_one_line(q4: Path, tmp_path: Path):

@@ -104,7 +104,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_on_a_terminal_long_lines_are_broken_between_words(monkeypatch: pytest.MonkeyPatch, stream: str):
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((140, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((140, 24)))
     monkeypatch.setattr(sys, stream, Terminal())
     message = " ".join(["kernelmux: PolicyError:", *["word"] * 50])
     say(message, err=stream == "stderr")
