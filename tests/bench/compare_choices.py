@@ -21,6 +21,7 @@ from result import release
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device, is_out_of_memory
+from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.report import make_report, save_report
@@ -222,16 +223,23 @@ def choice(plan: Plan, rows: int) -> str:
 
 
 def less_exact(plan: Plan, rows: int) -> list[str]:
-    """The kernels whose error is over what the default takes of the nodes that they have."""
+    """The kernels whose error is over what the default takes of the nodes that they have, or that round logits."""
     fusions = find_fusions(plan.graph, fused_ops())
     nodes = {node.name: node for node in (*plan.graph.ops, *(fusion.node for fusion in fusions))}
     over = {
         f"{step.node.op} {step.choice.name}": None
         for step in plan.schedule(rows, Batch.of(rows, 1).sequences).steps
         # A conversion's loss counts against the kernel that reads so narrow a format.
-        if (node := nodes.get(step.node.name)) and added_error(step.choice.kernel, node) > default_budget(node)
+        if (node := nodes.get(step.node.name))
+        and (added_error(step.choice.kernel, node) > default_budget(node) or _rounds(plan, step.node, node))
     }
     return list(over)
+
+
+def _rounds(plan: Plan, node: TensorNode, stated: TensorNode) -> bool:
+    """Whether what the graph hands back is written otherwise than it states: distinct logits may tie."""
+    pairs = zip(node.outputs, stated.outputs, strict=True)
+    return any(mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.outputs)
 
 
 def told(error: Exception) -> str:
