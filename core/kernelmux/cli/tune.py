@@ -94,6 +94,10 @@ def tune(
             tuning.forget()
         tuned = tuning.run(worker)
     _tell(asked, tuned)
+    if not tuned.compared[0].times:
+        # What was not run is not to be trusted, and a file would be.
+        say(f"no policy is written: the tuned plan was not timed ({tuned.compared[0].note})", fg="red", err=True)
+        raise typer.Exit(1)
     if output is not None:
         _write(asked, tuned, output)
 
@@ -160,7 +164,7 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
     say(f"{said}; {len(measured.faults)} left out" if measured.faults else said)
     if measured.unsteady > BUSY * measured.answered:
         many = f"{measured.unsteady} of {measured.answered} times varied by more than twice"
-        say(f"{many}: something else was running. --fresh measures again on a quiet machine", fg="red", err=True)
+        say(f"{many}, and are not kept: something else was running; the same command asks again", fg="red", err=True)
     lines = ["", f"{RATE} (* what the policy has):", *compared_lines(tuned, asked.counts, width), ""]
     lines += ["KL divergence from float32, nats a token, beside speed:", *frontier_lines(tuned, width)]
     for line in lines:

@@ -30,7 +30,7 @@ LAUNCH = 20e-6
 GAP = 18e-6
 """how many of them are missing where it is called over and over: in a step the code of other nodes has driven its own
 from the cache, and its threads must be woken. Whole steps of SmolLM2 took 20 us a node longer than its kernels by
-themselves at 1 row, 45 at 8, on that Xeon with two threads (docs/results/cpu-choice.json)."""
+themselves at 1 row, 45 at 8, on that Xeon with two threads."""
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Limits of oneDNN (ONEDNN_MAX_CPU_ISA in its documentation) under which bfloat16 products are emulated."""
 WITHOUT_AMX = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512")

@@ -19,6 +19,8 @@ from kernelmux.measure.works import Batch, Work, stored_as
 
 CONTEXT = 512
 """Cached tokens of each sequence that decodes, where nobody says otherwise."""
+BEYOND = 4
+"""Of so many times as many rows as were measured, or as few, a measurement tells nothing."""
 SHIPPED = re.compile(r"shipped for (.+?)(?: at [\dx.]+)?(?:, from \d+ rows)?$")
 """What the source of a shipped table's times says: the card, and the size where it is another."""
 
@@ -81,6 +83,8 @@ class Predictor:
             return self._declared(kernel, node, rows)
         known, source = measured
         us = known.us
+        if known.rows and max(rows, known.rows) > BEYOND * min(rows, known.rows):
+            return self._declared(kernel, node, rows)
         if known.rows:
             # Beyond the row counts that were measured it grows as the kernel declares.
             us *= self._declared(kernel, node, rows).us / self._declared(kernel, node, known.rows).us

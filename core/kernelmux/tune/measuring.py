@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kernelmux.contract.kernel import Kernel
+from kernelmux.measure.timing import Timing
 from kernelmux.tune.questions import Question
 from kernelmux.tune.worker import SmokeCases, Timed
 from kernelmux.tune.workers import Worker
@@ -73,16 +74,19 @@ def measure(
 ) -> Measured:
     """Asks until all is answered, or until a time of `time.monotonic()`; who failed once is not asked again.
 
-    A failure goes on record as one of smoke cases does: `auto` does not take the kernel for that op either.
+    A failure goes on record as one of smoke cases does: `auto` does not take the kernel for that op either. Times of
+    one work are kept together, and none of them that vary too much.
     """
-    found, checked = Measured(), set[str]()
+    found, checked, together = Measured(), set[str](), _Together(keep)
     progress.begin(len(questions), "kernels")
     for done, question in enumerate(questions):
         if until is not None and time.monotonic() > until:
             found.left = len(questions) - done
+            together.drop()
             break
         op, kernel = question.work.node.op, question.kernel
         progress.advance(done, f"{kernel} {question.work.label}, m = {question.work.m}")
+        together.begin(question)
         if question.subject in found.faults:
             continue
         if question.subject not in checked:
@@ -91,18 +95,60 @@ def measure(
                 found.faults[question.subject] = fault
                 progress.tell(f"{question.subject} is left out: {fault}")
                 continue
-        answer = worker.ask(Timed(question.work, kernel, variants and question.variants))
+        task = Timed(question.work, kernel, variants and question.variants)
+        answer = worker.ask(task)
+        if not answer.fault and _is_unsteady(answer.value[0]):
+            # Something else was running: once more.
+            answer = worker.ask(task)
         if answer.fault:
             smoke.note(op, kernel, answer.fault)
             found.faults[question.subject] = answer.fault
             progress.tell(f"{question.subject} is left out: {answer.fault}")
             continue
         timing, variant, work = answer.value
-        keep(question, timing.median, variant, work)
         found.answered += 1
-        found.unsteady += timing.p90 > UNSTEADY * timing.p10
+        found.unsteady += _is_unsteady(timing)
+        together.add(question, timing, variant, work)
+    together.flush()
     progress.advance(len(questions) - found.left, "")
     return found
+
+
+def _is_unsteady(timing: Timing) -> bool:
+    return timing.p90 > UNSTEADY * timing.p10
+
+
+@dataclass
+class _Together:
+    """Keeps the times of all kernels of one work, or none: beside what others declare, or that varies, one misleads."""
+
+    keep: Keep
+    _about: tuple[object, ...] = ()
+    _held: list[tuple[Question, float, str, str]] = field(default_factory=list)
+    _steady: bool = True
+
+    def begin(self, question: Question) -> None:
+        """A question comes next: what was held is kept where it is about another work."""
+        about = question.work.node.op, question.work.node.name, question.work.m
+        if about != self._about:
+            self.flush()
+            self._about = about
+
+    def add(self, question: Question, timing: Timing, variant: str, work: str) -> None:
+        """Holds an answer."""
+        self._held.append((question, timing.median, variant, work))
+        self._steady = self._steady and not _is_unsteady(timing)
+
+    def drop(self) -> None:
+        """Forgets what is held."""
+        self._held, self._steady = [], True
+
+    def flush(self) -> None:
+        """Keeps what is held."""
+        if self._steady:
+            for answer in self._held:
+                self.keep(*answer)
+        self.drop()
 
 
 def _smoke_fault(op: str, kernel: str, worker: Worker, smoke: Smoke) -> str:

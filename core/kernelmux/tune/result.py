@@ -53,6 +53,9 @@ def policy_text(asked: Asked, tuned: Tuned, command: str, versions: dict[str, st
 
 
 def _left_out(tuned: Tuned) -> Iterator[str]:
+    if tuned.measured.left:
+        yield ""
+        yield f"There was no time to measure {tuned.measured.left} kernels more: they are taken as they declare."
     if tuned.measured.faults:
         yield ""
         yield "Left out:"

@@ -19,7 +19,7 @@ from kernelmux.errors import KernelmuxError
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
-from kernelmux.measure.predict import Predictor
+from kernelmux.measure.predict import Prediction, Predictor
 from kernelmux.measure.table import Tables, forget, package_of, remember
 from kernelmux.measure.works import PROMPT
 from kernelmux.plan.budget import added_error
@@ -201,10 +201,10 @@ class Tuning:
         """A policy by which plans get just these choices."""
         selector = self._new_selector()
 
-        def told(node: TensorNode, rows: int) -> Mapping[str, float]:
+        def told(node: TensorNode, rows: int) -> Mapping[str, Prediction]:
             offer, rule = selector.offers.of(node, rows), selector.match(node, rows)
             return {
-                name: selector.predict(name, kernel, node, rows).us
+                name: selector.predict(name, kernel, node, rows)
                 for name, kernel in offer.kernels.items()
                 if selector.refusal(name, node, rule, offer, auto=True) is None
             }

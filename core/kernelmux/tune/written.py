@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
+from kernelmux.measure.predict import Prediction, human_time
 from kernelmux.plan.formats import Step
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.grammar import PARTS
@@ -21,8 +22,8 @@ from kernelmux.policy.grammar import PARTS
 WORTH_TELLING = 10.0
 """A comment has the times of others that take up to so many times as long."""
 
-Told = Callable[[TensorNode, int], Mapping[str, float]]
-"""Microseconds of each kernel that may run a node at a row count."""
+Told = Callable[[TensorNode, int], Mapping[str, Prediction]]
+"""How long each kernel that may run a node takes at a row count."""
 Row = tuple[str | None, ...]
 """What a node gets in each range of rows: a kernel, PARTS, or None where it is not walked."""
 
@@ -175,9 +176,14 @@ def _comment(kernel: str, node: TensorNode, counts: Iterable[int], told: Told) -
         own = times.pop(kernel, None)
         if own is None:
             continue
-        others = sorted((us, name) for name, us in times.items() if us <= WORTH_TELLING * own)[:2]
-        rest = "".join(f"; {name} {us:.3g}" for us, name in others)
-        yield f"# {rows} row{'s' if rows > 1 else ''}: {own:.3g} us{rest}"
+        slower = {name: each for name, each in times.items() if each.us <= WORTH_TELLING * own.us}
+        others = sorted(slower, key=lambda name: (slower[name].us, name))[:2]
+        rest = "".join(f"; {name} {_time(slower[name])}" for name in others)
+        yield f"# {rows} row{'s' if rows > 1 else ''}: {_time(own)}{rest}"
+
+
+def _time(told: Prediction) -> str:
+    return human_time(told.us) + (" declared" if told.declared else "")
 
 
 def _conversions(ranges: Sequence[Span]) -> Iterator[str]:

@@ -23,15 +23,15 @@ PACKAGE = FakeKernel.__module__.partition(".")[0]
 class Answers:
     """A worker that answers by the kernel's name."""
 
-    def __init__(self, **faults):
-        self.faults, self.asked = faults, []
+    def __init__(self, p90=8.0, **faults):
+        self.faults, self.asked, self.timing = faults, [], Timing(7.0, 6.0, p90)
 
     def ask(self, task):
         self.asked.append(task)
         fault = self.faults.get(task.kernel.partition(":")[2], "")
         if isinstance(task, SmokeCases):
             return Answer(("silu-m1", "guards: broken")) if fault == "smoke" else Answer(None)
-        return Answer(fault=fault) if fault else Answer((Timing(7.0, 6.0, 13.0), "", ""))
+        return Answer(fault=fault) if fault else Answer((self.timing, "", ""))
 
 
 def asked(registry_, counts=(1, 4), context=16):
@@ -79,7 +79,7 @@ def test_what_fails_is_told_once_noted_and_left_out_and_the_rest_is_kept():
     }
     assert sorted(told.lines) == [f"{subject} is left out: {fault}" for subject, fault in measured.faults.items()]
     assert {(q.kernel, us) for q, us, *_ in kept} == {("a:good", 7.0)}
-    assert measured.answered == measured.unsteady == len(kept) == 2
+    assert (measured.answered, measured.unsteady) == (len(kept), 0) == (2, 0)
     # The choice must not take it either: it is on record.
     assert record.known == {
         "silu a:good": "",
@@ -102,3 +102,24 @@ def test_when_time_is_up_the_rest_is_left():
         questions = asked(found)
         measured = measure(questions, Answers(), lambda *answer: None, Record(), told, until=time.monotonic() - 1)
     assert (measured.answered, measured.left) == (0, len(questions))
+
+
+def test_a_time_that_varies_is_asked_for_twice_and_then_not_kept():
+    kept, worker = [], Answers(p90=13.0)
+    with registry.isolated(a=whole_backend(silu=[FakeKernel("good")])) as found:
+        questions = [q for q in asked(found) if q.work.node.op == "silu"]
+        measured = measure(questions, worker, lambda *answer: kept.append(answer), Record(["silu a:good"]), Told())
+    assert len(worker.asked) == 2 * len(questions)
+    assert (measured.unsteady, kept) == (len(questions), [])
+
+
+def test_where_time_ends_between_two_kernels_of_one_work_neither_is_kept(monkeypatch):
+    """One that was measured beside one that only declares would decide by how busy the machine was."""
+    kept, clock = [], iter(range(100))
+    monkeypatch.setattr("kernelmux.tune.measuring.time.monotonic", lambda: next(clock))
+    with registry.isolated(a=whole_backend(silu=[FakeKernel("one"), FakeKernel("two")])) as found:
+        questions = [q for q in asked(found) if q.work.node.op == "silu"]
+        record = Record(["silu a:one", "silu a:two"])
+        measured = measure(questions, Answers(), lambda *answer: kept.append(answer), record, Told(), until=2)
+    assert (measured.answered, measured.left, len(kept)) == (3, 1, 2)
+    assert len({question.work.m for question, *_ in kept}) == 1

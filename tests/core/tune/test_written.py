@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kernelmux.contract.device import described_device
+from kernelmux.measure.predict import Prediction
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import load_random
 from kernelmux.tune.written import Section, write_rules
@@ -69,7 +70,8 @@ def test_what_is_never_fused_is_said_once():
 
 def test_a_rule_tells_its_kernels_time_and_the_next_best():
     model = load_random("tiny:bf16")
-    times = {"torch:bf16": 4.0, "triton:bf16": 5.25, "cupy:bf16": 39.0, "torch:f16": 41.0}
+    us = {"torch:bf16": 4.0, "triton:bf16": 5.25, "cupy:bf16": 39.0, "torch:f16": 41.0}
+    times = {name: Prediction(each, "", declared=name == "cupy:bf16") for name, each in us.items()}
     text = written(model, Section(512, planned(model, use=("*=torch",))), told=lambda node, rows: times)
-    assert "# 1 row: 4 us; triton:bf16 5.25; cupy:bf16 39\n" in text
+    assert "# 1 row: 4 us; triton:bf16 5.25 us; cupy:bf16 39 us declared\n" in text
     assert "# 512 rows: 4 us; " in text
