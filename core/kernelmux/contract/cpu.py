@@ -60,7 +60,9 @@ class Cpu(Platform):
         threads = device.processors or 1
         rates = RATES[device.arch if device.arch in RATES else ""]
         gemm = {format: rate * 1e9 * threads for format, rate in rates.items()}
-        return Ceilings(copy=READ * threads, read=READ * threads, gemm=gemm, launch=LAUNCH, gap=GAP)
+        # In proportion to the rest, so that how many threads there are moves no choice: a class is tested as a whole.
+        launch, gap = 2 * LAUNCH / threads, 2 * GAP / threads
+        return Ceilings(copy=READ * threads, read=READ * threads, gemm=gemm, launch=launch, gap=gap)
 
 
 def _class_here() -> str:
