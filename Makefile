@@ -18,13 +18,13 @@ run: $(VENV)/installed ## Fetch a small model and stream its answer to PROMPT.
 	@$(BIN)/kernelmux run "$(MODEL)" --chat --prompt "$(PROMPT)"
 
 test: $(VENV)/installed-dev ## Run the tests, the real model's too, on all cores (or WORKERS=2).
-	@TRITON_INTERPRET=0 $(PYTEST) -m "not processors"
+	@TRITON_INTERPRET=0 $(PYTEST) -m "not slow"
 
 test-interpreted: $(VENV)/installed-dev ## Run the conformance of Triton's kernels without a GPU, interpreted.
 	@TRITON_INTERPRET=1 $(PYTEST)
 
-test-processors: $(VENV)/installed-dev ## Run the real model on each class of processor that this one can be limited to.
-	@TRITON_INTERPRET=0 $(BIN)/python -m pytest -m processors tests/cross
+test-slow: $(VENV)/installed-dev ## Run the slow tests: the model on each class of processor, tuning beside faults, compilers.
+	@TRITON_INTERPRET=0 $(PYTEST) -m slow
 
 lint: $(VENV)/installed-dev ## Check style and types.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -53,5 +53,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-.PHONY: help run test test-interpreted test-processors gpu-test lint bench clean
+.PHONY: help run test test-interpreted test-slow gpu-test lint bench clean
 .DEFAULT_GOAL := help

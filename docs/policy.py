@@ -35,6 +35,9 @@ is a rule or `--use` of which no node got anything that it names, because all of
 only `on_unsupported` makes that silent (`next`) or an error (`error`). `default` in place of a file is the policy that
 holds without one.
 
+A backend in place of a kernel stands for all of its kernels, in its own order: first those that keep to the error that
+the default allows, unless the policy has a `max_error`. Its roughest comes only where it has no other, or is named.
+
 `auto` in place of a kernel takes whatever is predicted to be the fastest **together**, for the whole graph at each row
 count: kernels, conversions between them and fused ops. A kernel's time is the one that was measured on such a device
 (tables that backends ship; of other sizes in proportion), else its cost over the device's ceilings times the efficiency
@@ -46,12 +49,17 @@ that it declares; `--why` says each candidate's, and where it is from. Rules sta
   bound, and what is lost where it reads or writes float32 in narrower formats alone. What the graph hands back is not
   rounded on its way. A kernel that reads float16 alone is left out where the weights are not in it. Of two that are
   equally fast the more exact one is taken. So the default's divergence from float32 is at most 2e-3 nats a token, as
-  `make test-processors` measures on SmolLM2 in 4 bits.
+  `make test-slow` measures on SmolLM2 in 4 bits.
 - **proof**: a kernel that fails smoke cases under `kernelmux check` on this machine is on record, and nobody gets it
   unasked, neither by `auto` nor by the default policy, until all its smoke cases of that op pass, or its source, its
   libraries or the card are others. Who names it in a rule, or by `--use`, gets it, and the plan says so.
 - **memory**: packed forms are those that one row wants, and others that the most rows want where that saves a tenth of
-  the time and all of them fit four fifths of the device's memory. No other row count adds one.
+  the time and all of them fit four fifths of the device's memory. No other row count adds one. Where more rows need a
+  second form that has no room, or that `copies` does not allow, steps have fewer rows, and the plan says how many. A
+  card that is only described has the memory of its kind.
+
+A rule moves what surrounds it, too: what `auto` takes next to a kernel fits its formats, and one that packs weights
+anew may leave other row counts no second copy. `kernelmux plan --diff default FILE` shows every node that moves.
 
 `tuned_for` names the class of devices that a policy was measured on, as `kernelmux tune` writes it. A plan for another
 one says so; `plan`, `run` and `bench model` with `--strict` stop there with exit code 1, as at whatever else a plan has

@@ -5,6 +5,8 @@ The kernels declare what a test asks for, and compute with the ops' own referenc
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from kernelmux.conformance.testing import backend
@@ -69,6 +71,18 @@ class FakeKernel(Kernel):
     def bind(self, node, tensors, stream):
         self.bound.append((node, tensors))
         return lambda: self._work(node, tensors)
+
+
+class FewRows(FakeKernel):
+    """A kernel that is so many times worse beyond two rows."""
+
+    def __init__(self, name, worse, **declared):
+        super().__init__(name, **declared)
+        self.worse = worse
+
+    def reaches(self, node):
+        best = self.efficiency
+        return best if node.rows <= 2 else replace(best, reading=best.reading / self.worse)
 
 
 def compute(node, tensors):

@@ -11,7 +11,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["conformance", "ops", "performance", "policy"])
+@pytest.mark.parametrize("page", [pytest.param("conformance", marks=pytest.mark.slow), "ops", "performance", "policy"])
 def test_a_generated_page_is_not_stale(page):
     ran = subprocess.run([sys.executable, DOCS / f"{page}.py", "--check"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

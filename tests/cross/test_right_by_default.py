@@ -1,7 +1,6 @@
 """Without a policy, and right: what the default says of SmolLM2 is near float32, on each class of processor.
 
-`make test` asks this processor, over less text; `make test-processors` limits it to older ones, in processes of their
-own, and asks about all of the text.
+This processor is asked over less text; it is limited to older ones in processes of their own, over all of the text.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +79,6 @@ def test_the_default_is_right_on_this_processor(smollm2: Path):
         check(found)
 
 
-@cache
 def asked(model: Path, limits: tuple[tuple[str, str], ...]) -> Figures:
     """The figures in a process of its own, where the limits act."""
     command = [sys.executable, "-W", "error", default_figures.__file__, str(model), "2048", "200"]
@@ -96,17 +93,17 @@ def asked(model: Path, limits: tuple[tuple[str, str], ...]) -> Figures:
 
 
 @pytest.mark.model
-@pytest.mark.processors
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_default_is_right_on_every_class_of_processor(smollm2: Path, name: str, check):
+def test_the_default_is_right_on_every_class_of_processor(smollm2: Path, name: str):
     limits, possible = CLASSES[name]
     if not possible:
         pytest.skip(f"this processor has no {name}, and cannot be limited to it")
     found = asked(smollm2, tuple(limits.items()))
     if "ATEN_CPU_CAPABILITY" in limits:
         assert found["capability"] == limits["ATEN_CPU_CAPABILITY"].upper()
-    check(found)
+    for check in CHECKS:
+        check(found)
 
 
 @pytest.mark.parametrize("words", ["cpu", "cpu avx512_bf16", "cuda sm_90 NVIDIA H200"])

@@ -74,7 +74,6 @@ def plan(
     refuse_together(
         "--diff" if diff else "", policy=policy, exact=exact, why=why, rows=rows, lock=lock, verbose=verbose
     )
-    refuse_together("--why" if why else "", rows=rows)
     refuse_overwriting("--lock", lock, model=model, policy=policy)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
@@ -95,9 +94,9 @@ def plan(
         message = f"the plan takes up to {made.max_rows} rows, not {rows}: longer prompts run in several steps"
         raise typer.BadParameter(message, param_hint="--rows")
     if why is not None and json:
-        print_json(why_data(made, why))
+        print_json(why_data(made, why, rows))
     elif why is not None:
-        typer.echo(made.why(why))
+        typer.echo(made.why(why, rows))
     elif json:
         print_json({**explain.describe(made, rows or 1), "capture": capturing(made)})
     else:

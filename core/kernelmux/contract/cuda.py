@@ -27,6 +27,8 @@ RATES = {
 }
 """TB/s of reading and TFLOP/s of large products that are reached: measured of H100 and H200, else nine tenths of what
 the maker states. A card that is not here counts as the first of its architecture, or as an A100."""
+MEMORY = {"H200": 140, "H100": 79, "GH200": 94, "B200": 178, "A100": 39, "L40S": 44, "L4": 22, "4090": 23, "3090": 23}
+"""GiB that the driver leaves of a card's memory: that of a described card whose name does not say (`A100-80GB`)."""
 GAP = 0.5e-6
 """Seconds a launch by which captured decode steps took longer than their kernels' times, on an H200: 0.55, 0.48 and
 0.47 us (8B Q4_K_M, 8B bf16, 1B bf16: 325, 454 and 197 launches; docs/results/h200-auto.json)."""
@@ -72,7 +74,18 @@ class Cuda(Platform):
             capability = int(digits[1]), int(digits[2])
         arch = "sm_{}{}".format(*capability) if capability else ""
         shared = SHARED_MEMORY.get(capability, 0) * 1024 if capability else 0
-        return {"capability": capability, "arch": arch, "processors": 132, "shared_memory": shared}
+        said = re.search(r"\b(\d+)GB\b", device.name)
+        memory = int(said[1]) * 10**9 if said else MEMORY[_named(device.name) or _alike(capability)] * 2**30
+        return {
+            "capability": capability,
+            "arch": arch,
+            "memory": memory,
+            "processors": 132,
+            "shared_memory": shared,
+        }
+
+    def counts_as(self, device: Device) -> str:
+        return "" if _named(device.name) else _alike(device.capability)
 
     def find(self, index: int) -> Device:
         import torch
@@ -111,8 +124,7 @@ class Cuda(Platform):
         return ("bf16", "fp8") if (device.capability or (0, 0)) >= (8, 9) else ("bf16",)
 
     def ceilings(self, device: Device) -> Ceilings:
-        named = next((card for card in RATES if card in re.split(r"[ -]", device.name)), None)
-        read, gemm = RATES[named or ALIKE.get(device.capability or (0, 0), "A100")]
+        read, gemm = RATES[_named(device.name) or _alike(device.capability)]
         rates = {format: flops * 1e12 for format, flops in gemm.items()}
         # Four 8-bit products where there would be one of float32.
         rates["dp4a"] = 4 * rates["f32"]
@@ -184,8 +196,8 @@ class Rocm(Cuda):
     example = "rocm gfx942 AMD Instinct MI300X"
 
     def usual(self, device: Device) -> Mapping[str, Any]:
-        """Compute units are an MI300X's; a block's memory is that of every CDNA and RDNA card."""
-        return {"processors": 304, "shared_memory": 64 * 1024}
+        """Compute units and memory are an MI300X's; a block's memory is that of every CDNA and RDNA card."""
+        return {"memory": 191 * 2**30, "processors": 304, "shared_memory": 64 * 1024}
 
     def _found(self, index: int, properties: Any) -> Device:
         arch = properties.gcnArchName.partition(":")[0]
@@ -194,6 +206,16 @@ class Rocm(Cuda):
 
     def count_launches(self, graph: Any) -> int | None:
         return None
+
+
+def _named(name: str) -> str:
+    """The card whose rates are known and which a device's name says; "" for any other."""
+    return next((card for card in RATES if card in re.split(r"[ -]", name)), "")
+
+
+def _alike(capability: tuple[int, int] | None) -> str:
+    """The card that one counts as which is not known: the first of its architecture, or an A100."""
+    return ALIKE.get(capability or (0, 0), "A100")
 
 
 def _cuda() -> Any:

@@ -18,7 +18,7 @@ from kernelmux.graph.rewrite import Fusion
 from kernelmux.measure.steps import is_captured, step_time
 from kernelmux.plan.assign import Eliminations, Factor, Option, link_times, minimise, own_times
 from kernelmux.plan.fusion import Fusing
-from kernelmux.plan.options import Options, Within
+from kernelmux.plan.options import Options, Within, is_held
 from kernelmux.plan.selection import Held, Selector
 from kernelmux.plan.slots import Slotting
 
@@ -82,11 +82,11 @@ class Auto:
             for fusion in group
         }
 
-    def at(self, rows: int, held: Held) -> Assigned:
-        """The best at a row count.
+    def at(self, rows: int, held: Held) -> Assigned | None:
+        """The best at a row count; None where that needs packed forms beyond those `held` that it may not have.
 
         Weights have the packed forms that were wanted at the first that was asked for, and at the second others where
-        that pays and there is room; at all further ones no more than these, which are `held`.
+        that pays, there is room, and the policy allows as many; at all further ones no more than these.
         """
         known = len(self._found)
         asked = _At(self, Options(self.graph, self.selector, self.fusing, self.parts, rows, held))
@@ -94,12 +94,14 @@ class Auto:
         found = asked.search(below.numbers if below else frozenset(), Within(held=known > 1))
         if known == 0 and not self._fits(found):
             found = asked.search(found.numbers, Within(lightest=True))
-        if known == 1 and not all(map(asked.options.is_held, found.options.values())):
+        if known == 1 and not all(is_held(option, held) for option in found.options.values()):
             smaller = asked.search(found.numbers, Within(held=True))
-            found = smaller if smaller.us * PAYS <= found.us or not self._fits(found) else found
+            found = smaller if smaller.us * PAYS <= found.us or not self._may_have(found, held, rows) else found
         if known > 1 and below and (same := asked.again(below)):
             alike = same.us <= ALIKE * found.us and same.error <= found.error
             found = same if alike else found
+        if known and not self._may_have(found, held, rows):
+            return None
         self._found[rows] = found
         self._forms |= self._new_forms(found)
         slots = self.slotting.slots(found.numbers)
@@ -116,10 +118,37 @@ class Auto:
         }
 
     def _fits(self, found: _Found) -> bool:
-        """Whether all packed weights have room on the device, where that is known."""
-        memory = self.selector.offers.device.memory
+        """Whether all packed weights have room on the device; what a device does not say counts as none.
+
+        Host memory that nobody stated counts as enough: a system pages.
+        """
+        device = self.selector.offers.device
+        room = device.memory or (math.inf if device.platform.host_memory else 0)
         needed = sum(self._forms.values()) + sum(self._new_forms(found).values())
-        return not memory or needed <= MOST_MEMORY * memory
+        return needed <= MOST_MEMORY * room
+
+    def _may_have(self, found: _Found, held: Held, rows: int) -> bool:
+        """Whether there is room for all packed forms that are not held, and the policy allows as many of a weight.
+
+        Those of a rule that leaves no choice are had all the same.
+        """
+        limit = self.selector.policy.document.weights.copies or math.inf
+        members = self.slotting.slots(found.numbers).members
+        new = [
+            option.form[0]
+            for slot, option in found.options.items()
+            if option.form is not None and not is_held(option, held) and self._is_open(members[slot][0], rows)
+        ]
+        many = (len(held.get(weight, ())) >= limit for weights in new for weight in weights)
+        return not new or (self._fits(found) and not any(many))
+
+    def _is_open(self, node: TensorNode, rows: int) -> bool:
+        """Whether the policy leaves a node, or some part of a fused one, to be chosen here."""
+        own = node.rows_at(rows)
+        parts = self.parts.get(node.name)
+        if parts is None:
+            return self.selector.is_open(node, own)
+        return not self.fusing.forced(node, own) and any(self.selector.is_open(part, own) for part in parts)
 
 
 @dataclass

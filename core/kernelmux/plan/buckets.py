@@ -60,17 +60,24 @@ def row_counts(policy: Policy, max_rows: int) -> list[int]:
 
 
 def choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> list[Bucket]:
-    """Choices by row count; neighbours with equal choices are one bucket."""
+    """Choices by row count; neighbours with equal choices are one bucket.
+
+    The largest may be less than was asked for, where more rows need packed forms that weights may not have.
+    """
     fusions = find_fusions(graph, fused_ops()) if selector.policy.document.fuse else []
     choosing = _Choosing(graph, selector, fusions)
     fused = {fusion.node.name: fusion.node for fusion in fusions}
+    if (locked := selector.locked) is not None:
+        return [choosing.look_up(rows, locked[rows]) for rows in counts]
     held: dict[str, frozenset[Form]] = {}
     buckets: list[Bucket] = []
-    for rows in counts if selector.locked is not None else _in_order(counts, selector.policy):
-        if selector.locked is not None:
-            buckets.append(choosing.look_up(rows, selector.locked[rows]))
+    waiting = list(counts)
+    while waiting:
+        # `auto` settles what is packed at both ends, decode and prompts: the most rows choose second.
+        at_top = len(buckets) == 1 and AUTO in _words(selector.policy)
+        bucket = choosing.at(waiting.pop(-1 if at_top else 0), held)
+        if bucket is None:
             continue
-        bucket = choosing.at(rows, held)
         buckets.append(bucket)
         for name, choice in bucket.choices.items():
             node = choosing.nodes.get(name) or fused[name]
@@ -80,15 +87,14 @@ def choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> l
     return [
         bucket
         for bucket, above in itertools.zip_longest(buckets, buckets[1:])
-        if above is None or selector.locked is not None or above.signature != bucket.signature
+        if above is None or above.signature != bucket.signature
     ]
 
 
-def _in_order(counts: Sequence[int], policy: Policy) -> Sequence[int]:
-    """The row counts as they choose: `auto` settles what is packed at both ends, decode and prompts."""
+def _words(policy: Policy) -> set[str]:
+    """All words for kernels that a policy has."""
     lists = [policy.document.defaults.use, *(rule.use for rule in policy.document.rule)]
-    words = {word for listed in lists for word in listed}
-    return list(dict.fromkeys([counts[0], counts[-1], *counts])) if AUTO in words else counts
+    return {word for listed in lists for word in listed}
 
 
 class _Choosing:
@@ -101,10 +107,11 @@ class _Choosing:
         slotting = Slotting(graph, fusions, selector.kind)
         self._auto = Auto(graph, selector, self._fusing, slotting)
 
-    def at(self, rows: int, held: Held) -> Bucket:
+    def at(self, rows: int, held: Held) -> Bucket | None:
         """The choices at one row count: plain kernels first, then each fusion that they agree to, longest first.
 
-        Where the policy leaves some node to `auto`, what is the fastest together.
+        Where the policy leaves some node to `auto`, what is the fastest together; None where that needs packed forms
+        beyond those `held` that weights may not have.
         """
         if any(self._selector.is_open(node, node.rows_at(rows)) for node in self.nodes.values()):
             return self._assigned(rows, held)
@@ -128,8 +135,10 @@ class _Choosing:
             choices.update({name: self._choose(node, rows, held) for name, node in remaining.items()})
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
 
-    def _assigned(self, rows: int, held: Held) -> Bucket:
+    def _assigned(self, rows: int, held: Held) -> Bucket | None:
         assigned = self._auto.at(rows, held)
+        if assigned is None:
+            return None
         choices: dict[str, Choice] = {}
         kept: list[Fusion] = []
         for fusion in assigned.fusions:

@@ -15,7 +15,7 @@ from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.plan.choice import Choice, Rejection
 from kernelmux.plan.formats import joint_format, wanted_formats
 from kernelmux.plan.selection import Held, Refuse, Selector
-from kernelmux.policy.grammar import PARTS, Rule
+from kernelmux.policy.grammar import AUTO, PARTS, Rule
 
 Agreed = tuple[tuple[str, str, int | None], ...]
 """Of each part of a fusion: its kernel, the policy's words for it, and the rule."""
@@ -82,7 +82,7 @@ class Fusing:
         fixed = [(part, self.selector.choose(part, rows)) for part in parts if not self.selector.is_open(part, rows)]
         for name, kernel in offer.kernels.items():
             why = self._disagreement(name, kernel, fixed)
-            yield name, why or self.selector.refusal(name, node, rule, offer, auto=True)
+            yield name, why or self.selector.refusal(name, node, rule, offer, AUTO)
 
     def _rule_of_its_own(self, node: TensorNode, rows: int) -> Rule | None:
         """The rule that decides about a fused node, if it names the fused op."""
@@ -112,7 +112,7 @@ class Fusing:
         rule, offer = self.selector.match(node, rows), self.selector.offers.of(node, rows)
         asked = Declined(f"its parts run, by {self.selector.policy.where(rule)}", "outranked")
         for name in offer.kernels:
-            why = self.selector.refusal(name, node, rule, offer) or asked
+            why = self.selector.refusal(name, node, rule, offer, name) or asked
             yield Rejection(name, why.reason, why.kind)
         declined = [(name, why) for name, why in offer.declined.items() if ":" in name]
         yield from (Rejection(name, why.reason, why.kind) for name, why in declined)
@@ -131,7 +131,8 @@ class Fusing:
         offer = self.selector.offers.of(node, rows)
         refused = [Rejection(name, why.reason, why.kind) for name, why in offer.declined.items() if ":" in name]
         for name, kernel in offer.kernels.items():
-            why = self._disagreement(name, kernel, parts) or self.selector.refusal(name, node, rule, offer)
+            # Its parts were chosen by these words, and it may stand for them.
+            why = self._disagreement(name, kernel, parts) or self.selector.refusal(name, node, rule, offer, name)
             why = why or (own(name, kernel) if own else None)
             if why is None:
                 goes_on = any(choice.on_error == "next" for _, choice in parts)

@@ -5,14 +5,18 @@ Enters: a Plan with its predicted speeds. Leaves: a clause for each, which says 
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.answers import Offer, excluded
 from kernelmux.contract.device import Device
+from kernelmux.plan.budget import added_error
 from kernelmux.plan.selection import Selector
 from kernelmux.policy.grammar import AUTO
 
@@ -34,9 +38,15 @@ WORTH_GAINING = 1.05
 def missed(plan: Plan, speeds: Speeds) -> Iterator[str]:
     """A clause for each; nothing of a locked plan, which chooses nothing."""
     if plan.locked is None:
+        yield from _not_known(plan)
         yield from _not_installed(plan)
         yield from _declined(plan, speeds)
         yield from _not_tuned(plan, speeds)
+
+
+def _not_known(plan: Plan) -> Iterator[str]:
+    if card := plan.device.platform.counts_as(plan.device):
+        yield f"nobody has stated what {plan.device.name} reaches: it counts as {card}"
 
 
 def _not_installed(plan: Plan) -> Iterator[str]:
@@ -70,43 +80,78 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _declined(plan: Plan, speeds: Speeds) -> Iterator[str]:
-    """Of the kernels that declined a node for its alignment alone the one that would save the most."""
-    found: list[tuple[float, bool, str]] = []
-    selector: Selector | None = None
-    for rows in dict.fromkeys((1, plan.max_rows)):
-        calls = speeds.calls(rows)
-        step = sum(call.us for call in calls)
-        for call in calls:
-            for loser in call.choice.rejected:
-                if loser.kind != "alignment":
-                    continue
-                selector = selector or Selector(plan.policy, speeds.offers)
-                us = _would_take(loser.kernel, call, selector)
-                if (saved := call.count * (call.prediction.us - us) / step) >= WORTH_TELLING:
-                    node = call.node.name + (f" and {call.count - 1} more" if call.count > 1 else "")
-                    when = "decoding" if rows == 1 else "prompts"
-                    told = f"{loser.kernel} declined {node}: {loser.reason}; {when} would take {saved:.0%} less"
-                    found.append((round(saved, 2), rows == 1, told))
-    if found:
-        yield max(found)[-1]
+    """Of the kernels that declined a node for its alignment alone the one that would save the most; then of those that
+    are over the error budget."""
+    for kind in ("alignment", "over budget"):
+        found: list[tuple[float, bool, str]] = []
+        for rows in dict.fromkeys((1, plan.max_rows)):
+            found += ((saved, rows == 1, told) for saved, told in _savings(plan, speeds, rows, kind))
+        if found:
+            yield max(found)[-1]
 
 
-def _would_take(name: str, call: Call, selector: Selector) -> float:
-    """Microseconds of a kernel that declined a node, were it as good there; infinite where it could not have it."""
+def _savings(plan: Plan, speeds: Speeds, rows: int, kind: str) -> Iterator[tuple[float, str]]:
+    """What kernels would save that were refused for one kind of reason: a share of the step, and a clause."""
+    calls, selector = speeds.calls(rows), Selector(plan.policy, speeds.offers)
+    step = sum(call.us for call in calls)
+    saved: dict[tuple[str, str], float] = defaultdict(float)
+    refused: dict[tuple[str, str], list[Call]] = defaultdict(list)
+    for call in calls:
+        for loser in call.choice.rejected:
+            if loser.kind == kind and " of " not in loser.kernel:
+                us = _would_take(loser.kernel, call, selector, kind)
+                reason = loser.reason if kind == "alignment" else ""
+                saved[loser.kernel, reason] += max(0.0, call.count * (call.prediction.us - us)) / step
+                refused[loser.kernel, reason].append(call)
+    for (kernel, reason), share in saved.items():
+        if share >= WORTH_TELLING:
+            less = f"{'decoding' if rows == 1 else 'prompts'} would take {share:.0%} less"
+            first, nodes = refused[kernel, reason][0], sum(call.count for call in refused[kernel, reason])
+            if reason:
+                node = first.node.name + (f" and {nodes - 1} more" if nodes > 1 else "")
+                yield round(share, 2), f"{kernel} declined {node}: {reason}; {less}"
+            else:
+                error = max(_error(kernel, call, speeds) for call in refused[kernel, ""])
+                yield round(share, 2), f"{less} with max_error = {_at_least(error)} ({kernel} for {nodes} nodes)"
+
+
+def _error(name: str, call: Call, speeds: Speeds) -> float:
+    """What a kernel adds that was refused for it: with activations in float32, however the plan stores them."""
+    kernel = speeds.offers.of(call.node, call.rows).kernels[name]
+    stated = [
+        [replace(v, format="f32") if v.convertible else v for v in vs] for vs in (call.node.inputs, call.node.outputs)
+    ]
+    return added_error(kernel, replace(call.node, inputs=tuple(stated[0]), outputs=tuple(stated[1])))
+
+
+def _at_least(error: float) -> str:
+    """A round number that an error is not over: `0.01` of 0.0090076."""
+    size = 10.0 ** math.floor(math.log10(error))
+    return f"{math.ceil(error / size - 1e-9) * size:.0g}"
+
+
+def _would_take(name: str, call: Call, selector: Selector, kind: str) -> float:
+    """Microseconds of a kernel that was refused a node, were it as good there; infinite where it could not have it."""
+    offered = selector.offers.of(call.node, call.rows).kernels
+    rule = selector.match(call.node, call.rows)
+    for kernel in [offered[name]] if name in offered else _made(name, call, selector):
+        # It said that it does not take this node: whatever it raises when it is asked about it is no fault of its own.
+        with suppress(Exception):
+            refusal = selector.refusal(name, call.node, rule, Offer({name: kernel}, {}), AUTO)
+            if refusal is None or refusal.kind == kind:
+                return selector.predict(name, kernel, call.node, call.rows).us
+    return float("inf")
+
+
+def _made(name: str, call: Call, selector: Selector) -> Iterator[Kernel]:
+    """The kernel of a name as its backend would make it for a node's op and formats."""
     backend, _, wanted = name.partition(":")
     node = call.node.at(call.rows)
     for made in selector.offers.registry.classes(backend):
         kernel: Kernel = made()
         kernel.device, kernel.backend = selector.offers.device, backend
-        fits = node.op in made.ops and excluded(kernel, node.contract.arguments(node)) is None
-        if made.name != wanted or not fits:
-            continue
-        # It said that it does not take this node: whatever it raises when it is asked about it is no fault of its own.
-        with suppress(Exception):
-            rule = selector.match(call.node, call.rows)
-            if selector.refusal(name, call.node, rule, Offer({name: kernel}, {}), auto=True) is None:
-                return selector.predict(name, kernel, call.node, call.rows).us
-    return float("inf")
+        if made.name == wanted and node.op in made.ops and excluded(kernel, node.contract.arguments(node)) is None:
+            yield kernel
 
 
 def _not_tuned(plan: Plan, speeds: Speeds) -> Iterator[str]:

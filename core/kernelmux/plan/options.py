@@ -70,11 +70,6 @@ class Options:
             self._of[key] = undominated(options)
         return self._of[key]
 
-    def is_held(self, option: Option) -> bool:
-        """Whether an option needs no further packed form of a weight of which there is one."""
-        form = option.form
-        return form is None or all(form in self.held.get(weight, {form}) for weight in form[0])
-
     def convert(self, value: Value, source: str, target: str) -> float:
         """Predicted microseconds of a conversion; infinite where nobody has one."""
         key = value, source, target
@@ -139,4 +134,10 @@ class Options:
 
     def _priced(self, option: Option) -> Option:
         """The option at a price that is paid only where there is no other, if it packs weights once more."""
-        return option if self.is_held(option) else replace(option, once=option.once + FORBIDDING)
+        return option if is_held(option, self.held) else replace(option, once=option.once + FORBIDDING)
+
+
+def is_held(option: Option, held: Held) -> bool:
+    """Whether an option needs no further packed form of a weight of which there is one."""
+    form = option.form
+    return form is None or all(form in held.get(weight, {form}) for weight in form[0])

@@ -69,9 +69,9 @@ class Plan:
         buckets = ", ".join(map(str, self.buckets))
         return f"<Plan {self.fingerprint}: {self.graph.name} on {self.device.device_class}, up to {buckets} rows>"
 
-    def why(self, node: str) -> str:
-        """All about one node, as `kernelmux plan --why` says it; PlanError for an unknown name."""
-        return why(self, node)
+    def why(self, node: str, rows: int | None = None) -> str:
+        """All about one node, at all row counts or one, as `plan --why` says it; PlanError for no such node."""
+        return why(self, node, rows)
 
     def without(self, node: str, kernel: str) -> Plan:
         """The plan that would have been made had the kernel declined the node."""
@@ -209,7 +209,7 @@ def make_plan(
         considered[name] = tuple(dict.fromkeys(considered.get(name, ()) + losers))
     plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked, context)
     check_requirements(plan)
-    return plan if locked else replace(plan, notes=notes(plan, selector.record))
+    return plan if locked else replace(plan, notes=notes(plan, selector.record, max_rows))
 
 
 def _identity(schedule: Schedule) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.errors import PlanError
 from kernelmux.graph.domain import in_words
+from kernelmux.graph.formats import human_bytes
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
 from kernelmux.plan.names import Finding, absent_names, unreached
@@ -130,6 +131,15 @@ def _first_refusal(rule: Rule, choice: Choice) -> str:
     return ""
 
 
+def _shortened(plan: Plan, max_rows: int) -> Iterator[str]:
+    """That steps have fewer rows than were asked for."""
+    if plan.max_rows < max_rows:
+        limit, memory = plan.policy.document.weights.copies, human_bytes(plan.device.memory)
+        why = f"the policy allows {limit}" if limit else f"{plan.device.name} has {memory}"
+        more = "for more, weights would need one more packed copy each"
+        yield f"steps take up to {plan.max_rows} rows, not {max_rows}: {more}, and {why}"
+
+
 def _failed(plan: Plan, record: Record) -> Iterator[str]:
     """What runs though it has failed its smoke cases on this machine, as somebody asked for it."""
     choices = {
@@ -140,7 +150,7 @@ def _failed(plan: Plan, record: Record) -> Iterator[str]:
             yield f"{name} runs {op}, by {plan.policy.where(choice.rule)}: {failure}"
 
 
-def notes(plan: Plan, record: Record) -> tuple[str, ...]:
+def notes(plan: Plan, record: Record, max_rows: int) -> tuple[str, ...]:
     """What a person must be told of the policy, though a plan was made: names not to be had, rules that do nothing.
 
     A broken backend is told of once, and all that matches no node in one line.
@@ -161,4 +171,4 @@ def notes(plan: Plan, record: Record) -> tuple[str, ...]:
         verb = "match" if len(names) > 1 else "matches"
         lines.append(f"{', '.join(names)} {verb} no node of {plan.graph.name} on {plan.device.device_class}")
     lines += [f"{policy.where(index)}: {said}" for index, said in unserved(plan)]
-    return (*lines, *_failed(plan, record))
+    return (*lines, *_shortened(plan, max_rows), *_failed(plan, record))

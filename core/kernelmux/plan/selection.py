@@ -82,8 +82,8 @@ class Selector:
         """The kernels that a node may get: all that `auto` may take, or the one that the policy names before it."""
         rule, offer = self.match(node, rows), self.offers.of(node, rows)
         for asked, place in self._words(rule):
-            names, meant = offer.kernels if asked == AUTO else _expand(asked, offer), self._is_meant(asked, place)
-            found = [name for name in names if self.refusal(name, node, rule, offer, asked == AUTO, meant) is None]
+            names, meant = self._named(asked, node, rule, offer), self._is_meant(asked, place)
+            found = [name for name in names if self.refusal(name, node, rule, offer, asked, meant) is None]
             if found:
                 return [(name, offer.kernels[name]) for name in (found if asked == AUTO else found[:1])]
         return []
@@ -153,7 +153,7 @@ class Selector:
         for name, reason, asked, meant in self._order(rule, offer, node, rows, preferred):
             if name in rejected or (picked and picked[0] == name):
                 continue
-            refusal = self.refusal(name, node, rule, offer, asked == AUTO, meant)
+            refusal = self.refusal(name, node, rule, offer, asked, meant)
             refusal = refusal or (own(name, offer.kernels[name]) if own else None)
             if refusal is not None:
                 rejected[name] = Rejection(name, refusal.reason, refusal.kind)
@@ -195,7 +195,8 @@ class Selector:
         for asked, place in self._words(rule):
             if asked != AUTO:
                 meant = self._is_meant(asked, place)
-                yield from ((full, self.policy.where(place), asked, meant) for full in _expand(asked, offer))
+                names = self._named(asked, node, rule, offer)
+                yield from ((full, self.policy.where(place), asked, meant) for full in names)
                 continue
             reason = f"least predicted time, by {self.policy.where(place)}"
 
@@ -212,11 +213,12 @@ class Selector:
         return asked != AUTO and named and self.policy.is_asked_for(place)
 
     def refusal(
-        self, name: str, node: TensorNode, rule: int | None, offer: Offer, auto: bool = False, meant: bool = False
+        self, name: str, node: TensorNode, rule: int | None, offer: Offer, asked: str, meant: bool = False
     ) -> Declined | None:
-        """Why a candidate cannot have a node of this kind, or None where it can; `auto` keeps to its own budget too.
+        """Why a candidate cannot have a node of this kind, or None where it can.
 
-        What failed its smoke cases on this machine only somebody can have who `meant` it.
+        Of what the policy has `asked` for, `auto` keeps to the default budget where there is no other. What failed its
+        smoke cases on this machine only somebody can have who `meant` it.
         """
         forbidden = self.policy.document.forbid
         backend = name.partition(":")[0]
@@ -231,11 +233,9 @@ class Selector:
         if not meant and (failure := self.record.failure(node.op, name, kernel)):
             return Declined(failure, "failed")
         budget = self.policy.max_error(rule)
-        if auto:
+        if asked == AUTO:
             if fitness.overflows:
-                return Declined(
-                    "it takes float16, which ends at 65504, where the weights' own format goes on", "over budget"
-                )
+                return Declined("it takes float16, which ends at 65504, where the weights' own format goes on", "dtype")
             whose = "what the default takes" if budget is None else "the budget"
             most = default_budget(node) if budget is None else budget
             if fitness.error > most:
@@ -257,10 +257,29 @@ class Selector:
             return False
         offer = self.offers.of(node, rows)
         return all(
-            self.refusal(name, node, rule, offer, meant=self._is_meant(asked, place)) is not None
+            self.refusal(name, node, rule, offer, asked, self._is_meant(asked, place)) is not None
             for asked, place in itertools.takewhile(lambda word: word[0] != AUTO, words)
-            for name in _expand(asked, offer)
+            for name in self._named(asked, node, rule, offer)
         )
+
+    def _named(self, asked: str, node: TensorNode, rule: int | None, offer: Offer) -> Sequence[str]:
+        """The kernels that a word of the policy stands for: the one that it names, a backend's, or for `auto` all.
+
+        Of a backend's those come first that keep to the default budget, where the policy has none, and what is refused
+        last: its fastest may be rough, and whoever wants that names it.
+        """
+        if ":" in asked:
+            return [asked]
+        if asked == AUTO:
+            return list(offer.kernels)
+        offered = [name for name in offer.kernels if name.startswith(f"{asked}:")]
+        if self.policy.max_error(rule) is None:
+            offered.sort(key=lambda name: self._is_rough(offer.kernels[name], node))
+        return offered + [name for name in offer.declined if name.partition(":")[0] == asked] or [asked]
+
+    def _is_rough(self, kernel: Kernel, node: TensorNode) -> bool:
+        fitness = self.offers.fitness(kernel, node)
+        return fitness.overflows or fitness.error > default_budget(node)
 
     def _absence(self, name: str, backend: str, offer: Offer) -> Declined:
         """Why a kernel that was asked for by name was not offered."""
@@ -303,11 +322,3 @@ class Selector:
             f"no kernel takes {node.name} ({node.op} of {shapes}) on {self.offers.device.kind}, "
             f"by {self.policy.where(rule)}: {refusals}"
         )
-
-
-def _expand(name: str, offer: Offer) -> list[str]:
-    """A backend's kernels, offered first and refused after; or the one kernel that is named."""
-    if ":" in name:
-        return [name]
-    offered = [full for full in offer.kernels if full.startswith(f"{name}:")]
-    return offered + [full for full in offer.declined if full.partition(":")[0] == name] or [name]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.contract.packed import packed_form
 from kernelmux.errors import PlanError, nearest
 from kernelmux.measure.predict import Prediction, human_time
 from kernelmux.plan.buckets import bounds
@@ -30,15 +31,16 @@ Told = tuple[str, tuple[Rejection, ...]]
 """What a step's choice is, in lines; and who lost."""
 
 
-def why(plan: Plan, name: str) -> str:
+def why(plan: Plan, name: str, rows: int | None = None) -> str:
     """All about one node, or about what stands for it: kernel, variants and losers in every bucket, fused candidates.
 
-    `name` may be that of a row of the table, `blk.0..29.attn_q`. PlanError for an unknown name.
+    `name` may be that of a row of the table, `blk.0..29.attn_q`; with `rows` only the bucket of so many is told.
+    PlanError for an unknown name, and for more rows than the plan has.
     """
     names, apart = _nodes_named(plan, name), _Apart(plan)
     told: dict[Told, list[int]] = {}
-    for top, steps in _steps_of(plan, names):
-        texts = [("\n".join(_chosen(step, top, apart)), step.choice.rejected) for step in steps]
+    for top, steps in _steps_of(plan, names, rows):
+        texts = [("\n".join(_chosen(step, top, apart)), _losers(plan, step, top, apart)) for step in steps]
         for told_once in grouped(texts) if len(texts) > 1 else texts:
             told.setdefault(told_once, []).append(top)
     lines = []
@@ -52,7 +54,7 @@ def why(plan: Plan, name: str) -> str:
     return "\n".join(part for line in lines for part in wrapped(line, WIDTH, "    "))
 
 
-def why_data(plan: Plan, name: str) -> dict[str, Any]:
+def why_data(plan: Plan, name: str, rows: int | None = None) -> dict[str, Any]:
     """The same for a script."""
     names, apart = _nodes_named(plan, name), _Apart(plan)
     return {
@@ -61,12 +63,12 @@ def why_data(plan: Plan, name: str) -> dict[str, Any]:
             {
                 "rows": top,
                 "node": step.node.name,
-                **choice_data(step.choice),
+                **choice_data(replace(step.choice, rejected=_losers(plan, step, top, apart))),
                 "predicted": step.choice.predicted and asdict(step.choice.predicted),
                 "variants": [asdict(taken) for taken in step.choice.variants],
                 "parts": [asdict(part) for part in apart.parts(step, top)],
             }
-            for top, steps in _steps_of(plan, names)
+            for top, steps in _steps_of(plan, names, rows)
             for step in steps
         ],
         "considered": [asdict(loser) for loser in _considered(plan, names)],
@@ -112,6 +114,19 @@ class _Apart:
         """What the fused node itself takes."""
         return self._selector.predict(step.choice.name, step.choice.kernel, step.node, step.node.rows_at(top))
 
+    def kept_from(self, loser: Rejection, step: Step, top: int) -> str:
+        """Why `auto` did not take a kernel that is predicted to be faster by itself; "" of a slower one."""
+        node, rows = step.node, step.node.rows_at(top)
+        kernel = self._selector.offers.of(node, rows).kernels.get(loser.kernel)
+        if kernel is None or loser.kind != "outranked":
+            return ""
+        if self._selector.predict(loser.kernel, kernel, node, rows).us >= self.predicted(step, top).us:
+            return ""
+        form = packed_form(node, loser.kernel, kernel)
+        if form is not None and form not in self.plan.packed_forms:
+            return "it would pack the weights once more"
+        return "the whole step is predicted to be slower with it, for conversions and storage beside it"
+
     def _fastest(self, node: TensorNode, rows: int) -> list[Part]:
         found = (
             Part(node.name, name, self._selector.predict(name, kernel, node, rows).us)
@@ -129,10 +144,10 @@ def _nodes_named(plan: Plan, name: str) -> list[str]:
     return found
 
 
-def _steps_of(plan: Plan, names: Sequence[str]) -> Iterator[tuple[int, list[Step]]]:
-    """In each bucket the steps of nodes, or of the fused nodes that stand for them."""
+def _steps_of(plan: Plan, names: Sequence[str], rows: int | None) -> Iterator[tuple[int, list[Step]]]:
+    """In each bucket, or in that of `rows`, the steps of nodes, or of the fused nodes that stand for them."""
     wanted = set(names)
-    for top in plan.buckets:
+    for top in plan.buckets if rows is None else [plan.bucket(rows)]:
         steps = plan.schedule(top, top).steps
         yield top, [step for step in steps if {step.node.name, *plan.fused.get(step.node.name, ())} & wanted]
 
@@ -141,7 +156,8 @@ def _chosen(step: Step, top: int, apart: _Apart) -> Iterator[str]:
     """A step's choice in words, then a line for its variants, and one for what the parts of a fused node would take."""
     choice, parts = step.choice, apart.parts(step, top)
     predicted = choice.predicted or (apart.predicted(step, top) if parts else None)
-    told = f", predicted {predicted}" if predicted else ""
+    at = f" at {step.node.rows_at(top)} rows" if top > 1 else ""
+    told = f", predicted {human_time(predicted.us)}{at} ({predicted.source})" if predicted else ""
     yield f"{step.node.name} ({step.node.op}) runs {choice.name}: {choice.reason}{told}"
     if choice.variants:
         taken = (f"{each.variant} up to {each.rows} rows ({each.source})" for each in choice.variants)
@@ -149,6 +165,17 @@ def _chosen(step: Step, top: int, apart: _Apart) -> Iterator[str]:
     if parts:
         each = (f"{part.node.rpartition('.')[2]} {human_time(part.us)} ({part.kernel})" for part in parts)
         yield f"  its {len(parts)} parts would take {human_time(sum(part.us for part in parts))}: {', '.join(each)}"
+
+
+def _losers(plan: Plan, step: Step, top: int, apart: _Apart) -> tuple[Rejection, ...]:
+    """Who lost a node, and of those that would be faster by themselves what keeps them from it."""
+    choice = step.choice
+    if plan.locked is not None or choice.predicted is None:
+        return choice.rejected
+    return tuple(
+        replace(loser, reason=f"{loser.reason}; {kept}") if (kept := apart.kept_from(loser, step, top)) else loser
+        for loser in choice.rejected
+    )
 
 
 def _was_outranked(loser: Rejection) -> bool:

@@ -18,6 +18,7 @@ from kernelmux.measure.table import Tables, package_of
 from kernelmux.measure.times import family, size, written
 from kernelmux.measure.works import PROMPT, Work, work_of
 from kernelmux.plan.selection import Selector
+from kernelmux.policy.grammar import AUTO
 
 HOPELESS = 10.0
 """Kernels that are predicted to take so many times as long as the fastest are not measured."""
@@ -126,7 +127,7 @@ class _Asking:
         return {
             name: kernel
             for name, kernel in offer.kernels.items()
-            if selector.refusal(name, node, rule, offer, auto=True) is None
+            if selector.refusal(name, node, rule, offer, AUTO) is None
         }
 
     def _least(self, node: TensorNode, rows: int) -> float:

@@ -26,6 +26,7 @@ from kernelmux.plan.budget import added_error
 from kernelmux.plan.offers import Offers
 from kernelmux.plan.plan import Plan
 from kernelmux.plan.selection import Selector
+from kernelmux.policy.grammar import AUTO
 from kernelmux.policy.policy import parse_policy, policy_text
 from kernelmux.run.model import Model
 from kernelmux.tune.measuring import Measured, Progress, Smoke, measure
@@ -206,7 +207,7 @@ class Tuning:
             return {
                 name: selector.predict(name, kernel, node, rows)
                 for name, kernel in offer.kernels.items()
-                if selector.refusal(name, node, rule, offer, auto=True) is None
+                if selector.refusal(name, node, rule, offer, AUTO) is None
             }
 
         return self.asked.base + write_rules(self._graph, sections, told, self.asked.counts) + "\n"
@@ -328,7 +329,7 @@ class Tuning:
             if node.op == "mul_mat":
                 offer, rule = self._selector.offers.of(node, 1), self._selector.match(node, 1)
                 for name, kernel in offer.kernels.items():
-                    refusal = self._selector.refusal(name, node, rule, offer, auto=True)
+                    refusal = self._selector.refusal(name, node, rule, offer, AUTO)
                     if refusal is not None and refusal.kind == "over budget":
                         errors.add(added_error(kernel, node))
         return sorted({min(errors), max(errors)}) if errors else []

@@ -330,7 +330,6 @@ def test_diff_names_the_file_that_is_wrong(q4: Path, small: Path, tmp_path: Path
     [
         (("--diff", "small", "whole", "--lock", "x.lock"), "--diff is without --lock"),
         (("--diff", "small", "whole", "--policy", "small", "--rows", 1), "--diff is without --policy and --rows"),
-        (("--why", "logits", "--rows", 1), "--why is without --rows"),
         (("--device", "cuda:1", "--device-as", "cuda sm_90 NVIDIA H200"), "in place of --device cuda:1"),
         (("--device", "cpu", "--device-as", "cuda sm_90 NVIDIA H200"), "in place of --device cpu"),
         (("--diff", "locked", "locked", "--use", "add=torch"), "--diff of two lock files is without --use"),

@@ -13,6 +13,7 @@ from kernelmux.contract.device import find_device
 TINY = ("--random", "tiny:Q4_1", "--m", "1,8", "--context", "16")
 
 
+@pytest.mark.slow
 def test_beside_kernels_that_crash_hang_and_corrupt_a_policy_is_written_and_the_table_kept(tmp_path):
     """One story in one test: each run of it costs many processes."""
     (tmp_path / "path").mkdir()

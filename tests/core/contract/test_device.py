@@ -146,3 +146,21 @@ def test_torchs_message_about_full_memory_becomes_short():
 )
 def test_cuda_itself_and_cublas_say_that_memory_is_full_in_their_own_words(text, full):
     assert is_out_of_memory(RuntimeError(text)) is full
+
+
+@pytest.mark.parametrize(
+    ("words", "gib", "counts_as"),
+    [
+        ("cuda sm_90 NVIDIA H200", 140, ""),
+        ("cuda sm_89 NVIDIA L4", 22, ""),
+        ("cuda sm_80 NVIDIA A100-SXM4-80GB", 80e9 / 2**30, ""),
+        ("cuda sm_80 NVIDIA A100", 39, ""),
+        ("cuda sm_90 NVIDIA H20O", 79, "H100"),
+        ("rocm gfx942 AMD Instinct MI300X", 191, "A100"),
+        ("cpu avx2", 0, ""),
+    ],
+)
+def test_a_described_card_has_the_memory_of_its_kind_and_says_as_which_it_counts(words, gib, counts_as):
+    device = described_device(words)
+    assert device.memory == gib * 2**30
+    assert device.platform.counts_as(device) == counts_as

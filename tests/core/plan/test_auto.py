@@ -7,18 +7,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fake_backend import CPU, FakeKernel, chain, graphs, llama_graph, plan_for, silu_graph, whole_backend
+from fake_backend import CPU, FakeKernel, FewRows, chain, graphs, llama_graph, plan_for, silu_graph, whole_backend
 from kernelmux.conformance.testing import backend
-from kernelmux.contract import registry
+from kernelmux.contract import Declined, registry
+from kernelmux.contract.device import described_device
 from kernelmux.errors import PlanError
 from kernelmux.measure.predict import Predictor
 from kernelmux.measure.table import Tables
 from kernelmux.plan.auto import Auto
 from kernelmux.plan.budget import added_error
 from kernelmux.plan.offers import Offers
+from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import default_policy, parse_policy
 
 AUTO = '[defaults]\nuse = ["auto"]\n'
+APART = f"fuse = false\n{AUTO}"
 FAST, SLOW = FakeKernel("fast", reading=0.9), FakeKernel("slow", reading=0.1)
 
 
@@ -98,14 +101,8 @@ def test_a_fused_kernel_is_taken_where_it_is_faster_than_its_parts(reading, kept
 def test_a_second_packed_form_is_made_only_where_it_pays():
     """One kernel is better for few rows and the other for many: a little, or by far."""
 
-    class Few(FakeKernel):
-        def reaches(self, node):
-            best = self.efficiency
-            return best if node.rows <= 2 else replace(best, reading=best.reading / self.worse)
-
     for worse, forms in ((1.05, 1), (20.0, 2)):
-        few = Few("few", packed="few", packed_bytes=10**6, reading=0.9)
-        few.worse = worse
+        few = FewRows("few", worse, packed="few", packed_bytes=10**6, reading=0.9)
         many = FakeKernel("many", packed="many", packed_bytes=10**6, reading=0.88)
         others = {"embed": FakeKernel(), "rms_norm": FakeKernel()}
         plan = planned(llama_graph(1), a=whole_backend(mul_mat=[few, many], **others))
@@ -114,6 +111,56 @@ def test_a_second_packed_form_is_made_only_where_it_pays():
             for weight in weights:
                 held.setdefault(weight, set()).add(form)
         assert max(map(len, held.values())) == forms
+
+
+def second_form(policy=APART, device=CPU):
+    """The plan where few rows and many want packed forms of their own, of some 10 MB each."""
+    few = FakeKernel("few", packed="few", packed_bytes=10**6, reading=0.9)
+    many = FakeKernel("many", packed="many", packed_bytes=10**6, reading=0.8)
+
+    def offered(node, m):
+        return [few if m <= 2 else Declined(f"it takes m ..2, not {m}", "shape", "few"), many]
+
+    others = {"embed": FakeKernel(), "rms_norm": FakeKernel()}
+    with registry.isolated(a=whole_backend(mul_mat=offered, **others)) as found:
+        return make_plan(llama_graph(1), parse_policy(policy, "p.toml"), found, device, 64)
+
+
+ONE_COPY = f"{APART}[weights]\ncopies = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("policy", "memory", "said"),
+    [
+        (ONE_COPY, 10**9, "the policy allows 1"),
+        (APART, 10**7, "cpu has 10.0 MB"),
+    ],
+)
+def test_steps_have_fewer_rows_where_more_need_a_packed_form_that_weights_may_not_have(policy, memory, said):
+    plan = second_form(policy, replace(CPU, memory=memory))
+    assert (plan.max_rows, plan.extra_copy_bytes) == (2, 0)
+    assert "a:many" not in {step.choice.name for step in plan.steps}
+    (note,) = plan.notes
+    assert note.startswith("steps take up to 2 rows, not 64: for more, weights would need one more packed copy each, ")
+    assert note.endswith(said)
+
+
+def test_where_there_is_room_or_a_rule_asks_for_it_there_are_two():
+    for plan in (
+        second_form(device=replace(CPU, memory=10**9)),
+        second_form(
+            'fuse = false\n[[rule]]\nop = "mul_mat"\nm = "3.."\nuse = "a:many"\n' + AUTO, replace(CPU, memory=10**7)
+        ),
+    ):
+        assert (plan.max_rows, plan.notes) == (64, ())
+        assert plan.extra_copy_bytes > 0
+
+
+def test_a_device_that_does_not_say_what_memory_it_has_gets_no_second_copy_unless_it_is_the_hosts():
+    assert second_form(device=CPU).max_rows == 64
+    bare = described_device("cuda sm_90 NVIDIA H200")
+    object.__setattr__(bare, "memory", 0)
+    assert second_form(device=bare).max_rows == 2
 
 
 KINDS = st.builds(

@@ -135,15 +135,19 @@ def _waste(plan):
     return max(schedule.layout.nbytes / schedule.layout.largest_live for schedule in plan.schedules.values())
 
 
+# Kernels by name: what `auto` takes differs by processor.
+BY_NAME = '[defaults]\nuse = ["torch:bf16", "torch", "reference"]\n'
+
+
 def test_the_tiny_model_wastes_little_at_any_row_count(tiny):
-    graph = open_model(tiny).graph
-    assert _waste(make_plan(graph, default_policy().with_use(["mul_mat=torch:bf16"]), registry.current(), CPU)) <= 1.10
+    assert _waste(plan_for(open_model(tiny).graph, registry.current(), BY_NAME, max_rows=512)) <= 1.10
 
 
 @pytest.mark.model
 def test_smollm2_wastes_little_at_any_row_count(smollm2):
     graph = open_model(smollm2).graph
-    assert _waste(make_plan(graph, default_policy().with_use(["mul_mat=torch:bf16"]), registry.current(), CPU)) <= 1.10
+    assert _waste(plan_for(graph, registry.current(), BY_NAME, max_rows=512)) <= 1.10
+    assert _waste(make_plan(graph, default_policy(), registry.current(), CPU)) <= 1.10
 
 
 def describe(path):

@@ -30,11 +30,19 @@ def losers(choice):
 
 def test_without_rules_the_first_backend_by_name_gets_the_node():
     choice = choose()
-    assert (choice.name, choice.reason) == ("a:fast", "defaults (p.toml)")
+    assert (choice.name, choice.reason) == ("a:exact", "defaults (p.toml)")
     assert losers(choice) == {
-        "a:exact": ("outranked", "a:fast comes first in defaults (p.toml)"),
-        "b:exact": ("outranked", "a:fast comes first in defaults (p.toml)"),
+        "a:fast": ("outranked", "a:exact comes first in defaults (p.toml)"),
+        "b:exact": ("outranked", "a:exact comes first in defaults (p.toml)"),
     }
+
+
+def test_of_a_backend_what_is_rough_comes_last_unless_it_is_named_or_allowed():
+    """Who lists a backend has not asked for its least exact kernel; where it has no other, that serves."""
+    assert choose('[defaults]\nuse = ["a"]\n').name == "a:exact"
+    assert choose('[defaults]\nuse = ["a"]\nmax_error = 1e-3\n').name == "a:fast"
+    assert choose('[defaults]\nuse = ["a:fast"]\n').name == "a:fast"
+    assert choose('[defaults]\nuse = ["a"]\n', a=backend(silu=FAST)).name == "a:fast"
 
 
 def test_defaults_set_the_order():
@@ -163,7 +171,7 @@ def test_an_official_backend_that_is_not_installed_is_passed_over():
 
 
 def test_a_rule_that_says_next_may_name_a_backend_that_is_not_installed():
-    assert choose('[[rule]]\nuse = ["mine"]\non_unsupported = "next"\n').name == "a:fast"
+    assert choose('[[rule]]\nuse = ["mine"]\non_unsupported = "next"\n').name == "a:exact"
 
 
 def test_a_rule_for_an_op_that_the_graph_lacks_is_no_mistake():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fake_backend import FakeKernel, chain, llama_graph, plan_for, whole_backend
+from fake_backend import FakeKernel, FewRows, chain, llama_graph, plan_for, whole_backend
 from kernelmux.contract import Declined, registry
 from kernelmux.errors import PlanError
 from kernelmux.plan.choice import Rejection, Taken
@@ -98,7 +98,34 @@ def test_who_was_predicted_to_be_slower_comes_before_who_was_refused():
     text = planned(chain("silu"), AUTO, a=silu).why("n0")
     head, slow, refused = " ".join(text.split()).split(" not a:")
     assert head.startswith("rows 1..8: n0 (silu) runs a:fast: least predicted time, by defaults (p.toml:1), predicted ")
-    assert head.endswith(" us (declared, bound by reading)")
+    assert head.endswith(" us at 8 rows (declared, bound by reading)")
     assert slow.startswith("slow: predicted ")
     assert slow.endswith(" s (declared, bound by reading) [outranked]")
     assert refused.startswith("rough: its error 1 is over ")
+
+
+def test_of_one_row_count_only_its_bucket_is_told():
+    plan = planned(
+        chain("silu"), AUTO, a=whole_backend(silu=[FewRows("few", 20.0, reading=0.9), FakeKernel("slow", reading=0.1)])
+    )
+    assert plan.why("n0").count("rows ") > plan.why("n0", 1).count("rows ")
+    assert "rows 1..2: n0 (silu) runs a:few" in plan.why("n0", 2)
+    assert "a:slow: least" not in plan.why("n0", 2)
+    with pytest.raises(PlanError, match="the plan takes up to 8 rows, 9 were asked for"):
+        plan.why("n0", 9)
+
+
+def test_who_is_faster_by_itself_is_told_what_keeps_it_from_the_node():
+    narrow = FakeKernel("narrow", takes=["bf16"], emits=["bf16"], reading=0.6)
+    kernels = whole_backend(silu=[FakeKernel("wide"), narrow], convert=FakeKernel("f32"))
+    text = " ".join(planned(chain("silu", columns=4096), AUTO, a=kernels).why("n0").split())
+    assert "not a:narrow: predicted " in text
+    assert "; the whole step is predicted to be slower with it, for conversions and storage beside it" in text
+
+
+def test_who_would_pack_weights_once_more_is_told_so():
+    few = FewRows("few", 1.07, packed="few", packed_bytes=10**6, reading=0.95)
+    many = FakeKernel("many", packed="many", packed_bytes=10**6, reading=0.9)
+    kernels = whole_backend(mul_mat=[few, many], embed=FakeKernel(), rms_norm=FakeKernel())
+    text = " ".join(planned(llama_graph(1), "fuse = false\n" + AUTO, a=kernels).why("blk.0.ffn_down").split())
+    assert text.count("it would pack the weights once more") == 1

@@ -19,6 +19,7 @@ def worker(tmp_path, monkeypatch):
         yield worker
 
 
+@pytest.mark.slow
 def test_crashes_hangs_and_corruption_are_told_apart_and_the_next_task_is_answered(worker):
     crashed = worker.ask(SmokeCases("silu", "unruly:crashes"))
     assert crashed.fault.startswith("its process crashed: SIGSEGV (case silu-")
