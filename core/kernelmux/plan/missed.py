@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.contract.answers import Offer, excluded
 from kernelmux.contract.device import Device
+from kernelmux.measure.table import HERE
 from kernelmux.plan.budget import added_error
 from kernelmux.plan.selection import Selector
 from kernelmux.policy.grammar import AUTO
@@ -166,4 +167,9 @@ def _not_tuned(plan: Plan, speeds: Speeds) -> Iterator[str]:
     most = {name: speed.us / speeds.at_best(speed.rows) for name, speed in open_ones.items()}
     gains = [f"{gain:.1f} times in {name}" for name, gain in most.items() if gain >= WORTH_GAINING]
     helps = f"may gain up to {', '.join(gains)}" if gains else "would measure it"
-    yield f"no tuning for {plan.device.name}: times are {how}; `kernelmux tune MODEL` {helps}"
+    here = any(call.prediction.source.startswith(HERE) for rows in (1, plan.max_rows) for call in speeds.calls(rows))
+    if here:
+        shares = " and ".join(f"{speed.unmeasured:.0%} of {name}" for name, speed in open_ones.items())
+        yield f"tuned in part: the times of {shares} are {how}; `kernelmux tune MODEL` {helps}"
+    else:
+        yield f"no tuning for {plan.device.name}: times are {how}; `kernelmux tune MODEL` {helps}"

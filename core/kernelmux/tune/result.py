@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from kernelmux.measure.report import machine
 from kernelmux.plan.table import table
@@ -13,7 +15,7 @@ RATE = "tokens/s of whole steps; up to 127 rows decode a sequence each, more are
 
 
 def compared_lines(tuned: Tuned, counts: Sequence[int], width: int) -> list[str]:
-    """Tokens a second of every way to run the model, by rows; `*` marks whose choices the policy has."""
+    """Tokens a second of every way to run the model, by rows; `*` marks the one whose choices the policy took."""
     ways = [way for way in tuned.compared if way.times]
     cells = []
     for rows in counts:
@@ -32,6 +34,24 @@ def frontier_lines(tuned: Tuned, width: int) -> list[str]:
         cells.append([point.label, budget, *rates, *nats])
     ends = [f"{rows} rows" for rows in (tuned.frontier[0].times if tuned.frontier else ())]
     return list(table(("choice", "--max-error", *ends, "KL of prompts", "KL of decoding"), cells, width))
+
+
+def describe(asked: Asked, tuned: Tuned) -> dict[str, Any]:
+    """All of it for a script: microseconds of whole steps by rows, nats a token, the policy's text without its head."""
+    return {
+        "device": asked.device.device_class,
+        "context": asked.context,
+        "answered": tuned.measured.answered,
+        "unsteady": tuned.measured.unsteady,
+        "left": tuned.measured.left,
+        "faults": tuned.measured.faults,
+        "compared": [asdict(way) for way in tuned.compared],
+        "winners": tuned.winners,
+        "frontier": [asdict(point) for point in tuned.frontier],
+        "notes": tuned.notes,
+        "fingerprint": tuned.plan.fingerprint,
+        "policy": tuned.policy,
+    }
 
 
 def policy_text(asked: Asked, tuned: Tuned, command: str, versions: dict[str, str], width: int = 100) -> str:

@@ -35,8 +35,8 @@ from kernelmux.tune.questions import Question, find_questions
 from kernelmux.tune.workers import Worker
 from kernelmux.tune.written import Section, write_rules
 
-MEASURING = 0.6
-"""Share of the time budget for kernels; the rest is for whole plans."""
+MEASURING, COMPARING = 0.55, 0.85
+"""Shares of the time budget at which measuring kernels ends, and comparing plans; the rest is for their error."""
 PASSES = 3
 """How often it is asked at most what is not known yet."""
 BETTER = 0.98
@@ -240,7 +240,7 @@ class Tuning:
         compared = []
         for done, way in enumerate(ways):
             self.progress.advance(done, way.label)
-            if done > 1 and time.monotonic() > self._started + self.asked.seconds:
+            if done > 1 and time.monotonic() > self._started + COMPARING * self.asked.seconds:
                 compared.append(Compared(way.label, note="there was no time left"))
                 continue
             compared.append(self._steps(way, worker))

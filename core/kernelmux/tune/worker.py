@@ -7,6 +7,7 @@ tell slow from stuck. It takes backends from what is installed, as every process
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -120,7 +121,11 @@ def _found(work: Work, name: str, device: Device) -> Kernel:
 
 
 def serve(connection: Connection, device: str) -> None:
-    """Answers tasks until there is no more: sends stages as text, answers as Answer."""
+    """Answers tasks until there is no more: sends stages as text, answers as Answer.
+
+    Ctrl-C goes to every process of a terminal: who asks ends this one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     bench = Bench(find_device(device))
     while (task := connection.recv()) is not None:
         answer = _answer(task, bench, connection.send)

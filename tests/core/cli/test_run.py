@@ -14,8 +14,10 @@ import kernelmux
 import kernelmux_reference
 from command import TIMEOUT, assert_one_line_error, call_command, run_command, start_command
 from fake_backend import FakeKernel, whole_backend
+from kernelmux.cli.run import _slower_than_predicted
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
+from kernelmux.plan.speed import Speeds
 from kernelmux.run.model import Model
 from tiny_model import write_tiny_llama
 
@@ -64,6 +66,15 @@ def test_stdout_holds_the_answer_alone_and_stderr_what_it_cost(tiny: Path, model
     assert "torch:f32" in result.err
     assert re.findall(r"^(decoding|prompts|memory) ", result.err, re.MULTILINE) == ["decoding", "prompts", "memory"]
     assert "\x1b" not in result.out + result.err
+
+
+@pytest.mark.parametrize(("tokens", "slower", "told"), [(16, 3.0, ["3.0 times"]), (15, 3.0, []), (16, 1.5, [])])
+def test_an_answer_that_came_far_slower_than_predicted_says_so(model: Model, tokens: int, slower: float, told: list):
+    answer = model.generate("hello", model.plan(use=F32[1:]), max_tokens=tokens)
+    answer.ids = [1] * tokens
+    answer.decode_seconds = slower * (tokens - 1) / Speeds(answer.session.plan).at(1).tokens_per_second
+    said = list(_slower_than_predicted(answer))
+    assert [line.partition("decoding was ")[2].partition(" slower")[0] for line in said] == told
 
 
 def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -40,8 +41,11 @@ def test_beside_kernels_that_crash_hang_and_corrupt_a_policy_is_written_and_the_
     planned = run_command("plan", "--random", "tiny:Q4_1", "--policy", policy, "--json", env=env)
     assert planned.code == 0, planned.err
 
-    again = run_command("tune", *TINY, "--budget", "1200s", env=env)
+    again = run_command("tune", *TINY, "--budget", "1200s", "--json", env=env)
     assert again.code == 0, again.err
+    told = json.loads(again.out)
+    assert told["faults"].keys() >= {f"silu unruly:{name}" for name in ("crashes", "hangs", "corrupts")}
+    assert told["compared"][0]["times"].keys() == told["winners"].keys() == {"1", "8"}
     assert "silu unruly:crashes is left out: its smoke cases failed here on " in again.err
     # What hung is not waited for again.
     assert "its smoke cases: it hung" not in again.err

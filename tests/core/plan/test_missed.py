@@ -77,6 +77,15 @@ def test_what_was_measured_on_such_a_device_is_not_told_of_and_another_card_is_n
     assert "times are in proportion to those of NVIDIA H200" in told
 
 
+def test_where_a_part_was_measured_here_it_is_told_what_was_not(monkeypatch):
+    def time(self, kernel, node, rows, context):
+        return (Known(40.0), "measured here") if node.op == "mul_mat" and rows == 1 else None
+
+    monkeypatch.setattr(Tables, "time", time)
+    (told,) = said(matrix(2**16), a=whole_backend(mul_mat=FakeKernel(reading=0.5)))
+    assert told.startswith("tuned in part: the times of 100% of prompts are as kernels declare; ")
+
+
 def test_a_policy_by_hand_is_not_told_to_tune():
     assert said(matrix(), '[defaults]\nuse = ["a"]\n') == []
 
