@@ -15,22 +15,23 @@ from kernelmux.graph.formats import ALL, Weight, lookup, planes_of_rows, quantiz
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 2**24
-"""Elements that are dequantised at once: 64 MiB of float32."""
+CHUNK, HOST_CHUNK = 2**24, 2**20
+"""Elements that are dequantised at once on a device, 64 MiB of float32; and in host memory, which its caches hold."""
 TALL = 128
 """Rows that a block of any format spans at most: ranges of rows are multiples of it."""
 
 
-def row_ranges(n: int, k: int, multiple: int = TALL) -> Iterator[slice]:
-    """Ranges of the rows of a matrix [n, k], about CHUNK elements each; all but the last have a multiple of rows."""
-    step = max(multiple, CHUNK // k // multiple * multiple)
+def row_ranges(n: int, k: int, multiple: int = TALL, elements: int = CHUNK) -> Iterator[slice]:
+    """Ranges of the rows of a matrix [n, k], about so many elements each; all but the last have a multiple of rows."""
+    step = max(multiple, elements // k // multiple * multiple)
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def dequantized_rows(weight: Weight) -> Iterator[tuple[slice, torch.Tensor]]:
     """Ranges of a weight's rows, and these rows in float32, where the weight lies."""
     n, k = weight.shape
-    for rows in row_ranges(n, k):
+    elements = HOST_CHUNK if weight.planes[0].device.type == "cpu" else CHUNK
+    for rows in row_ranges(n, k, elements=elements):
         planes = planes_of_rows(weight.format, weight.planes, rows)
         yield rows, replace(weight, shape=(rows.stop - rows.start, k), planes=planes).dequantize()
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import GraphError, nearest
+from kernelmux.graph.dequantize import dequantize_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -248,11 +249,8 @@ class Weight:
         elif fmt.plain:
             dense = self.planes[0].view(self.shape)
         elif fmt.gguf is not None:
-            import gguf
-
-            (blocks,) = self.planes
-            values = gguf.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(fmt.gguf))
-            dense = torch.from_numpy(values).view(self.shape).to(blocks.device)
+            blocks = self.planes[0].reshape(-1, fmt.planes[0].items)
+            dense = dequantize_blocks(fmt.name, blocks).view(self.shape)
         else:
             dense = dequantize_planes(fmt.name, self.planes).view(self.shape)
         return dense.to(dtype or torch.float32)

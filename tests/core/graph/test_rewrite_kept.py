@@ -13,7 +13,7 @@ from kernelmux.graph.ops import CORE_OPS, OPS, Fused
 
 QKV = "blk.0.attn_q+attn_k+attn_v"
 PLAIN_OPS = [op for op in CORE_OPS if not isinstance(OPS[op], Fused)]
-FAST, F32 = FakeKernel("fast", precision=1e-4), FakeKernel("f32")
+FAST, F32 = FakeKernel("fast", precision=1e-7), FakeKernel("f32")
 
 
 def plain_backend(**changes):
