@@ -11,6 +11,7 @@ import typer
 from kernelmux.cli.common import (
     DeviceName,
     Exact,
+    MaxRows,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
@@ -80,7 +81,7 @@ def model(
     context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of each sequence.")] = 512,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences decoded at once.")] = 1,
     decode: Annotated[int, typer.Option("--decode", min=1, help="Steps decoded.")] = 64,
-    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Token rows of the largest step.")] = 512,
+    max_rows: MaxRows = 512,
     device: DeviceName = "cpu",
     json: JsonFile = None,
 ) -> None:

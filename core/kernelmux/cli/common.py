@@ -55,6 +55,9 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="What must be told of the plan is an error, as being tuned for another card.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of whatever goes wrong.")]
+MaxRows = Annotated[
+    int, typer.Option("--max-rows", min=1, help="Token rows of the largest step: longer prompts take several.")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 
 

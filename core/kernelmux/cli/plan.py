@@ -12,6 +12,7 @@ from kernelmux.cli.common import (
     DeviceNameOrAs,
     Exact,
     Json,
+    MaxRows,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
@@ -44,6 +45,7 @@ def plan(
     strict: Strict = False,
     device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
+    max_rows: MaxRows = 512,
     rows: Annotated[
         int | None,
         typer.Option("--rows", min=1, help="Only the choices for so many rows: 1 is decode, which JSON shows."),
@@ -78,13 +80,13 @@ def plan(
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
         refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use)
-        before, after = (_plan_of(opened, path, use, target, strict) for path in diff)
+        before, after = (_plan_of(opened, path, use, target, strict, max_rows) for path in diff)
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})
         else:
             typer.echo(show_diff(before, after, line_width()))
         return
-    made = make_plan(opened, asked_policy(policy, exact), use, target, strict)
+    made = make_plan(opened, asked_policy(policy, exact), use, target, strict, max_rows)
     if lock is not None:
         from kernelmux.plan.lock import write_lock
 
@@ -121,7 +123,7 @@ def capturing(plan: Plan) -> list[str]:
     return lines
 
 
-def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device, strict: bool) -> Plan:
+def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device, strict: bool, max_rows: int) -> Plan:
     from kernelmux.plan.lock import is_lock
 
-    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict)
+    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict, max_rows)

@@ -14,6 +14,7 @@ from kernelmux.cli.common import (
     DeviceName,
     Exact,
     Json,
+    MaxRows,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Generation
 
-ENOUGH = 16
+ENOUGH = 4
 """Tokens of an answer from which on its speed tells something."""
 FAR_SLOWER = 2.0
 """How many times slower than predicted an answer is told to be."""
@@ -54,6 +55,7 @@ def run(
     ] = None,
     use: Use = None,
     strict: Strict = False,
+    max_rows: MaxRows = 512,
     device: DeviceName = "cpu",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
@@ -75,7 +77,7 @@ def run(
     if locked is not None:
         made = opened.locked_plan(locked, device)
     else:
-        made = make_plan(opened, asked_policy(policy, exact), use, device, strict)
+        made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
     answer = opened.generate(
         [{"role": "user", "content": prompt}] if chat else prompt,
         made,
@@ -146,6 +148,7 @@ def _tell_replaced(answer: Generation) -> None:
 def _print_statistics(answer: Generation) -> None:
     """To stderr, so that stdout holds the answer alone."""
     from kernelmux.plan.explain import run_summary
+    from kernelmux.plan.table import wrapped
 
     plan = answer.session.plan
     lines = [
@@ -154,7 +157,7 @@ def _print_statistics(answer: Generation) -> None:
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),
         *capturing(plan),
-        *_slower_than_predicted(answer),
+        *(part for line in _slower_than_predicted(answer) for part in wrapped(line, line_width(), "  ")),
     ]
     for line in lines:
         typer.echo(line, err=True)

@@ -92,11 +92,15 @@ def tune(
     asked = Asked(named, target, counts, context, _seconds(budget), max_error, variants)
     # A kernel that hangs had better not take the whole budget.
     patience = min(1.0, max(0.5, asked.seconds / 240))
-    with _Shown() as progress, Worker(device, patience) as worker:
-        tuning = Tuning(asked, opened, Record(registry.current(), target), progress)
-        if fresh:
-            tuning.forget()
-        tuned = tuning.run(worker)
+    try:
+        with _Shown(asked.seconds) as progress, Worker(device, patience) as worker:
+            tuning = Tuning(asked, opened, Record(registry.current(), target), progress)
+            if fresh:
+                tuning.forget()
+            tuned = tuning.run(worker)
+    except KeyboardInterrupt:
+        say("interrupted: what was measured is kept, and the same command goes on with the rest", err=True)
+        raise typer.Exit(130) from None
     if json:
         print_json(describe(asked, tuned))
     else:
@@ -120,7 +124,7 @@ def _seconds(text: str) -> float:
 class _Shown:
     """A progress bar on stderr with the time left; a line every few seconds where that is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -131,6 +135,7 @@ class _Shown:
         )
         self._task: TaskID = self._bar.add_task("", total=None)
         self._what, self._total, self._started, self._said = "", 0, 0.0, 0.0
+        self._until = time.monotonic() + seconds
 
     def __enter__(self) -> _Shown:
         self._bar.start()
@@ -149,8 +154,10 @@ class _Shown:
         self._bar.update(self._task, completed=done, description=f"{self._what}: {now}" if now else self._what)
         if not self._terminal and now and time.monotonic() > self._said + EVERY:
             self._said = time.monotonic()
+            budget = max(0.0, self._until - self._said)
             left = (self._said - self._started) / done * (self._total - done) if done else 0.0
             rest = f", some {left:.0f} s left" if done else ""
+            rest = f"; {budget:.0f} s of the budget left, which does not do for all" if left > budget else rest
             typer.echo(f"{self._what}: {done} of {self._total}{rest}; now {now}", err=True)
 
     def tell(self, line: str) -> None:

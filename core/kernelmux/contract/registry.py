@@ -46,6 +46,11 @@ class Backend:
     """One line; empty while the backend works."""
     trace: str = ""
 
+    @property
+    def last_resort(self) -> bool:
+        """Whether it says that others had better run what they can, where nobody asks for it: `LAST_RESORT = True`."""
+        return bool(getattr(self.plugin, "LAST_RESORT", False))
+
 
 @dataclass
 class Registry:
@@ -56,6 +61,11 @@ class Registry:
     _own_hooks: dict[str, Mapping[str, pluggy.HookImpl]] = field(default_factory=dict, repr=False)
     _classes: dict[str, tuple[type[Kernel], ...]] = field(default_factory=dict, repr=False)
     _refusals: dict[tuple[str, Device], Declined | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def unnamed(self) -> list[str]:
+        """The backends in the order in which they follow those that a policy names: by name, the last resort last."""
+        return sorted(self.backends, key=lambda name: (self.backends[name].last_resort, name))
 
     def register(
         self, plugin: object, name: str | None = None, version: str = "", libraries: Iterable[str] = ()

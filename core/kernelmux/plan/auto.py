@@ -88,6 +88,35 @@ class Auto:
         Weights have the packed forms that were wanted at the first that was asked for, and at the second others where
         that pays, there is room, and the policy allows as many; at all further ones no more than these.
         """
+        found = self._best(rows, held)
+        if found is None:
+            return None
+        self._found[rows] = found
+        self._forms |= self._new_forms(found)
+        slots = self.slotting.slots(found.numbers)
+        kernels = {node.name: found.options[slot].kernel for slot, members in slots.members.items() for node in members}
+        return Assigned(tuple(self.slotting.kept(found.numbers)), kernels, found.us)
+
+    def most(self, counts: Sequence[int], held: Held) -> int:
+        """Of row counts, ascending, the one that steps had better have at most.
+
+        It is the largest, unless that needs packed forms that weights may not have: then the one that takes the least
+        time a row, and a second form has to pay there, too.
+        """
+        best, taken = math.inf, counts[0]
+        for rows in reversed(counts):
+            found = self._best(rows, held)
+            if found is None:
+                continue
+            if rows == counts[-1]:
+                return rows
+            asked = all(is_held(option, held) for option in found.options.values())
+            us = found.us / rows / (1.0 if asked else PAYS)
+            if us < best:
+                best, taken = us, rows
+        return taken
+
+    def _best(self, rows: int, held: Held) -> _Found | None:
         known = len(self._found)
         asked = _At(self, Options(self.graph, self.selector, self.fusing, self.parts, rows, held))
         below = self._found.get(max((other for other in self._found if other < rows), default=0))
@@ -100,13 +129,7 @@ class Auto:
         if known > 1 and below and (same := asked.again(below)):
             alike = same.us <= ALIKE * found.us and same.error <= found.error
             found = same if alike else found
-        if known and not self._may_have(found, held, rows):
-            return None
-        self._found[rows] = found
-        self._forms |= self._new_forms(found)
-        slots = self.slotting.slots(found.numbers)
-        kernels = {node.name: found.options[slot].kernel for slot, members in slots.members.items() for node in members}
-        return Assigned(tuple(self.slotting.kept(found.numbers)), kernels, found.us)
+        return found if not known or self._may_have(found, held, rows) else None
 
     def _new_forms(self, found: _Found) -> dict[tuple[int, str], int]:
         """Bytes of the packed weights that no smaller row count needs."""

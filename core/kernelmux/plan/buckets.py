@@ -6,7 +6,7 @@ Enters: a graph, a selector. Leaves: the choices that hold up to each row count,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,8 +74,11 @@ def choose_buckets(graph: Graph, selector: Selector, counts: Sequence[int]) -> l
     waiting = list(counts)
     while waiting:
         # `auto` settles what is packed at both ends, decode and prompts: the most rows choose second.
-        at_top = len(buckets) == 1 and AUTO in _words(selector.policy)
-        bucket = choosing.at(waiting.pop(-1 if at_top else 0), held)
+        if len(buckets) == 1 and AUTO in _words(selector.policy):
+            waiting = choosing.up_to_most(waiting, held)
+            bucket = choosing.at(waiting.pop(), held)
+        else:
+            bucket = choosing.at(waiting.pop(0), held)
         if bucket is None:
             continue
         buckets.append(bucket)
@@ -113,7 +116,7 @@ class _Choosing:
         Where the policy leaves some node to `auto`, what is the fastest together; None where that needs packed forms
         beyond those `held` that weights may not have.
         """
-        if any(self._selector.is_open(node, node.rows_at(rows)) for node in self.nodes.values()):
+        if self._is_open(rows):
             return self._assigned(rows, held)
         plain = {name: self._choose(node, rows, held, exact=False) for name, node in self.nodes.items()}
         choices, kept = dict(plain), list[Fusion]()
@@ -129,11 +132,21 @@ class _Choosing:
                 for part in fusion.parts:
                     del choices[part]
                 choices[fusion.node.name] = made
-        kept = self._taken_apart(kept, choices, plain, considered)
+        kept = self._taken_apart(kept, choices, plain.__getitem__, considered)
         if self._selector.policy.document.weights.copies is not None:
             remaining = {name: node for name, node in self.nodes.items() if name in choices}
             choices.update({name: self._choose(node, rows, held) for name, node in remaining.items()})
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
+
+    def up_to_most(self, counts: Sequence[int], held: Held) -> list[int]:
+        """Of ascending row counts those that steps had better have, where the policy leaves some node to `auto`."""
+        if not self._is_open(counts[-1]):
+            return list(counts)
+        most = self._auto.most(counts, held)
+        return [rows for rows in counts if rows <= most]
+
+    def _is_open(self, rows: int) -> bool:
+        return any(self._selector.is_open(node, node.rows_at(rows)) for node in self.nodes.values())
 
     def _assigned(self, rows: int, held: Held) -> Bucket | None:
         assigned = self._auto.at(rows, held)
@@ -153,8 +166,6 @@ class _Choosing:
         for name, node in self.nodes.items():
             if name not in gone:
                 choices[name] = self._prefer(node, rows, held, assigned.kernels.get(name, ""))
-        parts = [part for fusion in kept for part in fusion.parts if choices[fusion.node.name].kernel.side_by_side]
-        plain = {part: self._prefer(self.nodes[part], rows, held, "") for part in parts}
         considered: dict[str, list[Rejection]] = {}
         standing = {fusion.node.name for fusion in kept}
         for group in self._auto.slotting.groups:
@@ -162,6 +173,10 @@ class _Choosing:
             if node.name not in standing:
                 refused = self._fusing.refused(node, node.rows_at(rows), self._auto.parts[node.name])
                 _note(considered, refused, *group)
+
+        def plain(part: str) -> Choice:
+            return self._prefer(self.nodes[part], rows, held, "")
+
         kept = self._taken_apart(kept, choices, plain, considered)
         return Bucket(rows, tuple(kept), choices, {name: tuple(dict.fromkeys(why)) for name, why in considered.items()})
 
@@ -187,7 +202,7 @@ class _Choosing:
         self,
         kept: Sequence[Fusion],
         choices: dict[str, Choice],
-        plain: Mapping[str, Choice],
+        plain: Callable[[str], Choice],
         considered: dict[str, list[Rejection]],
     ) -> list[Fusion]:
         """The fusions that stay: without those whose kernel writes side by side what somebody reads otherwise."""
@@ -202,7 +217,7 @@ class _Choosing:
             if gone.rule is not None and rules[gone.rule].on_unsupported == "error":
                 raise PlanError(f"{fusion.node.name} cannot have {gone.name}: {fault}", node=fusion.node.name)
             _note(considered, [Rejection(gone.name, fault, "format")], fusion)
-            choices.update({part: plain[part] for part in fusion.parts})
+            choices.update({part: plain(part) for part in fusion.parts})
         return [fusion for fusion in kept if fusion.node.name not in faults]
 
 

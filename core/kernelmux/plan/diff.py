@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.plan.buckets import bounds
-from kernelmux.plan.explain import brief
+from kernelmux.plan.explain import brief, terse
 from kernelmux.plan.table import WIDTH, grouped, merged, short, spans, table
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def show_diff(before: Plan, after: Plan, width: int = WIDTH) -> str:
         holds[move.node].setdefault((move.before, move.after, move.reason), []).append(move.rows)
     flat = ((name, (cells, tuple(at))) for name, of_node in holds.items() for cells, at in of_node.items())
     rows = [
-        (short(name), spans(bounds(tops, at)), was, now, brief(after, reason))
+        (short(name), spans(bounds(tops, at)), was, now, _reason(after, reason))
         for name, ((was, now, reason), at) in grouped(flat)
     ]
     lines = [*table(("node", "rows", "before", "after", "reason"), rows, width, crop=True), ""] if rows else []
@@ -72,3 +72,9 @@ def _told(was: Choice | None, now: Choice | None) -> tuple[str, str] | None:
         for choice in (was, now)
     )
     return None if details[0] == details[1] else (details[0], details[1])
+
+
+def _reason(plan: Plan, reason: str) -> str:
+    """A reason that fits beside two kernels: that `auto` chose says enough."""
+    told = terse(plan, reason)
+    return told if told.startswith("auto") else brief(plan, reason)

@@ -122,7 +122,8 @@ def terse(plan: Plan, reason: str) -> str:
     """A reason as short as a narrow column needs it: where the policy says so, whether by `auto`, or `fused`."""
     line = re.fullmatch(r"(least predicted time, by )?.*\(line (\d+)\)", told := brief(plan, reason))
     if line is not None:
-        return f"{'auto' if line[1] else 'line'} {line[2]}"
+        # The default policy has no other line.
+        return "auto" if line[1] and plan.policy.shipped else f"{'auto' if line[1] else 'line'} {line[2]}"
     return "fused" if reason.startswith("in place of") else told
 
 

@@ -32,6 +32,8 @@ UNMEASURED = 0.1
 """Share of a step's time from which on it is told that nobody has measured it."""
 WORTH_TELLING = 0.02
 """Share of a step's time that a kernel would save which is told to have declined."""
+BY_HAND = 0.2
+"""Share of a step's time that another kernel would save from which on a policy by hand is told of it."""
 WORTH_GAINING = 1.05
 """How many times as fast a step could be at most, from which on it is told."""
 
@@ -82,8 +84,8 @@ def _is_installed(distribution: str) -> bool:
 
 def _declined(plan: Plan, speeds: Speeds) -> Iterator[str]:
     """Of the kernels that declined a node for its alignment alone the one that would save the most; then of those that
-    are over the error budget."""
-    for kind in ("alignment", "over budget"):
+    are over the error budget; then of those that `auto` might take where the policy names another."""
+    for kind in ("alignment", "over budget", "outranked"):
         found: list[tuple[float, bool, str]] = []
         for rows in dict.fromkeys((1, plan.max_rows)):
             found += ((saved, rows == 1, told) for saved, told in _savings(plan, speeds, rows, kind))
@@ -98,6 +100,8 @@ def _savings(plan: Plan, speeds: Speeds, rows: int, kind: str) -> Iterator[tuple
     saved: dict[tuple[str, str], float] = defaultdict(float)
     refused: dict[tuple[str, str], list[Call]] = defaultdict(list)
     for call in calls:
+        if kind == "outranked" and call.choice.asked == AUTO:
+            continue
         for loser in call.choice.rejected:
             if loser.kind == kind and " of " not in loser.kernel:
                 us = _would_take(loser.kernel, call, selector, kind)
@@ -111,9 +115,17 @@ def _savings(plan: Plan, speeds: Speeds, rows: int, kind: str) -> Iterator[tuple
             if reason:
                 node = first.node.name + (f" and {nodes - 1} more" if nodes > 1 else "")
                 yield round(share, 2), f"{kernel} declined {node}: {reason}; {less}"
+            elif kind == "outranked":
+                if share >= BY_HAND:
+                    instead = f"{kernel} for {_nodes(nodes)}, in place of {refused[kernel, ''][0].choice.name}"
+                    yield round(share, 2), f"{less} with {instead}, which the policy names"
             else:
                 error = max(_error(kernel, call, speeds) for call in refused[kernel, ""])
-                yield round(share, 2), f"{less} with max_error = {_at_least(error)} ({kernel} for {nodes} nodes)"
+                yield round(share, 2), f"{less} with max_error = {_at_least(error)} ({kernel} for {_nodes(nodes)})"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" + "s" * (count > 1)
 
 
 def _error(name: str, call: Call, speeds: Speeds) -> float:

@@ -132,12 +132,17 @@ def _first_refusal(rule: Rule, choice: Choice) -> str:
 
 
 def _shortened(plan: Plan, max_rows: int) -> Iterator[str]:
-    """That steps have fewer rows than were asked for."""
+    """That steps have fewer rows than were asked for; that weights have no room whatever their steps have."""
+    device, weights = plan.device, plan.packed_bytes
+    if device.memory and weights > device.memory:
+        room = f"{device.name} has {human_bytes(device.memory)}"
+        yield f"the weights do not fit: they take {human_bytes(weights)}, {room}"
     if plan.max_rows < max_rows:
-        limit, memory = plan.policy.document.weights.copies, human_bytes(plan.device.memory)
-        why = f"the policy allows {limit}" if limit else f"{plan.device.name} has {memory}"
+        limit, memory = plan.policy.document.weights.copies, human_bytes(device.memory)
+        why = f"the policy allows {limit}" if limit else f"{device.name} has {memory}"
         more = "for more, weights would need one more packed copy each"
-        yield f"steps take up to {plan.max_rows} rows, not {max_rows}: {more}, and {why}"
+        helps = "; a larger max_error may let in kernels that do with less" if not limit else ""
+        yield f"steps take up to {plan.max_rows} rows, not {max_rows}: {more}, and {why}{helps}"
 
 
 def _failed(plan: Plan, record: Record) -> Iterator[str]:

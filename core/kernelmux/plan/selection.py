@@ -182,8 +182,8 @@ class Selector:
             yield from ((asked, rule) for asked in use if asked != PARTS)
             if PARTS in use or document.rule[rule].on_unsupported == "error":
                 return
-        # Installed backends that the defaults do not name come last, by name; broken ones too, so that they are shown.
-        yield from ((asked, None) for asked in (*document.defaults.use, *self.offers.registry.backends))
+        # Installed backends that the defaults do not name come last; broken ones too, so that they are shown.
+        yield from ((asked, None) for asked in (*document.defaults.use, *self.offers.registry.unnamed))
 
     def _order(
         self, rule: int | None, offer: Offer, node: TensorNode, rows: int, preferred: str

@@ -102,7 +102,7 @@ def _kernels(speed: Speed) -> str:
     if len(everybody := {name for counts in speed.kernels.values() for name in counts}) == 1:
         lists = [f"all {len(speed.kernels)} ops: {everybody.pop()}"]
     if speed.candidates > 1:
-        lists[0] += f" (of {speed.candidates})"
+        lists[0] += f" (of {speed.candidates} that could)"
     return "; ".join(lists)
 
 

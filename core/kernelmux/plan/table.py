@@ -61,8 +61,14 @@ def members(name: str, known: Iterable[str]) -> list[str]:
         whole = _absolute(relative(other, layer), layers)
         return name in (whole, short(whole))
 
+    known = list(known)
     found = [other for other in known if meant(other)]
-    return found if len(found) == max(len(layers), 1) else []
+    if len(found) == max(len(layers), 1):
+        return found
+    # What a row leaves out of a long name, or of many layers, may be anything.
+    parts = re.split(r"\d[\d.,]*,\.\.,[\d.,]*\d(?=\.)|(?<=\+)\.\.(?=\+)", name)
+    pattern = re.compile(".+".join(map(re.escape, parts)))
+    return [other for other in known if pattern.fullmatch(other)] if len(parts) > 1 else []
 
 
 def _spans(listed: str) -> Iterator[tuple[int, int]]:

@@ -313,7 +313,8 @@ class Defaults(Table):
     """What holds where no rule matches, and after a rule whose kernels all decline."""
 
     use: _Kernels = Field(
-        (), description="Backends or kernels in order; installed backends that are not named follow by name."
+        (),
+        description="Backends or kernels in order; those that are not named follow by name, the reference last.",
     )
     max_error: float | None = Field(
         None, gt=0, strict=True, description="Error budget (NMSE) of every node without its own."

@@ -235,12 +235,12 @@ class Tuning:
         return sum(predictor.of(step.choice.kernel, step.node, step.node.rows_at(rows)).us for step in steps)
 
     def _compare(self, ways: Sequence[Contender], worker: Worker) -> list[Compared]:
-        """The steps of each, the tuned and the former plan in any case, others while there is time."""
+        """The steps of each, the tuned plan in any case, others while there is time."""
         self.progress.begin(len(ways), "whole plans")
         compared = []
         for done, way in enumerate(ways):
             self.progress.advance(done, way.label)
-            if done > 1 and time.monotonic() > self._started + COMPARING * self.asked.seconds:
+            if done and time.monotonic() > self._started + COMPARING * self.asked.seconds:
                 compared.append(Compared(way.label, note="there was no time left"))
                 continue
             compared.append(self._steps(way, worker))
@@ -255,6 +255,9 @@ class Tuning:
         again = {"tuned", *winners.values()}
         if again == {"tuned"}:
             return compared, winners
+        if time.monotonic() > self._started + self.asked.seconds:
+            self.progress.tell("what seems to be faster than the tuned plan was not run again: there was no time left")
+            return compared, dict.fromkeys(winners, "tuned")
         self.progress.begin(len(again), "whole plans, once more")
         for index, way in enumerate(ways):
             if way.label in again:

@@ -77,7 +77,7 @@ def short(reason: str) -> str:
     """As a narrow column has it."""
     line = re.search(r"default\.toml:(\d+)", reason)
     assert line
-    return f"{'auto' if reason.startswith('least predicted time') else 'line'} {line[1]}"
+    return "auto" if reason.startswith("least predicted time") else f"line {line[1]}"
 
 
 def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_reason(q4: Path):

@@ -42,7 +42,7 @@ def matrix(n=4096, k=4096):
 def test_what_a_larger_error_budget_would_save_is_told_with_the_budget():
     rough = FakeKernel("rough", precision=3.4e-3, reading=0.9)
     told = said(matrix(), a=whole_backend(mul_mat=[FakeKernel("exact", reading=0.3), rough]))
-    assert told[0] == "decoding would take 67% less with max_error = 0.004 (a:rough for 1 nodes)"
+    assert told[0] == "decoding would take 67% less with max_error = 0.004 (a:rough for 1 node)"
 
 
 def test_a_card_that_nobody_knows_is_told_as_which_it_counts():

@@ -40,7 +40,7 @@ def test_kernels_are_told_by_op_with_counts_where_they_share_one():
     policy = 'fuse = false\n[[rule]]\nop = "mul_mat"\nlayer = 1\nuse = "b"\n\n[defaults]\nuse = "a"\n'
     matrices = {"mul_mat": FakeKernel(reading=1e-6)}
     plan = planned(llama_graph(2), policy, a=whole_backend(**matrices), b=whole_backend(**matrices))
-    assert show_summary(plan)[1].strip() == "mul_mat: 8 a:f32, 7 b:f32 (of 2); the rest: a:f32"
+    assert show_summary(plan)[1].strip() == "mul_mat: 8 a:f32, 7 b:f32 (of 2 that could); the rest: a:f32"
     assert summarise(plan).decoding.kernels["mul_mat"] == {"a:f32": 8, "b:f32": 7}
 
 

@@ -129,3 +129,12 @@ def test_who_would_pack_weights_once_more_is_told_so():
     kernels = whole_backend(mul_mat=[few, many], embed=FakeKernel(), rms_norm=FakeKernel())
     text = " ".join(planned(llama_graph(1), "fuse = false\n" + AUTO, a=kernels).why("blk.0.ffn_down").split())
     assert text.count("it would pack the weights once more") == 1
+
+
+def test_a_row_that_leaves_out_layers_or_parts_of_a_long_name_stands_for_all_between():
+    plan = planned(llama_graph(9), "fuse = false\n")
+    assert plan.why("blk.0..1,..,7..8.attn_q").startswith("rows 1..8: blk.0..8.attn_q ")
+    fused = planned(llama_graph(2), "")
+    assert "attn_q+attn_k+attn_v+rope+copy" in fused.why("blk.0..1.attn_q+..+copy")
+    with pytest.raises(PlanError, match="no node"):
+        plan.why("blk.0..1,..,7..8.nothing")
