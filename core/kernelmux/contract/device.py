@@ -224,11 +224,14 @@ def find_device(name: str = "cpu") -> Device:
 
 def described_device(words: str) -> Device:
     """The device that `KIND [ARCH] [NAME][, N processors]` says, as its `device_class` does; it need not be here."""
-    kind, _, rest = words.strip().partition(" ")
+    kind, _, rest = " ".join(words.split()).partition(" ")
     platform = _platform(kind, words)
     read = re.fullmatch(rf"(?P<arch>{platform.arch})?(?:(?:^| )(?P<name>.*?))?(?:, (?P<count>\d+) processors)?", rest)
     if read is None or (not read["arch"] and (rest or not platform.host_memory)):
-        raise PlanError(f"{words!r} describes no device: the architecture follows {kind}, as in {platform.example!r}")
+        first = rest.partition(" ")[0]
+        wrong = f"{first!r} is none" if first else "there is none"
+        said = f"an architecture follows {kind}, and {wrong}"
+        raise PlanError(f"{words!r} describes no device: {said}, as in {platform.example!r}")
     return Device(kind, name=read["name"] or "", arch=read["arch"] or "", processors=int(read["count"] or 0))
 
 

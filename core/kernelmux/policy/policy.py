@@ -210,7 +210,8 @@ def check_text(text: str, source: str) -> Policy | list[PolicyError]:
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         at = re.search(r"at line (\d+)", str(error))
         line = int(at[1]) if at else _line_of_fault(text, error)
-        mistake = _mistake(source, line, f"not TOML: {error}")
+        said = "tables or lists are nested too deeply" if isinstance(error, RecursionError) else error
+        mistake = _mistake(source, line, f"not TOML: {said}")
         mistake.__cause__ = error
         return [mistake]
     lines = _line_numbers(text)
@@ -279,4 +280,9 @@ def _message(error: Any, table: type[BaseModel]) -> str:
         return f"{'.'.join(names[:-1]) or 'it'} lacks the key {key!r}"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    return f"{key}: {error['msg']}, not {str(error['input'])[:60]!r}"
+    if error["type"] == "tuple_type" and isinstance(error["input"], dict):
+        return f"{key}: [{key}] is one table: write [[{key}]], of which there may be many"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{key}: it is a table: write [{key}] and its keys below"
+    said = str(error["input"])[:60]
+    return f"{key}: {error['msg']}, not {said if isinstance(error['input'], (int, float)) else repr(said)}"

@@ -285,3 +285,8 @@ def test_the_files_rules_keep_their_numbers_beside_use():
 def test_a_mistake_in_use_is_named(option, message):
     with pytest.raises(PolicyError, match=rf"^--use {re.escape(option)}: .*{message}"):
         parse_policy("", "p.toml").with_use([option])
+
+
+def test_one_table_where_many_are_meant_says_how_to_write_it():
+    with pytest.raises(PolicyError, match=r"p.toml:1: rule: \[rule\] is one table: write \[\[rule\]\]"):
+        parse_policy('[rule]\nop = "mul_mat"\nuse = "a"\n', "p.toml")
