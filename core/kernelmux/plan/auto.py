@@ -69,6 +69,8 @@ class Auto:
     fusing: Fusing
     slotting: Slotting
     _found: dict[int, _Found] = field(default_factory=dict)
+    _tried: dict[int, _Found] = field(default_factory=dict)
+    """What `most` has found, for `at` right after it."""
     _forms: dict[tuple[int, str], int] = field(default_factory=dict)
     """Bytes of the packed weights that smaller row counts need, by slot and form."""
 
@@ -88,7 +90,8 @@ class Auto:
         Weights have the packed forms that were wanted at the first that was asked for, and at the second others where
         that pays, there is room, and the policy allows as many; at all further ones no more than these.
         """
-        found = self._best(rows, held)
+        found = self._tried.pop(rows, None) or self._best(rows, held)
+        self._tried.clear()
         if found is None:
             return None
         self._found[rows] = found
@@ -108,6 +111,7 @@ class Auto:
             found = self._best(rows, held)
             if found is None:
                 continue
+            self._tried[rows] = found
             if rows == counts[-1]:
                 return rows
             asked = all(is_held(option, held) for option in found.options.values())

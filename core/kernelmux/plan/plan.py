@@ -7,10 +7,12 @@ Nothing is launched, packed, compiled or allocated here.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -172,6 +174,19 @@ class Plan:
         return sum(cache.nbytes for cache in caches)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without looking for garbage: of the many objects that planning makes next to all live on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def make_plan(
     graph: Graph,
     policy: Policy,
