@@ -61,6 +61,12 @@ def run(
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")] = 0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="Draw from those that have this share of the likeliest's probability.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1 tokens that were there before are less likely.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
     capture: Annotated[
         Path | None,
@@ -85,6 +91,8 @@ def run(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
     )
     try:

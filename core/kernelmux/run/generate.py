@@ -18,7 +18,7 @@ def generate(
     session: Session, ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int], max_tokens: int
 ) -> Iterator[int]:
     """Token ids after a prompt, up to and with an end token, at most `max_tokens`."""
-    sampler = sampling.sampler()
+    sampler = sampling.sampler(ids)
     sequence = session.open()
     try:
         token = sampler(session.feed(sequence, ids)[-1])

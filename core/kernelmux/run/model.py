@@ -121,6 +121,8 @@ class Model:
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> Generation:
         """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
@@ -128,7 +130,7 @@ class Model:
             raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
         ids = self.encode(prompt)
         self._check_length(ids, max_tokens)
-        sampling = Sampling(temperature, top_p, top_k, seed)
+        sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         session = self.session(self.plan() if plan is None else plan, len(ids) + max_tokens)
         return Generation(self.source, session, ids, sampling, max_tokens)
 

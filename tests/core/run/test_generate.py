@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,9 @@ def test_the_likeliest_token_is_drawn_where_settings_leave_no_other(sampling: Sa
         (Sampling(temperature=1.0, top_p=0.8), [1, 2, 5]),
         # Of the likeliest three, two have 0.81.
         (Sampling(temperature=1.0, top_k=3, top_p=0.8), [1, 2]),
+        # The second has 0.61 of the likeliest's, the third 0.37.
+        (Sampling(temperature=1.0, min_p=0.5), [1, 2]),
+        (Sampling(temperature=1.0, min_p=0.3, top_p=0.7), [1, 2]),
     ],
 )
 def test_tokens_are_drawn_as_often_as_the_softmax_of_those_kept_says(sampling: Sampling, kept: list[int]):
@@ -323,6 +327,8 @@ def test_tokens_are_drawn_as_often_as_the_softmax_of_those_kept_says(sampling: S
         {"top_p": 1.5},
         {"top_p": float("nan")},
         {"top_k": -1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
         {"seed": 2**64},
     ],
     ids=lambda settings: " ".join(f"{key}={value}" for key, value in settings.items()),
@@ -330,6 +336,41 @@ def test_tokens_are_drawn_as_often_as_the_softmax_of_those_kept_says(sampling: S
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]):
     with pytest.raises(KernelmuxError, match=next(iter(settings))):
         Sampling(**{"temperature": 1.0, **settings}).sampler()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=1)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(("before", "penalty", "token"), [([], 2.0, 1), ([1], 2.0, 2), ([1, 2], 2.0, 5), ([1], 1.0, 1)])
+def test_tokens_that_were_there_are_less_likely(sampling: Sampling, before: list[int], penalty: float, token: int):
+    sampler = replace(sampling, repetition_penalty=penalty).sampler(before)
+    assert sampler(LOGITS) == token
+
+
+def test_a_penalty_counts_for_what_was_drawn_and_makes_what_is_below_0_less():
+    sampler = Sampling(repetition_penalty=10.0).sampler()
+    assert [sampler(torch.tensor([-1.0, -2.0])) for _ in range(3)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["a few reach top_p", "it takes thousands"])
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_k": 50}, {"top_p": 0.5, "min_p": 0.01}])
+def test_of_a_large_vocabulary_the_same_are_kept_as_by_sorting_all(settings: dict[str, float], flat: bool):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(20_000, generator=generator) * (0.1 if flat else 4.0)
+    sampling = Sampling(temperature=1.0, **settings)
+    probabilities, ids = logits.double().softmax(dim=0).sort(descending=True)
+    if sampling.top_k:
+        probabilities, ids = probabilities[: sampling.top_k], ids[: sampling.top_k]
+    before = probabilities.cumsum(dim=0) - probabilities
+    keep = (before < sampling.top_p * probabilities.sum()) & (probabilities >= sampling.min_p * probabilities[0])
+    drawn = set(draw(sampling, 300, logits))
+    assert drawn <= set(ids[keep].tolist())
+    assert len(drawn) > 1
+
+
+def test_the_whole_vocabulary_is_sorted_only_where_it_must_be(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "sort", lambda *_, **__: pytest.fail("it was sorted"))
+    logits = torch.randn(20_000, generator=torch.Generator().manual_seed(1)) * 4.0
+    for settings in ({}, {"top_k": 2000}, {"top_p": 0.9}, {"min_p": 0.1}):
+        draw(Sampling(temperature=1.0, **settings), 1, logits)
 
 
 def test_generation_with_a_seed_is_reproducible(model: Model, plan: Plan):
