@@ -21,13 +21,10 @@ from result import release
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device, is_out_of_memory
-from kernelmux.graph.graph import TensorNode
-from kernelmux.graph.ops import fused_ops
-from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.report import make_report, save_report
 from kernelmux.measure.timing import Timing
 from kernelmux.measure.works import Batch
-from kernelmux.plan.budget import added_error, default_budget
+from kernelmux.plan.budget import less_exact
 from kernelmux.plan.plan import Plan
 from kernelmux.plan.speed import Speeds
 from kernelmux.run.bench import time_step
@@ -120,7 +117,7 @@ class Way:
             "predicted us": round(speed.us, 1),
             "measured": round(max(1 - speed.unmeasured, 0.0), 3),
             "choice": choice(self.plan, rows),
-            "less exact": less_exact(self.plan, rows),
+            "less exact": less_exact(self.plan, rows, Batch.of(rows, 1).sequences),
             "weights GB": round(self.plan.packed_bytes / 1e9, 2),
         }
 
@@ -171,8 +168,14 @@ class Comparison:
             for way in ways:
                 way.fault = self._hopeless(way, rows)
             spent = {way.label: 0.0 for way in ways}
+            alike: dict[str, Way] = {}
+            for way in ways:
+                if way.plan is not None and not way.fault:
+                    # Plans whose steps are the same at this count are timed once: what differed would be noise.
+                    first = alike.setdefault(repr(way.plan.schedule(rows, Batch.of(rows, 1).sequences).identity), way)
+                    way.times[rows] = first.times.setdefault(rows, [])
             for turn in range(self.rounds):
-                for way in ways:
+                for way in alike.values():
                     if not way.fault and spent[way.label] < PATIENCE and not (turn and self._is_over()):
                         spent[way.label] += self._turn(way, rows)
             yield from ((way, rows) for way in ways)
@@ -220,26 +223,6 @@ def choice(plan: Plan, rows: int) -> str:
         parts = [plan.plain[name].op for name in plan.fused.get(step.node.name, ())] or [step.node.op]
         counts[step.choice.name] += parts.count("mul_mat")
     return ", ".join(f"{name} {count}" for name, count in counts.most_common() if count)
-
-
-def less_exact(plan: Plan, rows: int) -> list[str]:
-    """The kernels whose error is over what the default takes of the nodes that they have, or that round logits."""
-    fusions = find_fusions(plan.graph, fused_ops())
-    nodes = {node.name: node for node in (*plan.graph.ops, *(fusion.node for fusion in fusions))}
-    over = {
-        f"{step.node.op} {step.choice.name}": None
-        for step in plan.schedule(rows, Batch.of(rows, 1).sequences).steps
-        # A conversion's loss counts against the kernel that reads so narrow a format.
-        if (node := nodes.get(step.node.name))
-        and (added_error(step.choice.kernel, node) > default_budget(node) or _rounds(plan, step.node, node))
-    }
-    return list(over)
-
-
-def _rounds(plan: Plan, node: TensorNode, stated: TensorNode) -> bool:
-    """Whether what the graph hands back is written otherwise than it states: distinct logits may tie."""
-    pairs = zip(node.outputs, stated.outputs, strict=True)
-    return any(mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.outputs)
 
 
 def told(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ from kernelmux.cli.common import (
     traced,
 )
 from kernelmux.cli.plan import capturing
+from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
@@ -72,18 +73,28 @@ def run(
         Path | None,
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
     ] = None,
+    timing: Annotated[bool, typer.Option("--timing", help="Say where the time to the first token went.")] = False,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
+    stages = Stages()
+    stages.done("starting Python")
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
+    if timing or json:
+        # By itself, so that it is told apart from what needs it first.
+        import torch  # noqa: F401
+
+        stages.done("importing torch")
     opened = open_asked(model, random, device)
+    stages.done("opening the model")
     if locked is not None and (policy or exact or use):
         raise typer.BadParameter("a locked plan takes no --policy, no --exact and no --use", param_hint="--plan")
     if locked is not None:
         made = opened.locked_plan(locked, device)
     else:
         made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
+    stages.done("planning")
     answer = opened.generate(
         [{"role": "user", "content": prompt}] if chat else prompt,
         made,
@@ -98,13 +109,15 @@ def run(
     try:
         with _capturing(answer, capture):
             _prepare(answer, made)
+            stages.done("packing weights")
             pieces, interrupted = _stream(answer, echo=not json)
     finally:
         _tell_replaced(answer)
+    told = stages.told(answer.prompt_seconds)
     if json:
-        print_json(_describe(answer, "".join(pieces), interrupted))
+        print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
     else:
-        _print_statistics(answer)
+        _print_statistics(answer, told if timing else {})
     if interrupted:
         raise typer.Exit(130)
 
@@ -153,14 +166,17 @@ def _tell_replaced(answer: Generation) -> None:
         say(f"kernelmux: {line}", err=True, fg="red", bold=True)
 
 
-def _print_statistics(answer: Generation) -> None:
+def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
     """To stderr, so that stdout holds the answer alone."""
     from kernelmux.plan.explain import run_summary
     from kernelmux.plan.table import wrapped
 
     plan = answer.session.plan
+    stages = [f"{stage} {seconds:.2f} s" for stage, seconds in timing.items() if stage != FIRST]
+    first = f"{FIRST} after {timing[FIRST]:.2f} s: {', '.join(stages)}" if timing else ""
     lines = [
         "",
+        *(wrapped(first, line_width(), "  ") if timing else ()),
         f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),

@@ -6,10 +6,16 @@ Enters: a node, a kernel. Leaves: NMSE, on the scale of the bounds that kernels 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kernelmux.contract.kernel import Kernel
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.ops import fused_ops
+from kernelmux.graph.rewrite import find_fusions
+
+if TYPE_CHECKING:
+    from kernelmux.plan.plan import Plan
 
 EXACT = 1e-6
 """Of nodes without weights, and of weights in float32."""
@@ -53,3 +59,23 @@ def _lost(value: Value, formats: Sequence[str]) -> float:
     if value.format != "f32":
         return 0.0
     return min(lookup(format).rounding for format in formats) - lookup(value.format).rounding
+
+
+def less_exact(plan: Plan, m: int, outs: int) -> list[str]:
+    """The kernels whose error is over what the default takes of the nodes that they have, or that round logits."""
+    fusions = find_fusions(plan.graph, fused_ops())
+    nodes = {node.name: node for node in (*plan.graph.ops, *(fusion.node for fusion in fusions))}
+    over = {
+        f"{step.node.op} {step.choice.name}": None
+        for step in plan.schedule(m, outs).steps
+        # A conversion's loss counts against the kernel that reads so narrow a format.
+        if (node := nodes.get(step.node.name))
+        and (added_error(step.choice.kernel, node) > default_budget(node) or _rounds(plan, step.node, node))
+    }
+    return list(over)
+
+
+def _rounds(plan: Plan, node: TensorNode, stated: TensorNode) -> bool:
+    """Whether what the graph hands back is written otherwise than it states: distinct logits may tie."""
+    pairs = zip(node.outputs, stated.outputs, strict=True)
+    return any(mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.outputs)

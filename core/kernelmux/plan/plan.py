@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from kernelmux.contract.cache import library_versions
 from kernelmux.contract.device import Device
@@ -120,7 +119,7 @@ class Plan:
 
         Graph, device class, versions of kernels and libraries; of every step kernel, variants, formats and `on_error`.
         """
-        steps = {f"{m}/{outs}": _identity(schedule) for (m, outs), schedule in sorted(self.schedules.items())}
+        steps = {f"{m}/{outs}": schedule.identity for (m, outs), schedule in sorted(self.schedules.items())}
         parts = [self.graph.digest, self.device.device_class, self.versions, self.libraries, self.buckets, steps]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -225,17 +224,3 @@ def make_plan(
     plan = Plan(graph, policy, device, tops, schedules, fused, considered, (), registry, banned, locked, context)
     check_requirements(plan)
     return plan if locked else replace(plan, notes=notes(plan, selector.record, max_rows))
-
-
-def _identity(schedule: Schedule) -> list[Any]:
-    """What a schedule's steps do: kernels and their variants, formats, and what follows where one raises."""
-    return [
-        [
-            step.node.name,
-            step.choice.name,
-            [value.format for value in (*step.node.inputs, *step.node.outputs)],
-            [[taken.rows, taken.variant] for taken in step.choice.variants],
-            step.choice.on_error,
-        ]
-        for step in schedule.steps
-    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from kernelmux.contract.answers import checked_workspace
 from kernelmux.contract.kernel import Kernel
@@ -47,6 +48,20 @@ class Schedule:
     def not_capturable(self) -> tuple[Step, ...]:
         """The steps whose kernels a captured graph cannot hold: with any of them the schedule runs eagerly."""
         return tuple(step for step in self.steps if not step.choice.kernel.capturable)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What its steps do: kernels and their variants, formats, and what follows where one raises."""
+        return [
+            [
+                step.node.name,
+                step.choice.name,
+                [value.format for value in (*step.node.inputs, *step.node.outputs)],
+                [[taken.rows, taken.variant] for taken in step.choice.variants],
+                step.choice.on_error,
+            ]
+            for step in self.steps
+        ]
 
     def rows(self, node: TensorNode) -> int:
         """A node's largest row count here."""

@@ -22,7 +22,7 @@ from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.predict import Prediction, Predictor
 from kernelmux.measure.table import Tables, forget, package_of, remember
 from kernelmux.measure.works import PROMPT
-from kernelmux.plan.budget import added_error
+from kernelmux.plan.budget import added_error, less_exact
 from kernelmux.plan.offers import Offers
 from kernelmux.plan.plan import Plan
 from kernelmux.plan.selection import Selector
@@ -120,6 +120,7 @@ class Tuning:
     smoke: Smoke
     progress: Progress
     _started: float = field(default_factory=time.monotonic)
+    _plans: dict[str, Plan] = field(default_factory=dict)
 
     def run(self, worker: Worker) -> Tuned:
         """Measures, plans, compares."""
@@ -251,7 +252,7 @@ class Tuning:
         self, ways: Sequence[Contender], compared: list[Compared], worker: Worker
     ) -> tuple[list[Compared], Mapping[int, str]]:
         """Where another plan seems to be faster both run once more, one after the other: it must be so twice."""
-        winners = self._winners(compared)
+        winners = self._winners(ways, compared)
         again = {"tuned", *winners.values()}
         if again == {"tuned"}:
             return compared, winners
@@ -263,7 +264,7 @@ class Tuning:
             if way.label in again:
                 self.progress.advance(len(again), way.label)
                 compared[index] = self._steps(way, worker)
-        second = self._winners(compared)
+        second = self._winners(ways, compared)
         return compared, {rows: best if second[rows] == best else "tuned" for rows, best in winners.items()}
 
     def _steps(self, way: Contender, worker: Worker, counts: tuple[int, ...] = ()) -> Compared:
@@ -273,21 +274,36 @@ class Tuning:
             return Compared(way.label, note=answer.fault)
         return Compared(way.label, answer.value)
 
-    def _winners(self, compared: Sequence[Compared]) -> Mapping[int, str]:
-        """By rows the fastest; the tuned plan unless another is faster by more than noise."""
+    def _winners(self, ways: Sequence[Contender], compared: Sequence[Compared]) -> Mapping[int, str]:
+        """By rows the fastest; the tuned plan unless another is faster by more than noise, and as exact."""
         winners = {}
         for rows in self.asked.counts:
+            rough = {way.label for way in ways if self._is_rough(way, rows)}
             times = {each.label: each.times[rows] for each in compared if rows in each.times}
+            times = {label: us for label, us in times.items() if label == "tuned" or label not in rough}
             best = min(times, key=times.__getitem__, default="tuned")
             own = times.get("tuned")
             winners[rows] = best if own is None or times.get(best, own) <= BETTER * own else "tuned"
         return winners
 
+    def _is_rough(self, way: Contender, rows: int) -> bool:
+        """Whether a backend by itself takes kernels, or rounds logits, as the default does not."""
+        if not way.use:
+            return False
+        outs = 1 if rows >= PROMPT else rows
+        return bool(less_exact(self._plan_of(way), rows, outs))
+
+    def _plan_of(self, way: Contender) -> Plan:
+        """The plan that a way to run the model has, made once."""
+        if way.label not in self._plans:
+            self._plans[way.label] = way.plan(self.model, self.asked.device, self.asked.counts[-1])
+        return self._plans[way.label]
+
     def _best(
         self, ways: Sequence[Contender], tuned: Plan, winners: Mapping[int, str]
     ) -> tuple[str, Plan, Sequence[str]]:
         """The policy of the winners, its plan, and where this does not choose as they did."""
-        plans = {way.label: way.plan(self.model, self.asked.device, self.asked.counts[-1]) for way in ways}
+        plans = {way.label: self._plan_of(way) for way in ways}
         plans["tuned"] = tuned
         sections: list[Section] = []
         for index, rows in enumerate(self.asked.counts):

@@ -93,6 +93,20 @@ def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
     assert document["summary"]["kv_per_token"] == plan.kv_bytes_per_token
 
 
+def test_the_time_to_the_first_token_is_told_by_stages(tiny: Path):
+    asked = ("run", tiny, "-p", "hello", "--max-tokens", 2, *F32)
+    stages = ["starting Python", "importing torch", "opening the model", "planning", "packing weights", "prompt"]
+    result = run_command(*asked, "--timing")
+    (line,) = re.findall(r"^first token after .*(?:\n  .*)*", result.err, re.MULTILINE)
+    whole, *each = map(float, re.findall(r"(\d+\.\d+) s\b", line))
+    assert [line.find(stage) >= 0 for stage in stages] == [True] * len(each) == [True] * len(stages)
+    assert whole == pytest.approx(sum(each), abs=0.005 * len(each) + 0.005)
+    assert "first token" not in run_command(*asked).err
+    timing = json.loads(run_command(*asked, "--json").out)["timing"]
+    assert list(timing) == [*stages, "first token"]
+    assert all(seconds >= 0 for seconds in timing.values())
+
+
 @pytest.mark.parametrize("what", ["model", "policy", "plan"])
 def test_captured_cases_do_not_take_the_place_of_what_the_run_reads(tiny: Path, tmp_path: Path, what: str):
     files = {"model": tmp_path / "tiny.gguf", "policy": tmp_path / "p.toml", "plan": tmp_path / "lock.json"}

@@ -8,7 +8,7 @@ from kernelmux.contract import registry
 from kernelmux.contract.device import described_device
 from kernelmux.graph.formats import lookup
 from kernelmux.graph.graph import Builder
-from kernelmux.plan.budget import added_error, default_budget, may_overflow
+from kernelmux.plan.budget import added_error, default_budget, less_exact, may_overflow
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import EXACT, parse_policy, shipped_policy
 from kernelmux.run.model import load_random
@@ -111,3 +111,21 @@ def test_an_exact_plan_of_what_is_installed_stores_every_value_in_float32(words,
     assert {step.choice.asked for step in plan.steps} == {"auto"}
     assert max(added_error(step.choice.kernel, step.node) for step in plan.steps) <= 1e-9
     assert {value.format for step in plan.steps for value in (*step.node.inputs, *step.node.outputs)} <= {"f32", "i32"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        (FakeKernel("exact"), []),
+        (FakeKernel("rough", precision=1.0), ["mul_mat a:rough"]),
+        (FakeKernel("rounding", emits=["bf16"], precision=0.0), ["mul_mat a:rounding"]),
+    ],
+    ids=lambda each: getattr(each, "name", ""),
+)
+def test_less_exact_is_what_errs_more_than_the_default_takes_or_rounds_logits(kernel, said):
+    b = Builder("one")
+    x = b.leaf("x", ("m", 32), role="state")
+    graph = b.build(b.value("mul_mat", "logits", x, weight=(b.leaf("w", (64, 32), "bf16"),)))
+    with registry.isolated(a=whole_backend(mul_mat=kernel)) as found:
+        plan = plan_for(graph, found, f'[defaults]\nuse = ["a:{kernel.name}"]\n')
+    assert less_exact(plan, 4, 4) == said

@@ -150,3 +150,11 @@ def test_forgetting_empties_this_machines_tables():
     left = len(tuning.questions())
     tuning.forget()
     assert len(tuning.questions()) > left + 100
+
+
+def test_a_backend_that_is_less_exact_than_the_default_is_shown_and_not_taken(monkeypatch):
+    monkeypatch.setattr("kernelmux.tune.tuning.less_exact", lambda plan, m, outs: ["mul_mat cupy:rough"])
+    _, found, _, _ = tuned(lambda label, rows: 1.0 if label == "cupy" else 10.0)
+    assert set(found.winners.values()) == {"tuned"}
+    (cupy,) = [way for way in found.compared if way.label == "cupy"]
+    assert set(cupy.times.values()) == {1.0}
