@@ -262,7 +262,8 @@ def main() -> None:
         except Exception as error:
             print(f"{name} | {told(error)}", flush=True)
             continue
-        title = f"The choice beside every backend alone on {device.name or device.kind}"
+        named = device.name if device.name != device.kind else device.device_class
+        title = f"The choice beside every backend alone on {named}"
         method = METHOD.format(rounds=asked.rounds, context=asked.context)
         comparison = Comparison(label, model, device, sorted(asked.rows), asked.context, asked.rounds, ends)
         for row in comparison.run(policies):
