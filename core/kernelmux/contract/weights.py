@@ -27,12 +27,12 @@ def row_ranges(n: int, k: int, multiple: int = TALL, elements: int = CHUNK) -> I
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def dequantized_rows(weight: Weight) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Ranges of a weight's rows, and these rows in float32, where the weight lies."""
+def dequantized_rows(weight: Weight, device: Device) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Ranges of a weight's rows, and these rows in float32 on the device: they go there as they are stored."""
     n, k = weight.shape
-    elements = HOST_CHUNK if weight.planes[0].device.type == "cpu" else CHUNK
+    elements = HOST_CHUNK if device.platform.host_memory else CHUNK
     for rows in row_ranges(n, k, elements=elements):
-        planes = planes_of_rows(weight.format, weight.planes, rows)
+        planes = tuple(part.to(device.torch) for part in planes_of_rows(weight.format, weight.planes, rows))
         yield rows, replace(weight, shape=(rows.stop - rows.start, k), planes=planes).dequantize()
 
 
@@ -50,7 +50,7 @@ def stacked(weights: Sequence[Weight], dtype: torch.dtype, device: Device) -> to
     heights = [weight.shape[0] for weight in weights]
     whole = torch.empty(sum(heights), weights[0].shape[1], dtype=dtype, device=device.torch)
     for weight, place in zip(weights, torch.split(whole, heights), strict=True):
-        for rows, part in dequantized_rows(weight):
+        for rows, part in dequantized_rows(weight, device):
             place[rows].copy_(part)
     return whole
 
@@ -85,19 +85,19 @@ def converted(weight: Weight, format: str, device: Device) -> tuple[torch.Tensor
         for plane in fmt.planes
     )
     if not fmt.plain and fmt.planes[1].rows == ALL:
-        _quantize_whole(weight, *planes)
+        _quantize_whole(weight, device, *planes)
         return planes
-    for rows, part in dequantized_rows(weight):
-        quantize_planes(format, part.to(device.torch), planes_of_rows(format, planes, rows))
+    for rows, part in dequantized_rows(weight, device):
+        quantize_planes(format, part, planes_of_rows(format, planes, rows))
     return planes
 
 
-def _quantize_whole(weight: Weight, data: torch.Tensor, scales: torch.Tensor) -> None:
+def _quantize_whole(weight: Weight, device: Device, data: torch.Tensor, scales: torch.Tensor) -> None:
     """One scale for all: the first pass finds the largest magnitude, the second divides by its share."""
     import torch
 
-    peak = max(float(part.abs().max()) for _, part in dequantized_rows(weight))
+    peak = max(float(part.abs().max()) for _, part in dequantized_rows(weight, device))
     scales.fill_(peak / torch.finfo(data.dtype).max)
     step = scales.clamp(min=torch.finfo(torch.float32).tiny)
-    for rows, part in dequantized_rows(weight):
-        data[rows].copy_(part.to(data.device) / step)
+    for rows, part in dequantized_rows(weight, device):
+        data[rows].copy_(part / step)

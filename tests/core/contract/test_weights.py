@@ -31,7 +31,7 @@ def test_some_rows_at_a_time_is_all_at_once(monkeypatch, format, source):
     whole = empty_planes(Value("w", weight.shape, format))
     quantize_planes(format, weight.dequantize(), whole)
     monkeypatch.setattr(weights, "HOST_CHUNK", 1)
-    assert [rows.start for rows, _ in dequantized_rows(weight)] == [0, 128, 256]
+    assert [rows.start for rows, _ in dequantized_rows(weight, CPU)] == [0, 128, 256]
     for found, wanted in zip(converted(weight, format, CPU), whole, strict=True):
         assert found.float().equal(wanted.float())
 
