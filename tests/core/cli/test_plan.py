@@ -176,6 +176,13 @@ def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):
     assert kernels(planned(q4, *AVX2, "--rows", 9)) == {"torch:f32"}
 
 
+def test_the_most_rows_of_a_step_may_be_asked_for(q4: Path):
+    result = call_command("plan", q4, "--max-rows", 16)
+    assert result.code == 0
+    assert "tokens/s predicted at 16 rows" in result.out
+    assert "1..16" in result.out
+
+
 def test_more_rows_than_the_plan_takes_are_refused_with_both_numbers(q4: Path):
     for options in ((), ("--json",)):
         result = call_command("plan", q4, "--rows", 513, *options)

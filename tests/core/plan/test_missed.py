@@ -45,6 +45,15 @@ def test_what_a_larger_error_budget_would_save_is_told_with_the_budget():
     assert told[0] == "decoding would take 67% less with max_error = 0.004 (a:rough for 1 node)"
 
 
+@pytest.mark.parametrize(("reading", "told"), [(0.3, 1), (0.85, 0)])
+def test_what_a_policy_by_hand_costs_is_told_where_that_is_much(reading, told):
+    slow, fast = FakeKernel("slow", reading=reading), FakeKernel("fast", reading=0.9)
+    found = said(matrix(), '[defaults]\nuse = ["a:slow"]\n', a=whole_backend(mul_mat=[slow, fast]))
+    assert len(found) == told
+    for line in found:
+        assert line == "decoding would take 67% less with a:fast for 1 node, in place of a:slow, which the policy names"
+
+
 def test_a_card_that_nobody_knows_is_told_as_which_it_counts():
     (told,) = said(matrix(), '[defaults]\nuse = ["a"]\n', described_device("cuda sm_90 NVIDIA H20O"))
     assert told == "nobody has stated what NVIDIA H20O reaches: it counts as H100"
