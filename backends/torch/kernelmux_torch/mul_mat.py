@@ -97,6 +97,7 @@ class Int4(TorchKernel):
     input_formats = ("bf16",)
     # torch allocates its result, so that it is copied in any case: into either format at one cost.
     output_formats = ("f32", "bf16")
+    rounds_to = "bf16"
 
     def refuses(self, node: TensorNode) -> Declined | None:
         if (n := node.weight[0].extents[0]) % 16:

@@ -141,6 +141,8 @@ class Kernel(ABC):
     """What it takes of what its hook is told: values or a range each, `{"weight_format": ("Q4_0",), "m": "..64"}`."""
     side_by_side: ClassVar[bool] = False
     """Whether it writes its outputs as the columns of one matrix: `bind` finds them beside each other in memory."""
+    rounds_to: ClassVar[str] = ""
+    """A format that its results pass through, whichever it writes: then `auto` takes no logits from it."""
     strided: ClassVar[bool] = False
     """Whether it reads inputs [rows, columns] that are columns of a wider matrix, and so have gaps between rows."""
 

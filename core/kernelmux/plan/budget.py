@@ -15,6 +15,7 @@ from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
 
 if TYPE_CHECKING:
+    from kernelmux.plan.formats import Step
     from kernelmux.plan.plan import Plan
 
 EXACT = 1e-6
@@ -70,12 +71,13 @@ def less_exact(plan: Plan, m: int, outs: int) -> list[str]:
         for step in plan.schedule(m, outs).steps
         # A conversion's loss counts against the kernel that reads so narrow a format.
         if (node := nodes.get(step.node.name))
-        and (added_error(step.choice.kernel, node) > default_budget(node) or _rounds(plan, step.node, node))
+        and (added_error(step.choice.kernel, node) > default_budget(node) or _rounds(plan, step, node))
     }
     return list(over)
 
 
-def _rounds(plan: Plan, node: TensorNode, stated: TensorNode) -> bool:
-    """Whether what the graph hands back is written otherwise than it states: distinct logits may tie."""
-    pairs = zip(node.outputs, stated.outputs, strict=True)
-    return any(mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.outputs)
+def _rounds(plan: Plan, step: Step, stated: TensorNode) -> bool:
+    """Whether what the graph hands back is rounded before it is as the graph states it: distinct logits may tie."""
+    rounded = bool(step.choice.kernel.rounds_to)
+    pairs = zip(step.node.outputs, stated.outputs, strict=True)
+    return any(rounded or mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.outputs)

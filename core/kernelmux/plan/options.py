@@ -91,7 +91,13 @@ class Options:
             candidates.sort(key=lambda named: (errors[named[0]], named[0]))
             made = [self._option(node, own, name, kernel, errors[name]) for name, kernel in candidates]
             exact = [port for port, value in enumerate(node.outputs) if value.name in self._exact]
-            unrounded = [o for o in made if all(node.outputs[port].format in o.writes[port] for port in exact)]
+            rounds = {name for name, kernel in candidates if exact and kernel.rounds_to}
+            unrounded = [
+                option
+                for option in made
+                if all(node.outputs[port].format in option.writes[port] for port in exact)
+                and option.kernel not in rounds
+            ]
             self._all[node.name] = unrounded or made
         return self._all[node.name]
 

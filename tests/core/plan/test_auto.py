@@ -329,3 +329,18 @@ def test_two_copies_are_enough_for_what_takes_two(shape):
     default = model.plan(device=card)
     two = model.plan(parse_policy('extends = "default"\n[weights]\ncopies = 2\n', "p.toml"), device=card)
     assert two.fingerprint == default.fingerprint
+
+
+def test_logits_are_taken_from_no_kernel_whose_results_were_rounded_before_they_were_widened():
+    class Widening(FakeKernel):
+        rounds_to = "bf16"
+
+    fast, slow = Widening("fast", reading=0.9), FakeKernel("slow", reading=0.1)
+    found = kernels(planned(llama_graph(1), APART, a=whole_backend(mul_mat=[fast, slow])))
+    assert found.pop("logits") == "a:slow"
+    assert "a:fast" in found.values()
+    # Who names it has meant it.
+    named = planned(
+        llama_graph(1), 'fuse = false\n[defaults]\nuse = ["a:fast"]\n', a=whole_backend(mul_mat=[slow, fast])
+    )
+    assert kernels(named)["logits"] == "a:fast"

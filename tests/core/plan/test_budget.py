@@ -113,12 +113,17 @@ def test_an_exact_plan_of_what_is_installed_stores_every_value_in_float32(words,
     assert {value.format for step in plan.steps for value in (*step.node.inputs, *step.node.outputs)} <= {"f32", "i32"}
 
 
+class Widening(FakeKernel):
+    rounds_to = "bf16"
+
+
 @pytest.mark.parametrize(
     ("kernel", "said"),
     [
         (FakeKernel("exact"), []),
         (FakeKernel("rough", precision=1.0), ["mul_mat a:rough"]),
         (FakeKernel("rounding", emits=["bf16"], precision=0.0), ["mul_mat a:rounding"]),
+        (Widening("widening"), ["mul_mat a:widening"]),
     ],
     ids=lambda each: getattr(each, "name", ""),
 )
