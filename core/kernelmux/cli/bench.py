@@ -81,12 +81,13 @@ def model(
     context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of each sequence.")] = 512,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences decoded at once.")] = 1,
     decode: Annotated[int, typer.Option("--decode", min=1, help="Steps decoded.")] = 64,
-    max_rows: MaxRows = 512,
+    max_rows: MaxRows = None,
     device: DeviceName = "cpu",
     json: JsonFile = None,
 ) -> None:
     """Time prompts and decoding of a model, and what Python and memory they cost."""
     from kernelmux.graph.formats import human_bytes
+    from kernelmux.plan.plan import MAX_ROWS
     from kernelmux.run.bench import DECODES, PROMPTS, Load, time_model
     from kernelmux.run.replaced import told
 
@@ -95,7 +96,7 @@ def model(
     if longest > held:
         raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
     asked = asked_policy(policy, exact)
-    plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows, batch))
+    plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
     timed = time_model(opened, plan, Load(prompt, context, batch, decode))
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]

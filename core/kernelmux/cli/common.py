@@ -56,7 +56,8 @@ Strict = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of whatever goes wrong.")]
 MaxRows = Annotated[
-    int, typer.Option("--max-rows", min=1, help="Token rows of the largest step: longer prompts take several.")
+    int | None,
+    typer.Option("--max-rows", min=1, help="Token rows of the largest step, else 512: longer prompts take several."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 

@@ -45,7 +45,7 @@ def plan(
     strict: Strict = False,
     device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
-    max_rows: MaxRows = 512,
+    max_rows: MaxRows = None,
     rows: Annotated[
         int | None,
         typer.Option("--rows", min=1, help="Only the choices for so many rows: 1 is decode, which JSON shows."),
@@ -79,7 +79,7 @@ def plan(
     refuse_overwriting("--lock", lock, model=model, policy=policy)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
-        refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use)
+        refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use, max_rows=max_rows)
         before, after = (_plan_of(opened, path, use, target, strict, max_rows) for path in diff)
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})
@@ -123,7 +123,9 @@ def capturing(plan: Plan) -> list[str]:
     return lines
 
 
-def _plan_of(model: Model, path: Path, use: list[str] | None, device: Device, strict: bool, max_rows: int) -> Plan:
+def _plan_of(
+    model: Model, path: Path, use: list[str] | None, device: Device, strict: bool, max_rows: int | None
+) -> Plan:
     from kernelmux.plan.lock import is_lock
 
     return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict, max_rows)

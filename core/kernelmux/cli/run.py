@@ -56,7 +56,7 @@ def run(
     ] = None,
     use: Use = None,
     strict: Strict = False,
-    max_rows: MaxRows = 512,
+    max_rows: MaxRows = None,
     device: DeviceName = "cpu",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
@@ -88,8 +88,10 @@ def run(
         stages.done("importing torch")
     opened = open_asked(model, random, device)
     stages.done("opening the model")
-    if locked is not None and (policy or exact or use):
-        raise typer.BadParameter("a locked plan takes no --policy, no --exact and no --use", param_hint="--plan")
+    if locked is not None and (policy or exact or use or max_rows):
+        raise typer.BadParameter(
+            "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
+        )
     if locked is not None:
         made = opened.locked_plan(locked, device)
     else:

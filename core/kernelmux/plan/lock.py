@@ -169,7 +169,9 @@ def _parse(path: str | Path) -> tuple[Lock, Locked]:
         raise PlanError(f"{path}: the lock file cannot be read: {error.strerror}", file=str(path)) from error
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         said = "it is no JSON" if isinstance(error, (ValueError, RecursionError)) else "it has no version"
-        raise PlanError(f"{path}: not a lock file, or damaged: {said}; write one with plan --lock") from error
+        raise PlanError(
+            f"{path}: not a lock file, or damaged: {said}; write one with plan --lock", file=str(path)
+        ) from error
     if version != VERSION:
         raise PlanError(f"{path}: not a lock file of version {VERSION}; write one with plan --lock", file=str(path))
     try:

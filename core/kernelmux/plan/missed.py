@@ -85,17 +85,18 @@ def _is_installed(distribution: str) -> bool:
 def _declined(plan: Plan, speeds: Speeds) -> Iterator[str]:
     """Of the kernels that declined a node for its alignment alone the one that would save the most; then of those that
     are over the error budget; then of those that `auto` might take where the policy names another."""
+    selector = Selector(plan.policy, speeds.offers)
     for kind in ("alignment", "over budget", "outranked"):
         found: list[tuple[float, bool, str]] = []
         for rows in dict.fromkeys((1, plan.max_rows)):
-            found += ((saved, rows == 1, told) for saved, told in _savings(plan, speeds, rows, kind))
+            found += ((saved, rows == 1, told) for saved, told in _savings(selector, speeds, rows, kind))
         if found:
             yield max(found)[-1]
 
 
-def _savings(plan: Plan, speeds: Speeds, rows: int, kind: str) -> Iterator[tuple[float, str]]:
+def _savings(selector: Selector, speeds: Speeds, rows: int, kind: str) -> Iterator[tuple[float, str]]:
     """What kernels would save that were refused for one kind of reason: a share of the step, and a clause."""
-    calls, selector = speeds.calls(rows), Selector(plan.policy, speeds.offers)
+    calls = speeds.calls(rows)
     step = sum(call.us for call in calls)
     saved: dict[tuple[str, str], float] = defaultdict(float)
     refused: dict[tuple[str, str], list[Call]] = defaultdict(list)

@@ -21,7 +21,7 @@ from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
 from kernelmux.measure.predict import Prediction, Predictor
 from kernelmux.measure.table import Tables, forget, package_of, remember
-from kernelmux.measure.works import PROMPT
+from kernelmux.measure.works import Batch
 from kernelmux.plan.budget import added_error, less_exact
 from kernelmux.plan.offers import Offers
 from kernelmux.plan.plan import Plan
@@ -232,7 +232,7 @@ class Tuning:
 
     def _predicted(self, plan: Plan, rows: int) -> float:
         predictor = Predictor(self.asked.device, Tables(self.asked.device), self.asked.context)
-        steps = plan.schedule(rows, 1 if rows >= PROMPT else rows).steps
+        steps = plan.schedule(rows, Batch.of(rows, 1).sequences).steps
         return sum(predictor.of(step.choice.kernel, step.node, step.node.rows_at(rows)).us for step in steps)
 
     def _compare(self, ways: Sequence[Contender], worker: Worker) -> list[Compared]:
@@ -290,8 +290,7 @@ class Tuning:
         """Whether a backend by itself takes kernels, or rounds logits, as the default does not."""
         if not way.use:
             return False
-        outs = 1 if rows >= PROMPT else rows
-        return bool(less_exact(self._plan_of(way), rows, outs))
+        return bool(less_exact(self._plan_of(way), rows, Batch.of(rows, 1).sequences))
 
     def _plan_of(self, way: Contender) -> Plan:
         """The plan that a way to run the model has, made once."""

@@ -111,7 +111,11 @@ def test_run_refuses_a_lock_that_is_not_there(q4: Path, tmp_path: Path):
     assert_one_line_error(call_command("run", q4, "--plan", tmp_path / "none.json", *ASK), "none.json", "No such file")
 
 
-@pytest.mark.parametrize("options", [("--policy", "small"), ("--use", "add=torch")], ids=["--policy", "--use"])
+@pytest.mark.parametrize(
+    "options",
+    [("--policy", "small"), ("--use", "add=torch"), ("--max-rows", "8")],
+    ids=["--policy", "--use", "--max-rows"],
+)
 def test_a_locked_plan_takes_no_policy(q4: Path, small: Path, tmp_path: Path, options: tuple[str, ...]):
     """A lock says all; what a policy beside it should mean nobody could tell."""
     lock(q4, tmp_path / "p.json", "--policy", small)
