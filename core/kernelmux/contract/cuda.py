@@ -155,6 +155,11 @@ class Cuda(Platform):
 
         return launch_there
 
+    def enter_thread(self, device: Device) -> None:
+        _cuda().set_device(device.torch)
+        # The driver's own calls, as loading a module, need a context: the first call of the runtime makes it current.
+        _cuda().mem_get_info(device.torch)
+
     def synchronize(self, device: Device) -> None:
         _cuda().synchronize(device.torch)
 

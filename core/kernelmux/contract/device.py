@@ -164,6 +164,9 @@ class Platform:
         """The launch with `stream` as torch's current one while it runs."""
         return launch
 
+    def enter_thread(self, device: Device) -> None:
+        """Called first in a thread that is going to bind kernels for a device."""
+
     def synchronize(self, device: Device) -> None:
         """Returns when the device has done all its work."""
 
