@@ -78,8 +78,11 @@ def run(
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
+    from kernelmux.contract.device import start_device
+
     stages = Stages()
     stages.done("starting Python")
+    start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     if timing or json:
         # By itself, so that it is told apart from what needs it first.

@@ -60,6 +60,9 @@ class PackedWeights:
     def get(self, node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[torch.Tensor, ...]:
         """The packed weights of a node for a kernel, made now if no holder has them."""
         key = packed_key(node, kernel_name, kernel)
+        # Without the lock, which whoever makes another form has.
+        if (held := self._held.get(key)) is not None:
+            return held
         with self._lock:
             form = self._find(key)
             if form is None:

@@ -1,6 +1,6 @@
 """A schedule placed in memory: what each step's kernel reads and writes, at exact extents; nothing is bound yet.
 
-Enters: a plan, its arena, the buffers of state and caches, packed weights; extents. Leaves: PlacedSteps.
+Enters: a plan, its arena, the buffers of state and caches; extents. Leaves: PlacedSteps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.kernel import Kernel, Planes, Tensors
-from kernelmux.contract.packed import PackedWeights
 from kernelmux.graph.formats import Value, aligned, as_planes, as_tuple, lookup, torch_dtype
 from kernelmux.graph.graph import nameless
 from kernelmux.plan.formats import Step
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PlacedStep:
-    """A step at exact extents, its kernel with the variant for them, and its tensors."""
+    """A step at exact extents, its kernel with the variant for them, and its tensors but for packed weights."""
 
     step: Step
     kernel: Kernel
@@ -55,13 +54,12 @@ class Placement:
     """
 
     plan: Plan
-    packed: PackedWeights
     arena: torch.Tensor
     leaves: Mapping[str, Planes]
     host: Mapping[str, torch.Tensor]
 
     def at(self, asked: Mapping[str, int]) -> PlacedSteps:
-        """The steps of a walk at exact extents; LaunchError where a kernel raises, as it packs."""
+        """The steps of a walk at exact extents; LaunchError where a kernel raises."""
         schedule = self.plan.schedule(asked["m"], asked.get("outs", asked["m"]))
         dims = self._all_dims(asked)
         views: dict[str, Planes] = {}
@@ -108,7 +106,6 @@ class Placement:
         tensors = Tensors(
             inputs=tuple(views[value.name] for value in node.inputs),
             outputs=tuple(views[value.name] for value in node.outputs),
-            packed=self.packed.get(node, step.choice.name, kernel),
             workspace=self._scratch(node.name, kernel.workspace(node), layout),
             host=tuple(host.get(value.name) for value in node.inputs),
         )

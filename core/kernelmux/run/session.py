@@ -96,14 +96,12 @@ class Session:
         with self._alone():
             while True:
                 try:
-                    yield from self.walker.pack()
-                    self.plan.device.platform.synchronize(self.plan.device)
-                    yield from self._prepare_steps(rows)
+                    yield from self._prepare(rows)
                     return
                 except LaunchError as error:
                     self._do_without(error)
 
-    def _prepare_steps(self, rows: Collection[int] | None) -> Iterator[Progress]:
+    def _prepare(self, rows: Collection[int] | None) -> Iterator[Progress]:
         if rows is None:
             eager = [*all_eager_extents(self.plan, self._most)]
             decoding = range(1, self._batch + 1)
@@ -113,9 +111,12 @@ class Session:
         sizes = {size for count in decoding if (size := captured_rows(self.plan, count)) is not None}
         alone = [captured_extents(size) for size in sorted(sizes)]
         steps = [*alone, *(extents for extents in eager if extents not in alone)]
-        yield from self.walker.bind_all(steps)
-        if not self.plan.device.platform.captures:
+        yield from self.walker.prepare(steps)
+        platform = self.plan.device.platform
+        if not platform.captures:
             return
+        # Weights were packed on the caller's stream.
+        platform.synchronize(self.plan.device)
         for count, extents in enumerate(steps, 1):
             # Of padding alone, so that it changes nothing: libraries take their time at a call's first time.
             self._write_state([], extents)

@@ -8,14 +8,16 @@ of new extents is bound. All of it happens on the stream that it is given.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernelmux.contract.answers import bound
 from kernelmux.contract.kernel import Launch, Planes
-from kernelmux.contract.packed import PackedWeights, packed_key
+from kernelmux.contract.packed import Form, PackedWeights, packed_key
 from kernelmux.errors import LaunchError, PlanError
+from kernelmux.plan.formats import Step
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, capture
 from kernelmux.run.placement import PlacedStep, PlacedSteps, Placement
@@ -28,6 +30,17 @@ if TYPE_CHECKING:
 Key = tuple[tuple[str, int], ...]
 THREADS = min(os.cpu_count() or 1, 8)
 """Kernels that are compiled at once at most."""
+
+
+class Made(NamedTuple):
+    """Counts of what takes time before a step, and of what a step makes none once all is prepared."""
+
+    packed: int
+    """Forms of weights."""
+    bound: int
+    """Launches."""
+    captured: int
+    """Walks."""
 
 
 class Walker:
@@ -54,32 +67,62 @@ class Walker:
         self.stream = stream
         nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
         arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
-        self.placement = Placement(plan, packed, arena, leaves, host or {})
+        self.placement = Placement(plan, arena, leaves, host or {})
+        self._packed = packed
         self._bound = 0
         self._walks: dict[Key, Walk] = {}
         self._captured: dict[tuple[Callable[[Walk], object], Key], CapturedWalk] = {}
 
-    def pack(self) -> Iterator[Progress]:
-        """Packs every weight that some schedule needs: binding would do it too, one after another."""
+    def prepare(self, extents: Iterable[Mapping[str, int]] = ()) -> Iterator[Progress]:
+        """Packs every weight that some schedule needs, and binds the walks at all these extents.
+
+        One launch of each kind of work is bound first, several at a time, as soon as its own weights are packed: what
+        takes long in them, compiling, is done while the rest is packed.
+        """
+        missing = {_key(dims): dims for dims in extents if _key(dims) not in self._walks}
+        placed = {key: self.placement.at(dims) for key, dims in missing.items()}
+        kinds = {each.work: each for steps in placed.values() for each in steps.each}
+        waiting = {_form(each.step) for each in kinds.values()}
+        device, ready = self.plan.device, dict[PlacedStep, Launch]()
+        with ThreadPoolExecutor(THREADS, "compile", device.platform.enter_thread, (device,)) as threads:
+            pending: dict[Future[Launch], PlacedStep] = {}
+            for form, progress in self._pack(waiting):
+                yield progress
+                waiting.discard(form)
+                if not waiting and not pending:
+                    pending = {threads.submit(self._bind, each): each for each in kinds.values()}
+            for count, future in enumerate(as_completed(pending), 1):
+                # Whoever raised does so again when its turn comes, with its place in the walk.
+                if future.exception() is None:
+                    ready[pending[future]] = future.result()
+                    self._bound += 1
+                yield Progress(COMPILING, count, len(pending))
+        for count, (key, steps) in enumerate(placed.items(), 1):
+            self._walks[key] = self._walk(steps, ready)
+            yield Progress(BINDING, count, len(placed))
+
+    def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form, Progress]]:
+        """Makes every packed form that some schedule needs, some first, and what else is made of their weights."""
         wanted = {
-            packed_key(step.node, step.choice.name, step.choice.kernel): (schedule.steps, index)
+            _form(step): (schedule.steps, index)
             for schedule in self.plan.schedules.values()
             for index, step in enumerate(schedule.steps)
         }
         # All forms of a weight in a row: it travels once.
         places = {names: index for index, (names, _) in reversed([*enumerate(wanted)])}
-        forms = sorted(wanted, key=lambda form: places[form[0]])
-        packed, done, total = self.placement.packed, 0, self.plan.packed_bytes
-        with packed.uploading(forms):
+        early = {names for names, _ in first}
+        forms = sorted(wanted, key=lambda form: (form[0] not in early, places[form[0]]))
+        done, total = 0, self.plan.packed_bytes
+        with self._packed.uploading(forms):
             for form in forms:
                 steps, index = wanted[form]
                 choice = steps[index].choice
                 try:
-                    packed.get(steps[index].node, choice.name, choice.kernel)
+                    self._packed.get(steps[index].node, choice.name, choice.kernel)
                 except (Exception, SystemExit) as error:
                     raise launch_error(steps, index, self.plan.device, error) from error
                 done += self.plan.packed_forms.get(form, 0)
-                yield Progress(PACKING, done, total)
+                yield form, Progress(PACKING, done, total)
 
     def without(self, error: LaunchError) -> Walker:
         """A walker over the same memory, on the same stream, whose plan does without the kernel that raised.
@@ -95,9 +138,8 @@ class Walker:
             plan = self.plan.without(error.node, error.kernel)
         except PlanError as nobody:
             raise error from nobody
-        placement = self.placement
-        placement.packed.keep(plan.packed_forms)
-        return Walker(plan, placement.packed, placement.leaves, placement.host, self.stream)
+        self._packed.keep(plan.packed_forms)
+        return Walker(plan, self._packed, self.placement.leaves, self.placement.host, self.stream)
 
     def bind(self, **dims: int) -> Walk:
         """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; bound once."""
@@ -105,28 +147,6 @@ class Walker:
         if key not in self._walks:
             self._walks[key] = self._walk(self.placement.at(dims), {})
         return self._walks[key]
-
-    def bind_all(self, extents: Iterable[Mapping[str, int]]) -> Iterator[Progress]:
-        """Binds the walks at all these extents.
-
-        First one launch of each kind of work, several at a time: what takes long in them, compiling, is done then.
-        """
-        missing = {_key(dims): dims for dims in extents if _key(dims) not in self._walks}
-        placed = {key: self.placement.at(dims) for key, dims in missing.items()}
-        kinds = {each.work: each for steps in placed.values() for each in steps.each}
-        ready: dict[PlacedStep, Launch] = {}
-        device = self.plan.device
-        with ThreadPoolExecutor(THREADS, "compile", device.platform.enter_thread, (device,)) as threads:
-            pending = {threads.submit(self._bind, each): each for each in kinds.values()}
-            for count, future in enumerate(as_completed(pending), 1):
-                # Whoever raised does so again when its turn comes, with its place in the walk.
-                if future.exception() is None:
-                    ready[pending[future]] = future.result()
-                    self._bound += 1
-                yield Progress(COMPILING, count, len(kinds))
-        for count, (key, steps) in enumerate(placed.items(), 1):
-            self._walks[key] = self._walk(steps, ready)
-            yield Progress(BINDING, count, len(placed))
 
     def capture(self, tail: Callable[[Walk], object], **dims: int) -> CapturedWalk:
         """The walk at exact extents as a graph of the device, with the launches of `tail` after its own; made once.
@@ -139,9 +159,9 @@ class Walker:
         return self._captured[key]
 
     @property
-    def made(self) -> tuple[int, int, int]:
-        """What a step does none of once all is prepared: packed forms, bound launches and captured walks so far."""
-        return self.placement.packed.made, self._bound, len(self._captured)
+    def made(self) -> Made:
+        """What was made so far."""
+        return Made(self._packed.made, self._bound, len(self._captured))
 
     def _walk(self, placed: PlacedSteps, ready: Mapping[PlacedStep, Launch]) -> Walk:
         steps = [each.step for each in placed.each]
@@ -157,8 +177,14 @@ class Walker:
         return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device)
 
     def _bind(self, placed: PlacedStep) -> Launch:
+        node = placed.step.node
         with self.plan.device.platform.on(self.stream):
-            return bound(placed.kernel, placed.step.node, placed.tensors, self.stream)
+            tensors = replace(placed.tensors, packed=self._packed.get(node, placed.step.choice.name, placed.kernel))
+            return bound(placed.kernel, node, tensors, self.stream)
+
+
+def _form(step: Step) -> Form:
+    return packed_key(step.node, step.choice.name, step.choice.kernel)
 
 
 def _key(dims: Mapping[str, int]) -> Key:

@@ -251,7 +251,7 @@ def test_preparing_packs_each_weight_before_anything_is_bound():
     kernel = FakeKernel(work=compute)
     weights = {"w": Weight("w", (8, 8), "f32", (torch.eye(8),))}
     walker = walker_for(graph, weights=weights, a=backend(mul_mat=kernel))
-    assert [each.stage for each in walker.pack()] == ["packing weights"]
+    assert [each.stage for each in walker.prepare()] == ["packing weights"]
     assert (kernel.prepared, kernel.bound) == ([["w"]], [])
     walker.bind(m=1)
     assert kernel.prepared == [["w"]]
