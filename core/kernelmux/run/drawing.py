@@ -128,7 +128,7 @@ def draw_next(sampler: Sampler, logits: torch.Tensor) -> int:
     """A sequence's next token from logits [vocabulary], taken by its sampler."""
     import torch
 
-    if sampler.greedy:
+    if sampler.sampling.greedy:
         ids = logits.argmax()
     else:
         rows = Rows.of([sampler], len(logits)).to(logits.device)

@@ -46,6 +46,11 @@ class Sampling:
                 "top_k 0 or more, min_p from 0 to 1, repetition_penalty above 0, and the seed fits 64 bits"
             )
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken whatever was before, so that a device can draw it by itself."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def sampler(self, before: Iterable[int] = ()) -> Sampler:
         """A sampler for what follows the tokens `before`."""
         return Sampler(self, before)
@@ -63,11 +68,6 @@ class Sampler:
         """Tokens drawn so far."""
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._ahead: list[float] = []
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken whatever was before, so that a device can draw it by itself."""
-        return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1
 
     def uniforms(self, first: int, count: int) -> list[float]:
         """Random numbers from 0 to below 1: of `count` tokens from the `first`-th on, none of which is drawn yet."""

@@ -172,7 +172,7 @@ class Session:
         with self._alone():
             self._check(feeds)
             self._pages.reserve(sequences, [steps] * len(feeds))
-            drawn = not all(sampler.greedy for sampler in samplers)
+            drawn = not all(sampler.sampling.greedy for sampler in samplers)
             with self._on_stream():
                 walk = self.captured_step(feeds, drawn)
                 if drawn:
