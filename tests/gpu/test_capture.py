@@ -1,4 +1,4 @@
-"""Captured decode steps: the bytes of eager ones, ids of a step at a time, drawn too; no growth; who breaks a capture."""
+"""Captured decode steps: the bytes of eager ones, ids of a step at a time, drawn too; no growth; who breaks one."""
 
 from __future__ import annotations
 
