@@ -228,10 +228,10 @@ def _running_sums(exponents: torch.Tensor) -> torch.Tensor:
 
     rows, count = exponents.shape
     if rows == 1:
-        return exponents.exp_().cumsum(dim=1)
-    weights = exponents.new_zeros(rows, -(-count // BLOCK), BLOCK)
-    torch.exp(exponents, out=weights.view(rows, -1)[:, :count])
-    sums = weights.cumsum(dim=2)
+        return exponents.exp_().cumsum_(dim=1)
+    sums = exponents.new_zeros(rows, -(-count // BLOCK), BLOCK)
+    torch.exp(exponents, out=sums.view(rows, -1)[:, :count])
+    sums.cumsum_(dim=2)
     sums[:, 1:] += sums[:, :-1, -1].cumsum(dim=1)[:, :, None]
     return sums.view(rows, -1)
 
