@@ -1,4 +1,4 @@
-"""Captured decode steps: the bytes of eager ones, the ids of a step at a time, no growth, and who breaks a capture."""
+"""Captured decode steps: the bytes of eager ones, ids of a step at a time, drawn too; no growth; who breaks one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import kernelmux
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
+from kernelmux.contract.device import find_device
 from kernelmux.errors import LaunchError
 from kernelmux.graph.formats import as_tuple
 from kernelmux.policy.policy import parse_policy
+from kernelmux.run.drawing import Drawing, draw_next
 from kernelmux.run.ladder import captured_extents
 from kernelmux.run.model import Model
+from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Feed, Session
 
 POLICIES = {"f32": "*=triton:f32,torch:f32,triton,torch", "bf16": "mul_mat=torch:bf16"}
@@ -183,3 +186,91 @@ def test_a_kernel_that_raises_between_captured_steps_costs_no_token(tiny: Path, 
     assert len(session.walker.plan.banned) == 1
     assert session.walker.made.captured
     assert found == wanted
+
+
+# Drawn tokens.
+
+DRAWN = [
+    Sampling(temperature=1.0, seed=1),
+    Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.3, seed=2),
+    Sampling(repetition_penalty=1.5),
+    Sampling(temperature=2.0, top_k=50, min_p=0.01, seed=4),
+    Sampling(),
+]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_drawing_in_the_captured_step_gives_the_ids_of_a_step_at_a_time(model: Model, plan, count):
+    """Settings of each sequence, padding rows beside them; the same numbers made ahead and one by one."""
+    both = []
+    for on_device in (True, False):
+        session = model.session(plan, 1600, sequences=count)
+        samplers = [each.sampler(ids) for each, ids in zip(DRAWN, PROMPTS[:count], strict=False)]
+        sequences, ids = _opened(session, PROMPTS[:count])
+        if on_device:
+            both.append(list(session.decode(sequences, ids, 280, samplers)))
+            assert session.walker.made.captured
+            continue
+        columns = []
+        for _ in range(280):
+            logits = session.step([Feed(s, [t]) for s, t in zip(sequences, ids, strict=True)])
+            ids = [draw_next(sampler, row) for sampler, row in zip(samplers, logits, strict=True)]
+            columns.append(ids)
+        both.append(columns)
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_large_vocabulary_is_drawn_on_the_card_as_on_the_host(rows):
+    """Of 128,256 logits, many of them tied, sorted in a graph there and picked out here."""
+    vocab, device = 128_256, find_device("cuda")
+    logits = (torch.randn(8, rows, vocab, generator=torch.Generator().manual_seed(5)) * 3).mul_(64).round_().div_(64)
+    settings = [Sampling(temperature=1.0, top_p=0.95), Sampling(temperature=0.7), Sampling(temperature=1.5, top_k=40)]
+    samplers = [each.sampler() for each in settings[:rows]]
+    drawing, source = Drawing(rows, vocab, device), logits[0].to("cuda")
+    drawing.rehearse(rows)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with device.platform.capturing(graph, stream):
+        ids = drawing.draw(source)
+    drawing.start(samplers)
+    found = []
+    for step in logits:
+        source.copy_(step)
+        drawing.send()
+        graph.replay()
+        found.append(ids.tolist())
+        drawing.take(found[-1])
+    samplers = [each.sampler() for each in settings[:rows]]
+    assert found == [[draw_next(each, row) for each, row in zip(samplers, step, strict=True)] for step in logits]
+
+
+def test_what_is_drawn_on_the_card_has_the_softmaxs_frequencies():
+    """Pearson's chi-square of 32,000 draws, 64 rows at a time: within what one in a thousand fixed seeds exceeds."""
+    vocab, rows, steps = 40, 64, 500
+    device = find_device("cuda")
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(4))
+    drawing = Drawing(rows, vocab, device)
+    drawing.start([Sampling(temperature=0.9, seed=seed).sampler() for seed in range(rows)])
+    found = torch.zeros(vocab, dtype=torch.float64)
+    for _ in range(steps):
+        drawing.send()
+        ids = drawing.draw(logits.to("cuda").expand(rows, -1)).cpu()
+        found += torch.bincount(ids, minlength=vocab)
+        drawing.take(ids.tolist())
+    expected = (logits.double() / 0.9).softmax(dim=0) * rows * steps
+    spread = 2 / (9 * (vocab - 1))
+    bound = (vocab - 1) * (1 - spread + 3.09 * spread**0.5) ** 3
+    assert ((found - expected) ** 2 / expected).sum() < bound
+
+
+def test_a_kernel_that_raises_costs_a_drawn_decode_no_token(tiny: Path):
+    both = []
+    for nth in (0, 5):
+        with _model_with(_RaisesAt(nth), tiny, "slow"):
+            model = kernelmux.load(tiny)
+            session = model.session(model.plan(parse_policy(FALLS_BACK, "p.toml"), device="cuda"), 400, sequences=2)
+            sequences, ids = _opened(session, PROMPTS[:2])
+            both.append(list(session.decode(sequences, ids, 8, DRAWN[:2])))
+        assert len(session.walker.plan.banned) == (nth > 0)
+    assert both[0] == both[1]

@@ -16,6 +16,8 @@ from kernelmux.cli.common import (
     PolicyPath,
     RandomModel,
     Strict,
+    Temperature,
+    TopP,
     Use,
     asked_policy,
     make_plan,
@@ -81,6 +83,8 @@ def model(
     context: Annotated[int, typer.Option("--context", min=1, help="Cached tokens of each sequence.")] = 512,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences decoded at once.")] = 1,
     decode: Annotated[int, typer.Option("--decode", min=1, help="Steps decoded.")] = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     max_rows: MaxRows = None,
     device: DeviceName = "cpu",
     json: JsonFile = None,
@@ -90,14 +94,16 @@ def model(
     from kernelmux.plan.plan import MAX_ROWS
     from kernelmux.run.bench import DECODES, PROMPTS, Load, time_model
     from kernelmux.run.replaced import told
+    from kernelmux.run.sampling import Sampling
 
+    load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     opened = open_asked(model, random, device)
     longest, held = max(prompt, context + decode), opened.source.shape.context
     if longest > held:
         raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
     asked = asked_policy(policy, exact)
     plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
-    timed = time_model(opened, plan, Load(prompt, context, batch, decode))
+    timed = time_model(opened, plan, load)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
     _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *told(timed.replaced)], json)

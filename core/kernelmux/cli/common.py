@@ -54,6 +54,8 @@ DeviceAs = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="What must be told of the plan is an error, as being tuned for another card.")
 ]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of whatever goes wrong.")]
 MaxRows = Annotated[
     int | None,

@@ -19,6 +19,8 @@ from kernelmux.cli.common import (
     PolicyPath,
     RandomModel,
     Strict,
+    Temperature,
+    TopP,
     Use,
     Verbose,
     asked_policy,
@@ -59,8 +61,8 @@ def run(
     max_rows: MaxRows = None,
     device: DeviceName = "cpu",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")] = 1.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")] = 0,
     min_p: Annotated[
         float, typer.Option("--min-p", help="Draw from those that have this share of the likeliest's probability.")

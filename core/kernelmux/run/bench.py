@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
 from kernelmux.run.pages import CachedSequence
 from kernelmux.run.replaced import Replaced
+from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
 
 PROMPTS = 5
@@ -36,12 +37,23 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Load:
-    """What to time: a prompt of so many tokens; then `decode` steps of `batch` sequences, each `context` long."""
+    """What to time: a prompt of so many tokens; then `decode` steps of `batch` sequences, each `context` long.
+
+    Each step's tokens are the likeliest, or drawn as `sampling` says.
+    """
 
     prompt: int = 512
     context: int = 512
     batch: int = 1
     decode: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def work(self) -> str:
+        """A decode step of it, as a table names it."""
+        asked = {each.name: getattr(self.sampling, each.name) for each in fields(Sampling)}
+        others = [f"{name} {value:g}" for name, value in asked.items() if value != getattr(Sampling(), name)]
+        return ", ".join([f"{self.batch} x {self.context}", *others])
 
     @property
     def tokens(self) -> int:
@@ -77,13 +89,13 @@ class ModelTiming:
 
     def rows(self) -> list[dict[str, Any]]:
         """What a table shows."""
-        load, tokens = self.load, f"{self.load.batch} x {self.load.context}"
+        load = self.load
         rows = [
             _row(f"prompt of {load.prompt}", "tokens/s", self.prefill, load.prompt * 1e6, ""),
-            _row(f"decode at {tokens}", "tokens/s", self.decode, load.batch * 1e6, self.launches),
+            _row(f"decode at {load.work}", "tokens/s", self.decode, load.batch * 1e6, self.launches),
         ]
         if self.host is not None:
-            rows.append(_row(f"Python, a step at {tokens}", "us", self.host, None, self.launches))
+            rows.append(_row(f"Python, a step at {load.work}", "us", self.host, None, self.launches))
         return rows
 
 
@@ -103,11 +115,11 @@ def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
     sequences = [session.open() for _ in range(load.batch)]
     for index, sequence in enumerate(sequences):
         session.feed(sequence, _ids(model, load.context, index))
-    decodes = [_time_decoding(session, sequences, load.decode, wait) for _ in range(DECODES + 1)]
+    decodes = [_time_decoding(session, sequences, load.decode, wait, load.sampling) for _ in range(DECODES + 1)]
     host = None
     plan = session.plan
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
-        host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait))
+        host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait, load.sampling))
     launches = plan.schedule(load.batch, load.batch).launches
     return ModelTiming(
         load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load), tuple(session.replaced)
@@ -155,9 +167,11 @@ def _rounds(sample: Callable[[], float]) -> list[float]:
     return samples
 
 
-def decode_steps(session: Session, sequences: Sequence[CachedSequence], steps: int) -> None:
-    """Decodes `steps` tokens of every sequence, each the likeliest after the one before, as a server would."""
-    for _ in session.decode(sequences, [0] * len(sequences), steps):
+def decode_steps(
+    session: Session, sequences: Sequence[CachedSequence], steps: int, sampling: Sampling | None = None
+) -> None:
+    """Decodes `steps` tokens of every sequence, each the likeliest after the one before or drawn, as a server would."""
+    for _ in session.decode(sequences, [0] * len(sequences), steps, sampling):
         pass
 
 
@@ -174,13 +188,17 @@ def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object
 
 
 def _time_decoding(
-    session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
+    session: Session,
+    sequences: Sequence[CachedSequence],
+    steps: int,
+    wait: Callable[[], object],
+    sampling: Sampling | None = None,
 ) -> float:
     """Microseconds a step, of so many in a row; the sequences are as long afterwards as they were."""
     lengths = [sequence.length for sequence in sequences]
     wait()
     started = time.perf_counter()
-    decode_steps(session, sequences, steps)
+    decode_steps(session, sequences, steps, sampling)
     wait()
     elapsed = time.perf_counter() - started
     # What follows overwrites the tokens beyond.
@@ -190,20 +208,27 @@ def _time_decoding(
 
 
 def _time_enqueueing(
-    session: Session, sequences: Sequence[CachedSequence], steps: int, wait: Callable[[], object]
+    session: Session,
+    sequences: Sequence[CachedSequence],
+    steps: int,
+    wait: Callable[[], object],
+    sampling: Sampling,
 ) -> list[float]:
     """Microseconds that Python and the driver take to enqueue a captured step, from the state of the one before."""
     samples: list[float] = []
-    # Reserves room for all steps, and makes the state of the next.
-    with closing(session.decode(sequences, [0] * len(sequences), steps)) as first:
+    # Reserves room for all steps, starts the drawing, and makes the state of the next.
+    with closing(session.decode(sequences, [0] * len(sequences), steps, sampling)) as first:
         next(first)
-    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences])
+    drawn = not sampling.greedy
+    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences], drawn)
     assert walk is not None
     ids = session.ids_copy(len(sequences))
     for _ in range((steps - AHEAD) // IN_A_ROW):
         wait()
         started = time.perf_counter()
         for _ in range(IN_A_ROW):
+            if drawn:
+                session.drawing.send()
             walk()
             ids.start()
         samples.append((time.perf_counter() - started) / IN_A_ROW * 1e6)

@@ -200,7 +200,8 @@ class Generation:
         """Does all that must be done before the first step, step by step: packing, compiling, binding, capturing."""
         most = self.session.plan.max_rows
         prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
-        yield from self.session.prepare({*prompt, 1} if self.max_tokens > 1 else prompt)
+        rows = {*prompt, 1} if self.max_tokens > 1 else prompt
+        yield from self.session.prepare(rows, drawn=not self.sampling.greedy)
 
     def __iter__(self) -> Iterator[str]:
         for _ in self.prepare():

@@ -1,23 +1,16 @@
-"""How the next token is drawn from logits.
+"""By what the next token is drawn: settings, and what a sequence carries on from token to token.
 
-Enters: logits, where they lie; the tokens before. Leaves: a token id. All that is done to the vocabulary is done on the
-logits' device, and only as many candidates are sorted as are needed; the host gives a uniform number a token.
+Enters: settings, a seed, the tokens before. Leaves: a uniform number a token, made on the host, so that every device
+draws alike. Touches no logits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kernelmux.errors import KernelmuxError
-
-if TYPE_CHECKING:
-    import torch
-
-CANDIDATES = 1024
-"""Of a large vocabulary so many of the likeliest are sorted, unless these do not reach `top_p`."""
 
 
 @dataclass(frozen=True)
@@ -53,74 +46,48 @@ class Sampling:
                 "top_k 0 or more, min_p from 0 to 1, repetition_penalty above 0, and the seed fits 64 bits"
             )
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken whatever was before, so that a device can draw it by itself."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def sampler(self, before: Iterable[int] = ()) -> Sampler:
         """A sampler for what follows the tokens `before`."""
         return Sampler(self, before)
 
 
 class Sampler:
-    """Draws token ids, one after another; the same seed draws the same ones."""
+    """What the next token of one sequence is drawn by: settings, tokens before, random numbers; one seed, one text."""
 
     def __init__(self, sampling: Sampling, before: Iterable[int] = ()) -> None:
         import torch
 
-        self._sampling = sampling
-        self._seen = dict.fromkeys(before)
+        self.sampling = sampling
+        self.seen = set(before)
+        self.count = 0
+        """Tokens drawn so far."""
         self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._ahead: list[float] = []
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken whatever was before, so that a device can draw it by itself."""
-        return self._sampling.temperature == 0 and self._sampling.repetition_penalty == 1
-
-    def __call__(self, logits: torch.Tensor) -> int:
-        """A token id from logits [vocabulary]."""
-        logits = self._penalised(logits)
-        id = int(logits.argmax()) if self._sampling.temperature == 0 else self._draw(logits)
-        self._seen[id] = None
-        return id
-
-    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+    def uniforms(self, first: int, count: int) -> list[float]:
+        """Random numbers from 0 to below 1: of `count` tokens from the `first`-th on, none of which is drawn yet."""
         import torch
 
-        penalty = self._sampling.repetition_penalty
-        if penalty == 1 or not self._seen:
-            return logits
-        ids = torch.tensor(list(self._seen), device=logits.device)
-        seen = logits[ids].double()
-        changed = torch.where(seen > 0, seen / penalty, seen * penalty).to(logits.dtype)
-        return logits.index_copy(0, ids, changed)
+        start = first - self.count
+        if (missing := start + count - len(self._ahead)) > 0:
+            self._ahead += torch.rand(missing, dtype=torch.float64, generator=self._generator).tolist()
+        return self._ahead[start : start + count]
 
-    def _draw(self, logits: torch.Tensor) -> int:
-        import torch
-
-        sampling = self._sampling
-        # The likeliest is moved to 0 first: a tiny temperature may then give -inf to the rest, but never NaN.
-        scaled = (logits.double() - logits.max()) / sampling.temperature
-        candidates, ids = _likeliest(scaled, sampling.top_k, sampling.top_p)
-        probabilities = candidates.exp()
-        # A token stays while those before it have not reached top_p: the first always does.
-        reached = probabilities.cumsum(dim=0) - probabilities
-        whole = probabilities if sampling.top_k else scaled.exp()
-        kept = (reached < sampling.top_p * whole.sum()) & (probabilities >= sampling.min_p)
-        probabilities = probabilities * kept
-        uniform = torch.rand((), dtype=torch.float64, generator=self._generator)
-        sums = probabilities.cumsum(dim=0)
-        # Rounding may take the sum past the last that is kept.
-        place = torch.searchsorted(sums, sums[-1] * uniform.to(sums.device), right=True)
-        return int(ids[torch.minimum(place, kept.nonzero()[-1, 0])])
+    def take(self, id: int) -> None:
+        """Makes `id` the token that was drawn."""
+        self.seen.add(id)
+        self.count += 1
+        del self._ahead[:1]
 
 
-def _likeliest(scaled: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits that may be drawn, and their ids: in order where there is a `top_p`, in that of ids where none is."""
-    import torch
-
-    count = len(scaled)
-    if not top_k and top_p == 1:
-        return scaled, torch.arange(count, device=scaled.device)
-    if top_k:
-        return tuple(scaled.topk(min(top_k, count)))  # type: ignore[return-value]
-    candidates, ids = scaled.topk(min(CANDIDATES, count))
-    if len(candidates) < count and candidates.exp().sum() < top_p * scaled.exp().sum():
-        return tuple(scaled.sort(descending=True, stable=True))  # type: ignore[return-value]
-    return candidates, ids
+def each_sampler(sampling: Sampling | Sequence[Sampling | Sampler], tokens: Sequence[int]) -> list[Sampler]:
+    """A sampler for each sequence, of which a token is known: one that draws on, or a new one of the settings."""
+    each = [sampling] * len(tokens) if isinstance(sampling, Sampling) else sampling
+    if len(each) != len(tokens):
+        raise KernelmuxError(f"sampling is one for all sequences or one for each: {len(each)} for {len(tokens)}")
+    return [one.sampler([token]) if isinstance(one, Sampling) else one for one, token in zip(each, tokens, strict=True)]

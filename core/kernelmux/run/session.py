@@ -1,14 +1,15 @@
 """Sequences over a paged cache: step state filled in, the plan walked.
 
-Enters: a plan, a model's weights, token ids. Leaves: logits, or the likeliest ids step by step. All of a session's work
+Enters: a plan, a model's weights, token ids. Leaves: logits, or ids step by step. All of a session's work
 is on one stream, whatever becomes of its plan. Where the device has graphs, a step of one token a sequence is padded to
-a captured one: the device feeds itself the likeliest tokens, and the host reads them while the next step runs.
+a captured one: the device feeds itself the likeliest or drawn tokens, and the host reads them while the next step runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ from kernelmux.graph.formats import as_planes, empty_planes, human_bytes
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, captured_rows
+from kernelmux.run.drawing import Drawing
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
 from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
 from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
+from kernelmux.run.sampling import Sampler, Sampling, each_sampler
 from kernelmux.run.state import HostCopy, StepState, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
@@ -78,6 +81,9 @@ class Session:
             leaf_buffers[value.name] = as_planes(planes)
         self.walker = Walker(plan, packed, leaf_buffers, self._state.host, platform.stream(plan.device))
         self._logits = plan.graph.outputs[0]
+        vocab = plan.graph.values[self._logits].shape[1]
+        assert isinstance(vocab, int)
+        self._vocab = vocab
         self._at_work = Lock()
         self.replaced: list[Replaced] = []
         """The kernels that raised and gave way to others, as they did."""
@@ -87,21 +93,27 @@ class Session:
         """The plan that it walks: not the one that it was made with, once a kernel was replaced."""
         return self.walker.plan
 
-    def prepare(self, rows: Collection[int] | None = None) -> Iterator[Progress]:
+    @cached_property
+    def drawing(self) -> Drawing:
+        """How tokens are drawn where they are not just the likeliest."""
+        return Drawing(self._most, self._vocab, self.plan.device)
+
+    def prepare(self, rows: Collection[int] | None = None, drawn: bool = False) -> Iterator[Progress]:
         """Packs all weights, then compiles, binds and captures for steps of so many `rows`: a step does none of it.
 
-        Unless told, for all that the session can run: prompts, decoding, batches of both. With no rows it only packs.
-        Without it, the first steps of their extents do it.
+        Unless told, for all that the session can run: prompts, decoding, batches of both; where tokens are `drawn`, and
+        not just the likeliest taken, for that as well. With no rows it only packs. Without it, the first steps of their
+        extents do it.
         """
         with self._alone():
             while True:
                 try:
-                    yield from self._prepare(rows)
+                    yield from self._prepare(rows, drawn)
                     return
                 except LaunchError as error:
                     self._do_without(error)
 
-    def _prepare(self, rows: Collection[int] | None) -> Iterator[Progress]:
+    def _prepare(self, rows: Collection[int] | None, drawn: bool) -> Iterator[Progress]:
         if rows is None:
             eager = [*all_eager_extents(self.plan, self._most)]
             decoding = range(1, self._batch + 1)
@@ -122,7 +134,8 @@ class Session:
             self._write_state([], extents)
             with self._on_stream():
                 if extents in alone:
-                    self._capture(extents["m"])
+                    for how in {False, drawn}:
+                        self._capture(extents["m"], how)
                 else:
                     self.walker.bind(**extents)()
             yield Progress(CAPTURING, count, len(steps))
@@ -167,31 +180,56 @@ class Session:
             logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
         return torch.cat(logits) if all_logits else logits[-1]
 
-    def decode(self, sequences: Sequence[CachedSequence], tokens: Sequence[int], steps: int) -> Ids:
-        """Feeds each sequence its token and then, again and again, the likeliest next one: yields `steps` lists of ids.
+    def decode(
+        self,
+        sequences: Sequence[CachedSequence],
+        tokens: Sequence[int],
+        steps: int,
+        sampling: Sampling | Sequence[Sampling | Sampler] | None = None,
+    ) -> Ids:
+        """Feeds each sequence its token and then, again and again, the next one: yields `steps` lists of ids.
 
-        Room for all steps is reserved at once. What was yielded is in the cache, but for the last ids. From its first
-        ids to its end, or until it is closed, it has the session to itself: the next step's state is on the device.
+        The next one is the likeliest, or drawn: `sampling` is one for all or one a sequence. A Sampling draws its
+        seed's first numbers, and knows the token that is fed as one that was before; a Sampler draws on, and knows
+        afterwards of what was yielded. Room for all steps is reserved at once. What was yielded is in the cache, but
+        for the last ids. From its first ids to its end, or until it is closed, it has the session to itself: the next
+        step's state is on the device.
         """
         if len(sequences) != len(tokens):
             raise CapacityError(
                 f"decode takes a token for each sequence: {len(sequences)} sequences, {len(tokens)} tokens"
             )
+        samplers = each_sampler(sampling or Sampling(), tokens)
         feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)]
         with self._alone():
             self._check(feeds)
             self._pages.reserve(sequences, [steps] * len(feeds))
+            drawn = not all(sampler.sampling.greedy for sampler in samplers)
             with self._on_stream():
-                walk = self.captured_step(feeds)
+                walk = self.captured_step(feeds, drawn)
+                if drawn:
+                    self.drawing.start(samplers)
+            drawing = self.drawing if drawn else None
             if walk is not None:
-                yield from self._decode_on_device(walk, sequences, steps)
-                return
-            for _ in range(steps):
-                ids = self._step(feeds).argmax(dim=-1).tolist()
-                yield ids
-                feeds = [Feed(sequence, [token]) for sequence, token in zip(sequences, ids, strict=True)]
+                yield from self._decode_on_device(walk, sequences, steps, drawing)
+            else:
+                yield from self._decode_eagerly(feeds, steps, drawing)
 
-    def _decode_on_device(self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int) -> Ids:
+    def _decode_eagerly(self, feeds: Sequence[Feed], steps: int, drawing: Drawing | None) -> Ids:
+        for _ in range(steps):
+            logits = self._step(feeds)
+            if drawing is None:
+                ids = logits.argmax(dim=-1).tolist()
+            else:
+                drawing.send()
+                ids = drawing.draw(logits).tolist()
+                drawing.take(ids)
+            yield ids
+            feeds = [Feed(feed.sequence, [token]) for feed, token in zip(feeds, ids, strict=True)]
+
+    def _decode_on_device(
+        self, walk: CapturedWalk, sequences: Sequence[CachedSequence], steps: int, drawing: Drawing | None
+    ) -> Ids:
         """The ids of a step are read when the next one has been launched: the device never waits for the host."""
         # A graph runs on any stream: the caller's costs no switching.
         order = StreamOrder(self.plan.device)
@@ -199,23 +237,28 @@ class Session:
         for index in range(steps + 1):
             if index < steps:
                 order.keep()
+                if drawing is not None:
+                    drawing.send()
                 walk()
                 copies[index % 2].start()
             if index:
                 ids = copies[(index - 1) % 2].wait()
                 for sequence in sequences:
                     sequence.length += 1
+                if drawing is not None:
+                    drawing.take(ids)
                 yield ids
 
-    def captured_step(self, feeds: Sequence[Feed]) -> CapturedWalk | None:
+    def captured_step(self, feeds: Sequence[Feed], drawn: bool = False) -> CapturedWalk | None:
         """The captured step of one token a sequence, its state written; None where the plan captures none.
 
-        Each call of it decodes one token more of each sequence, as far as there is room.
+        Each call of it decodes one token more of each sequence, as far as there is room: the likeliest, or as `drawing`
+        was started.
         """
         while (rows := self._padded(feeds)) is not None:
             self._write_state(feeds, captured_extents(rows))
             try:
-                return self._capture(rows)
+                return self._capture(rows, drawn)
             except LaunchError as error:
                 self._do_without(error)
         return None
@@ -252,10 +295,8 @@ class Session:
 
     def _check(self, feeds: Sequence[Feed]) -> int:
         """The rows of a step; CapacityError where it is none that the session can run."""
-        vocab = self.plan.graph.values[self._logits].shape[1]
-        assert isinstance(vocab, int)
         self._pages.check([feed.sequence for feed in feeds])
-        return check_feeds(feeds, self._batch, vocab, self.plan.max_rows)
+        return check_feeds(feeds, self._batch, self._vocab, self.plan.max_rows)
 
     def _step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         m = self._check(feeds)
@@ -296,24 +337,19 @@ class Session:
         before, self.walker = self.plan, self.walker.without(error)
         self.replaced.append(replaced(error, before, self.plan))
 
-    def _capture(self, rows: int) -> CapturedWalk:
-        return self.walker.capture(self._advance, **captured_extents(rows))
+    def _capture(self, rows: int, drawn: bool = False) -> CapturedWalk:
+        """The captured step of so many rows, after which each gets its likeliest token, or one that is drawn."""
+        if drawn:
+            self.drawing.rehearse(rows)
+        return self.walker.capture(self._advance_drawn if drawn else self._advance, **captured_extents(rows))
 
     def _advance(self, walk: Walk) -> None:
         """On the device, the state of the next step: each sequence with a length gets its likeliest token."""
-        import torch
+        self._state.advance(walk.outputs[self._logits].argmax(dim=-1))
 
-        logits = walk.outputs[self._logits]
-        state = {name: buffer[: len(logits)] for name, buffer in self._state.buffers.items()}
-        state["tokens"].copy_(logits.argmax(dim=-1))
-        live = (state["kv_len"] > 0).to(torch.int32)
-        state["kv_len"].add_(live)
-        state["positions"].add_(live)
-        # Past the last reserved page, after the last step, any page will do: nothing is written there.
-        page = (state["positions"] // PAGE_SIZE).clamp_(max=state["block_table"].shape[1] - 1)
-        first = state["block_table"].gather(1, page.long().unsqueeze(1)).squeeze(1) * PAGE_SIZE
-        slots = first + state["positions"] % PAGE_SIZE
-        state["slots"].copy_(torch.where(live.bool(), slots, -1))
+    def _advance_drawn(self, walk: Walk) -> None:
+        """The same with a token that is drawn."""
+        self._state.advance(self.drawing.draw(walk.outputs[self._logits]))
 
     def _write_state(self, feeds: Sequence[Feed], extents: Extents) -> None:
         """Fills the step's buffers, with padding up to a walk's extents."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.device import Device
+from kernelmux.graph.graph import PAGE_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,24 @@ class StepState:
         if self._sent is not None:
             self._memory.copy_(self._mirror, non_blocking=True)
             self._sent.record()
+
+    def advance(self, ids: torch.Tensor) -> None:
+        """On the device, the state of the next step of one token a row: each row with a length gets its id.
+
+        Of the state by a graph's names: `tokens`, `kv_len`, `positions`, `block_table`, `slots`.
+        """
+        import torch
+
+        state = {name: buffer[: len(ids)] for name, buffer in self.buffers.items()}
+        state["tokens"].copy_(ids)
+        live = (state["kv_len"] > 0).to(torch.int32)
+        state["kv_len"].add_(live)
+        state["positions"].add_(live)
+        # Past the last reserved page, after the last step, any page will do: nothing is written there.
+        page = (state["positions"] // PAGE_SIZE).clamp_(max=state["block_table"].shape[1] - 1)
+        first = state["block_table"].gather(1, page.long().unsqueeze(1)).squeeze(1) * PAGE_SIZE
+        slots = first + state["positions"] % PAGE_SIZE
+        state["slots"].copy_(torch.where(live.bool(), slots, -1))
 
 
 class HostCopy:

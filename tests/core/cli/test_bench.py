@@ -83,6 +83,13 @@ def test_model_gives_rates_and_memory(tmp_path: Path):
     assert json.loads(path.read_text())["title"] == "random tiny Q4_0"
 
 
+def test_model_times_drawn_tokens_and_says_how_they_were_drawn(tiny: Path):
+    arguments = ("bench", "model", tiny, "--prompt", 4, "--context", 4, "--decode", 2)
+    result = call_command(*arguments, "--temperature", 0.7, "--top-p", 0.9)
+    assert "decode at 1 x 4, temperature 0.7, top_p 0.9" in result.out
+    assert_one_line_error(call_command(*arguments, "--temperature", 0.7, "--top-p", 0), "top_p=0.0", "top_p above 0")
+
+
 def test_a_result_is_what_the_performance_page_reads(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "results").mkdir()
     arguments = ("bench", "model", tiny, "--prompt", 4, "--context", 4, "--decode", 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import kernelmux
 import kernelmux_reference
@@ -272,13 +273,12 @@ def test_ctrl_c_of_a_json_run_leaves_whole_json_that_says_so(monkeypatch: pytest
     """Within this process, as nothing outside tells when a run that prints nothing has begun."""
     calls = iter(range(20))
 
-    def interrupt(self: object, logits: object) -> int:
+    def interrupt(logits: torch.Tensor, rows: object) -> torch.Tensor:
         if next(calls) == 10:
             raise KeyboardInterrupt
-        return 104
+        return torch.tensor([[104]])
 
-    monkeypatch.setattr("kernelmux.run.sampling.Sampler.__call__", interrupt)
-    # Drawn, not the likeliest: then every token passes through the sampler.
+    monkeypatch.setattr("kernelmux.run.drawing.draw_of_likeliest", interrupt)
     result = call_command("run", endless, "-p", "hello", "--max-tokens", 90_000, "--temperature", 1, "--json")
     assert result.code == 130
     document = json.loads(result.out)

@@ -13,7 +13,9 @@ from kernelmux.measure.timing import Timing
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run import bench
 from kernelmux.run.bench import Load, ModelTiming, decode_steps, time_model, time_step
+from kernelmux.run.drawing import Drawing
 from kernelmux.run.model import Model, load_random
+from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
 
 
@@ -98,6 +100,18 @@ def test_decoding_feeds_each_sequence_its_likeliest_token(model: Model):
     again = session.open()
     session.close(sequence)
     assert session.feed(again, [0, *ids.ids[:4], *ids.ids[4:]]).argmax() == after.argmax()
+
+
+def test_a_drawn_load_draws_and_its_table_says_so(model: Model, monkeypatch: pytest.MonkeyPatch):
+    started, start = [], Drawing.start
+    monkeypatch.setattr(Drawing, "start", lambda self, samplers: started.append(samplers) or start(self, samplers))
+    plan = model.plan(use=["*=torch,reference"], max_rows=8)
+    load = Load(prompt=4, context=4, batch=2, decode=2, sampling=Sampling(temperature=0.8, top_p=0.95))
+    assert time_model(model, plan, load).rows()[1]["work"] == "decode at 2 x 4, temperature 0.8, top_p 0.95"
+    assert [[each.sampling for each in samplers] for samplers in started] == [[load.sampling] * 2] * (bench.DECODES + 1)
+    started.clear()
+    assert time_model(model, plan, Load(prompt=4, context=4, batch=2, decode=2)).rows()[1]["work"] == "decode at 2 x 4"
+    assert not started
 
 
 def test_rows_turn_times_into_rates():

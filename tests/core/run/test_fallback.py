@@ -23,6 +23,7 @@ from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import Model
 from kernelmux.run.replaced import told
+from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Feed
 from kernelmux.run.walker import Walker
 
@@ -170,6 +171,22 @@ def test_an_answer_survives_a_kernel_that_cannot_pack(model: Model):
         free = model.generate("hello", model.plan(use=["*=reference"]), max_tokens=4)
         kept = model.generate("hello", model.plan(parse_policy(NEXT, "p.toml")), max_tokens=4)
         assert ("".join(kept), kept.ids) == ("".join(free), free.ids)
+
+
+@pytest.mark.parametrize("nth", [1, 4, 9, 12])
+def test_a_drawn_decode_survives_a_kernel_that_raises_with_no_token_drawn_twice(model: Model, nth: int):
+    def drawn(policy, **backends):
+        with registry.isolated(**backends, reference=kernelmux_reference):
+            session = model.session(model.plan(parse_policy(policy, "p.toml"), max_rows=16), 64, sequences=2)
+            hot = Sampling(temperature=1.0, repetition_penalty=1.3, seed=1)
+            sequences = [session.open() for _ in range(2)]
+            return list(session.decode(sequences, [1, 2], 6, hot)), session
+
+    kernel = Flaky(nth)
+    found, session = drawn(f"fuse = false\n{NEXT}", flaky=backend(rope=kernel))
+    assert kernel.count >= nth
+    assert len(session.replaced) == 1
+    assert found == drawn('[defaults]\nuse = ["reference"]\n')[0]
 
 
 def test_a_session_tells_what_it_replaced_and_which_plan_it_walks(model: Model):

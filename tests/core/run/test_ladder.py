@@ -33,7 +33,9 @@ def test_a_padded_step_holds_its_own_and_stays_among_the_same_kernels(step, buck
     rows, outs, seqs = step
     chosen, seqs = plan(*sorted({*buckets, 512})), min(seqs, most)
     found = eager_extents(chosen, rows, outs, seqs, most)
-    assert rows <= found["m"] and outs <= found["outs"] <= found["m"] and seqs <= found["seqs"] <= most
+    assert rows <= found["m"]
+    assert outs <= found["outs"] <= found["m"]
+    assert seqs <= found["seqs"] <= most
     assert chosen.bucket(found["m"]) == chosen.bucket(rows)
     assert chosen.bucket(found["outs"]) == chosen.bucket(outs)
 

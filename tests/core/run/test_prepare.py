@@ -31,7 +31,8 @@ def _prepared(session: Session, rows=None) -> Session:
 def test_a_step_makes_nothing_once_all_is_prepared(model: Model):
     session = _prepared(model.session(model.plan(max_rows=40), 400, sequences=5))
     made = session.walker.made
-    assert made.packed and made.bound
+    assert made.packed
+    assert made.bound
     sequences = []
     for length in (1, 3, 9, 17, 23, 40, 47):
         sequences.append(session.open())
@@ -56,7 +57,8 @@ def test_prepared_for_some_rows_steps_of_others_bind_their_own(model: Model):
 
 def test_with_no_rows_it_only_packs(model: Model):
     session = _prepared(model.session(model.plan(), 100), ())
-    assert session.walker.made.packed and not session.walker.made.bound
+    assert session.walker.made.packed
+    assert not session.walker.made.bound
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9, 10, 17, 33])

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import kernelmux
-from kernelmux.contract.device import Device
+from kernelmux.contract.device import Device, Platform
+from kernelmux.errors import KernelmuxError
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.measure.steps import CAPTURED_ROWS
 from kernelmux.run.capture import captured_rows
+from kernelmux.run.drawing import draw_next
 from kernelmux.run.model import Model
 from kernelmux.run.pages import CapacityError
+from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Feed, Session
-from kernelmux.run.walker import Walker
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,8 @@ def eager_capture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A capture that runs its launches at each call; the rows of each one that was made."""
     made = []
 
-    def capture(self, tail, **dims):
-        walk = self.bind(**dims)
-        made.append(dims["m"])
+    def capture(walk, device, stream, tail):
+        made.append(len(walk.outputs["logits"]))
 
         class Replayed:
             outputs = walk.outputs
@@ -41,7 +42,7 @@ def eager_capture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return Replayed()
 
-    monkeypatch.setattr(Walker, "capture", capture)
+    monkeypatch.setattr("kernelmux.run.walker.capture", capture)
     monkeypatch.setattr("kernelmux.run.session.captured_rows", lambda plan, rows: 1 << (rows - 1).bit_length())
     return made
 
@@ -111,6 +112,92 @@ def test_decode_without_capture_takes_the_likeliest_of_each_step(model: Model):
     session = model.session(plan, 100)
     sequences, firsts = _opened(session, PROMPTS[:1])
     assert [ids[0] for ids in session.decode(sequences, firsts, 6)] == _by_hand(model, plan, PROMPTS[0], 6)
+
+
+# Drawn tokens: settings of each sequence, ids as one at a time.
+
+DRAWN = [
+    Sampling(temperature=1.0, top_p=0.9, seed=1),
+    Sampling(temperature=0.9, repetition_penalty=1.5, seed=2),
+    Sampling(),
+]
+
+
+def _generated(model: Model, plan, prompt: list[int], sampling: Sampling, count: int) -> list[int]:
+    """One logit row at a time, drawn by the host."""
+    session, sampler = model.session(plan, 100), sampling.sampler(prompt)
+    sequence, ids = session.open(), []
+    logits = session.feed(sequence, prompt)[-1]
+    for _ in range(count):
+        ids.append(draw_next(sampler, logits))
+        logits = session.step([Feed(sequence, ids[-1:])])[-1]
+    return ids
+
+
+def _decode_drawn(session: Session, steps: int, samplings: list[Sampling]):
+    """The first ids, drawn from the prompts' logits, and those of a decode that goes on from there."""
+    samplers = [each.sampler(prompt) for each, prompt in zip(samplings, PROMPTS, strict=True)]
+    sequences = [session.open() for _ in samplings]
+    logits = [session.feed(sequence, prompt)[-1] for sequence, prompt in zip(sequences, PROMPTS, strict=True)]
+    firsts = [draw_next(sampler, row) for sampler, row in zip(samplers, logits, strict=True)]
+    return sequences, samplers, firsts, session.decode(sequences, firsts, steps, samplers)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_drawn_tokens_of_a_batch_are_those_of_each_sequence_alone(
+    model: Model, captured, request: pytest.FixtureRequest, monkeypatch
+):
+    """Each with settings of its own, one of them greedy, with a row of padding; past a block of numbers ahead."""
+    monkeypatch.setattr("kernelmux.run.drawing.NUMBERS_AHEAD", 7)
+    plan = model.plan(use=["*=torch:f32,torch:sdpa,torch:rows"])
+    if captured:
+        request.getfixturevalue("eager_capture")
+        monkeypatch.setattr(Platform, "captures", True)
+    session = model.session(plan, 400, sequences=4)
+    _, _, firsts, steps = _decode_drawn(session, 20, DRAWN)
+    columns = [firsts, *steps]
+    assert bool(session.walker.made.captured) == captured
+    monkeypatch.undo()
+    for index, (prompt, sampling) in enumerate(zip(PROMPTS, DRAWN, strict=True)):
+        assert [ids[index] for ids in columns] == _generated(model, plan, prompt, sampling, 21)
+
+
+def test_a_sampler_draws_on_after_a_decode_that_was_left_early(model: Model, eager_capture, monkeypatch):
+    """The step that the device is ahead by does not count: neither its random number nor its token."""
+    monkeypatch.setattr(Platform, "captures", True)
+    plan = model.plan(use=["*=reference:f32"])
+    session = model.session(plan, 400, sequences=4)
+    sequences, samplers, firsts, steps = _decode_drawn(session, 10, DRAWN)
+    taken = [next(steps) for _ in range(3)]
+    steps.close()
+    rest = list(session.decode(sequences, taken[-1], 8, samplers))
+    columns = [firsts, *taken, *rest]
+    monkeypatch.undo()
+    for index, (prompt, sampling) in enumerate(zip(PROMPTS, DRAWN, strict=True)):
+        assert [ids[index] for ids in columns] == _generated(model, plan, prompt, sampling, 12)
+
+
+def test_one_graph_draws_by_all_settings_and_greedy_decoding_has_its_own(model: Model, eager_capture):
+    session = model.session(model.plan(use=["*=reference:f32"]), 400, sequences=1)
+    sequence, found = session.open(), []
+    made = len(eager_capture)
+    for sampling in (Sampling(temperature=1.0), Sampling(temperature=2.0, top_k=3, seed=5), Sampling(), None):
+        sequence.length = 0
+        found.append(list(session.decode([sequence], [1], 8, sampling)))
+    assert eager_capture[made:] == [1, 1]
+    assert found[0] != found[1]
+    assert found[2] == found[3]
+
+
+def test_a_decode_takes_settings_for_all_or_for_each(model: Model):
+    session = model.session(model.plan(use=["*=reference:f32"]), 100, sequences=3)
+    sequences = [session.open() for _ in range(3)]
+    hot = Sampling(temperature=1.0)
+    for wrong in ([hot], [hot, hot]):
+        with pytest.raises(KernelmuxError, match=rf"one for each: {len(wrong)} for 3"):
+            next(session.decode(sequences, [1, 2, 3], 4, wrong))
+    (first,) = session.decode(sequences, [1, 1, 1], 1, hot)
+    assert len(set(first)) == 1  # The same seed on the same tokens.
 
 
 def test_tokens_that_are_skipped_are_there_and_were_computed_by_nobody(model: Model):
