@@ -31,7 +31,7 @@ def figures(model: Model, tokens: int, decoded: int, cases: Sequence[Any] = GOLD
     # As long as they are held, weights are packed once.
     held = [model.session(plan, 1) for plan in (default, exact)]
     for session in held:
-        list(session.prepare())
+        list(session.prepare(()))
     ids = model.encode(prose())[:tokens]
     found = {
         "device": default.device.device_class,

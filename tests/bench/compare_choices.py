@@ -77,7 +77,7 @@ class Way:
         assert self.plan is not None
         try:
             self.holder = model.session(self.plan, 1)
-            for _ in self.holder.prepare():
+            for _ in self.holder.prepare(()):
                 pass
         except Exception as error:
             self.give_up(error)

@@ -33,7 +33,7 @@ def time_kernelmux(model_path: str, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     model = kernelmux.load(model_path)
     session = model.session(model.plan(), PROMPT_TOKENS + DECODED)
-    list(session.walker.prepare())
+    list(session.prepare())
     prompts, decodes = [], []
     for _ in range(REPEATS):
         sequence = session.open()

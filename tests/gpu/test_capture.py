@@ -14,6 +14,7 @@ from kernelmux.contract import registry
 from kernelmux.errors import LaunchError
 from kernelmux.graph.formats import as_tuple
 from kernelmux.policy.policy import parse_policy
+from kernelmux.run.ladder import captured_extents
 from kernelmux.run.model import Model
 from kernelmux.run.session import Feed, Session
 
@@ -50,10 +51,10 @@ def test_a_captured_step_gives_the_bytes_of_an_eager_one_at_the_same_rows(model:
     for sequence in sequences:
         sequence.length -= 1
     rows = 1 << (count - 1).bit_length()
-    assert rows in session._captured
+    assert session.walker.made.captured
     # The same state again, padding included, each launch made from Python.
     with session._on_stream():
-        session._write_state([Feed(s, [t]) for s, t in zip(sequences, firsts, strict=True)], rows)
+        session._write_state([Feed(s, [t]) for s, t in zip(sequences, firsts, strict=True)], captured_extents(rows))
         walk = session.walker.bind(m=rows, outs=rows, seqs=rows)
         walk()
     (eager,) = _bytes(walk)["logits"]
@@ -126,7 +127,7 @@ def test_a_kernel_that_cannot_be_captured_makes_its_bucket_eager_and_the_plan_sa
         session = model.session(plan, 100)
         sequences, ids = _opened(session, PROMPTS[:1])
         assert len(list(session.decode(sequences, ids, 3))) == 3
-        assert not session._captured
+        assert session.walker.made.captured == 0
         assert any("slow:eager of blk.0.ffn_silu" in line for line in capturing(plan))
 
 
@@ -180,5 +181,5 @@ def test_a_kernel_that_raises_between_captured_steps_costs_no_token(tiny: Path, 
     found, session = _decoded_as_more_join(kernel, tiny)
     assert kernel.count >= nth
     assert len(session.walker.plan.banned) == 1
-    assert session._captured
+    assert session.walker.made.captured
     assert found == wanted

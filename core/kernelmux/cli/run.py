@@ -31,10 +31,10 @@ from kernelmux.cli.common import (
     traced,
 )
 from kernelmux.cli.plan import capturing
+from kernelmux.cli.progress import ProgressBar
 from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
-    from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Generation
 
 ENOUGH = 4
@@ -78,8 +78,11 @@ def run(
     json: Json = False,
 ) -> None:
     """Answer a prompt, then say at what speed, and which kernels ran which ops."""
+    from kernelmux.contract.device import start_device
+
     stages = Stages()
     stages.done("starting Python")
+    start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     if timing or json:
         # By itself, so that it is told apart from what needs it first.
@@ -110,8 +113,10 @@ def run(
     )
     try:
         with _capturing(answer, capture):
-            _prepare(answer, made)
-            stages.done("packing weights")
+            with ProgressBar() as bar:
+                for progress in answer.prepare():
+                    stages.done(progress.stage)
+                    bar.show(progress)
             pieces, interrupted = _stream(answer, echo=not json)
     finally:
         _tell_replaced(answer)
@@ -130,17 +135,6 @@ def _capturing(answer: Generation, path: Path | None) -> AbstractContextManager[
     from kernelmux.conformance.case_file import capture_cases
 
     return capture_cases(answer.session, path)
-
-
-def _prepare(answer: Generation, plan: Plan) -> None:
-    """Packs the weights under a progress bar on stderr; silently where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    total = sum(len(schedule.steps) for schedule in plan.schedules.values())
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("packing weights", total=total)
-        answer.prepare(lambda node: progress.advance(task))
 
 
 def _stream(answer: Generation, echo: bool) -> tuple[list[str], bool]:

@@ -22,9 +22,9 @@ class Stages:
     _seconds: dict[str, float] = field(default_factory=dict)
 
     def done(self, stage: str) -> None:
-        """A stage ends now: it has taken the time since the one before."""
+        """A stage ends now, or a part of it: it has taken the time since the one before."""
         now = time.monotonic()
-        self._seconds[stage] = now - self._last
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
     def told(self, prompt_seconds: float) -> Mapping[str, float]:

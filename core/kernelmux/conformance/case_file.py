@@ -69,7 +69,7 @@ class RecordingWalker(Walker):
 
     def _state(self) -> Mapping[str, torch.Tensor]:
         state = (leaf.outputs[0] for leaf in self.plan.graph.leaves if leaf.role == "state")
-        return {value.name: self._leaves[value.name].clone() for value in state if value.format == "i32"}
+        return {value.name: self.placement.leaves[value.name].clone() for value in state if value.format == "i32"}
 
 
 @contextmanager

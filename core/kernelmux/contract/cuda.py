@@ -6,6 +6,7 @@ import ctypes
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from kernelmux.contract.device import Ceilings, Device, Platform, add_platform
@@ -154,6 +155,18 @@ class Cuda(Platform):
                     launch()
 
         return launch_there
+
+    def start(self, index: int) -> None:
+        """Makes the context that torch will take: half a second in the driver, outside Python's lock."""
+        with suppress(OSError):
+            driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+            if not driver.cuInit(0) and not driver.cuDeviceGet(ctypes.byref(device), index):
+                driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+    def enter_thread(self, device: Device) -> None:
+        _cuda().set_device(device.torch)
+        # The driver's own calls, as loading a module, need a context: the first call of the runtime makes it current.
+        _cuda().mem_get_info(device.torch)
 
     def synchronize(self, device: Device) -> None:
         _cuda().synchronize(device.torch)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from threading import Thread
 from typing import Any, ClassVar
 
 from kernelmux.errors import PlanError
@@ -164,6 +165,12 @@ class Platform:
         """The launch with `stream` as torch's current one while it runs."""
         return launch
 
+    def start(self, index: int) -> None:
+        """Does what takes long before a device can be used for the first time: called in a thread of its own."""
+
+    def enter_thread(self, device: Device) -> None:
+        """Called first in a thread that is going to bind kernels for a device."""
+
     def synchronize(self, device: Device) -> None:
         """Returns when the device has done all its work."""
 
@@ -220,6 +227,13 @@ def find_device(name: str = "cpu") -> Device:
     if index and not index.isdigit():
         raise _unknown(name)
     return _platform(kind, name).find(int(index or 0))
+
+
+def start_device(name: str) -> None:
+    """Begins with what takes long before a device of that name can be used, while the caller does something else."""
+    kind, _, index = name.partition(":")
+    if kind in known_kinds() and not index.strip("0123456789"):
+        Thread(target=PLATFORMS[kind].start, args=(int(index or 0),), name="start device", daemon=True).start()
 
 
 def described_device(words: str) -> Device:

@@ -5,7 +5,8 @@ Enters: nodes with their kernels, a model's weights. Leaves: the form's key, its
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from weakref import ref
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
+from kernelmux.contract.uploads import Uploads
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 
@@ -47,6 +49,9 @@ class PackedWeights:
     _held: dict[Form, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     _everybodys: dict[Form, tuple[ref[torch.Tensor], ...]] = field(default_factory=dict)
     _lock: RLock = field(default_factory=RLock)
+    made: int = 0
+    """Forms that this holder has made."""
+    _uploads: Uploads | None = None
 
     def holder(self) -> PackedWeights:
         """Another holder of the same forms."""
@@ -55,12 +60,37 @@ class PackedWeights:
     def get(self, node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[torch.Tensor, ...]:
         """The packed weights of a node for a kernel, made now if no holder has them."""
         key = packed_key(node, kernel_name, kernel)
+        # Without the lock, which whoever makes another form has.
+        if (held := self._held.get(key)) is not None:
+            return held
         with self._lock:
             form = self._find(key)
             if form is None:
-                form = kernel.prepare([self.weights[value.name] for value in node.weights], self.device)
+                form = self._make(key, kernel)
                 self._everybodys[key] = tuple(map(ref, form))
             return self._held.setdefault(key, form)
+
+    def _make(self, key: Form, kernel: Kernel) -> tuple[torch.Tensor, ...]:
+        names, _ = key
+        self.made += 1
+        uploads = self._uploads
+        if uploads is None:
+            return kernel.prepare([self.weights[name] for name in names], self.device)
+        form = kernel.prepare([uploads.take(name) for name in names], self.device)
+        for name in names:
+            uploads.done(name)
+        return form
+
+    @contextmanager
+    def uploading(self, forms: Sequence[Form]) -> Iterator[None]:
+        """Within the block `get` is asked for these forms, in this order: their weights travel ahead, each once."""
+        missing = [form for form in forms if self._find(form) is None]
+        self._uploads = Uploads(self.weights, self.device, [name for names, _ in missing for name in names])
+        try:
+            yield
+        finally:
+            self._uploads.close()
+            self._uploads = None
 
     def _find(self, key: Form) -> tuple[torch.Tensor, ...] | None:
         if key in self._held:

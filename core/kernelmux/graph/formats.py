@@ -239,6 +239,10 @@ class Weight:
     format: str
     planes: tuple[torch.Tensor, ...]
 
+    @property
+    def nbytes(self) -> int:
+        return lookup(self.format).nbytes(self.shape)
+
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight in float32, or `dtype`; the file's own memory where that is what it holds."""
         import torch

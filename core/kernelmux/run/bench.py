@@ -140,7 +140,7 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
 def _prepared(model: Model, plan: Plan, tokens: int, sequences: int) -> Session:
     """A session with all weights packed."""
     session = model.session(plan, tokens, sequences)
-    for _ in session.prepare():
+    for _ in session.prepare(()):
         pass
     return session
 

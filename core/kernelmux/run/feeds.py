@@ -37,14 +37,16 @@ def check_feeds(feeds: Sequence[Feed], batch: int, vocab: int, max_rows: int) ->
     return m
 
 
-def state_rows(feeds: Sequence[Feed], padded: int) -> Mapping[str, list[int]]:
-    """The step state by the buffers' names, but for the block tables, with padding up to `padded` rows.
+def state_rows(feeds: Sequence[Feed], m: int, outs: int, seqs: int) -> Mapping[str, list[int]]:
+    """The step state by the buffers' names, but for the block tables, padded to a walk's extents.
 
-    A padding row is a sequence of its own, of length 0, and has slot -1. `logit_rows` are those whose logits are
-    wanted, and the padding.
+    A padding row has slot -1. As far as there are padding sequences each is one of these, of length 0; the others are
+    of no sequence, as the last padding sequences have no row. `logit_rows` are those whose logits are wanted, then
+    padding.
     """
     ends = list(itertools.accumulate(len(feed.ids) for feed in feeds))
-    padding = range(ends[-1], padded)
+    rows = ends[-1] if ends else 0
+    padding = range(rows, m)
     positions = [range(feed.sequence.length, feed.sequence.length + len(feed.ids)) for feed in feeds]
     wanted = [
         row
@@ -52,11 +54,12 @@ def state_rows(feeds: Sequence[Feed], padded: int) -> Mapping[str, list[int]]:
         for row in range(end - (len(feed.ids) if feed.all_logits else 1), end)
     ]
     slots = [feed.sequence.slot(at) for feed, span in zip(feeds, positions, strict=True) for at in span]
+    empty = range(len(feeds), seqs)
     return {
         "tokens": [token for feed in feeds for token in feed.ids] + [0 for _ in padding],
         "positions": [position for span in positions for position in span] + [0 for _ in padding],
         "slots": slots + [-1 for _ in padding],
-        "logit_rows": [*wanted, *padding],
-        "query_start": [0, *ends, *(row + 1 for row in padding)],
-        "kv_len": [span.stop for span in positions] + [0 for _ in padding],
+        "logit_rows": [*wanted, *(min(row, m - 1) for row in range(rows, rows + outs - len(wanted)))],
+        "query_start": [0, *ends, *(min(rows + count, m) for count in range(1, len(empty) + 1))],
+        "kv_len": [span.stop for span in positions] + [0 for _ in empty],
     }

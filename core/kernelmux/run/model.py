@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from kernelmux.plan.lock import read_lock
 from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
 from kernelmux.run.generate import generate
+from kernelmux.run.progress import Progress
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
 
@@ -195,13 +196,15 @@ class Generation:
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
 
-    def prepare(self, progress: Callable[[str], object] = lambda node: None) -> None:
-        """Packs the weights now, calling `progress` with each node's name."""
-        for node in self.session.prepare():
-            progress(node)
+    def prepare(self) -> Iterator[Progress]:
+        """Does all that must be done before the first step, step by step: packing, compiling, binding, capturing."""
+        most = self.session.plan.max_rows
+        prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
+        yield from self.session.prepare({*prompt, 1} if self.max_tokens > 1 else prompt)
 
     def __iter__(self) -> Iterator[str]:
-        self.prepare()
+        for _ in self.prepare():
+            pass
         self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0
         tokenizer = self.source.tokenizer
         stream = tokenizer.stream()

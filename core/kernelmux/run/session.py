@@ -7,7 +7,7 @@ a captured one: the device feeds itself the likeliest tokens, and the host reads
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
+from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
+from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
 from kernelmux.run.state import HostCopy, StepState, StreamOrder
 from kernelmux.run.walk import Walk
@@ -53,12 +55,12 @@ class Session:
         self._pages = Pages(pages)
         self._batch = sequences
         # A captured step may have more rows than it has sequences.
-        padded = 1 << (sequences - 1).bit_length() if platform.captures else sequences
+        self._most = 1 << (sequences - 1).bit_length() if platform.captures else sequences
         extents = {
             "m": plan.max_rows,
             "outs": plan.max_rows,
-            "seqs": padded,
-            "seqs+1": padded + 1,
+            "seqs": self._most,
+            "seqs+1": self._most + 1,
             "width": pages,
             "pages": pages,
             "page_size": PAGE_SIZE,
@@ -75,7 +77,6 @@ class Session:
                 plane.zero_()
             leaf_buffers[value.name] = as_planes(planes)
         self.walker = Walker(plan, packed, leaf_buffers, self._state.host, platform.stream(plan.device))
-        self._captured: dict[int, CapturedWalk] = {}
         self._logits = plan.graph.outputs[0]
         self._at_work = Lock()
         self.replaced: list[Replaced] = []
@@ -86,15 +87,45 @@ class Session:
         """The plan that it walks: not the one that it was made with, once a kernel was replaced."""
         return self.walker.plan
 
-    def prepare(self) -> Iterator[str]:
-        """Packs every weight that the plan needs, yielding each node's name; without it, the first steps do it."""
+    def prepare(self, rows: Collection[int] | None = None) -> Iterator[Progress]:
+        """Packs all weights, then compiles, binds and captures for steps of so many `rows`: a step does none of it.
+
+        Unless told, for all that the session can run: prompts, decoding, batches of both. With no rows it only packs.
+        Without it, the first steps of their extents do it.
+        """
         with self._alone():
             while True:
                 try:
-                    yield from self.walker.prepare()
+                    yield from self._prepare(rows)
                     return
                 except LaunchError as error:
                     self._do_without(error)
+
+    def _prepare(self, rows: Collection[int] | None) -> Iterator[Progress]:
+        if rows is None:
+            eager = [*all_eager_extents(self.plan, self._most)]
+            decoding = range(1, self._batch + 1)
+        else:
+            eager = [eager_extents(self.plan, count, 1, 1, self._most) for count in rows]
+            decoding = range(1, 2) if 1 in rows else range(0)
+        sizes = {size for count in decoding if (size := captured_rows(self.plan, count)) is not None}
+        alone = [captured_extents(size) for size in sorted(sizes)]
+        steps = [*alone, *(extents for extents in eager if extents not in alone)]
+        yield from self.walker.prepare(steps)
+        platform = self.plan.device.platform
+        if not platform.captures:
+            return
+        # Weights were packed on the caller's stream.
+        platform.synchronize(self.plan.device)
+        for count, extents in enumerate(steps, 1):
+            # Of padding alone, so that it changes nothing: libraries take their time at a call's first time.
+            self._write_state([], extents)
+            with self._on_stream():
+                if extents in alone:
+                    self._capture(extents["m"])
+                else:
+                    self.walker.bind(**extents)()
+            yield Progress(CAPTURING, count, len(steps))
 
     def open(self) -> CachedSequence:
         """A new, empty sequence."""
@@ -182,7 +213,7 @@ class Session:
         Each call of it decodes one token more of each sequence, as far as there is room.
         """
         while (rows := self._padded(feeds)) is not None:
-            self._write_state(feeds, rows)
+            self._write_state(feeds, captured_extents(rows))
             try:
                 return self._capture(rows)
             except LaunchError as error:
@@ -241,12 +272,13 @@ class Session:
         Where a kernel raises and the policy says `next`, walks again without it: a step may be run again, for its state
         is written again, and what it has written to the cache is written over.
         """
+        outs = sum(len(feed.ids) if feed.all_logits else 1 for feed in feeds)
         while True:
             rows = self._padded(feeds)
-            outs = self._write_state(feeds, m if rows is None else rows)
+            eager = eager_extents(self.plan, m, outs, len(feeds), self._most)
+            self._write_state(feeds, eager if rows is None else captured_extents(rows))
             try:
-                exact = {"m": m, "outs": outs, "seqs": len(feeds)}
-                walk = self.walker.bind(**exact) if rows is None else self._capture(rows)
+                walk = self.walker.bind(**eager) if rows is None else self._capture(rows)
                 walk()
             except LaunchError as error:
                 self._do_without(error)
@@ -263,12 +295,9 @@ class Session:
         """Replaces the kernel that raised, or raises the error."""
         before, self.walker = self.plan, self.walker.without(error)
         self.replaced.append(replaced(error, before, self.plan))
-        self._captured.clear()
 
     def _capture(self, rows: int) -> CapturedWalk:
-        if rows not in self._captured:
-            self._captured[rows] = self.walker.capture(self._advance, m=rows, outs=rows, seqs=rows)
-        return self._captured[rows]
+        return self.walker.capture(self._advance, **captured_extents(rows))
 
     def _advance(self, walk: Walk) -> None:
         """On the device, the state of the next step: each sequence with a length gets its likeliest token."""
@@ -286,10 +315,9 @@ class Session:
         slots = first + state["positions"] % PAGE_SIZE
         state["slots"].copy_(torch.where(live.bool(), slots, -1))
 
-    def _write_state(self, feeds: Sequence[Feed], padded: int) -> int:
-        """Fills the step's buffers, with padding up to `padded` rows; returns how many rows' logits are wanted."""
-        self._state.write(state_rows(feeds, padded), {"block_table": [feed.sequence.pages for feed in feeds]})
-        return sum(len(feed.ids) if feed.all_logits else 1 for feed in feeds)
+    def _write_state(self, feeds: Sequence[Feed], extents: Extents) -> None:
+        """Fills the step's buffers, with padding up to a walk's extents."""
+        self._state.write(state_rows(feeds, **extents), {"block_table": [feed.sequence.pages for feed in feeds]})
 
 
 def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:

@@ -7,34 +7,48 @@ of new extents is bound. All of it happens on the stream that it is given.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernelmux.contract.answers import bound
-from kernelmux.contract.kernel import Launch, Planes, Tensors
-from kernelmux.contract.packed import PackedWeights
+from kernelmux.contract.kernel import Launch, Planes
+from kernelmux.contract.packed import Form, PackedWeights, packed_key
 from kernelmux.errors import LaunchError, PlanError
-from kernelmux.graph.formats import Value, aligned, as_planes, as_tuple, lookup, torch_dtype
 from kernelmux.plan.formats import Step
-from kernelmux.plan.memory import Layout
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, capture
+from kernelmux.run.placement import PlacedStep, PlacedSteps, Placement
+from kernelmux.run.progress import BINDING, COMPILING, PACKING, Progress
 from kernelmux.run.walk import Walk, launch_error
 
 if TYPE_CHECKING:
     import torch
 
-KEPT_WALKS = 16
-"""Bound walks that a walker keeps: decode reuses one, prompts of new lengths take turns."""
+Key = tuple[tuple[str, int], ...]
+THREADS = min(os.cpu_count() or 1, 8)
+"""Kernels that are compiled at once at most."""
+
+
+class Made(NamedTuple):
+    """Counts of what takes time before a step, and of what a step makes none once all is prepared."""
+
+    packed: int
+    """Forms of weights."""
+    bound: int
+    """Launches."""
+    captured: int
+    """Walks."""
 
 
 class Walker:
     """Binds a plan's schedules, one arena under all of them, and walks.
 
-    `leaves` holds the buffers of state and caches by name, at least as large as any walk needs: a walk sees the first
-    rows of those whose extents are symbols. `host` holds mirrors of the step state in host memory, for kernels that
-    read it there; on the CPU the buffers are their own mirrors. `stream` is the one that kernels launch on.
+    `leaves`, of state and caches, are as `Placement` has them. `host` holds mirrors of the step state in host memory,
+    for kernels that read it there; on the CPU the buffers are their own mirrors. `stream` is the one that kernels
+    launch on.
     """
 
     def __init__(
@@ -50,23 +64,65 @@ class Walker:
         if missing := [leaf.name for leaf in plan.graph.leaves if leaf.role != "weight" and leaf.name not in leaves]:
             raise PlanError(f"the walker was given no buffer for {', '.join(missing)}")
         self.plan = plan
-        self._packed = packed
-        self._leaves = leaves
-        self._host = host or {}
-        nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
-        self._arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
         self.stream = stream
-        self._walks: OrderedDict[tuple[tuple[str, int], ...], Walk] = OrderedDict()
+        nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
+        arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
+        self.placement = Placement(plan, arena, leaves, host or {})
+        self._packed = packed
+        self._bound = 0
+        self._walks: dict[Key, Walk] = {}
+        self._captured: dict[tuple[Callable[[Walk], object], Key], CapturedWalk] = {}
 
-    def prepare(self) -> Iterator[str]:
-        """Packs every weight that some schedule needs, yielding each node's name: binding would do it, but silently."""
-        for schedule in self.plan.schedules.values():
-            for index, step in enumerate(schedule.steps):
+    def prepare(self, extents: Iterable[Mapping[str, int]] = ()) -> Iterator[Progress]:
+        """Packs every weight that some schedule needs, and binds the walks at all these extents.
+
+        One launch of each kind of work is bound first, several at a time, as soon as its own weights are packed: what
+        takes long in them, compiling, is done while the rest is packed.
+        """
+        missing = {_key(dims): dims for dims in extents if _key(dims) not in self._walks}
+        placed = {key: self.placement.at(dims) for key, dims in missing.items()}
+        kinds = {each.work: each for steps in placed.values() for each in steps.each}
+        waiting = {_form(each.step) for each in kinds.values()}
+        device, ready = self.plan.device, dict[PlacedStep, Launch]()
+        with ThreadPoolExecutor(THREADS, "compile", device.platform.enter_thread, (device,)) as threads:
+            pending: dict[Future[Launch], PlacedStep] = {}
+            for form, progress in self._pack(waiting):
+                yield progress
+                waiting.discard(form)
+                if not waiting and not pending:
+                    pending = {threads.submit(self._bind, each): each for each in kinds.values()}
+            for count, future in enumerate(as_completed(pending), 1):
+                # Whoever raised does so again when its turn comes, with its place in the walk.
+                if future.exception() is None:
+                    ready[pending[future]] = future.result()
+                    self._bound += 1
+                yield Progress(COMPILING, count, len(pending))
+        for count, (key, steps) in enumerate(placed.items(), 1):
+            self._walks[key] = self._walk(steps, ready)
+            yield Progress(BINDING, count, len(placed))
+
+    def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form, Progress]]:
+        """Makes every packed form that some schedule needs, some first, and what else is made of their weights."""
+        wanted = {
+            _form(step): (schedule.steps, index)
+            for schedule in self.plan.schedules.values()
+            for index, step in enumerate(schedule.steps)
+        }
+        # All forms of a weight in a row: it travels once.
+        places = {names: index for index, (names, _) in reversed([*enumerate(wanted)])}
+        early = {names for names, _ in first}
+        forms = sorted(wanted, key=lambda form: (form[0] not in early, places[form[0]]))
+        done, total = 0, self.plan.packed_bytes
+        with self._packed.uploading(forms):
+            for form in forms:
+                steps, index = wanted[form]
+                choice = steps[index].choice
                 try:
-                    self._packed.get(step.node, step.choice.name, step.choice.kernel)
+                    self._packed.get(steps[index].node, choice.name, choice.kernel)
                 except (Exception, SystemExit) as error:
-                    raise launch_error(schedule.steps, index, self.plan.device, error) from error
-                yield step.node.name
+                    raise launch_error(steps, index, self.plan.device, error) from error
+                done += self.plan.packed_forms.get(form, 0)
+                yield form, Progress(PACKING, done, total)
 
     def without(self, error: LaunchError) -> Walker:
         """A walker over the same memory, on the same stream, whose plan does without the kernel that raised.
@@ -83,105 +139,53 @@ class Walker:
         except PlanError as nobody:
             raise error from nobody
         self._packed.keep(plan.packed_forms)
-        return Walker(plan, self._packed, self._leaves, self._host, self.stream)
+        return Walker(plan, self._packed, self.placement.leaves, self.placement.host, self.stream)
 
     def bind(self, **dims: int) -> Walk:
-        """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; recent ones are kept."""
-        key = tuple(sorted(dims.items()))
+        """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; bound once."""
+        key = _key(dims)
         if key not in self._walks:
-            self._walks[key] = self._bind(dims)
-            if len(self._walks) > KEPT_WALKS:
-                self._walks.popitem(last=False)
-        self._walks.move_to_end(key)
+            self._walks[key] = self._walk(self.placement.at(dims), {})
         return self._walks[key]
 
     def capture(self, tail: Callable[[Walk], object], **dims: int) -> CapturedWalk:
-        """The walk at exact extents as a graph of the device, with the launches of `tail` after its own.
+        """The walk at exact extents as a graph of the device, with the launches of `tail` after its own; made once.
 
         LaunchError names the node that cannot be captured.
         """
-        return capture(self._bind(dims), self.plan.device, self.stream, tail)
+        key = tail, _key(dims)
+        if key not in self._captured:
+            self._captured[key] = capture(self.bind(**dims), self.plan.device, self.stream, tail)
+        return self._captured[key]
 
-    def _bind(self, asked: Mapping[str, int]) -> Walk:
-        schedule = self.plan.schedule(asked["m"], asked.get("outs", asked["m"]))
-        dims = self._all_dims(asked)
-        views: dict[str, Planes] = {}
-        host: dict[str, torch.Tensor] = {}
-        for leaf in self.plan.graph.leaves:
-            if leaf.role != "weight":
-                (value,) = leaf.outputs
-                views[value.name] = _narrow(self._leaves[value.name], value.resolve(dims))
-                if value.format == "i32":
-                    mirror = self._host.get(value.name)
-                    host[value.name] = views[value.name] if mirror is None else _narrow(mirror, value.resolve(dims))
-        steps = [Step(step.node.resolve(dims), step.choice) for step in schedule.steps]
+    @property
+    def made(self) -> Made:
+        """What was made so far."""
+        return Made(self._packed.made, self._bound, len(self._captured))
+
+    def _walk(self, placed: PlacedSteps, ready: Mapping[PlacedStep, Launch]) -> Walk:
+        steps = [each.step for each in placed.each]
         calls = []
+        for index, each in enumerate(placed.each):
+            try:
+                if (launch := ready.get(each)) is None:
+                    launch = self._bind(each)
+                    self._bound += 1
+                calls.append(launch)
+            except (Exception, SystemExit) as error:
+                raise launch_error(steps, index, self.plan.device, error) from error
+        return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device)
+
+    def _bind(self, placed: PlacedStep) -> Launch:
+        node = placed.step.node
         with self.plan.device.platform.on(self.stream):
-            for index, step in enumerate(steps):
-                try:
-                    calls.append(self._bind_step(step, schedule.layout, views, host))
-                except (Exception, SystemExit) as error:
-                    raise launch_error(steps, index, self.plan.device, error) from error
-        stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
-        outputs = {name: views[physical] for name, physical in stored}
-        return Walk(steps, calls, outputs, schedule.launches, self.plan.device)
-
-    def _all_dims(self, asked: Mapping[str, int]) -> Mapping[str, int]:
-        """Every symbol of the graph: those asked for, and the rest from the buffers' own extents."""
-        dims = {"outs": asked["m"], **asked}
-        if "seqs" in dims:
-            dims["seqs+1"] = dims["seqs"] + 1
-        for name, planes in self._leaves.items():
-            buffer = as_tuple(planes)[0]
-            for symbol, extent in zip(self.plan.graph.values[name].shape, buffer.shape, strict=True):
-                if isinstance(symbol, str):
-                    dims.setdefault(symbol, extent)
-        return dims
-
-    def _bind_step(
-        self, step: Step, layout: Layout, views: dict[str, Planes], host: Mapping[str, torch.Tensor]
-    ) -> Launch:
-        node = step.node
-        kernel = step.choice.kernel_at(node)
-        for source, target in node.contract.updates:
-            views[node.outputs[target].name] = views[node.inputs[source].name]
-        for value in node.outputs:
-            if value.name in layout.offsets:
-                views[value.name] = self._view(value, layout)
-        tensors = Tensors(
-            inputs=tuple(views[value.name] for value in node.inputs),
-            outputs=tuple(views[value.name] for value in node.outputs),
-            packed=self._packed.get(node, step.choice.name, kernel),
-            workspace=self._scratch(node.name, kernel.workspace(node), layout),
-            host=tuple(host.get(value.name) for value in node.inputs),
-        )
-        return bound(kernel, node, tensors, self.stream)
-
-    def _scratch(self, node: str, nbytes: int, layout: Layout) -> torch.Tensor | None:
-        """A node's scratch: its place in the arena, or memory of its own where fewer rows need more."""
-        if not nbytes:
-            return None
-        offset, reserved = layout.workspaces.get(node, (0, 0))
-        return self._arena[offset : offset + nbytes] if nbytes <= reserved else self._arena.new_empty(nbytes)
-
-    def _view(self, value: Value, layout: Layout) -> Planes:
-        """The planes of a value at its place in the arena; of one side by side with others its columns."""
-        offset, width = layout.offsets[value.name], layout.widths.get(value.name)
-        if width is not None:
-            rows, columns = value.extents
-            item = lookup(value.format).dtype
-            flat = self._arena[offset : offset + ((rows - 1) * width + columns) * item.itemsize].view(item)
-            return flat.as_strided((rows, columns), (width, 1))
-        planes = []
-        for plane in lookup(value.format).planes:
-            nbytes = plane.nbytes(value.extents)
-            flat = self._arena[offset : offset + nbytes].view(torch_dtype(plane.dtype))
-            planes.append(flat.view(plane.shape(value.extents)))
-            offset += aligned(nbytes)
-        return as_planes(tuple(planes))
+            tensors = replace(placed.tensors, packed=self._packed.get(node, placed.step.choice.name, placed.kernel))
+            return bound(placed.kernel, node, tensors, self.stream)
 
 
-def _narrow(planes: Planes, value: Value) -> Planes:
-    """The first rows and columns of a buffer, as many as `value` has."""
-    parts = zip(as_tuple(planes), lookup(value.format).planes, strict=True)
-    return as_planes(tuple(part[tuple(map(slice, plane.shape(value.extents)))] for part, plane in parts))
+def _form(step: Step) -> Form:
+    return packed_key(step.node, step.choice.name, step.choice.kernel)
+
+
+def _key(dims: Mapping[str, int]) -> Key:
+    return tuple(sorted(dims.items()))

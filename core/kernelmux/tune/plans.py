@@ -64,7 +64,7 @@ class Steps:
             gc.collect()
         tell("packing")
         holder = model.session(plan, 1)
-        for _ in holder.prepare():
+        for _ in holder.prepare(()):
             tell("packing")
         bench.held = holder
         found = {}

@@ -138,7 +138,7 @@ def test_every_field_and_format_of_an_op_comes_back(op, tmp_path):
 
 def test_a_walk_that_is_replayed_is_noted_when_it_is_captured(tiny, tmp_path, monkeypatch):
     """On the CPU, where nothing is captured: what CUDA would replay is only bound."""
-    monkeypatch.setattr(Walker, "capture", lambda self, tail, **dims: SimpleNamespace(walk=self._bind(dims)))
+    monkeypatch.setattr(Walker, "capture", lambda self, tail, **dims: SimpleNamespace(walk=Walker.bind(self, **dims)))
     model = kernelmux.load(tiny)
     session = model.session(model.plan(), tokens=8, sequences=4)
     with capture_cases(session, tmp_path / "cases.json"):

@@ -70,7 +70,7 @@ def test_a_step_of_many_rows_is_one_prompt(model: Model, stepped, monkeypatch: p
 def test_plans_of_one_model_pack_a_weight_once_while_a_session_holds_it(model: Model, monkeypatch: pytest.MonkeyPatch):
     plans = [model.plan(use=["*=torch:f32,torch"], max_rows=rows) for rows in (4, 8)]
     holder = model.session(plans[0], 1)
-    for _ in holder.prepare():
+    for _ in holder.prepare(()):
         pass
     monkeypatch.setattr("kernelmux.models.random.random_planes", None)
     assert time_step(model, plans[1], 4, context=8).median > 0

@@ -227,12 +227,12 @@ def test_an_answer_that_is_left_early_has_counted_what_ran(model: Model, plan: P
     assert 3 <= len(answer.ids) < 50
 
 
-def test_preparing_an_answer_names_every_node_and_changes_no_word(model: Model, plan: Plan):
+def test_preparing_an_answer_tells_how_far_it_is_and_changes_no_word(model: Model, plan: Plan):
     expected = "".join(model.generate("hello", plan, max_tokens=8))
     answer = model.generate("hello", plan, max_tokens=8)
-    seen: list[str] = []
-    answer.prepare(seen.append)
-    assert set(seen) == {step.node.name for schedule in plan.schedules.values() for step in schedule.steps}
+    last = {each.stage: each for each in answer.prepare()}
+    assert list(last) == ["packing weights", "compiling kernels", "binding steps"]
+    assert all(each.done == each.total > 0 for each in last.values())
     assert "".join(answer) == expected
 
 

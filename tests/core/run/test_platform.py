@@ -178,7 +178,7 @@ def test_a_second_policy_on_a_model_fits_only_if_its_own_forms_do(model: Model, 
     beside = _needs(model, "acme:one", npu)
     npu.free = one.packed_bytes + beside
     first = model.session(one, 64)
-    list(first.prepare())
+    list(first.prepare(()))
     npu.free = beside
     # The same forms again cost nothing; those of another policy have all to be made.
     _decoded(model.session(one, 64))

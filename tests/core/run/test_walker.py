@@ -13,7 +13,7 @@ from kernelmux.errors import KernelmuxError, LaunchError
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import Builder
 from kernelmux.graph.ops import Operands
-from kernelmux.run.walker import KEPT_WALKS, Walker
+from kernelmux.run.walker import Walker
 
 
 def walker_for(graph, leaves=None, weights=None, policy="", max_rows=8, **backends):
@@ -159,17 +159,12 @@ def test_a_walk_of_the_same_extents_is_the_same_object():
     assert walker.bind(m=3) is not walker.bind(m=4)
 
 
-def test_walks_are_bound_once_and_the_least_recent_is_forgotten():
+def test_walks_are_bound_once():
     kernel = FakeKernel(work=compute)
     walker = walker_for(silu_graph(), {"x": torch.zeros(64, 8)}, max_rows=64, a=backend(silu=kernel))
-    first, second = walker.bind(m=1), walker.bind(m=2)
-    for rows in range(3, KEPT_WALKS + 1):
-        walker.bind(m=rows)
-    assert len(kernel.bound) == KEPT_WALKS
-    assert walker.bind(m=1) is first
-    walker.bind(m=KEPT_WALKS + 1)
-    assert walker.bind(m=1) is first
-    assert walker.bind(m=2) is not second
+    walks = [walker.bind(m=rows) for rows in range(1, 65)]
+    assert [walker.bind(m=rows) for rows in range(1, 65)] == walks
+    assert len(kernel.bound) == 64
 
 
 def test_a_kernel_is_bound_to_exact_extents():
@@ -256,7 +251,7 @@ def test_preparing_packs_each_weight_before_anything_is_bound():
     kernel = FakeKernel(work=compute)
     weights = {"w": Weight("w", (8, 8), "f32", (torch.eye(8),))}
     walker = walker_for(graph, weights=weights, a=backend(mul_mat=kernel))
-    assert set(walker.prepare()) == {"one", "two"}
+    assert [each.stage for each in walker.prepare()] == ["packing weights"]
     assert (kernel.prepared, kernel.bound) == ([["w"]], [])
     walker.bind(m=1)
     assert kernel.prepared == [["w"]]

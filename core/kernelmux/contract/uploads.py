@@ -1,0 +1,144 @@
+"""Weights on their way from a mapped file to a device's memory: once each, in large pinned pieces, ahead of their use.
+
+Enters: a model's weights by name; the names in the order in which packing wants them, each as often as it does.
+Leaves: the same weights with their planes on the device. While the device packs one, threads bring the next.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.device import Device
+from kernelmux.graph.formats import Weight
+
+if TYPE_CHECKING:
+    import torch
+
+PIECE = 2**24
+"""Bytes that are sent at once."""
+PIECES = 12
+"""Pinned buffers of that size: to pin memory takes as long as to send three times as much."""
+THREADS = 8
+"""That fill them: one alone copies at a tenth of the bus's rate."""
+AHEAD = 2**29
+"""Bytes of weights that may be on the device before their packed forms are made. A larger weight stays where it lies:
+whoever packs it sends some rows at a time."""
+
+
+class Uploads:
+    """The weights that are wanted next, on a device or on their way there; each is let go after its last use.
+
+    On a device that works in host memory they are taken as they lie, as are weights that are drawn on the device; each
+    is looked up once for all its uses.
+    """
+
+    def __init__(self, weights: Mapping[str, Weight], device: Device, wanted: Iterable[str]) -> None:
+        self._weights = weights
+        self._left = Counter(wanted)
+        self._waiting = dict.fromkeys(self._left)
+        self._next: Weight | None = None
+        self._here: dict[str, tuple[Weight, Sequence[Future[torch.Event]]]] = {}
+        self._ring = None if device.platform.host_memory else _Ring(device)
+
+    def take(self, name: str) -> Weight:
+        """A weight, for one of its uses: what is enqueued next on torch's current stream finds it there."""
+        if name not in self._here:
+            self._start(self._looked_up(name))
+        weight, pieces = self._here[name]
+        for piece in pieces:
+            piece.result().wait()
+        self._here[name] = weight, ()
+        self._start_ahead()
+        return weight
+
+    def done(self, name: str) -> None:
+        """One use of a weight is over."""
+        self._left[name] -= 1
+        if self._left[name] <= 0:
+            self._here.pop(name, None)
+
+    def close(self) -> None:
+        """Lets go of all; what is on its way arrives first."""
+        self._waiting.clear()
+        if self._ring is not None:
+            self._ring.close()
+        self._here.clear()
+
+    def _start_ahead(self) -> None:
+        ahead = sum(weight.nbytes for weight, _ in self._here.values())
+        while self._ring is not None and self._waiting:
+            self._next = self._looked_up(next(iter(self._waiting)))
+            ahead += self._next.nbytes
+            if ahead > AHEAD:
+                break
+            self._start(self._next)
+
+    def _looked_up(self, name: str) -> Weight:
+        """Once, for a weight may be drawn whenever it is looked up."""
+        return self._next if self._next is not None and self._next.name == name else self._weights[name]
+
+    def _start(self, weight: Weight) -> None:
+        name, nbytes = weight.name, weight.nbytes
+        self._waiting.pop(name, None)
+        if self._ring is None or nbytes > AHEAD or weight.planes[0].device.type != "cpu":
+            self._here[name] = weight, ()
+            return
+        sent = [self._ring.send(plane) for plane in weight.planes]
+        planes = tuple(plane for plane, _ in sent)
+        self._here[name] = replace(weight, planes=planes), [piece for _, pieces in sent for piece in pieces]
+
+
+class _Ring:
+    """Pinned buffers that take turns, threads that fill them, and the stream on which they are sent."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._stream = device.platform.stream(device)
+        self._threads = ThreadPoolExecutor(THREADS, "upload")
+        self._free: SimpleQueue[tuple[torch.Tensor, torch.Event]] = SimpleQueue()
+        self._made = 0
+
+    def send(self, plane: torch.Tensor) -> tuple[torch.Tensor, list[Future[torch.Event]]]:
+        """Memory on the device for a plane in host memory, and the events after which each piece of it is there."""
+        import torch
+
+        target = torch.empty(plane.shape, dtype=plane.dtype, device=self._device.torch)
+        # The memory may have been another tensor's until now: what reads that one on the current stream comes first.
+        vacant = torch.Event(self._device.torch)
+        vacant.record()
+        source, room = (part.reshape(-1).view(torch.uint8) for part in (plane, target))
+        pieces = zip(torch.split(source, PIECE), torch.split(room, PIECE), strict=True)
+        return target, [self._threads.submit(self._send, *piece, vacant) for piece in pieces]
+
+    def _send(self, source: torch.Tensor, target: torch.Tensor, vacant: torch.Event) -> torch.Event:
+        import numpy as np
+        import torch
+
+        pinned, sent = self._buffer()
+        sent.synchronize()
+        # Outside Python's lock, and by this thread alone.
+        np.copyto(pinned[: len(source)].numpy(), source.numpy())
+        arrived = torch.Event(self._device.torch)
+        with self._device.platform.on(self._stream):
+            vacant.wait()
+            target.copy_(pinned[: len(source)], non_blocking=True)
+            arrived.record()
+        self._free.put((pinned, arrived))
+        return arrived
+
+    def _buffer(self) -> tuple[torch.Tensor, torch.Event]:
+        """One that nobody fills."""
+        import torch
+
+        if self._made < PIECES and self._free.empty():
+            self._made += 1
+            return torch.empty(PIECE, dtype=torch.uint8, pin_memory=True), torch.Event(self._device.torch)
+        return self._free.get()
+
+    def close(self) -> None:
+        self._threads.shutdown()

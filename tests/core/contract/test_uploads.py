@@ -1,0 +1,100 @@
+"""Weights on their way to a device: each once, no more ahead than may be, none held longer than it is used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernelmux.contract import uploads
+from kernelmux.contract.device import PLATFORMS, Device, Platform
+from kernelmux.contract.uploads import Uploads
+from kernelmux.graph.formats import Weight
+
+
+class Remote(Platform):
+    """Memory of its own, which the host happens to reach as well."""
+
+    kind = "remote"
+    host_memory = False
+
+
+class Ring:
+    """Sends at once, and remembers what."""
+
+    sent: list[torch.Tensor] = []
+
+    def __init__(self, device):
+        self.sent.clear()
+
+    def send(self, plane):
+        self.sent.append(plane)
+        return plane.clone(), []
+
+    def close(self):
+        pass
+
+
+class Looked(dict):
+    """Weights that count how often each is looked up."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.times = dict.fromkeys(sizes, 0)
+        for number, (name, size) in enumerate(sizes.items()):
+            self[name] = Weight(name, (size // 4,), "f32", (torch.full((size // 4,), float(number)),))
+
+    def __getitem__(self, name):
+        self.times[name] += 1
+        return super().__getitem__(name)
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(uploads, "_Ring", Ring)
+    monkeypatch.setattr(uploads, "AHEAD", 100)
+    monkeypatch.setitem(PLATFORMS, "remote", Remote())
+    return Device("remote")
+
+
+def test_a_weight_of_several_uses_travels_once_and_ahead(remote):
+    weights = Looked({"a": 40, "b": 40, "c": 40})
+    travelling = Uploads(weights, remote, ["a", "a", "b", "c"])
+    first = travelling.take("a")
+    assert len(Ring.sent) == 2  # Of a and b: c would be more than may be ahead.
+    assert first.planes[0].equal(weights["a"].planes[0])
+    travelling.done("a")
+    assert travelling.take("a") is first
+    travelling.done("a")
+    travelling.take("b")
+    assert len(Ring.sent) == 3
+    assert weights.times == {"a": 2, "b": 1, "c": 1}  # One of them is this test's.
+
+
+def test_what_is_asked_for_out_of_turn_comes_too(remote):
+    weights = Looked({"a": 40, "b": 40, "c": 40, "later": 40})
+    travelling = Uploads(weights, remote, ["a", "b", "c"])
+    for name in ("c", "later", "b", "a"):
+        assert travelling.take(name).planes[0].equal(dict.__getitem__(weights, name).planes[0])
+        travelling.done(name)
+    assert len(Ring.sent) == 4
+
+
+def test_a_weight_larger_than_may_be_ahead_stays_where_it_lies(remote):
+    weights = Looked({"small": 40, "large": 200, "next": 40})
+    travelling = Uploads(weights, remote, ["small", "large", "next"])
+    travelling.take("small")
+    travelling.done("small")
+    assert travelling.take("large").planes[0].data_ptr() == dict.__getitem__(weights, "large").planes[0].data_ptr()
+    travelling.done("large")
+    travelling.take("next")
+    assert len(Ring.sent) == 2
+
+
+def test_in_host_memory_nothing_is_copied_and_each_is_looked_up_once():
+    weights = Looked({"a": 40, "b": 40})
+    travelling = Uploads(weights, Device("cpu"), ["a", "b", "a"])
+    for name in ("a", "b", "a"):
+        assert travelling.take(name).planes[0].data_ptr() == dict.__getitem__(weights, name).planes[0].data_ptr()
+        travelling.done(name)
+    travelling.close()
+    assert weights.times == {"a": 1, "b": 1}
