@@ -22,5 +22,5 @@ def test_some_rows_at_a_time_is_all_at_once(monkeypatch, source):
         planes = empty_planes(Value("w", shape, source))
         quantize_planes(source, torch.randn(shape, generator=generator), planes)
     weight = Weight("w", shape, source, planes)
-    monkeypatch.setattr("kernelmux.contract.weights.CHUNK", 1)
+    monkeypatch.setattr("kernelmux.contract.weights.HOST_CHUNK", 1)
     assert dense(weight, torch.bfloat16, CPU).equal(weight.dequantize(torch.bfloat16))

@@ -39,8 +39,8 @@ def pack(format: str, blocks: Tensor) -> tuple[Tensor, ...]:
 
 
 def _words(fields: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes [n, blocks, bytes of one item] as items [n, blocks]."""
-    return fields.contiguous().view(dtype).squeeze(-1)
+    """Bytes [n, blocks, bytes of one item] as items [n, blocks]: copied, for they may start at an odd byte."""
+    return fields.clone(memory_format=torch.contiguous_format).view(dtype).squeeze(-1)
 
 
 def _simple(scale: torch.dtype, integers: torch.dtype) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -1,10 +1,14 @@
-"""The packed form: the file's own bytes, and nothing lost."""
+"""The packed form: the file's own bytes, nothing lost, each where few_rows_kernels.py says."""
 
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from few_rows_planes import planes as stated_planes
 from few_rows_unpack import unpack
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Value, Weight, lookup
@@ -27,6 +31,36 @@ def test_unpacking_gives_the_file_back(format, n, blocks, seed):
     shapes = [(tuple(part.shape), part.dtype) for part in planes]
     assert shapes == PLANES[format].shapes(n, blocks * lookup(format).block)
     assert unpack(format, planes).equal(stored)
+
+
+@pytest.mark.parametrize("format", PLANES)
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(
+    heights=st.lists(st.sampled_from([1, 2, 127, 128, 129, 257]), min_size=1, max_size=3),
+    columns=st.integers(1, 3),
+    bias=st.booleans(),
+    start=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_any_bytes_of_several_weights_lie_where_the_kernels_read_them(format, heights, columns, bias, start, seed):
+    """Scales that are no numbers among them, from blocks that start at any byte, some rows at a time."""
+    k, size = columns * lookup(format).block, columns * lookup(format).planes[0].items
+    generator = torch.Generator().manual_seed(seed)
+    stored = torch.randint(256, (start + sum(heights) * size,), dtype=torch.uint8, generator=generator)[start:]
+    weights = [
+        Weight("w", (len(blocks), k), format, (blocks,)) for blocks in stored.view(-1, size).split(heights, dim=0)
+    ]
+    biases = [Weight("b", (n,), "f32", (torch.randn(n, generator=generator),)) for n in heights if bias]
+    before = stored.clone()
+    with mock.patch("kernelmux.contract.weights.CHUNK", 1):
+        packed = mul_mat_weights.packed([*weights, *biases], format, CPU)
+    stated = [*stated_planes(format, stored.view(-1, size).numpy()), *([_below(biases)] if bias else [])]
+    assert [part.numpy().tobytes() for part in packed] == [part.tobytes() for part in stated]
+    assert stored.equal(before)
+
+
+def _below(biases):
+    return np.concatenate([bias.planes[0].numpy() for bias in biases])
 
 
 @pytest.mark.parametrize("format", PLANES)

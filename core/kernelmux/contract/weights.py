@@ -21,9 +21,9 @@ TALL = 128
 """Rows that a block of any format spans at most: ranges of rows are multiples of it."""
 
 
-def row_ranges(n: int, k: int, multiple: int = TALL, elements: int = CHUNK) -> Iterator[slice]:
-    """Ranges of the rows of a matrix [n, k], about so many elements each; all but the last have a multiple of rows."""
-    step = max(multiple, elements // k // multiple * multiple)
+def row_ranges(n: int, k: int, multiple: int = TALL, elements: int = 0) -> Iterator[slice]:
+    """Ranges of a matrix's rows, about so many elements each, or CHUNK; all but the last have a multiple of rows."""
+    step = max(multiple, (elements or CHUNK) // k // multiple * multiple)
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 

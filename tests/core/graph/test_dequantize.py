@@ -31,6 +31,10 @@ def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bits and bool(found.isnan().equal(wanted.isnan())) and found.shape == wanted.shape
 
 
+def test_every_type_of_block_is_taken_apart_where_it_lies():
+    assert sorted(UNPACK) == sorted(BLOCKS)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(count=st.integers(1, 70), seed=st.integers(0, 2**31))
@@ -52,14 +56,15 @@ def test_every_byte_of_a_block_counts_in_every_value(name):
         assert same(dequantize_blocks(name, blocks), expected(name, blocks)), at
 
 
+@pytest.mark.parametrize("start", [1, 2, 3])
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (5, 3)])
 @pytest.mark.parametrize("name", sorted(UNPACK))
-def test_a_weight_of_several_blocks_a_row_is_read_from_where_it_lies(name):
-    """As in a mapped file: rows of several blocks, that start at an odd multiple of two bytes."""
-    fmt = lookup(name)
-    columns, rows = 3 * fmt.block, 5
-    blocks = any_bytes(name, 3 * rows, 1) & 0x3F
-    whole = torch.zeros(2 + blocks.numel(), dtype=torch.uint8)
-    whole[2:] = blocks.flatten()
-    weight = Weight("w", (rows, columns), name, (whole[2:].view(rows, -1),))
+def test_a_weight_is_read_from_where_it_lies(name, rows, count, start):
+    """As in a mapped file, at whatever byte: one block, and rows of several."""
+    blocks = any_bytes(name, rows * count, 1) & 0x3F
+    columns = count * lookup(name).block
+    whole = torch.zeros(start + blocks.numel(), dtype=torch.uint8)
+    whole[start:] = blocks.flatten()
+    weight = Weight("w", (rows, columns), name, (whole[start:].view(rows, -1),))
     assert same(weight.dequantize(), expected(name, blocks).view(rows, columns))
     assert weight.dequantize(torch.bfloat16).equal(expected(name, blocks).view(rows, columns).bfloat16())

@@ -1,0 +1,35 @@
+"""Bit fields and numbers within blocks of bytes, wherever they lie and at whatever byte they start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def words(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes [blocks, w] as numbers [blocks, w / their size]: copied, for a view would have to start at an even byte."""
+    import torch
+
+    return packed.clone(memory_format=torch.contiguous_format).view(dtype)
+
+
+def half(blocks: torch.Tensor, start: int) -> torch.Tensor:
+    """A float16 number of each block, in float32 [blocks, 1]."""
+    import torch
+
+    return words(blocks[:, start : start + 2], torch.float16).float()
+
+
+def fields(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The fields of so many bits of each byte, lowest first: [blocks, ..., w] as [blocks, ..., 8 / bits, w]."""
+    import torch
+
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).unsqueeze(1)
+    return (packed.unsqueeze(-2) >> shifts).bitwise_and_(2**bits - 1)
+
+
+def in_order(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The fields of bytes [blocks, w], those of a byte beside each other, lowest first: [blocks, 8 / bits * w]."""
+    return fields(packed, bits).mT.flatten(1)
