@@ -19,11 +19,11 @@ from kernelmux.graph.formats import Weight
 if TYPE_CHECKING:
     import torch
 
-PIECE = 2**24
+PIECE = 2**23
 """Bytes that are sent at once."""
-PIECES = 12
+PIECES = 8
 """Pinned buffers of that size: to pin memory takes as long as to send three times as much."""
-THREADS = 8
+THREADS = 4
 """That fill them: one alone copies at a tenth of the bus's rate."""
 AHEAD = 2**29
 """Bytes of weights that may be on the device before their packed forms are made. A larger weight stays where it lies:
