@@ -23,6 +23,10 @@ TIMEOUT = 1800
 _UNSET = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR", "COLUMNS", "KERNELMUX_BACKENDS", "PYTHONWARNINGS")
 
 
+# What is said of stages that take long, on a busy machine.
+_PROGRESS = re.compile(r"^[a-z ]+: (\d+ s so far|.* of .*, \d+ s left)\n", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command left behind."""
@@ -36,7 +40,7 @@ def run_command(*arguments: object, env: Mapping[str, str] | None = None) -> Res
     """The command in a process of its own, its output no terminal."""
     process = start_command(*arguments, env=env)
     out, err = process.communicate(timeout=TIMEOUT)
-    return Result(process.returncode, out.decode(), err.decode())
+    return Result(process.returncode, out.decode(), _PROGRESS.sub("", err.decode()))
 
 
 def start_command(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -70,7 +74,7 @@ def call_command(*arguments: object) -> Result:
         except SystemExit as end:
             code = end.code or 0
     assert isinstance(code, int), f"exited with {code!r}, which is no exit code"
-    return Result(code, out.getvalue(), err.getvalue())
+    return Result(code, out.getvalue(), _PROGRESS.sub("", err.getvalue()))
 
 
 def assert_one_line_error(result: Result, *hints: str) -> None:

@@ -1,15 +1,18 @@
-"""How far a preparation has come, on stderr: a bar on a terminal, elsewhere a line where a stage takes long."""
+"""What a command is doing, on stderr: a bar on a terminal, elsewhere a line a second while something takes long."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from types import TracebackType
 from typing import Any
 
 import typer
 
+from kernelmux.cli.stages import Stages
 from kernelmux.graph.formats import human_bytes
 from kernelmux.run.progress import Progress
 
@@ -17,15 +20,19 @@ QUIET = 1.0
 """Seconds that may pass without a word, where there is no terminal."""
 
 
-@dataclass
 class ProgressBar:
-    """Shows how far each stage is; a context, at whose end the bar is gone."""
+    """Shows the stage that a command is in, and how far it is; a context, at whose end the bar is gone.
 
-    _bar: Any = None
-    _task: Any = None
-    _stage: str = ""
-    _began: float = field(default_factory=time.monotonic)
-    _said: float = field(default_factory=time.monotonic)
+    What a stage has taken is told to `stages` when it is done.
+    """
+
+    def __init__(self, stages: Stages | None = None) -> None:
+        self._stages = stages
+        self._stage, self._began = "", time.monotonic()
+        self._latest: Progress | None = None
+        self._over = Event()
+        self._bar: Any = None
+        self._task: Any = None
 
     def __enter__(self) -> ProgressBar:
         if sys.stderr.isatty():
@@ -34,27 +41,55 @@ class ProgressBar:
 
             parts = "{task.description}", bars.BarColumn(), "{task.fields[told]}", bars.TimeRemainingColumn()
             self._bar = bars.Progress(*parts, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=None, told="")
             self._bar.start()
+        else:
+            Thread(target=self._tell, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is shown."""
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
 
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of which nobody can say how far it is."""
+        self.begin(name)
+        yield
+        self._done()
+
+    def begin(self, stage: str) -> None:
+        """The same, until the next one begins."""
+        self._latest, self._stage, self._began = None, stage, time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(self._task, description=stage, total=None, told="")
+
+    def _done(self) -> None:
+        if self._stages is not None:
+            self._stages.done(self._stage)
+
     def show(self, progress: Progress) -> None:
         """A stage has come so far."""
-        now = time.monotonic()
         if progress.stage != self._stage:
-            self._stage, self._began = progress.stage, now
-            if self._bar is not None:
-                self._bar.update(self._task, visible=False) if self._task is not None else None
-                self._task = self._bar.add_task(progress.stage, total=progress.total, told="")
+            self.begin(progress.stage)
+        self._latest = progress
+        self._done()
         if self._bar is not None:
-            self._bar.update(self._task, completed=progress.done, told=_told(progress))
-        elif now - self._said >= QUIET:
-            self._said = now
-            left = (now - self._began) * (progress.total / progress.done - 1) if progress.done else 0.0
-            typer.echo(f"{progress.stage}: {_told(progress)}, {left:.0f} s left", err=True)
+            self._bar.update(self._task, completed=progress.done, total=progress.total, told=_told(progress))
+
+    def _tell(self) -> None:
+        while not self._over.wait(QUIET):
+            spent, latest = time.monotonic() - self._began, self._latest
+            if latest is not None and latest.done:
+                left = spent * (latest.total / latest.done - 1)
+                typer.echo(f"{latest.stage}: {_told(latest)}, {left:.0f} s left", err=True)
+            elif self._stage:
+                typer.echo(f"{self._stage}: {spent:.0f} s so far", err=True)
 
 
 def _told(progress: Progress) -> str:

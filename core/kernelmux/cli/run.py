@@ -86,42 +86,42 @@ def run(
     stages.done("starting Python")
     start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
-    if timing or json:
-        # By itself, so that it is told apart from what needs it first.
-        import torch  # noqa: F401
-
-        stages.done("importing torch")
-    opened = open_asked(model, random, device)
-    stages.done("opening the model")
     if locked is not None and (policy or exact or use or max_rows):
         raise typer.BadParameter(
             "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
         )
-    if locked is not None:
-        made = opened.locked_plan(locked, device)
-    else:
-        made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
-    stages.done("planning")
-    answer = opened.generate(
-        [{"role": "user", "content": prompt}] if chat else prompt,
-        made,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    try:
-        with _capturing(answer, capture):
-            with ProgressBar() as bar:
+    with ProgressBar(stages) as bar:
+        # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
+        if model is None or model.is_file():
+            with bar.stage("importing torch"):
+                import torch  # noqa: F401
+        with bar.stage("opening the model"):
+            opened = open_asked(model, random, device)
+        with bar.stage("planning"):
+            if locked is not None:
+                made = opened.locked_plan(locked, device)
+            else:
+                made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
+        with bar.stage("reading the vocabulary"):
+            answer = opened.generate(
+                [{"role": "user", "content": prompt}] if chat else prompt,
+                made,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+            )
+        try:
+            with _capturing(answer, capture):
                 for progress in answer.prepare():
-                    stages.done(progress.stage)
                     bar.show(progress)
-            pieces, interrupted = _stream(answer, echo=not json)
-    finally:
-        _tell_replaced(answer)
+                bar.begin("reading the prompt")
+                pieces, interrupted = _stream(answer, bar, echo=not json)
+        finally:
+            _tell_replaced(answer)
     told = stages.told(answer.prompt_seconds)
     if json:
         print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
@@ -139,11 +139,12 @@ def _capturing(answer: Generation, path: Path | None) -> AbstractContextManager[
     return capture_cases(answer.session, path)
 
 
-def _stream(answer: Generation, echo: bool) -> tuple[list[str], bool]:
-    """The answer's pieces, printed as they come; and whether Ctrl-C ended it."""
+def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str], bool]:
+    """The answer's pieces, printed as they come, the first of which ends the bar; and whether Ctrl-C ended it."""
     pieces: list[str] = []
     try:
         for text in answer:
+            bar.close()
             pieces.append(text)
             if echo:
                 typer.echo(text, nl=False)
@@ -151,6 +152,7 @@ def _stream(answer: Generation, echo: bool) -> tuple[list[str], bool]:
     except KeyboardInterrupt:
         return pieces, True
     finally:
+        bar.close()
         if echo:
             typer.echo("")
     return pieces, False

@@ -16,7 +16,7 @@ IMPORTED = time.monotonic()
 
 @dataclass
 class Stages:
-    """Stages one after another, from the start of the process on."""
+    """Stages one after another, from the start of the process on: each with the seconds that it took."""
 
     _last: float = field(default_factory=lambda: _started())
     _seconds: dict[str, float] = field(default_factory=dict)

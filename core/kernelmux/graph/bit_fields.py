@@ -26,8 +26,11 @@ def fields(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """The fields of so many bits of each byte, lowest first: [blocks, ..., w] as [blocks, ..., 8 / bits, w]."""
     import torch
 
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).unsqueeze(1)
-    return (packed.unsqueeze(-2) >> shifts).bitwise_and_(2**bits - 1)
+    *blocks, width = packed.shape
+    found = packed.new_empty(*blocks, 8 // bits, width)
+    for number in range(8 // bits):
+        torch.bitwise_right_shift(packed, bits * number, out=found[..., number, :])
+    return found.bitwise_and_(2**bits - 1)
 
 
 def in_order(packed: torch.Tensor, bits: int) -> torch.Tensor:

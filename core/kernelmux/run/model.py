@@ -16,7 +16,6 @@ from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
 from kernelmux.models import Source, open_model, open_random
-from kernelmux.models.chat import render_chat
 from kernelmux.plan.lock import read_lock
 from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
@@ -98,6 +97,9 @@ class Model:
         template = self.source.file.metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
+        # Here, for jinja takes a tenth of a second to import, and most prompts are no chat.
+        from kernelmux.models.chat import render_chat
+
         bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
         text = render_chat(template, messages, bos_token=bos, eos_token=eos)
         # The template writes the special tokens itself.

@@ -97,7 +97,7 @@ def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
 def test_the_time_to_the_first_token_is_told_by_stages(tiny: Path):
     asked = ("run", tiny, "-p", "hello", "--max-tokens", 2, *F32)
     stages = ["starting Python", "importing torch", "opening the model", "planning"]
-    stages += ["packing weights", "compiling kernels", "binding steps", "prompt"]
+    stages += ["reading the vocabulary", "packing weights", "compiling kernels", "binding steps", "prompt"]
     result = run_command(*asked, "--timing")
     (line,) = re.findall(r"^first token after .*(?:\n  .*)*", result.err, re.MULTILINE)
     whole, *each = map(float, re.findall(r"(\d+\.\d+) s\b", line))
