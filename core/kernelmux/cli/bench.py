@@ -25,6 +25,7 @@ from kernelmux.cli.common import (
     print_table,
     row_counts,
 )
+from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import KernelmuxError, nearest
 
 if TYPE_CHECKING:
@@ -97,13 +98,17 @@ def model(
     from kernelmux.run.sampling import Sampling
 
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
-    opened = open_asked(model, random, device)
+    with ProgressBar() as bar:
+        bar.begin("opening the model")
+        opened = open_asked(model, random, device)
     longest, held = max(prompt, context + decode), opened.source.shape.context
     if longest > held:
         raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
     asked = asked_policy(policy, exact)
-    plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
-    timed = time_model(opened, plan, load)
+    with ProgressBar() as bar:
+        bar.begin("planning")
+        plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
+        timed = time_model(opened, plan, load, bar.show)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
     _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *told(timed.replaced)], json)

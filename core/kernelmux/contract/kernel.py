@@ -206,7 +206,8 @@ class Kernel(ABC):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         """A call that does the node's work on `stream` (a torch stream, None on the CPU).
 
-        Everything slow happens here: compiling, loading, choosing. The node's extents and formats are final.
+        Everything slow happens here: compiling, loading, choosing. The node's extents and formats are final. Nodes are
+        bound in several threads at once.
         """
 
     @property

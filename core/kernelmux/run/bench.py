@@ -16,6 +16,7 @@ from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
 from kernelmux.run.pages import CachedSequence
+from kernelmux.run.progress import Progress
 from kernelmux.run.replaced import Replaced
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
@@ -107,22 +108,36 @@ def _row(work: str, unit: str, timing: Timing, per_second: float | None, launche
     return {"work": work, "unit": unit, "median": median, "p10 to p90": sorted(spread), "launches": launches}
 
 
-def time_model(model: Model, plan: Plan, load: Load) -> ModelTiming:
-    """Times a model with a plan; CapacityError where the plan takes fewer rows than the batch has."""
-    session = _prepared(model, plan, load.tokens, load.batch)
+def time_model(
+    model: Model, plan: Plan, load: Load, tell: Callable[[Progress], object] = lambda progress: None
+) -> ModelTiming:
+    """Times a model with a plan, and tells how far it is; CapacityError where the plan has fewer rows than the batch."""
+    session = _prepared(model, plan, load.tokens, load.batch, tell)
     wait = partial(plan.device.platform.synchronize, plan.device)
-    prefill = Timing.of([_time_prompt(session, _ids(model, load.prompt, 0), wait) for _ in range(PROMPTS + 1)][1:])
+    prompts = []
+    for count in range(PROMPTS + 1):
+        tell(Progress("timing prompts", count, PROMPTS + 1))
+        prompts.append(_time_prompt(session, _ids(model, load.prompt, 0), wait))
     sequences = [session.open() for _ in range(load.batch)]
     for index, sequence in enumerate(sequences):
         session.feed(sequence, _ids(model, load.context, index))
-    decodes = [_time_decoding(session, sequences, load.decode, wait, load.sampling) for _ in range(DECODES + 1)]
+    decodes = []
+    for count in range(DECODES + 1):
+        tell(Progress("timing decoding", count, DECODES + 1))
+        decodes.append(_time_decoding(session, sequences, load.decode, wait, load.sampling))
     host = None
     plan = session.plan
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
         host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait, load.sampling))
     launches = plan.schedule(load.batch, load.batch).launches
     return ModelTiming(
-        load, prefill, Timing.of(decodes[1:]), host, launches, _memory(plan, load), tuple(session.replaced)
+        load,
+        Timing.of(prompts[1:]),
+        Timing.of(decodes[1:]),
+        host,
+        launches,
+        _memory(plan, load),
+        tuple(session.replaced),
     )
 
 
@@ -149,11 +164,13 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
     return Timing.of(samples, captured=captured_rows(session.plan, rows) is not None)
 
 
-def _prepared(model: Model, plan: Plan, tokens: int, sequences: int) -> Session:
+def _prepared(
+    model: Model, plan: Plan, tokens: int, sequences: int, tell: Callable[[Progress], object] = lambda progress: None
+) -> Session:
     """A session with all weights packed."""
     session = model.session(plan, tokens, sequences)
-    for _ in session.prepare(()):
-        pass
+    for progress in session.prepare(()):
+        tell(progress)
     return session
 
 
