@@ -178,8 +178,11 @@ class Cuda(Platform):
     def graph(self, keep: bool = False) -> Any:
         return _cuda().CUDAGraph(keep_graph=keep)
 
-    def capturing(self, graph: Any, stream: Any) -> Any:
-        return _cuda().graph(graph, stream=stream, capture_error_mode="thread_local")
+    def graph_pool(self) -> Any:
+        return _cuda().graph_pool_handle()
+
+    def capturing(self, graph: Any, stream: Any, pool: Any = None) -> Any:
+        return _cuda().graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
 
     def is_capturing(self) -> bool:
         return bool(_cuda().is_current_stream_capturing())

@@ -181,8 +181,12 @@ class Platform:
         """An empty graph, to fill within `capturing` and to `replay`; `keep` keeps its nodes for `count_launches`."""
         raise PlanError(f"{self.kind} has no graphs: nothing is captured there")
 
-    def capturing(self, graph: Any, stream: Any) -> AbstractContextManager[object]:
-        """What is launched on the stream meanwhile goes into the graph."""
+    def graph_pool(self) -> Any:
+        """Memory for what is allocated while graphs are captured that never run at the same time."""
+        return None
+
+    def capturing(self, graph: Any, stream: Any, pool: Any = None) -> AbstractContextManager[object]:
+        """What is launched on the stream meanwhile goes into the graph; what is allocated comes from the pool."""
         raise PlanError(f"{self.kind} has no graphs: nothing is captured there")
 
     def is_capturing(self) -> bool:

@@ -111,7 +111,7 @@ def _row(work: str, unit: str, timing: Timing, per_second: float | None, launche
 def time_model(
     model: Model, plan: Plan, load: Load, tell: Callable[[Progress], object] = lambda progress: None
 ) -> ModelTiming:
-    """Times a model with a plan, and tells how far it is; CapacityError where the plan has fewer rows than the batch."""
+    """Times a model with a plan, telling how far it is; CapacityError where the plan takes fewer rows than the batch."""
     session = _prepared(model, plan, load.tokens, load.batch, tell)
     wait = partial(plan.device.platform.synchronize, plan.device)
     prompts = []
@@ -130,15 +130,8 @@ def time_model(
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
         host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait, load.sampling))
     launches = plan.schedule(load.batch, load.batch).launches
-    return ModelTiming(
-        load,
-        Timing.of(prompts[1:]),
-        Timing.of(decodes[1:]),
-        host,
-        launches,
-        _memory(plan, load),
-        tuple(session.replaced),
-    )
+    prefill, steps = Timing.of(prompts[1:]), Timing.of(decodes[1:])
+    return ModelTiming(load, prefill, steps, host, launches, _memory(plan, load), tuple(session.replaced))
 
 
 def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:

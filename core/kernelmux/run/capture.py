@@ -48,10 +48,10 @@ class CapturedWalk:
         return self.walk.outputs
 
 
-def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], object]) -> CapturedWalk:
+def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], object], pool: Any = None) -> CapturedWalk:
     """Records a walk, and after it what `tail` launches.
 
-    The walk runs once before: libraries make their handles and workspaces at the first call, which a capture forbids.
+    What `tail` allocates comes from `pool`. The walk runs once before: libraries make their handles and workspaces at the first call, which a capture forbids.
     """
     platform = device.platform
     with platform.on(stream):
@@ -60,7 +60,7 @@ def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], obje
     graph = platform.graph()
     failure: LaunchError | None = None
     try:
-        with platform.capturing(graph, stream):
+        with platform.capturing(graph, stream, pool):
             failure = _record(walk, platform)
             if failure is None:
                 tail(walk)

@@ -69,6 +69,7 @@ class Walker:
         arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
         self.placement = Placement(plan, arena, leaves, host or {})
         self._packed = packed
+        self._pool = plan.device.platform.graph_pool()
         self._bound = 0
         self._walks: dict[Key, Walk] = {}
         self._captured: dict[tuple[Callable[[Walk], object], Key], CapturedWalk] = {}
@@ -155,7 +156,7 @@ class Walker:
         """
         key = tail, _key(dims)
         if key not in self._captured:
-            self._captured[key] = capture(self.bind(**dims), self.plan.device, self.stream, tail)
+            self._captured[key] = capture(self.bind(**dims), self.plan.device, self.stream, tail, self._pool)
         return self._captured[key]
 
     @property

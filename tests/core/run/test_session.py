@@ -30,7 +30,7 @@ def eager_capture(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A capture that runs its launches at each call; the rows of each one that was made."""
     made = []
 
-    def capture(walk, device, stream, tail):
+    def capture(walk, device, stream, tail, pool):
         made.append(len(walk.outputs["logits"]))
 
         class Replayed:
