@@ -111,7 +111,7 @@ def _row(work: str, unit: str, timing: Timing, per_second: float | None, launche
 def time_model(
     model: Model, plan: Plan, load: Load, tell: Callable[[Progress], object] = lambda progress: None
 ) -> ModelTiming:
-    """Times a model with a plan, telling how far it is; CapacityError where the plan takes fewer rows than the batch."""
+    """Times a model with a plan, telling how far it is; CapacityError where the plan has fewer rows than the batch."""
     session = _prepared(model, plan, load.tokens, load.batch, tell)
     wait = partial(plan.device.platform.synchronize, plan.device)
     prompts = []
