@@ -51,8 +51,8 @@ class CapturedWalk:
 def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], object], pool: Any = None) -> CapturedWalk:
     """Records a walk, and after it what `tail` launches.
 
-    What `tail` allocates comes from `pool`. The walk runs once before: libraries make their handles and workspaces at the
-    first call, which a capture forbids.
+    What `tail` allocates comes from `pool`. The walk runs once before: libraries make their handles and workspaces at
+    the first call, which a capture forbids.
     """
     platform = device.platform
     with platform.on(stream):
