@@ -29,6 +29,10 @@ def check(
     op: Annotated[str, typer.Option("--op", metavar="OP", help="Only this op's cases.")] = "",
     kernel: Annotated[str, typer.Option("--kernel", metavar="KERNEL", help="Only this one, as torch:f32.")] = "",
     case: Annotated[str, typer.Option("--case", metavar="GLOB", help="Only the case of this name or pattern.")] = "",
+    until: Annotated[
+        str,
+        typer.Option("--until", metavar="CASE", help="Only the cases up to this one, in their order."),
+    ] = "",
     device: DeviceName = "cpu",
     smoke: Annotated[bool, typer.Option("--smoke", help="Only the cases that run in seconds.")] = False,
     large: Annotated[bool, typer.Option("--large", help="Also the large cases, which the CPU leaves out.")] = False,
@@ -50,6 +54,7 @@ def check(
     A kernel that fails smoke cases is on record then: `auto` does not take it on this machine until they pass.
     """
     from kernelmux.conformance import Filter
+    from kernelmux.conformance.alone import told_alone
     from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
@@ -65,7 +70,7 @@ def check(
     current, target = registry.current(), find_device(device)
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
-    chosen = _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu"))
+    chosen = _up_to(until, _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu")))
     if list_cases:
         for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
             typer.echo(line)
@@ -73,8 +78,10 @@ def check(
     if peer:
         _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
     entries = read_known(known) if known else []
-    narrowed = bool(op or kernel or case or smoke or cases)
+    narrowed = bool(op or kernel or case or until or smoke or cases)
     outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
+    if len(chosen) > 1 and not until:
+        outcomes = told_alone(outcomes)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
@@ -131,6 +138,17 @@ def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
     asked = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in filters.items() if value)
     close = nearest(wanted.case, {job.name for job in every}).partition(";")[0] if wanted.case else ""
     raise BackendError(f"no case matches {asked}{close}; kernelmux check --list shows them, with --large all")
+
+
+def _up_to(name: str, chosen: list[Job]) -> list[Job]:
+    """The jobs up to the last one of that name, or all if there is none; BackendError where no job is called so."""
+    if not name:
+        return chosen
+    found = [index for index, job in enumerate(chosen) if job.name == name]
+    if not found:
+        close = nearest(name, {job.name for job in chosen}).partition(";")[0]
+        raise BackendError(f"no case among those chosen is called {name!r}{close}; kernelmux check --list shows them")
+    return chosen[: found[-1] + 1]
 
 
 def _require_kernel(name: str, every: Iterable[Job]) -> None:

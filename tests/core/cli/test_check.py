@@ -403,3 +403,11 @@ def test_a_report_does_not_take_the_place_of_what_is_read(option, read, tmp_path
     assert f"Invalid value for {option}: " in said
     assert "asked for: name another file" in said
     assert path.read_text() == before
+
+
+def test_it_stops_at_the_case_that_it_is_told():
+    code, outcomes = checked("--op", "silu", "--until", "silu-m1-n127", fake=backend(silu=right()))
+    assert code == 0
+    assert list(outcomes) == list(CASES)[: list(CASES).index("silu-m1-n127") + 1]
+    missed = check("--op", "silu", "--until", "silu-m5-n57", fake=backend(silu=right()))
+    assert_one_line_error(missed, "is called 'silu-m5-n57' (did you mean 'silu-m5-n576'?)", "--list")

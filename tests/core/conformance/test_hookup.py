@@ -68,7 +68,7 @@ def run(plugin, **options):
     def test(call, *arguments):
         try:
             call(*arguments)
-        except AssertionError as error:
+        except pytest.fail.Exception as error:
             counts["failed"] += 1
             messages.append(str(error))
         except pytest.skip.Exception:
