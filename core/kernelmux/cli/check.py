@@ -35,7 +35,13 @@ def check(
     ] = "",
     device: DeviceName = "cpu",
     smoke: Annotated[bool, typer.Option("--smoke", help="Only the cases that run in seconds.")] = False,
-    large: Annotated[bool, typer.Option("--large", help="Also the large cases, which the CPU leaves out.")] = False,
+    large: Annotated[
+        bool,
+        typer.Option(
+            "--large",
+            help="Also the large cases, which the CPU leaves out, and those named *-huge-offsets, of over 2^31 elements.",
+        ),
+    ] = False,
     peer: Annotated[
         str, typer.Option("--peer", metavar="KERNEL", help="Who misses a bound passes if this one is no closer.")
     ] = "",
@@ -70,7 +76,7 @@ def check(
     current, target = registry.current(), find_device(device)
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
-    chosen = _up_to(until, _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu")))
+    chosen = _up_to(until, _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu", huge=large)))
     if list_cases:
         for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
             typer.echo(line)
@@ -108,14 +114,14 @@ def _find_jobs(
     if backend and kernel and backend != of_kernel:
         raise BackendError(f"{kernel} is no kernel of backend {backend}")
     if asked := backend or of_kernel:
-        return list(jobs(asked, registry, device, Filter(large=True), file)), {}
+        return list(jobs(asked, registry, device, Filter(large=True, huge=True), file)), {}
     if not registry.backends:
         raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
     every: list[Job] = []
     notes = {}
     for name in registry.backends:
         try:
-            every += jobs(name, registry, device, Filter(large=True), file)
+            every += jobs(name, registry, device, Filter(large=True, huge=True), file)
         except BackendError as error:
             notes[name] = str(error)
     if not every:

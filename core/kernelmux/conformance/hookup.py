@@ -16,6 +16,7 @@ from typing import Any
 
 from kernelmux.conformance.alone import MOST, tell_alone
 from kernelmux.conformance.case_file import CaseFile, read_cases
+from kernelmux.conformance.huge import huge_cases
 from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import ALL, Variant, choices, run_case
 from kernelmux.contract.device import find_device
@@ -59,6 +60,8 @@ class Filter:
     """Only the cases marked `smoke`."""
     large: bool = False
     """Also the cases marked `large`, which a CPU had better leave out."""
+    huge: bool = False
+    """Also the cases marked `huge`, of more than 2^31 elements."""
 
     def wants(self, job: Job) -> bool:
         return (
@@ -67,6 +70,7 @@ class Filter:
             and (not self.case or job.name == self.case or fnmatchcase(job.name, self.case))
             and (not self.smoke or "smoke" in job.case.marks)
             and (self.large or "large" not in job.case.marks or job.name == self.case)
+            and (self.huge or "huge" not in job.case.marks or job.name == self.case)
         )
 
 
@@ -100,6 +104,8 @@ def jobs(
     if fault := registry.backends[backend].fault:
         raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
     cases, source = (file.cases, file.path) if file else (all_cases(), "")
+    if wanted and wanted.huge and file is None:
+        cases += tuple(huge.case for huge in huge_cases().values())
     asked_op = wanted.op if wanted else ""
     for op, kernels in _variants_of(backend, registry, device, cases, source, asked_op).items():
         for kernel, variants in kernels.items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from kernelmux.conformance import checks, declared
 from kernelmux.conformance.draw import draw_case
+from kernelmux.conformance.huge import Huge, huge_cases, run_huge
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
 from kernelmux.contract.answers import Offer, checked_formats, checked_variants, stored
@@ -60,6 +61,9 @@ def run_case(
     if isinstance(found, Declined):
         return replace(blank, reason=found.reason)
     # Not before it is known that the kernel takes the case: numbers are most of a refused one's time.
+    huge = huge_cases().get(case.name) if "huge" in case.marks else None
+    if huge:
+        return _run_huge(huge, node, found, target, blank)
     drawn = draw_case(case)
     try:
         # Untold the first, as in a plan that nothing was measured for.
@@ -73,10 +77,23 @@ def run_case(
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed, launches(case, name))
     except (Exception, SystemExit) as error:
-        said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
-        failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
-        return replace(blank, status="fail", failures=(failure,), trace=trace)
+        return _raised(blank, error)
     return replace(outcome, status="fail") if outcome.failures else outcome
+
+
+def _raised(blank: Outcome, error: BaseException) -> Outcome:
+    said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
+    failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
+    return replace(blank, status="fail", failures=(failure,), trace=trace)
+
+
+def _run_huge(huge: Huge, node: TensorNode, kernel: Kernel, device: Device, blank: Outcome) -> Outcome:
+    try:
+        kernel.variant = next(iter(checked_variants(kernel, node).values()), None)
+        nodes = _store(node, kernel, None), _store(case_node(huge.small), kernel, None)
+        return run_huge(huge, kernel, nodes, device, blank)
+    except (Exception, SystemExit) as error:
+        return _raised(blank, error)
 
 
 def _find(name: str, offer: Offer) -> Kernel | Declined:

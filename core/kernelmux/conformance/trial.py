@@ -254,10 +254,21 @@ class Trial:
         batch: torch.Tensor | None = None,
     ) -> Measured:
         """What `memory` holds of output `index`, against the truth; `wanted`, of `batch`, where it is another's."""
-        format = lookup(self.node.outputs[index].format)
         truth = self.expected[index] if wanted is None else wanted
+        found = dequantize_planes(self.node.outputs[index].format, memory.parts, torch.double)
+        return self.compare(index, found, truth, peer, batch)
+
+    def compare(
+        self,
+        index: int,
+        found: torch.Tensor,
+        truth: torch.Tensor,
+        peer: tuple[float, float] = (0.0, 0.0),
+        batch: torch.Tensor | None = None,
+    ) -> Measured:
+        """Numbers of output `index` against their truth."""
+        format = lookup(self.node.outputs[index].format)
         bound = self.kernel.precision + format.rounding
-        found = dequantize_planes(format.name, memory.parts, torch.double)
         return compare(found, truth, bound, format.block, peer, batch, self.layout(index))
 
     def layout(self, index: int) -> Layout:
