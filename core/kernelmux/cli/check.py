@@ -39,7 +39,7 @@ def check(
         bool,
         typer.Option(
             "--large",
-            help="Also the large cases, which the CPU leaves out, and those named *-huge-offsets, of over 2^31 elements.",
+            help="Also the large cases, which the CPU leaves out, and those of over 2^31 elements.",
         ),
     ] = False,
     peer: Annotated[
