@@ -15,6 +15,7 @@ from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
+from kernelmux.run.nucleus import Way
 from kernelmux.run.pages import CachedSequence
 from kernelmux.run.progress import Progress
 from kernelmux.run.replaced import Replaced
@@ -229,15 +230,15 @@ def _time_enqueueing(
     # Reserves room for all steps, starts the drawing, and makes the state of the next.
     with closing(session.decode(sequences, [0] * len(sequences), steps, sampling)) as first:
         next(first)
-    drawn = not sampling.greedy
-    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences], drawn)
+    way = Way.of([sampling])
+    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences], way)
     assert walk is not None
     ids = session.ids_copy(len(sequences))
     for _ in range((steps - AHEAD) // IN_A_ROW):
         wait()
         started = time.perf_counter()
         for _ in range(IN_A_ROW):
-            if drawn:
+            if way is not None:
                 session.drawing.send()
             walk()
             ids.start()

@@ -203,7 +203,7 @@ class Generation:
         most = self.session.plan.max_rows
         prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
         rows = {*prompt, 1} if self.max_tokens > 1 else prompt
-        yield from self.session.prepare(rows, drawn=not self.sampling.greedy)
+        yield from self.session.prepare(rows, self.sampling)
 
     def __iter__(self) -> Iterator[str]:
         for _ in self.prepare():

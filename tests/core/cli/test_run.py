@@ -273,12 +273,12 @@ def test_ctrl_c_of_a_json_run_leaves_whole_json_that_says_so(monkeypatch: pytest
     """Within this process, as nothing outside tells when a run that prints nothing has begun."""
     calls = iter(range(20))
 
-    def interrupt(logits: torch.Tensor, rows: object) -> torch.Tensor:
+    def interrupt(logits: torch.Tensor, rows: object, uniforms: torch.Tensor) -> torch.Tensor:
         if next(calls) == 10:
             raise KeyboardInterrupt
         return torch.tensor([[104]])
 
-    monkeypatch.setattr("kernelmux.run.drawing.draw_of_likeliest", interrupt)
+    monkeypatch.setattr("kernelmux.run.drawing.draw_on_host", interrupt)
     result = call_command("run", endless, "-p", "hello", "--max-tokens", 90_000, "--temperature", 1, "--json")
     assert result.code == 130
     document = json.loads(result.out)
