@@ -302,5 +302,6 @@ def _exponents(logits: torch.Tensor, likeliest: torch.Tensor, rows: Rows) -> tor
 def _running_sums(weights: torch.Tensor) -> torch.Tensor:
     """Sums of padded weights from a row's first on."""
     sums = _in_blocks(weights).cumsum(dim=2)
-    sums[:, 1:] += sums[:, :-1, -1].cumsum(dim=1)[:, :, None]
+    # Not `+=`, which writes its result once more.
+    sums[:, 1:].add_(sums[:, :-1, -1].cumsum(dim=1)[:, :, None])
     return sums.view_as(weights)
