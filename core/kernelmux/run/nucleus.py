@@ -63,14 +63,15 @@ def by_rejection(sampling: Sampling) -> bool:
 class Rows(NamedTuple):
     """How each row is drawn: tensors [rows, 1], in float64 but for `last` (int64), `penalty` (float32) and a bool."""
 
-    temperature: torch.Tensor
+    cold: torch.Tensor
+    """The temperature below 0: as it stands in a sum, one launch less."""
     last: torch.Tensor
     """The place of the least likely that `top_k` keeps, from 0."""
     rejection: torch.Tensor
     """Whether it is drawn by rejection."""
     top_p: torch.Tensor | None
-    reach: torch.Tensor | None
-    """How far below the likeliest a scaled logit may be, by `min_p`."""
+    least: torch.Tensor | None
+    """The least exponent, of a scaled logit less the likeliest one, that `min_p` keeps."""
     penalty: torch.Tensor | None
 
     @staticmethod
@@ -79,11 +80,11 @@ class Rows(NamedTuple):
         import torch
 
         columns = (
-            [max(each.temperature, COLDEST) for each in samplings],
+            [-max(each.temperature, COLDEST) for each in samplings],
             [min(each.top_k or vocab, vocab) - 1 for each in samplings],
             [by_rejection(each) for each in samplings],
             [each.top_p for each in samplings],
-            [-math.log(each.min_p) if each.min_p else math.inf for each in samplings],
+            [math.log(each.min_p) if each.min_p else -math.inf for each in samplings],
             [min(max(each.repetition_penalty, 1 / MOST_PENALTY), MOST_PENALTY) for each in samplings],
         )
         kinds = (torch.float64, torch.int64, torch.bool, torch.float64, torch.float64, torch.float32)
@@ -107,7 +108,7 @@ class Rows(NamedTuple):
         """The same without what no row uses."""
         return self._replace(
             top_p=self.top_p if way.top_p else None,
-            reach=self.reach if way.min_p else None,
+            least=self.least if way.min_p else None,
             penalty=self.penalty if way.penalty else None,
         )
 
@@ -179,7 +180,7 @@ def _candidates(
     import torch
 
     exponents = _exponents(logits, _in_blocks(logits).amax(dim=2).amax(dim=1, keepdim=True), rows)
-    far = None if rows.reach is None else exponents < -rows.reach
+    far = None if rows.least is None else exponents < rows.least
     weights, whole = exponents.exp_(), None
     if far is not None:
         whole = None if rows.top_p is None else _in_blocks(weights).sum(dim=2).sum(dim=1, keepdim=True)
@@ -254,7 +255,7 @@ def _weigh(values: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor
 
     values = _padded(values)
     exponents = _exponents(values, values[:, :1], rows)
-    near = None if rows.reach is None else torch.searchsorted(-exponents, rows.reach, right=True) - 1
+    near = None if rows.least is None else torch.searchsorted(-exponents, -rows.least, right=True) - 1
     return _running_sums(exponents.exp_()), near
 
 
@@ -295,11 +296,12 @@ def _exponents(logits: torch.Tensor, likeliest: torch.Tensor, rows: Rows) -> tor
     """Scaled logits less the likeliest one, in float64: in one pass, and 0 there without rounding."""
     import torch
 
-    return torch.addcdiv(likeliest / -rows.temperature, logits, rows.temperature)
+    return torch.addcdiv(likeliest / rows.cold, logits, rows.cold, value=-1)
 
 
 def _running_sums(weights: torch.Tensor) -> torch.Tensor:
     """Sums of padded weights from a row's first on."""
     sums = _in_blocks(weights).cumsum(dim=2)
-    sums[:, 1:] += sums[:, :-1, -1].cumsum(dim=1)[:, :, None]
+    # Not `+=`, which writes its result once more.
+    sums[:, 1:].add_(sums[:, :-1, -1].cumsum(dim=1)[:, :, None])
     return sums.view_as(weights)

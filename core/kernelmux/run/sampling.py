@@ -25,10 +25,10 @@ class Sampling:
     """How the next token is drawn.
 
     Temperature 0 takes the likeliest. Else from softmax(logits / temperature), of the `top_k` likeliest (0: all), of
-    the fewest whose probabilities reach `top_p` (Holtzman et al. 2019, arXiv:1904.09751), and of those that have at
-    least `min_p` of the likeliest one's (Nguyen et al. 2024, arXiv:2407.01082). Before all that logits of tokens that
-    were there before are divided by `repetition_penalty` where they are above 0, else multiplied (Keskar et al. 2019,
-    arXiv:1909.05858).
+    the fewest whose probabilities reach `top_p` of these (Holtzman et al. 2019, arXiv:1904.09751), and of those that
+    have at least `min_p` of the likeliest one's (Nguyen et al. 2024, arXiv:2407.01082). Before all that logits of
+    tokens that were there before are divided by `repetition_penalty` where they are above 0, else multiplied (Keskar et
+    al. 2019, arXiv:1909.05858).
     """
 
     temperature: float = 0.0

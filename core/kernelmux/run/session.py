@@ -212,7 +212,7 @@ class Session:
                 if way is not None:
                     self.drawing.start(samplers)
             if walk is not None:
-                yield from self._decode_on_device(walk, sequences, steps, self.drawing if way else None)
+                yield from self._decode_on_device(walk, sequences, steps, None if way is None else self.drawing)
             else:
                 yield from self._decode_eagerly(feeds, steps, way)
 
