@@ -16,7 +16,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kernelmux
 from kernelmux.contract import registry
 from kernelmux.contract.background import Background
 from kernelmux.contract.cache import NO_FOLDER, Cache, library_versions, replacing, source_hash
@@ -154,7 +153,8 @@ class PackedCache:
         if known not in self._versions:
             found = registry.current().backends.get(backend)
             libraries = library_versions(sorted({"torch", *(found.libraries if found else ())}))
-            self._versions[known] = [LAYOUT, kernel.own_version, source_hash(kernelmux), libraries]
+            core = source_hash(PackedCache)
+            self._versions[known] = [LAYOUT, kernel.own_version, core, libraries]
         return self._versions[known]
 
     def _path(self, key: str) -> Path:
