@@ -8,7 +8,7 @@ a captured one: the device feeds itself the likeliest or drawn tokens, and the h
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -87,6 +87,8 @@ class Session:
         self._vocab = vocab
         self._tails: dict[Way | None, Callable[[Walk], None]] = {}
         self._at_work = Lock()
+        self.packed_cache = packed.cache
+        """Where packed weights are kept on disk, with what is to be told of it; None where nobody asked for it."""
         self.replaced: list[Replaced] = []
         """The kernels that raised and gave way to others, as they did."""
 
@@ -111,9 +113,11 @@ class Session:
             while True:
                 try:
                     yield from self._prepare(rows, Way.of([sampling or Sampling()]))
-                    return
+                    break
                 except LaunchError as error:
                     self._do_without(error)
+            if self.packed_cache is not None:
+                self.packed_cache.start()
 
     def _prepare(self, rows: Collection[int] | None, way: Way | None) -> Iterator[Progress]:
         if rows is None:
@@ -277,7 +281,8 @@ class Session:
                 "take one session a thread (they share the packed weights), and close a decode that is left early"
             )
         try:
-            yield
+            with nullcontext() if self.packed_cache is None else self.packed_cache.background.in_use():
+                yield
         finally:
             self._at_work.release()
 
