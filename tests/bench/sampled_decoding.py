@@ -52,7 +52,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     told = [{**row, "tokens/s": round(row["tokens/s"], 1), "of greedy": round(row["of greedy"], 3)} for row in rows]
     title = f"Decoding that draws, {asked.name or model.graph.name}, {device.name}"
-    method = f"medians of {DECODES} times {STEPS} steps of {asked.batch} sequences at 512 cached tokens"
+    method = f"Medians of {DECODES} times {STEPS} steps of {asked.batch} sequences at 512 cached tokens"
     report = make_report(title, device, method, told, commit=asked.commit)
     asked.out.mkdir(parents=True, exist_ok=True)
     save_report(report, asked.out / f"{'cpu' if device.platform.host_memory else card(device)}-sampling.json")

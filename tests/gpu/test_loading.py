@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
 import kernelmux
 from kernelmux.contract.device import find_device
@@ -16,6 +17,7 @@ from kernelmux.contract.uploads import PIECE, Uploads
 from kernelmux.graph.formats import Weight
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model, load_random
+from tiny_model import write_tiny_llama
 
 MODELS = ("tiny:bf16", "tiny:Q4_K_M", "tiny:Q4_0", "tiny:Q5_1", "tiny:Q8_0", "tiny:Q3_K", "tiny:fp8_row")
 
@@ -96,12 +98,13 @@ def test_preparing_leaves_what_is_cached(model: Model):
     assert found[: len(answer.ids)] == answer.ids
 
 
-def test_forms_that_are_kept_on_disk_come_back_to_the_bit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_forms_that_are_kept_on_disk_come_back_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Written from the card, sent there from the mapped files, and checked there."""
     monkeypatch.setenv("KERNELMUX_CACHE", str(tmp_path))
+    path = write_tiny_llama(tmp_path / "q4.gguf", weight_type=GGMLQuantizationType.Q4_0)
     started = []
     for _ in range(2):
-        model = kernelmux.load(tiny)
+        model = kernelmux.load(path)
         session = model.session(model.plan(device="cuda", max_rows=64), 100, cache_packed=True)
         for _ in session.prepare():
             pass
