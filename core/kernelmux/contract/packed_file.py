@@ -161,8 +161,12 @@ def map_form(path: Path, key: str, name: Form) -> MappedForm:
 def _mapped(path: Path, size: int, stored: Sequence[_Plane]) -> Iterator[torch.Tensor]:
     import torch
 
-    # Copy-on-write, and without a descriptor that stays open: a model has more forms than a process may have of these.
-    whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    try:
+        # Copy-on-write, and without a descriptor that stays open: a model has more forms than a process may have.
+        whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        # Another process may have deleted it just now.
+        raise OSError(str(error)) if path.exists() else FileNotFoundError(path) from error
     for plane in stored:
         yield whole[plane.offset : plane.offset + plane.nbytes]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -279,7 +280,7 @@ DAMAGE = {
     "longer": (lambda data: data + b"\0", "bytes of"),
     "a bit of a plane": (lambda data: data[:-5] + bytes([data[-5] ^ 16]) + data[-4:], "plane 0 is damaged"),
     "a plane of zeros": (lambda data: data[:4096] + bytes(len(data) - 4096), "plane 0 is damaged"),
-    "another shape": (lambda data: data.replace(b"[64, 64]", b"[32, 64]").replace(b"[32, 64]", b"[64, 32]"), "header"),
+    "another shape": (lambda data: re.sub(rb'("float32", \[)\d', rb"\g<1>1", data, count=1), "its header is damaged"),
     "another layout": (lambda data: data.replace(ORIGIN, MAGIC + b"9\n"), "it is of another layout"),
     "another form": (lambda data: rewritten(data, key="0" * 32), "it holds another form"),
     "foreign": (lambda data: b"mine, and not to be read " * 1000, "it is no file of packed weights"),
@@ -419,7 +420,8 @@ def test_two_processes_at_once_keep_one_file_a_form_and_see_no_broken_one(path: 
             session = start()
             session.packed_cache.background.finish()
             assert session.packed_cache.notes == [], session.packed_cache.notes
-            for file in list(Cache("packed").folder.iterdir())[turn % 5 :: 5]:
+            whole = [file for file in Cache("packed").folder.iterdir() if not file.name.startswith("tmp")]
+            for file in whole[turn % 5 :: 5]:
                 file.unlink(missing_ok=True)
             del session
         tell(start())
