@@ -23,6 +23,7 @@ from kernelmux.cli.common import (
     make_plan,
     open_asked,
     print_table,
+    refuse_overwriting,
     row_counts,
 )
 from kernelmux.cli.progress import ProgressBar
@@ -62,6 +63,7 @@ def ops(
     from kernelmux.graph.formats import lookup
     from kernelmux.measure.ceilings import measure_ceilings
 
+    refuse_overwriting("--json", json)
     target = find_device(device)
     stored = lookup(activations or target.platform.activations).name
     works = _works(shape, op, row_counts(m), context, stored)
@@ -97,6 +99,7 @@ def model(
     from kernelmux.run.replaced import told
     from kernelmux.run.sampling import Sampling
 
+    refuse_overwriting("--json", json, model=model, policy=policy)
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     with ProgressBar() as bar:
         bar.begin("opening the model")

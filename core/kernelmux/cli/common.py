@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from kernelmux.errors import KernelmuxError
+from kernelmux.files import refuse_model
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
@@ -93,18 +94,20 @@ def refuse_together(option: str, **others: object) -> None:
         raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
 
 
-def refuse_overwriting(option: str, written: Path | None, **read: Path | None) -> None:
-    """An error where the file to write is one that the command reads, by whatever path or link."""
-    for what, path in read.items():
+def refuse_overwriting(option: str, written: Path | None, **others: Path | None) -> None:
+    """An error where the file to write is one that the command reads or also writes, by whatever path or link."""
+    for what, path in others.items():
         if written is not None and path is not None and _same_file(written, path):
             raise typer.BadParameter(f"{written} is the {what} asked for: name another file", param_hint=option)
+    if written is not None:
+        refuse_model(written)
 
 
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # What does not exist is lost to nobody.
-        return False
+    except OSError:  # One of them does not exist: lost to nobody, unless both are to be written.
+        return one.resolve() == other.resolve()
 
 
 def asked_policy(path: Path | None, exact: bool) -> Policy | Path | None:
