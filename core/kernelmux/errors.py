@@ -86,6 +86,10 @@ class LaunchError(KernelmuxError):
         self.step = step
 
 
+class LogitsError(KernelmuxError):
+    """Logits are NaN or infinite, so that no token follows; the message says which, and how to find the node."""
+
+
 def nearest(asked: str, known: Iterable[str]) -> str:
     """The clause for an unknown name: ` (did you mean 'x'?)` where one is close, then all that exist."""
     names = sorted(known)
