@@ -290,7 +290,7 @@ def test_logits_that_are_no_numbers_stop_a_captured_decode_and_the_card_goes_on(
     model = kernelmux.load(tiny_model.write_tiny_llama(tmp_path / "nan.gguf", tied=False))
     session = model.session(model.plan(use=[POLICIES["f32"]], device="cuda"), 400, sequences=3)
     sequences = [session.open() for _ in range(3)]
-    with pytest.raises(LogitsError, match="^token 2, counted from the prompt's first, has no logits"):
+    with pytest.raises(LogitsError, match=r"^token 2, counted from the prompt's first, has no logits"):
         list(session.decode(sequences, [1, 7, 2], 6, sampling))
     assert session.walker.made.captured
     after = list(session.decode([session.open()], [1], 6, sampling))

@@ -148,10 +148,12 @@ def _timed(
     weights = random_weights(works, device)
     rows: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    known: set[str] = set()
-    for work in works:
-        offered, declined = find_kernels(work, registry.current(), device)
-        known.update((*offered, *declined))
+    found = [(work, *find_kernels(work, registry.current(), device)) for work in works]
+    names = {name for _, offered, declined in found for name in (*offered, *declined)}
+    known = {*names, *(name.partition(":")[0] for name in names)}
+    if unknown := [name for name in asked if name not in known]:
+        raise KernelmuxError(f"--kernel {unknown[0]}: unknown{nearest(unknown[0], known)}")
+    for work, offered, declined in found:
         refused = {name: refusal.reason for name, refusal in declined.items() if wanted(name)}
         notes.update({f"{name} does not take {work.label}: {reason}.": None for name, reason in refused.items()})
         for name, kernel in offered.items():
@@ -163,8 +165,7 @@ def _timed(
                 # One that fails must not cost the figures of the others.
                 notes[f"{name} at {work.label}, m = {work.m}: {type(error).__name__}: {error}"] = None
     if not rows:
-        unknown = f"--kernel {asked[0]}{nearest(asked[0], known)}" if asked else "the model has no such node"
-        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or unknown}")
+        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or 'the model has no such node'}")
     return rows, list(notes)
 
 
