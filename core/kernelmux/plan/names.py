@@ -23,7 +23,7 @@ OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
 """Backends of this project: a policy may name one that is not installed, is told so, and goes on without it."""
 
 Weight = Literal["error", "note", "here"]
-"""What a plan does about a finding: it raises it, or tells of it; `here` is no fault of the policy but the machine's."""
+"""What a plan does about a finding: it raises it, or tells of it; `here` is the machine's fault, not the policy's."""
 
 
 @dataclass(frozen=True)

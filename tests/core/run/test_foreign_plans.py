@@ -1,7 +1,6 @@
 """A plan of another model, file or device runs nowhere: not in `generate`, not in `forward`, not in a session."""
 
 import pytest
-import torch
 from gguf import GGMLQuantizationType
 
 import kernelmux
@@ -61,11 +60,3 @@ def test_one_of_this_kind_of_processor_in_other_words_is_none_of_another(model):
     here = find_device("cpu").device_class
     for device in ("cpu", described_device("cpu"), described_device(here), described_device(f"{here}, 64 processors")):
         assert model.forward([1, 2], model.plan(device=device)).shape == (2, 269)
-
-
-def test_a_file_with_other_weights_in_the_same_graph_takes_the_plan_and_its_own_weights(model, tmp_path):
-    """What a plan says it says of the graph: that of a tuned model is the one of the model that it was tuned from."""
-    other = kernelmux.load(write_tiny_llama(tmp_path / "other.gguf", seed=1))
-    with_theirs, with_own = other.forward([1, 2], model.plan()), other.forward([1, 2])
-    assert torch.equal(with_theirs, with_own)
-    assert not torch.equal(with_own, model.forward([1, 2]))
