@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kernelmux.cli.common import (
+    CachePacked,
     DeviceName,
     Exact,
     MaxRows,
@@ -89,6 +90,7 @@ def model(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     max_rows: MaxRows = None,
+    cache_packed: CachePacked = False,
     device: DeviceName = "cpu",
     json: JsonFile = None,
 ) -> None:
@@ -111,10 +113,10 @@ def model(
     with ProgressBar() as bar:
         bar.begin("planning")
         plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
-        timed = time_model(opened, plan, load, bar.show)
+        timed = time_model(opened, plan, load, bar.show, cache_packed)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
-    _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *told(timed.replaced)], json)
+    _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *timed.notes, *told(timed.replaced)], json)
 
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:

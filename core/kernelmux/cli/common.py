@@ -19,6 +19,7 @@ from kernelmux.files import refuse_model
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
+    from kernelmux.contract.packed_cache import PackedCache
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
@@ -63,6 +64,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of 
 MaxRows = Annotated[
     int | None,
     typer.Option("--max-rows", min=1, help="Token rows of the largest step, else 512: longer prompts take several."),
+]
+CachePacked = Annotated[
+    bool, typer.Option("--cache-packed", help="Keep packed weights on disk, and map those that an earlier run kept.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
 
@@ -146,6 +150,16 @@ def noted(plan: Plan, strict: bool) -> Plan:
         say("kernelmux: PlanError: --strict takes no plan of which such things are to be said", err=True)
         raise typer.Exit(1)
     return replace(plan, strict=True)
+
+
+def tell_cache(cache: PackedCache | None) -> None:
+    """On stderr, once all is written: what is to be told of packed weights on disk. Ctrl-C ends the writing."""
+    if cache is not None:
+        try:
+            cache.background.finish()
+        finally:
+            for note in cache.notes:
+                say(f"kernelmux: {note}", err=True)
 
 
 def row_counts(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
+from kernelmux.contract.packed_cache import PackedCache
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
@@ -108,15 +109,19 @@ class Model:
         # The template writes the special tokens itself.
         return tokenizer.encode(text, add_special=False)
 
-    def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
+    def session(self, plan: Plan, tokens: int, sequences: int = 1, *, cache_packed: bool = False) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
 
         Sessions share the weights that they pack alike, and let go of them when the last one is dropped. PlanError
         where the plan is for another graph than the model's, CapacityError where there is no room for what is asked.
+        `cache_packed` keeps on disk what the session packs, and maps what one of an earlier process kept; what is to be
+        told of it (a damaged file, a full disk) are the `notes` of the session's `packed_cache`.
         """
         self._check_plan(plan)
-        packed = self._packed.setdefault(plan.device, PackedWeights(self.source.file.weights, plan.device))
-        return Session(plan, packed.holder(), tokens, sequences)
+        file, device = self.source.file, plan.device
+        packed = self._packed.setdefault(device, PackedWeights(file.weights, device))
+        cache = PackedCache(file.weights, device, file.path, file.stamp) if cache_packed else None
+        return Session(plan, packed.holder(cache), tokens, sequences)
 
     def generate(
         self,
@@ -130,6 +135,7 @@ class Model:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        cache_packed: bool = False,
     ) -> Generation:
         """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
         if max_tokens < 1:
@@ -137,7 +143,8 @@ class Model:
         ids = self.encode(prompt)
         self._check_length(ids, max_tokens)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        session = self.session(self.plan() if plan is None else plan, len(ids) + max_tokens)
+        plan = self.plan() if plan is None else plan
+        session = self.session(plan, len(ids) + max_tokens, cache_packed=cache_packed)
         return Generation(self.source, session, ids, sampling, max_tokens)
 
     def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
@@ -212,7 +219,7 @@ class Generation:
         most = self.session.plan.max_rows
         prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
         rows = {*prompt, 1} if self.max_tokens > 1 else prompt
-        yield from self.session.prepare(rows, drawn=not self.sampling.greedy)
+        yield from self.session.prepare(rows, self.sampling)
 
     def __iter__(self) -> Iterator[str]:
         for _ in self.prepare():

@@ -1,4 +1,4 @@
-"""What a command writes takes the place of nothing that it reads, and of no model; a file is there whole or not at all."""
+"""What a command writes takes the place of nothing that it reads, and of no model; a file is whole or as it was."""
 
 import pytest
 
