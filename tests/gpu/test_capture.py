@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import kernelmux
+import tiny_model
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import find_device
-from kernelmux.errors import LaunchError
+from kernelmux.errors import LaunchError, LogitsError
 from kernelmux.graph.formats import as_tuple
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.drawing import Drawing, draw_next
@@ -294,3 +295,24 @@ def test_a_kernel_that_raises_costs_a_drawn_decode_no_token(tiny: Path):
             both.append(list(session.decode(sequences, ids, 8, DRAWN[:2])))
         assert len(session.walker.plan.banned) == (nth > 0)
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=3), Sampling(0.7, 0.9, 5, 0.1, 1.3)], ids=repr)
+def test_logits_that_are_no_numbers_stop_a_captured_decode_and_the_card_goes_on(tmp_path: Path, monkeypatch, sampling):
+    sound = tiny_model._weights
+
+    def weights(shapes, seed):
+        made = sound(shapes, seed)
+        made["token_embd.weight"][7] = float("nan")
+        return made
+
+    monkeypatch.setattr(tiny_model, "_weights", weights)
+    model = kernelmux.load(tiny_model.write_tiny_llama(tmp_path / "nan.gguf", tied=False))
+    session = model.session(model.plan(use=[POLICIES["f32"]], device="cuda"), 400, sequences=3)
+    sequences = [session.open() for _ in range(3)]
+    with pytest.raises(LogitsError, match=r"^token 2, counted from the prompt's first, has no logits"):
+        list(session.decode(sequences, [1, 7, 2], 6, sampling))
+    assert session.walker.made.captured
+    after = list(session.decode([session.open()], [1], 6, sampling))
+    assert len(after) == 6
+    torch.cuda.synchronize()

@@ -27,6 +27,7 @@ from kernelmux.cli.common import (
     asked_policy,
     line_width,
     make_plan,
+    noted,
     open_asked,
     print_json,
     refuse_overwriting,
@@ -102,7 +103,7 @@ def run(
             opened = open_asked(model, random, device)
         with bar.stage("planning"):
             if locked is not None:
-                made = opened.locked_plan(locked, device)
+                made = noted(opened.locked_plan(locked, device), strict)
             else:
                 made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
         with bar.stage("reading the vocabulary"):

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kernelmux.errors import ModelError
+from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 LONGEST_HEADER = 1 << 26

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +54,13 @@ class Model:
     def graph(self) -> Graph:
         return self.source.graph
 
-    def locked_plan(self, path: str | Path, device: str | Device = "cpu") -> Plan:
-        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
-        return read_lock(path, self.graph, registry.current(), _device(device))
+    def locked_plan(self, path: str | Path, device: str | Device = "cpu", *, strict: bool = False) -> Plan:
+        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with.
+
+        `strict` is as in `plan`, of the notes that were locked.
+        """
+        made = read_lock(path, self.graph, registry.current(), _device(device))
+        return _strictly(made, str(path)) if strict else made
 
     def plan(
         self,
@@ -71,7 +75,8 @@ class Model:
         """Chooses every node's kernel by a policy file, `exact`, or the default one; `use` (`OP=KERNEL`) outranks them.
 
         Where `auto` chooses, then for steps of up to `max_rows` rows, and for `context` cached tokens of each sequence.
-        `strict` makes an error, a PlanError, of whatever the plan's notes have to say.
+        `strict` makes an error, a PlanError, of whatever the plan's notes have to say, and in a walk of a kernel that
+        raises, whatever the policy's `on_error` is.
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """
         if policy is None:
@@ -81,9 +86,7 @@ class Model:
         made = make_plan(
             self.graph, policy.with_use(use), registry.current(), _device(device), max_rows, context=context
         )
-        if strict and made.notes:
-            raise PlanError(f"a plan that is strict has no notes: {'; '.join(made.notes)}", file=policy.source)
-        return made
+        return _strictly(made, policy.source) if strict else made
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids; messages go through the file's chat template."""
@@ -186,6 +189,12 @@ class Model:
                 f"the prompt has {len(ids)} tokens and {new_tokens} more may follow, the model holds {context}: "
                 "shorten the prompt, or lower --max-tokens"
             )
+
+
+def _strictly(plan: Plan, source: str) -> Plan:
+    if plan.notes:
+        raise PlanError(f"a plan that is strict has no notes: {'; '.join(plan.notes)}", file=source)
+    return replace(plan, strict=True)
 
 
 def _device(asked: str | Device) -> Device:

@@ -27,6 +27,7 @@ from kernelmux.run.pages import CachedSequence, CapacityError, Pages
 from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
 from kernelmux.run.sampling import Sampler, Sampling, each_sampler
+from kernelmux.run.soundness import check_highest, mark, read_ids
 from kernelmux.run.state import HostCopy, StepState, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
@@ -51,6 +52,8 @@ class Session:
     """
 
     def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
+        import torch
+
         if tokens < 1 or sequences < 1:
             raise CapacityError(f"a session holds at least 1 token of 1 sequence, not {tokens=} and {sequences=}")
         platform = plan.device.platform
@@ -85,6 +88,8 @@ class Session:
         vocab = plan.graph.values[self._logits].shape[1]
         assert isinstance(vocab, int)
         self._vocab = vocab
+        self._marked = torch.zeros(self._most, dtype=torch.float32, device=plan.device.torch)
+        """The ids of a captured step, as `mark` writes them."""
         self._tails: dict[Way | None, Callable[[Walk], None]] = {}
         self._at_work = Lock()
         self.packed_cache = packed.cache
@@ -199,7 +204,7 @@ class Session:
         seed's first numbers, and knows the token that is fed as one that was before; a Sampler draws on, and knows
         afterwards of what was yielded. Room for all steps is reserved at once. What was yielded is in the cache, but
         for the last ids. From its first ids to its end, or until it is closed, it has the session to itself: the next
-        step's state is on the device.
+        step's state is on the device. LogitsError takes the place of ids where a sequence's logits are NaN or infinite.
         """
         if len(sequences) != len(tokens):
             raise CapacityError(
@@ -223,8 +228,10 @@ class Session:
     def _decode_eagerly(self, feeds: Sequence[Feed], steps: int, way: Way | None) -> Ids:
         for _ in range(steps):
             logits = self._step(feeds)
+            highest, likeliest = logits.max(dim=-1)
+            check_highest(highest, self.plan, [feed.sequence for feed in feeds])
             if way is None:
-                ids = logits.argmax(dim=-1).tolist()
+                ids = likeliest.tolist()
             else:
                 self.drawing.send()
                 ids = self.drawing.draw(logits, way).tolist()
@@ -247,9 +254,10 @@ class Session:
                 walk()
                 copies[index % 2].start()
             if index:
-                ids = copies[(index - 1) % 2].wait()
+                marked = copies[(index - 1) % 2].wait()
                 for sequence in sequences:
                     sequence.length += 1
+                ids = read_ids(marked, self.plan, sequences)
                 if drawing is not None:
                     drawing.take(ids)
                 yield ids
@@ -269,8 +277,8 @@ class Session:
         return None
 
     def ids_copy(self, count: int) -> HostCopy:
-        """A place in host memory for the next tokens of `count` sequences."""
-        return HostCopy(self._state.buffers["tokens"][:count], self.plan.device)
+        """A place in host memory for the next tokens of `count` sequences, marked where there are none."""
+        return HostCopy(self._marked[:count], self.plan.device)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -353,7 +361,12 @@ class Session:
     def _advance(self, way: Way | None, walk: Walk) -> None:
         """On the device, the state of the next step: each sequence with a length gets its token."""
         logits = walk.outputs[self._logits]
-        self._state.advance(logits.argmax(dim=-1) if way is None else self.drawing.draw(logits, way))
+        if way is None:
+            highest, ids = logits.max(dim=-1)
+        else:
+            highest, ids = logits.amax(dim=-1), self.drawing.draw(logits, way)
+        mark(ids, highest, self._marked[: len(ids)])
+        self._state.advance(ids)
 
     def _write_state(self, feeds: Sequence[Feed], extents: Extents) -> None:
         """Fills the step's buffers, with padding up to a walk's extents."""

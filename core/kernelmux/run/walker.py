@@ -143,12 +143,14 @@ class Walker:
         """A walker over the same memory, on the same stream, whose plan does without the kernel that raised.
 
         Raises the error itself where the policy says so (`on_error`), where the fault is sticky, or where no other
-        kernel takes the node.
+        kernel takes the node; and where the plan is strict.
         """
         at = (error.node, error.kernel)
         choice = next(step.choice for step in self.plan.steps if (step.node.name, step.choice.name) == at)
         if error.sticky or choice.on_error == "error":
             raise error
+        if self.plan.strict:
+            raise error.strictly() from error
         try:
             plan = self.plan.without(error.node, error.kernel)
         except PlanError as nobody:
