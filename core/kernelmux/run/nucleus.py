@@ -179,7 +179,7 @@ def _candidates(
     """Ids drawn from all that `min_p` keeps, like `uniforms`; the weights of these, else 0; the weight of all."""
     import torch
 
-    exponents = _exponents(logits, _in_blocks(logits).amax(dim=2).amax(dim=1, keepdim=True), rows)
+    exponents = _exponents(logits, highest(logits)[:, None], rows)
     far = None if rows.least is None else exponents < rows.least
     weights, whole = exponents.exp_(), None
     if far is not None:
@@ -278,6 +278,11 @@ def _place(sums: torch.Tensor, last: torch.Tensor, uniforms: torch.Tensor) -> to
 
 
 # For both.
+
+
+def highest(logits: torch.Tensor) -> torch.Tensor:
+    """Each row's highest logit [rows], by blocks: at once it takes three times as long on a card."""
+    return _in_blocks(_padded(logits)).amax(dim=2).amax(dim=1)
 
 
 def _padded(logits: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.drawing import Drawing
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
 from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents
-from kernelmux.run.nucleus import Way
+from kernelmux.run.nucleus import Way, highest
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
 from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
@@ -228,8 +228,8 @@ class Session:
     def _decode_eagerly(self, feeds: Sequence[Feed], steps: int, way: Way | None) -> Ids:
         for _ in range(steps):
             logits = self._step(feeds)
-            highest, likeliest = logits.max(dim=-1)
-            check_highest(highest, self.plan, [feed.sequence for feed in feeds])
+            most, likeliest = logits.max(dim=-1)
+            check_highest(most, self.plan, [feed.sequence for feed in feeds])
             if way is None:
                 ids = likeliest.tolist()
             else:
@@ -362,10 +362,10 @@ class Session:
         """On the device, the state of the next step: each sequence with a length gets its token."""
         logits = walk.outputs[self._logits]
         if way is None:
-            highest, ids = logits.max(dim=-1)
+            most, ids = logits.max(dim=-1)
         else:
-            highest, ids = logits.amax(dim=-1), self.drawing.draw(logits, way)
-        mark(ids, highest, self._marked[: len(ids)])
+            most, ids = highest(logits), self.drawing.draw(logits, way)
+        mark(ids, most, self._marked[: len(ids)])
         self._state.advance(ids)
 
     def _write_state(self, feeds: Sequence[Feed], extents: Extents) -> None:
