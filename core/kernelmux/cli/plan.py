@@ -22,6 +22,7 @@ from kernelmux.cli.common import (
     asked_policy,
     line_width,
     make_plan,
+    noted,
     open_asked,
     print_json,
     refuse_overwriting,
@@ -128,4 +129,6 @@ def _plan_of(
 ) -> Plan:
     from kernelmux.plan.lock import is_lock
 
-    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict, max_rows)
+    if is_lock(path):
+        return noted(model.locked_plan(path, device), strict)
+    return make_plan(model, path, use, device, strict, max_rows)

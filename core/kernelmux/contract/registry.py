@@ -57,6 +57,8 @@ class Registry:
     """The backends at hand, in the order in which they were found."""
 
     backends: dict[str, Backend] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+    """The backends that KERNELMUX_BACKENDS names, where it narrows them down."""
     _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
     _own_hooks: dict[str, Mapping[str, pluggy.HookImpl]] = field(default_factory=dict, repr=False)
     _classes: dict[str, tuple[type[Kernel], ...]] = field(default_factory=dict, repr=False)
@@ -254,6 +256,7 @@ def discover() -> Registry:
     for name in allowed:
         if name not in found:
             raise BackendError(f"{ALLOW} names {name!r}{nearest(name, found)}")
+    registry.allowed = tuple(allowed)
     for name in allowed or sorted(found):
         registry.load(found[name])
     return registry

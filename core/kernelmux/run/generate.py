@@ -11,16 +11,22 @@ from contextlib import closing
 from kernelmux.run.drawing import draw_next
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
+from kernelmux.run.soundness import check_highest
 
 
 def generate(
     session: Session, ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int], max_tokens: int
 ) -> Iterator[int]:
-    """Token ids after a prompt, up to and with an end token, at most `max_tokens`."""
+    """Token ids after a prompt, up to and with an end token, at most `max_tokens`.
+
+    LogitsError where logits are NaN or infinite.
+    """
     sampler = sampling.sampler(ids)
     sequence = session.open()
     try:
-        token = draw_next(sampler, session.feed(sequence, ids)[-1])
+        logits = session.feed(sequence, ids)[-1]
+        check_highest(logits.amax()[None], session.plan, [sequence])
+        token = draw_next(sampler, logits)
         yield token
         if token in end_ids:
             return
