@@ -55,9 +55,9 @@ takes any, is also run in every format that the kernel declares, one value at a 
 `add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.
 
 A smoke case is launched over and over, {many} times one case in {every}: with other inputs at the same addresses,
-another binding launched by turns, and after a launch in which torch raises. Cases named `*-huge-offsets` have a weight or
-cache of more than 2^31 elements and bytes, whose numbers are a small case's: they are run by `--large`, and refused with
-the reason where memory does not suffice.
+another binding launched by turns, and after a launch in which torch raises. Cases named `*-huge-offsets` have a weight
+or cache of more than 2^31 elements and bytes, whose numbers are a small case's: they are run by `--large`, and refused
+with the reason where memory does not suffice.
 
 ## What is caught
 
