@@ -26,7 +26,7 @@ from kernelmux.cli.common import (
     row_counts,
 )
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.errors import KernelmuxError, nearest
+from kernelmux.errors import KernelmuxError, contained, nearest
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Ceilings, Device
@@ -156,9 +156,9 @@ def _timed(
                 continue
             try:
                 rows.append(time_kernel(work, name, kernel, weights, activations).row(ceilings))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 # One that fails must not cost the figures of the others.
-                notes[f"{name} at {work.label}, m = {work.m}: {type(error).__name__}: {error}"] = None
+                notes[f"{name} at {work.label}, m = {work.m}: {type(contained(error)).__name__}: {error}"] = None
     if not rows:
         unknown = f"--kernel {asked[0]}{nearest(asked[0], known)}" if asked else "the model has no such node"
         raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or unknown}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmux.conformance.guarded import POISONS, same
+from kernelmux.errors import contained
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def captured(trial: Trial) -> None:
         with platform.capturing(graph, trial.stream):
             trial.call()
     # Whatever library the kernel is written in may raise here, each an exception of its own.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        contained(error)
         trial.failures.append(f"captured: declared capturable, but capturing raises: {error}")
         return
     if (found := platform.count_launches(graph) or 0) > trial.kernel.launches:

@@ -19,7 +19,7 @@ from kernelmux.contract.answers import Offer, checked_formats, checked_variants,
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import KernelmuxError, where_raised
+from kernelmux.errors import KernelmuxError, contained, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
@@ -68,7 +68,8 @@ def run_case(
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        contained(error)
         said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
         failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
         return replace(blank, status="fail", failures=(failure,), trace=trace)

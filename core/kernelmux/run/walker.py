@@ -120,7 +120,7 @@ class Walker:
                 choice = steps[index].choice
                 try:
                     self._packed.get(steps[index].node, choice.name, choice.kernel)
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     raise launch_error(steps, index, self.plan.device, error) from error
                 done += self.plan.packed_forms.get(form, 0)
                 yield form, Progress(PACKING, done, total)
@@ -173,7 +173,7 @@ class Walker:
                     launch = self._bind(each)
                     self._bound += 1
                 calls.append(launch)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 raise launch_error(steps, index, self.plan.device, error) from error
         return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device)
 

@@ -7,7 +7,8 @@ import pytest
 from fake_backend import CPU, FakeKernel, chain, plan_for, silu_graph, whole_backend
 from kernelmux.conformance.testing import backend, one_node
 from kernelmux.contract import CONTRACT, Declined, hookimpl, registry
-from kernelmux.contract.registry import ALLOW, Registry
+from kernelmux.contract.installed import ALLOW
+from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError
 from kernelmux.graph.formats import Value
 
