@@ -20,14 +20,13 @@ from kernelmux.cli.common import (
     Use,
     asked_device,
     asked_policy,
-    line_width,
     make_plan,
     open_asked,
-    print_json,
     refuse_overwriting,
     refuse_together,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, tell
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
@@ -84,7 +83,7 @@ def plan(
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})
         else:
-            typer.echo(show_diff(before, after, line_width()))
+            tell(show_diff(before, after, line_width()))
         return
     made = make_plan(opened, asked_policy(policy, exact), use, target, strict, max_rows)
     if lock is not None:
@@ -98,12 +97,12 @@ def plan(
     if why is not None and json:
         print_json(why_data(made, why, rows))
     elif why is not None:
-        typer.echo(made.why(why, rows))
+        tell(made.why(why, rows))
     elif json:
         print_json({**explain.describe(made, rows or 1), "capture": capturing(made)})
     else:
         for line in (explain.show(made, rows, line_width(), verbose), *capturing(made)):
-            typer.echo(line)
+            tell(line)
 
 
 def capturing(plan: Plan) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,14 +23,12 @@ from kernelmux.cli.common import (
     Use,
     Verbose,
     asked_policy,
-    line_width,
     make_plan,
     open_asked,
-    print_json,
     refuse_overwriting,
-    say,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, say, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.cli.stages import FIRST, Stages
@@ -147,14 +144,13 @@ def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str]
             bar.close()
             pieces.append(text)
             if echo:
-                typer.echo(text, nl=False)
-                sys.stdout.flush()
+                tell(text, nl=False)
     except KeyboardInterrupt:
         return pieces, True
     finally:
         bar.close()
         if echo:
-            typer.echo("")
+            tell("")
     return pieces, False
 
 

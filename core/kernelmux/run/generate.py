@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from kernelmux.run.drawing import draw_next
+from kernelmux.run.host import plainly
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
 
 
+@plainly
 def generate(
     session: Session, ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int], max_tokens: int
 ) -> Iterator[int]:

@@ -20,6 +20,7 @@ from kernelmux.plan.lock import read_lock
 from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
 from kernelmux.run.generate import generate
+from kernelmux.run.host import plainly
 from kernelmux.run.progress import Progress
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
@@ -31,11 +32,13 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
 
 
+@plainly
 def load(path: str | Path) -> Model:
     """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
     return Model(open_model(path))
 
 
+@plainly
 def load_random(asked: str, device: str = "cpu") -> Model:
     """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
     registry.current()  # A backend may bring the format.
@@ -53,10 +56,12 @@ class Model:
     def graph(self) -> Graph:
         return self.source.graph
 
+    @plainly
     def locked_plan(self, path: str | Path, device: str | Device = "cpu") -> Plan:
         """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
         return read_lock(path, self.graph, registry.current(), _device(device))
 
+    @plainly
     def plan(
         self,
         policy: Policy | str | Path | None = None,
