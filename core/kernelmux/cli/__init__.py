@@ -9,6 +9,7 @@ import typer
 from kernelmux import __version__
 from kernelmux.cli.backends import backends
 from kernelmux.cli.bench import bench
+from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
 from kernelmux.cli.command import Command
 from kernelmux.cli.graph import graph
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, plan, tune, graph, backends, check):
+for command in (run, chat, plan, tune, graph, backends, check):
     app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")

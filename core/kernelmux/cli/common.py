@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
+    from kernelmux.run.session import Session
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
 OptionalModelPath = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file.", show_default=False)]
@@ -149,6 +150,40 @@ def make_plan(
         say("kernelmux: PlanError: --strict takes no plan of which such things are to be said", err=True)
         raise typer.Exit(1)
     return made
+
+
+def refuse_beside_plan(
+    locked: Path | None, policy: Path | None, exact: bool, use: list[str] | None, max_rows: int | None
+) -> None:
+    """An error where a plan on file is asked for, and what it would be made by as well."""
+    if locked is not None and (policy or exact or use or max_rows):
+        raise typer.BadParameter(
+            "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
+        )
+
+
+def chosen_plan(
+    model: Model,
+    locked: Path | None,
+    policy: Path | None,
+    exact: bool,
+    use: list[str] | None,
+    device: str,
+    strict: bool,
+    max_rows: int | None,
+) -> Plan:
+    """The plan on file, or one that is made now."""
+    if locked is not None:
+        return model.locked_plan(locked, device)
+    return make_plan(model, asked_policy(policy, exact), use, device, strict, max_rows)
+
+
+def tell_replaced(session: Session) -> None:
+    """In red on stderr, once an answer has ended: which kernels raised, and what ran instead."""
+    from kernelmux.run.replaced import told
+
+    for line in told(session.replaced):
+        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
 
 
 def row_counts(text: str) -> list[int]:

@@ -78,8 +78,10 @@ def plan(
     refuse_overwriting("--lock", lock, model=model, policy=policy)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
-        refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use, max_rows=max_rows)
-        before, after = (_plan_of(opened, path, use, target, strict, max_rows) for path in diff)
+        files = [(path, _piped(path)) for path in diff]
+        locks = all(is_lock(*file) for file in files)
+        refuse_together("--diff of two lock files" if locks else "", use=use, max_rows=max_rows)
+        before, after = (_plan_of(opened, *file, use, target, strict, max_rows) for file in files)
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})
         else:
@@ -122,9 +124,23 @@ def capturing(plan: Plan) -> list[str]:
     return lines
 
 
+def _piped(path: Path) -> bytes | None:
+    """What a pipe holds, which can be read once; None for other files, and for what is none."""
+    return path.read_bytes() if path.is_fifo() else None
+
+
 def _plan_of(
-    model: Model, path: Path, use: list[str] | None, device: Device, strict: bool, max_rows: int | None
+    model: Model,
+    path: Path,
+    written: bytes | None,
+    use: list[str] | None,
+    device: Device,
+    strict: bool,
+    max_rows: int | None,
 ) -> Plan:
     from kernelmux.plan.lock import is_lock
+    from kernelmux.policy.policy import read_policy
 
-    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict, max_rows)
+    if is_lock(path, written):
+        return model.locked_plan(path, device, written)
+    return make_plan(model, read_policy(path, written), use, device, strict, max_rows)

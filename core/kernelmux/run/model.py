@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+USUAL_TOKENS = 128
+"""Of an answer at most, unless told."""
 
 
 @plainly
@@ -57,9 +59,12 @@ class Model:
         return self.source.graph
 
     @plainly
-    def locked_plan(self, path: str | Path, device: str | Device = "cpu") -> Plan:
-        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
-        return read_lock(path, self.graph, registry.current(), _device(device))
+    def locked_plan(self, path: str | Path, device: str | Device = "cpu", written: bytes | None = None) -> Plan:
+        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with.
+
+        `written` is what the file has, where it was read already.
+        """
+        return read_lock(path, self.graph, registry.current(), _device(device), written)
 
     @plainly
     def plan(
@@ -99,6 +104,12 @@ class Model:
             return self._checked_ids(prompt)
         if len(messages) < len(prompt):
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
+        # The template writes the special tokens itself.
+        return tokenizer.encode(self.render(messages), add_special=False)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of chat messages by the file's template, with the opening of the answer; ModelError without one."""
+        tokenizer = self.source.tokenizer
         template = self.source.file.metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
@@ -106,9 +117,7 @@ class Model:
         from kernelmux.models.chat import render_chat
 
         bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
-        text = render_chat(template, messages, bos_token=bos, eos_token=eos)
-        # The template writes the special tokens itself.
-        return tokenizer.encode(text, add_special=False)
+        return render_chat(template, messages, bos_token=bos, eos_token=eos)
 
     def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
@@ -125,7 +134,7 @@ class Model:
         prompt: Prompt,
         plan: Plan | None = None,
         *,
-        max_tokens: int = 128,
+        max_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -133,11 +142,17 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> Generation:
-        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
-        if max_tokens < 1:
+        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold.
+
+        Unless told it has up to 128 tokens, or as many as the model holds after the prompt.
+        """
+        if max_tokens is not None and max_tokens < 1:
             raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
         ids = self.encode(prompt)
-        self._check_length(ids, max_tokens)
+        if max_tokens is None:
+            max_tokens = max(1, min(USUAL_TOKENS, self.source.shape.context - len(ids) + 1))
+        # The last one is drawn, and not read any more.
+        self._check_length(ids, max_tokens - 1)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         session = self.session(self.plan() if plan is None else plan, len(ids) + max_tokens)
         return Generation(self.source, session, ids, sampling, max_tokens)
@@ -179,10 +194,12 @@ class Model:
         context = self.source.shape.context
         if not ids:
             raise ModelError("the prompt has no tokens; give at least one")
+        if len(ids) > context:
+            raise ModelError(f"the prompt has {len(ids)} tokens, the model holds {context}: shorten the prompt")
         if len(ids) + new_tokens > context:
             raise ModelError(
-                f"the prompt has {len(ids)} tokens and {new_tokens} more may follow, the model holds {context}: "
-                "shorten the prompt, or lower --max-tokens"
+                f"the prompt has {len(ids)} tokens and {new_tokens + 1} are to follow, the model holds {context}: "
+                f"shorten the prompt, or ask for up to {context - len(ids) + 1} (--max-tokens)"
             )
 
 
