@@ -77,8 +77,12 @@ def check(
     wanted = [Filter(one, kernel, case, smoke, large or device != "cpu") for one in dict.fromkeys(op or [""])]
     chosen = [job for each in wanted for job in _choose(every, each)]
     if list_cases:
-        for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
-            tell(line)
+        listed = dict.fromkeys((job.case.op, job.name, *sorted(job.case.marks)) for job in chosen)
+        if json:
+            print_json({"cases": [{"op": op, "name": name, "marks": marks} for op, name, *marks in listed]})
+        else:
+            for words in listed:
+                tell("\t".join(words))
         return
     if peer:
         _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
