@@ -90,6 +90,15 @@ class LaunchError(KernelmuxError):
         self.device = device
         self.step = step
 
+    def strictly(self) -> LaunchError:
+        """The same of a plan that is strict, where the policy would go on."""
+        said = f'{self}; the policy goes on without it (on_error = "next"), and strict does not'
+        return LaunchError(said, self.node, self.kernel, self.sticky, self.device, self.step, self.reason)
+
+
+class LogitsError(KernelmuxError):
+    """Logits are NaN or infinite, so that no token follows; the message says which, and how to find the node."""
+
 
 def contained(error: BaseException) -> BaseException:
     """What code of a backend's raised, to be told of: whatever it is, for the process is not a backend's to end.

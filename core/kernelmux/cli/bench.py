@@ -10,6 +10,7 @@ import typer
 
 from kernelmux.cli.command import Command
 from kernelmux.cli.common import (
+    CachePacked,
     DeviceName,
     Exact,
     Json,
@@ -25,6 +26,7 @@ from kernelmux.cli.common import (
     asked_policy,
     make_plan,
     open_asked,
+    refuse_overwriting,
     row_counts,
 )
 from kernelmux.cli.output import print_json, print_table
@@ -64,6 +66,7 @@ def ops(
     from kernelmux.graph.formats import lookup
     from kernelmux.measure.ceilings import measure_ceilings
 
+    refuse_overwriting("--save", save)
     target = find_device(device)
     stored = lookup(activations or target.platform.activations).name
     works = _works(shape, op, row_counts(m), context, stored)
@@ -89,6 +92,7 @@ def model(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     max_rows: MaxRows = None,
+    cache_packed: CachePacked = False,
     device: DeviceName = "cpu",
     json: Json = False,
     save: SaveJson = None,
@@ -100,6 +104,7 @@ def model(
     from kernelmux.run.replaced import told
     from kernelmux.run.sampling import Sampling
 
+    refuse_overwriting("--save", save, model=model, policy=policy)
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     with ProgressBar() as bar:
         bar.begin("opening the model")
@@ -111,10 +116,18 @@ def model(
     with ProgressBar() as bar:
         bar.begin("planning")
         plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
-        timed = time_model(opened, plan, load, bar.show)
+        timed = time_model(opened, plan, load, bar.show, cache_packed)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
-    _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *told(timed.replaced)], json, save)
+    _show(
+        opened.graph.name,
+        plan.device,
+        method,
+        timed.rows(),
+        [*notes, *timed.notes, *told(timed.replaced)],
+        json,
+        save,
+    )
 
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
@@ -148,10 +161,12 @@ def _timed(
     weights = random_weights(works, device)
     rows: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    known: set[str] = set()
-    for work in works:
-        offered, declined = find_kernels(work, registry.current(), device)
-        known.update((*offered, *declined))
+    found = [(work, *find_kernels(work, registry.current(), device)) for work in works]
+    names = {name for _, offered, declined in found for name in (*offered, *declined)}
+    known = {*names, *(name.partition(":")[0] for name in names)}
+    if unknown := [name for name in asked if name not in known]:
+        raise KernelmuxError(f"--kernel {unknown[0]}: unknown{nearest(unknown[0], known)}")
+    for work, offered, declined in found:
         refused = {name: refusal.reason for name, refusal in declined.items() if wanted(name)}
         notes.update({f"{name} does not take {work.label}: {reason}.": None for name, reason in refused.items()})
         for name, kernel in offered.items():
@@ -163,8 +178,7 @@ def _timed(
                 # One that fails must not cost the figures of the others.
                 notes[f"{name} at {work.label}, m = {work.m}: {type(contained(error)).__name__}: {error}"] = None
     if not rows:
-        unknown = f"--kernel {asked[0]}{nearest(asked[0], known)}" if asked else "the model has no such node"
-        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or unknown}")
+        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or 'the model has no such node'}")
     return rows, list(notes)
 
 

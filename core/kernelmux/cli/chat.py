@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kernelmux.cli.common import (
+    CachePacked,
     DeviceName,
     Exact,
     LockedPlan,
@@ -25,6 +26,7 @@ from kernelmux.cli.common import (
     chosen_plan,
     open_asked,
     refuse_beside_plan,
+    tell_cache,
     tell_replaced,
     traced,
 )
@@ -62,6 +64,7 @@ def chat(
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
+    cache_packed: CachePacked = False,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model: each line of stdin is a message. Ctrl-C ends an answer, Ctrl-D the chat.
@@ -82,7 +85,8 @@ def chat(
         bar.begin("planning")
         made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        talk = Chat(opened, made, sampling, context or min(USUAL_CONTEXT, held), max_tokens, system)
+        tokens = context or min(USUAL_CONTEXT, held)
+        talk = Chat(opened, made, sampling, tokens, max_tokens, system, cache_packed=cache_packed)
         for progress in talk.prepare():
             bar.show(progress)
     try:
@@ -90,6 +94,7 @@ def chat(
             _answer(talk, line, verbose)
     finally:
         tell_replaced(talk.session)
+        tell_cache(talk.session.packed_cache)
 
 
 def _answer(talk: Chat, line: str, verbose: bool) -> None:

@@ -70,7 +70,7 @@ def check(
         if path is not None and not path.parent.is_dir():
             raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
     refuse_overwriting("--save", save, **{"known failures": known, "case file": cases})
-    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases})
+    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases, "JSON": save})
     current, target = registry.current(), find_device(device)
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
@@ -203,10 +203,11 @@ def _put_on_record(ran: Sequence[tuple[Job, Outcome]], every: Iterable[Job], rec
 def _write(report: Report, json: bool, save: Path | None, html: Path | None, traces: bool) -> None:
     from kernelmux.conformance.html import to_html
     from kernelmux.conformance.report import print_report, to_json
+    from kernelmux.files import write_whole
     from kernelmux.measure.report import save_report
 
     if html is not None:
-        html.write_text(to_html(report), "utf-8")
+        write_whole(html, to_html(report))
     if save is not None:
         save_report(to_json(report), save)
     for note in report.notes:

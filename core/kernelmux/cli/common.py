@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
@@ -12,9 +13,11 @@ import typer
 
 from kernelmux.cli.output import say
 from kernelmux.errors import KernelmuxError
+from kernelmux.files import refuse_model
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
+    from kernelmux.contract.packed_cache import PackedCache
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
@@ -51,7 +54,8 @@ DeviceAs = Annotated[
     typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="What must be told of the plan is an error, as being tuned for another card.")
+    bool,
+    typer.Option("--strict", help="What is asked for and not used is an error, and a kernel that raises, too."),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")]
@@ -59,6 +63,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Also the traceback of 
 MaxRows = Annotated[
     int | None,
     typer.Option("--max-rows", min=1, help="Token rows of the largest step, else 512: longer prompts take several."),
+]
+CachePacked = Annotated[
+    bool, typer.Option("--cache-packed", help="Keep packed weights on disk, and map those that an earlier run kept.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for a script to read.")]
 SaveJson = Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Also write the JSON there.")]
@@ -108,18 +115,20 @@ def refuse_together(option: str, **others: object) -> None:
         raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
 
 
-def refuse_overwriting(option: str, written: Path | None, **read: Path | None) -> None:
-    """An error where the file to write is one that the command reads, by whatever path or link."""
-    for what, path in read.items():
+def refuse_overwriting(option: str, written: Path | None, **others: Path | None) -> None:
+    """An error where the file to write is one that the command reads or also writes, by whatever path or link."""
+    for what, path in others.items():
         if written is not None and path is not None and _same_file(written, path):
             raise typer.BadParameter(f"{written} is the {what} asked for: name another file", param_hint=option)
+    if written is not None:
+        refuse_model(written)
 
 
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # What does not exist is lost to nobody.
-        return False
+    except OSError:  # One of them does not exist: lost to nobody, unless both are to be written.
+        return one.resolve() == other.resolve()
 
 
 def asked_policy(path: Path | None, exact: bool) -> Policy | Path | None:
@@ -143,13 +152,29 @@ def make_plan(
     """A plan as asked for; what must be told of it is said in red on stderr, and is the end where `strict`."""
     from kernelmux.plan.plan import MAX_ROWS
 
-    made = model.plan(policy, use=use or (), device=device, max_rows=max_rows or MAX_ROWS)
-    for note in made.notes:
+    return noted(model.plan(policy, use=use or (), device=device, max_rows=max_rows or MAX_ROWS), strict)
+
+
+def noted(plan: Plan, strict: bool) -> Plan:
+    """The plan, once its notes are said; where `strict` they are the end, and so is a kernel that raises in a walk."""
+    for note in plan.notes:
         say(f"kernelmux: {note}", err=True, fg="red", bold=True)
-    if strict and made.notes:
+    if not strict:
+        return plan
+    if plan.notes:
         say("kernelmux: PlanError: --strict takes no plan of which such things are to be said", err=True)
         raise typer.Exit(1)
-    return made
+    return replace(plan, strict=True)
+
+
+def tell_cache(cache: PackedCache | None) -> None:
+    """On stderr, once all is written: what is to be told of packed weights on disk. Ctrl-C ends the writing."""
+    if cache is not None:
+        try:
+            cache.background.finish()
+        finally:
+            for note in cache.notes:
+                say(f"kernelmux: {note}", err=True)
 
 
 def refuse_beside_plan(
@@ -174,7 +199,7 @@ def chosen_plan(
 ) -> Plan:
     """The plan on file, or one that is made now."""
     if locked is not None:
-        return model.locked_plan(locked, device)
+        return noted(model.locked_plan(locked, device), strict)
     return make_plan(model, asked_policy(policy, exact), use, device, strict, max_rows)
 
 

@@ -21,6 +21,7 @@ from kernelmux.cli.common import (
     asked_device,
     asked_policy,
     make_plan,
+    noted,
     open_asked,
     refuse_overwriting,
     refuse_together,
@@ -142,5 +143,5 @@ def _plan_of(
     from kernelmux.policy.policy import read_policy
 
     if is_lock(path, written):
-        return model.locked_plan(path, device, written)
+        return noted(model.locked_plan(path, device, written=written), strict)
     return make_plan(model, read_policy(path, written), use, device, strict, max_rows)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kernelmux.cli.common import (
+    CachePacked,
     DeviceName,
     Exact,
     Json,
@@ -32,6 +33,7 @@ from kernelmux.cli.common import (
     open_asked,
     refuse_beside_plan,
     refuse_overwriting,
+    tell_cache,
     tell_replaced,
     traced,
 )
@@ -76,6 +78,7 @@ def run(
         Path | None,
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
     ] = None,
+    cache_packed: CachePacked = False,
     timing: Annotated[bool, typer.Option("--timing", help="Say where the time to the first token went.")] = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -109,6 +112,7 @@ def run(
                 min_p=min_p,
                 repetition_penalty=repetition_penalty,
                 seed=seed,
+                cache_packed=cache_packed,
             )
         try:
             with _capturing(answer, capture):
@@ -123,6 +127,10 @@ def run(
         print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
     else:
         _print_statistics(answer, told if timing else {})
+    cache = answer.session.packed_cache
+    if interrupted and cache is not None:
+        cache.background.stop()
+    tell_cache(cache)
     if interrupted:
         raise typer.Exit(130)
 
@@ -164,6 +172,7 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
     lines = [
         "",
         *(wrapped(first, line_width(), "  ") if timing else ()),
+        *(_from_cache(answer) if timing else ()),
         f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),
@@ -172,6 +181,15 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
     ]
     for line in lines:
         typer.echo(line, err=True)
+
+
+def _from_cache(answer: Generation) -> Iterator[str]:
+    """A line where packed weights are kept on disk."""
+    from kernelmux.graph.formats import human_bytes
+
+    if (cache := answer.session.packed_cache) is not None:
+        packed = human_bytes(answer.session.plan.packed_bytes)
+        yield f"packed weights {packed}, of which {human_bytes(cache.mapped_bytes)} came from the cache"
 
 
 def _slower_than_predicted(answer: Generation) -> Iterator[str]:
@@ -193,7 +211,7 @@ def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any
     from kernelmux.plan.explain import kernel_counts
     from kernelmux.plan.summary import summarise
 
-    plan = answer.session.plan
+    plan, cache = answer.session.plan, answer.session.packed_cache
     return {
         "text": text,
         "ids": answer.ids,
@@ -204,5 +222,7 @@ def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any
         "fingerprint": plan.fingerprint,
         "kernels": kernel_counts(plan.schedule(1, 1)),
         "summary": asdict(summarise(plan)),
+        "packed_bytes": plan.packed_bytes,
+        "packed_bytes_from_cache": 0 if cache is None else cache.mapped_bytes,
         "replaced": [asdict(each) for each in answer.session.replaced],
     }

@@ -191,10 +191,11 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
 def _write(asked: Asked, tuned: Tuned, output: Path) -> None:
     from kernelmux.contract import registry
     from kernelmux.contract.cache import library_versions
+    from kernelmux.files import write_whole
     from kernelmux.tune.result import policy_text
 
     libraries = (library for backend in registry.current().backends.values() for library in backend.libraries)
     versions = library_versions(dict.fromkeys(("kernelmux", *libraries)))
     command = shlex.join(["kernelmux", *sys.argv[1:]])
-    output.write_text(policy_text(asked, tuned, command, versions), "utf-8")
+    write_whole(output, policy_text(asked, tuned, command, versions))
     say(f"{output}: written; run it with --policy {output}", err=True)

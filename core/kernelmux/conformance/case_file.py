@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kernelmux.errors import GraphError, KernelmuxError, LaunchError
+from kernelmux.files import replacing
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import LEAF, Graph, TensorNode
 from kernelmux.graph.ops import Case
@@ -80,16 +81,21 @@ def capture_cases(session: Session, path: Path) -> Iterator[None]:
     that a graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
     gives the plain ones.
     """
+    noted: dict[Walk, Mapping[str, torch.Tensor]] = {}
+    raised: BaseException | None = None
     try:
-        path.write_text("", "utf-8")  # At once: nobody should wait for a run whose cases have no place.
+        # Opened at once: nobody should wait for a run whose cases have no place.
+        with replacing(path) as file:
+            session.walker = RecordingWalker(session.walker, noted)
+            try:
+                yield
+            except BaseException as error:
+                raised = error
+            file.write(_to_json(noted).encode())
     except OSError as error:
         raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}", file=str(path)) from error
-    noted: dict[Walk, Mapping[str, torch.Tensor]] = {}
-    session.walker = RecordingWalker(session.walker, noted)
-    try:
-        yield
-    finally:
-        path.write_text(_to_json(noted), "utf-8")
+    if raised is not None:
+        raise raised
 
 
 def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]]) -> str:

@@ -19,7 +19,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -115,20 +115,27 @@ class Cache:
 
     def put(self, key: str, data: bytes) -> None:
         """Keeps data under a key, if that can be done."""
-        with suppress(*NO_FOLDER):
-            path = self._path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed when whole: another process may look at the same time.
-            number, part = tempfile.mkstemp(dir=path.parent)
-            try:
-                with open(number, "wb") as file:
-                    file.write(_entry(data))
-                os.replace(part, path)
-            finally:
-                Path(part).unlink(missing_ok=True)
+        with suppress(*NO_FOLDER), replacing(self._path(key)) as file:
+            file.write(_entry(data))
 
     def _path(self, key: str) -> Path:
         return self.folder / self.key(key)[:32]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the block, which then takes the path's place, whole; where the block raises it is gone.
+
+    Another process may look at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, part = tempfile.mkstemp(dir=path.parent)
+    try:
+        with open(number, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
 
 
 def _entry(data: bytes) -> bytes:

@@ -132,6 +132,13 @@ class Platform:
 
     def check_here(self, device: Device) -> None:
         """PlanError where a plan for that device cannot run on this machine, as one for a described card."""
+        # What is known of neither tells nothing: a bare device is that of its kind.
+        found = self.find(device.index)
+        if device.arch and found.device_class != device.device_class:
+            raise PlanError(
+                f"the plan is for {device.device_class}, {device.torch} here is {found.device_class}: "
+                f"make one with device={device.torch!r}"
+            )
 
     def gemm_formats(self, device: Device) -> tuple[str, ...]:
         """The formats whose GEMM is measured as a ceiling."""

@@ -21,8 +21,11 @@ Owners = Mapping[str, EntryPoint]
 """Of one name: entry points by the distribution that brings them."""
 
 
-def wanted_backends() -> Mapping[str, Owners]:
-    """Those to load, by name, where several bring it and nobody says whose, all. BackendError names what is none."""
+def wanted_backends() -> tuple[Mapping[str, Owners], bool]:
+    """Those to load, by name, and whether KERNELMUX_BACKENDS asks for them. BackendError names what is none.
+
+    A name that several bring has all of them, unless it says whose.
+    """
     found = _installed()
     asked = [name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()]
     wanted: dict[str, Owners] = {}
@@ -33,7 +36,7 @@ def wanted_backends() -> Mapping[str, Owners]:
         if whose and whose not in owners:
             raise BackendError(f"{ALLOW} names {shown(whose)} for {name!r}{nearest(whose, owners)}")
         wanted[name] = {whose: owners[whose]} if whose else owners
-    return wanted
+    return wanted, bool(asked)
 
 
 def _installed() -> dict[str, Owners]:

@@ -55,6 +55,8 @@ class Registry:
     """The backends at hand, in the order in which they were found."""
 
     backends: dict[str, Backend] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+    """The backends that KERNELMUX_BACKENDS names, where it narrows them down."""
     _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
     _own_hooks: dict[str, Mapping[str, pluggy.HookImpl]] = field(default_factory=dict, repr=False)
     _classes: dict[str, tuple[type[Kernel], ...]] = field(default_factory=dict, repr=False)
@@ -100,6 +102,7 @@ class Registry:
         if name not in self.backends:
             raise BackendError(f"no backend {name!r} is registered{nearest(name, self.backends)}")
         taken = self.backends.pop(name)
+        self.allowed = tuple(other for other in self.allowed if other != name)
         self._editions[name] += 1
         self._forget(name)
         self._classes.pop(name, None)
@@ -276,7 +279,9 @@ def current() -> Registry:
 def discover() -> Registry:
     """A registry of all installed backends. BackendError where KERNELMUX_BACKENDS names one that is not installed."""
     registry = Registry()
-    for name, owners in wanted_backends().items():
+    wanted, only = wanted_backends()
+    registry.allowed = tuple(wanted) if only else ()
+    for name, owners in wanted.items():
         if len(owners) == 1:
             registry.load(next(iter(owners.values())))
         else:

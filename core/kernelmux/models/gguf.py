@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kernelmux.errors import ModelError, shown
+from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 LONGEST_HEADER = 1 << 26
@@ -42,6 +42,8 @@ class ModelFile:
     path: Path
     metadata: Mapping[str, Any]
     weights: Mapping[str, Weight]
+    stamp: tuple[int, int] | None = None
+    """The file's size, and when it was last changed, in nanoseconds; None where there is no file."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""
@@ -61,27 +63,29 @@ class _Tensor:
 def read(path: str | os.PathLike[str]) -> ModelFile:
     """The model in a GGUF file (version 2 or 3, little-endian, one part); ModelError at the first fault."""
     path = Path(path)
-    data = _mapped(path)
+    data, stamp = _mapped(path)
     header = _Header(str(path), data)
     tensors, pairs = _opening(header)
     metadata = _metadata(header, pairs)
     alignment = _alignment(header, metadata)
     table = _table(header, tensors)
     start = _padded(header.at, alignment)
-    return ModelFile(path, metadata, _weights(header, table, start, alignment))
+    return ModelFile(path, metadata, _weights(header, table, start, alignment), stamp)
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path) -> tuple[mmap.mmap, tuple[int, int]]:
+    """The file's bytes, and its stamp."""
     if path.is_dir():
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
     if not path.is_file():
         raise ModelError(f"{path}: no such file", file=str(path))
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            found = os.fstat(file.fileno())
+            if found.st_size == 0:
                 raise ModelError(f"{path}: is empty, 0 bytes; fetch it again", file=str(path))
             # Copy-on-write, for torch warns of a tensor over memory that it may not write to.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), (found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}", file=str(path)) from error
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
+from kernelmux.files import write_whole
 from kernelmux.graph.graph import Graph
 from kernelmux.plan.choice import Placed, Rejection
 from kernelmux.plan.plan import Plan, make_plan
@@ -92,7 +93,7 @@ class Lock(BaseModel):
 def write_lock(plan: Plan, path: str | Path) -> None:
     """Writes a plan to a lock file; PlanError where it cannot be written."""
     try:
-        Path(path).write_text(_to_lock(plan).to_json(), "utf-8")
+        write_whole(path, _to_lock(plan).to_json())
     except OSError as error:
         raise PlanError(f"{path}: the lock file cannot be written: {error.strerror}", file=str(path)) from error
 

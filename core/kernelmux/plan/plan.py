@@ -61,6 +61,8 @@ class Plan:
     """Of a plan from a lock file: its choices, by bucket and node."""
     context: int = CONTEXT
     """Cached tokens of each sequence that decodes, for which `auto` chose."""
+    strict: bool = field(default=False, compare=False, repr=False)
+    """Whether a kernel that raises in a walk is an error, whatever the policy makes of it."""
 
     def __str__(self) -> str:
         """The table of `kernelmux plan`."""

@@ -23,7 +23,15 @@ class Chat:
     """A conversation over a session of its own, with a cache of `tokens` tokens; answers have at most `max_tokens`."""
 
     def __init__(
-        self, model: Model, plan: Plan, sampling: Sampling, tokens: int, max_tokens: int, system: str = ""
+        self,
+        model: Model,
+        plan: Plan,
+        sampling: Sampling,
+        tokens: int,
+        max_tokens: int,
+        system: str = "",
+        *,
+        cache_packed: bool = False,
     ) -> None:
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._first = len(self.messages)
@@ -32,7 +40,7 @@ class Chat:
         self._model = model
         self._tokens = tokens
         self._max_tokens = max_tokens
-        self.session = model.session(plan, tokens)
+        self.session = model.session(plan, tokens, cache_packed=cache_packed)
         self._sampling = sampling
         self._sampler = sampling.sampler()
         self._sequence = self.session.open()
@@ -47,7 +55,7 @@ class Chat:
 
     def prepare(self) -> Iterator[Progress]:
         """Packs, compiles, binds and captures what a decoding step needs; prompts of each length bind their own."""
-        yield from self.session.prepare({1}, drawn=not self._sampling.greedy)
+        yield from self.session.prepare({1}, self._sampling)
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """The answer to what the user says, piece by piece. Left early, what has come of it is part of the chat.

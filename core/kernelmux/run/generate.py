@@ -13,13 +13,17 @@ from kernelmux.run.host import plainly
 from kernelmux.run.pages import CachedSequence
 from kernelmux.run.sampling import Sampler, Sampling
 from kernelmux.run.session import Session
+from kernelmux.run.soundness import check_highest
 
 
 @plainly
 def generate(
     session: Session, ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int], max_tokens: int
 ) -> Iterator[int]:
-    """Token ids after a prompt, up to and with an end token, at most `max_tokens`."""
+    """Token ids after a prompt, up to and with an end token, at most `max_tokens`.
+
+    LogitsError where logits are NaN or infinite.
+    """
     sequence = session.open()
     try:
         yield from continued(session, sequence, ids, sampling.sampler(ids), end_ids, max_tokens)
@@ -37,7 +41,9 @@ def continued(
     max_tokens: int,
 ) -> Generator[int, None, None]:
     """The same after more ids of a sequence, which stays open: what was fed of it is told by its length."""
-    token = draw_next(sampler, session.feed(sequence, ids)[-1])
+    logits = session.feed(sequence, ids)[-1]
+    check_highest(logits.amax()[None], session.plan, [sequence])
+    token = draw_next(sampler, logits)
     yield token
     if token in end_ids or max_tokens == 1:
         return

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
+from kernelmux.contract.packed_cache import PackedCache
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
@@ -59,12 +60,15 @@ class Model:
         return self.source.graph
 
     @plainly
-    def locked_plan(self, path: str | Path, device: str | Device = "cpu", written: bytes | None = None) -> Plan:
+    def locked_plan(
+        self, path: str | Path, device: str | Device = "cpu", *, strict: bool = False, written: bytes | None = None
+    ) -> Plan:
         """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with.
 
-        `written` is what the file has, where it was read already.
+        `strict` is as in `plan`, of the notes that were locked; `written` what the file has, where it was read already.
         """
-        return read_lock(path, self.graph, registry.current(), _device(device), written)
+        made = read_lock(path, self.graph, registry.current(), _device(device), written)
+        return _strictly(made, str(path)) if strict else made
 
     @plainly
     def plan(
@@ -80,7 +84,8 @@ class Model:
         """Chooses every node's kernel by a policy file, `exact`, or the default one; `use` (`OP=KERNEL`) outranks them.
 
         Where `auto` chooses, then for steps of up to `max_rows` rows, and for `context` cached tokens of each sequence.
-        `strict` makes an error, a PlanError, of whatever the plan's notes have to say.
+        `strict` makes an error, a PlanError, of whatever the plan's notes have to say, and in a walk of a kernel that
+        raises, whatever the policy's `on_error` is.
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """
         if policy is None:
@@ -90,9 +95,7 @@ class Model:
         made = make_plan(
             self.graph, policy.with_use(use), registry.current(), _device(device), max_rows, context=context
         )
-        if strict and made.notes:
-            raise PlanError(f"a plan that is strict has no notes: {'; '.join(made.notes)}", file=policy.source)
-        return made
+        return _strictly(made, policy.source) if strict else made
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids; messages go through the file's chat template."""
@@ -119,15 +122,19 @@ class Model:
         bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
         return render_chat(template, messages, bos_token=bos, eos_token=eos)
 
-    def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
+    def session(self, plan: Plan, tokens: int, sequences: int = 1, *, cache_packed: bool = False) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
 
         Sessions share the weights that they pack alike, and let go of them when the last one is dropped. PlanError
         where the plan is for another graph than the model's, CapacityError where there is no room for what is asked.
+        `cache_packed` keeps on disk what the session packs, and maps what one of an earlier process kept; what is to be
+        told of it (a damaged file, a full disk) are the `notes` of the session's `packed_cache`.
         """
         self._check_plan(plan)
-        packed = self._packed.setdefault(plan.device, PackedWeights(self.source.file.weights, plan.device))
-        return Session(plan, packed.holder(), tokens, sequences)
+        file, device = self.source.file, plan.device
+        packed = self._packed.setdefault(device, PackedWeights(file.weights, device))
+        cache = PackedCache(file.weights, device, file.path, file.stamp) if cache_packed else None
+        return Session(plan, packed.holder(cache), tokens, sequences)
 
     def generate(
         self,
@@ -141,6 +148,7 @@ class Model:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        cache_packed: bool = False,
     ) -> Generation:
         """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold.
 
@@ -154,7 +162,8 @@ class Model:
         # The last one is drawn, and not read any more.
         self._check_length(ids, max_tokens - 1)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        session = self.session(self.plan() if plan is None else plan, len(ids) + max_tokens)
+        plan = self.plan() if plan is None else plan
+        session = self.session(plan, len(ids) + max_tokens, cache_packed=cache_packed)
         return Generation(self.source, session, ids, sampling, max_tokens)
 
     def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
@@ -203,6 +212,12 @@ class Model:
             )
 
 
+def _strictly(plan: Plan, source: str) -> Plan:
+    if plan.notes:
+        raise PlanError(f"a plan that is strict has no notes: {'; '.join(plan.notes)}", file=source)
+    return replace(plan, strict=True)
+
+
 def _device(asked: str | Device) -> Device:
     return find_device(asked) if isinstance(asked, str) else asked
 
@@ -225,7 +240,7 @@ class Generation:
         most = self.session.plan.max_rows
         prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
         rows = {*prompt, 1} if self.max_tokens > 1 else prompt
-        yield from self.session.prepare(rows, drawn=not self.sampling.greedy)
+        yield from self.session.prepare(rows, self.sampling)
 
     def __iter__(self) -> Iterator[str]:
         for _ in self.prepare():

@@ -21,7 +21,7 @@ from kernelmux.plan.formats import Step
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, capture
 from kernelmux.run.placement import PlacedStep, PlacedSteps, Placement
-from kernelmux.run.progress import BINDING, COMPILING, PACKING, Progress
+from kernelmux.run.progress import BINDING, COMPILING, LOOKING_UP, MAPPING, PACKING, Progress
 from kernelmux.run.walk import Walk, launch_error
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class Walker:
             pending: dict[Future[Launch], PlacedStep] = {}
             for form, progress in self._pack(waiting):
                 yield progress
-                waiting.discard(form)
+                if form is not None:
+                    waiting.discard(form)
                 if not waiting and not pending:
                     pending = {threads.submit(self._bind, each): each for each in kinds.values()}
             for count, future in enumerate(as_completed(pending), 1):
@@ -102,18 +103,30 @@ class Walker:
             self._walks[key] = self._walk(steps, ready)
             yield Progress(BINDING, count, len(placed))
 
-    def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form, Progress]]:
-        """Makes every packed form that some schedule needs, some first, and what else is made of their weights."""
+    def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form | None, Progress]]:
+        """Makes every packed form that some schedule needs, some first, and what else is made of their weights.
+
+        What the cache on disk has is mapped before anything is made.
+        """
         wanted = {
             _form(step): (schedule.steps, index)
             for schedule in self.plan.schedules.values()
             for index, step in enumerate(schedule.steps)
         }
+        found = set[Form]()
+        if self._packed.cache is not None:
+            for count, (form, (steps, index)) in enumerate(wanted.items(), 1):
+                if self._packed.find(form, steps[index].choice.kernel):
+                    found.add(form)
+                yield None, Progress(LOOKING_UP, count, len(wanted))
         # All forms of a weight in a row: it travels once.
         places = {names: index for index, (names, _) in reversed([*enumerate(wanted)])}
         early = {names for names, _ in first}
-        forms = sorted(wanted, key=lambda form: (form[0] not in early, places[form[0]]))
-        done, total = 0, self.plan.packed_bytes
+        forms = sorted(wanted, key=lambda form: (form not in found, form[0] not in early, places[form[0]]))
+        nbytes = self.plan.packed_forms
+        done = {MAPPING: 0, PACKING: 0}
+        total = {MAPPING: sum(nbytes.get(form, 0) for form in found)}
+        total[PACKING] = self.plan.packed_bytes - total[MAPPING]
         with self._packed.uploading(forms):
             for form in forms:
                 steps, index = wanted[form]
@@ -122,19 +135,22 @@ class Walker:
                     self._packed.get(steps[index].node, choice.name, choice.kernel)
                 except BaseException as error:
                     raise launch_error(steps, index, self.plan.device, error) from error
-                done += self.plan.packed_forms.get(form, 0)
-                yield form, Progress(PACKING, done, total)
+                stage = MAPPING if form in found else PACKING
+                done[stage] += nbytes.get(form, 0)
+                yield form, Progress(stage, done[stage], total[stage])
 
     def without(self, error: LaunchError) -> Walker:
         """A walker over the same memory, on the same stream, whose plan does without the kernel that raised.
 
         Raises the error itself where the policy says so (`on_error`), where the fault is sticky, or where no other
-        kernel takes the node.
+        kernel takes the node; and where the plan is strict.
         """
         at = (error.node, error.kernel)
         choice = next(step.choice for step in self.plan.steps if (step.node.name, step.choice.name) == at)
         if error.sticky or choice.on_error == "error":
             raise error
+        if self.plan.strict:
+            raise error.strictly() from error
         try:
             plan = self.plan.without(error.node, error.kernel)
         except PlanError as nobody:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from command import assert_one_line_error, call_command
 from kernelmux.contract.cpu import Cpu
 from kernelmux.measure.ceilings import Ceilings
+from tiny_model import write_tiny_llama
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -105,3 +108,14 @@ def test_a_result_is_what_the_performance_page_reads(tiny: Path, tmp_path: Path,
 def test_model_refuses_more_tokens_than_the_model_holds(tiny: Path):
     result = call_command("bench", "model", tiny, "--prompt", 1000)
     assert_one_line_error(result, "1000 tokens", "holds 256")
+
+
+def test_model_takes_packed_weights_from_disk(tmp_path: Path):
+    path = write_tiny_llama(tmp_path / "tiny.gguf", weight_type=gguf.GGMLQuantizationType.Q4_0)
+    asked = ("bench", "model", path, "--prompt", 5, "--context", 5, "--decode", 3, "--cache-packed")
+    first, second = (call_command(*asked).err for _ in range(2))
+    assert "weights from the cache on disk 0 B" in first
+    assert re.search(r"weights from the cache on disk [\d.]+ [kM]?B", second)
+    assert "weights from the cache on disk 0 B" not in second
+    random = call_command(*("bench", "model", "--random", "tiny:Q4_0"), *asked[3:])
+    assert "random:tiny:Q4_0 is no file" in random.err
