@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kernelmux.cli.command import Command
 from kernelmux.cli.common import (
     CachePacked,
     DeviceName,
     Exact,
+    Json,
     MaxRows,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    SaveJson,
     Strict,
     Temperature,
     TopP,
@@ -23,12 +26,12 @@ from kernelmux.cli.common import (
     asked_policy,
     make_plan,
     open_asked,
-    print_table,
     refuse_overwriting,
     row_counts,
 )
+from kernelmux.cli.output import print_json, print_table
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.errors import KernelmuxError, nearest
+from kernelmux.errors import KernelmuxError, contained, nearest
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Ceilings, Device
@@ -38,10 +41,8 @@ bench = typer.Typer(
     name="bench", help="Measure kernels and models on this machine.", no_args_is_help=True, add_completion=False
 )
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
 
-
-@bench.command()
+@bench.command(cls=Command)
 def ops(
     op: Annotated[list[str] | None, typer.Option("--op", metavar="OP", help="Only this op; may be repeated.")] = None,
     kernel: Annotated[
@@ -57,14 +58,15 @@ def ops(
         str | None, typer.Option("--activations", metavar="FORMAT", help="Preferred: bf16 on CUDA, f32 on the CPU.")
     ] = None,
     device: DeviceName = "cpu",
-    json: JsonFile = None,
+    json: Json = False,
+    save: SaveJson = None,
 ) -> None:
     """Time every kernel that takes a node, side by side, as shares of what the machine can do."""
     from kernelmux.contract.device import find_device
     from kernelmux.graph.formats import lookup
     from kernelmux.measure.ceilings import measure_ceilings
 
-    refuse_overwriting("--json", json)
+    refuse_overwriting("--save", save)
     target = find_device(device)
     stored = lookup(activations or target.platform.activations).name
     works = _works(shape, op, row_counts(m), context, stored)
@@ -72,10 +74,10 @@ def ops(
     rows, notes = _timed(works, kernel or [], target, stored, ceilings)
     gemm = ", ".join(f"{format} {rate / 1e12:.1f} TFLOP/s" for format, rate in ceilings.gemm.items())
     notes.insert(0, f"Ceilings: copy {ceilings.copy / 1e9:.0f} GB/s, read {ceilings.read / 1e9:.0f} GB/s, GEMM {gemm}.")
-    _show(f"Kernels, {shape}", target, target.platform.method, rows, notes, json)
+    _show(f"Kernels, {shape}", target, target.platform.method, rows, notes, json, save)
 
 
-@bench.command()
+@bench.command(cls=Command)
 def model(
     model: OptionalModelPath = None,
     random: RandomModel = None,
@@ -92,7 +94,8 @@ def model(
     max_rows: MaxRows = None,
     cache_packed: CachePacked = False,
     device: DeviceName = "cpu",
-    json: JsonFile = None,
+    json: Json = False,
+    save: SaveJson = None,
 ) -> None:
     """Time prompts and decoding of a model, and what Python and memory they cost."""
     from kernelmux.graph.formats import human_bytes
@@ -101,7 +104,7 @@ def model(
     from kernelmux.run.replaced import told
     from kernelmux.run.sampling import Sampling
 
-    refuse_overwriting("--json", json, model=model, policy=policy)
+    refuse_overwriting("--save", save, model=model, policy=policy)
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     with ProgressBar() as bar:
         bar.begin("opening the model")
@@ -116,7 +119,15 @@ def model(
         timed = time_model(opened, plan, load, bar.show, cache_packed)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
-    _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *timed.notes, *told(timed.replaced)], json)
+    _show(
+        opened.graph.name,
+        plan.device,
+        method,
+        timed.rows(),
+        [*notes, *timed.notes, *told(timed.replaced)],
+        json,
+        save,
+    )
 
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
@@ -163,24 +174,33 @@ def _timed(
                 continue
             try:
                 rows.append(time_kernel(work, name, kernel, weights, activations).row(ceilings))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 # One that fails must not cost the figures of the others.
-                notes[f"{name} at {work.label}, m = {work.m}: {type(error).__name__}: {error}"] = None
+                notes[f"{name} at {work.label}, m = {work.m}: {type(contained(error)).__name__}: {error}"] = None
     if not rows:
         raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or 'the model has no such node'}")
     return rows, list(notes)
 
 
 def _show(
-    title: str, device: Device, method: str, rows: list[dict[str, Any]], notes: list[str], json: Path | None
+    title: str,
+    device: Device,
+    method: str,
+    rows: list[dict[str, Any]],
+    notes: list[str],
+    json: bool,
+    save: Path | None,
 ) -> None:
-    """A table on stdout, notes on stderr, and the document where it was asked for."""
+    """A table or the document on stdout, notes on stderr, and the document where it was asked for."""
     from kernelmux.measure.report import make_report, save_report
 
+    report = make_report(title, device, method, rows, notes) if json or save else {}
     cells = [[" to ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
-    print_table(list(rows[0]), cells, f"{title}: {method}")
+    if json:
+        print_json(report)
+    else:
+        print_table(list(rows[0]), cells, f"{title}: {method}")
     for note in notes:
         typer.echo(note, err=True)
-    if json is not None:
-        report = make_report(title, device, method, rows, notes)
-        save_report(report, json)
+    if save is not None:
+        save_report(report, save)

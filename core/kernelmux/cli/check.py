@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Verbose, print_json, refuse_overwriting, traced
+from kernelmux.cli.common import (
+    DeviceName,
+    Json,
+    SaveJson,
+    Verbose,
+    refuse_overwriting,
+    traced,
+)
+from kernelmux.cli.output import print_json, stdout, tell
 from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
@@ -20,13 +28,13 @@ if TYPE_CHECKING:
     from kernelmux.contract.record import Record
     from kernelmux.contract.registry import Registry
 
-STDOUT = Path("-")
-
 
 @traced
 def check(
     backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="Only this one; else all.")] = "",
-    op: Annotated[str, typer.Option("--op", metavar="OP", help="Only this op's cases.")] = "",
+    op: Annotated[
+        list[str] | None, typer.Option("--op", metavar="OP", help="Only this op's cases; may be repeated.")
+    ] = None,
     kernel: Annotated[str, typer.Option("--kernel", metavar="KERNEL", help="Only this one, as torch:f32.")] = "",
     case: Annotated[str, typer.Option("--case", metavar="GLOB", help="Only the case of this name or pattern.")] = "",
     until: Annotated[
@@ -51,7 +59,8 @@ def check(
         typer.Option("--cases", metavar="FILE", help="Of run --capture-cases, in place of the suite's own."),
     ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")] = None,
+    json: Json = False,
+    save: SaveJson = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -68,18 +77,24 @@ def check(
     from kernelmux.contract.device import find_device
     from kernelmux.contract.record import Record
 
-    for path in (json, html):
+    for path in (save, html):
         if path is not None and not path.parent.is_dir():
             raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
-    refuse_overwriting("--json", json, **{"known failures": known, "case file": cases})
-    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases, "JSON": json})
+    refuse_overwriting("--save", save, **{"known failures": known, "case file": cases})
+    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases, "JSON": save})
     current, target = registry.current(), find_device(device)
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
-    chosen = _up_to(until, _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu", huge=large)))
+    asked = dict.fromkeys(op or [""])
+    wanted = [Filter(one, kernel, case, smoke, large or device != "cpu", huge=large) for one in asked]
+    chosen = _up_to(until, [job for each in wanted for job in _choose(every, each)])
     if list_cases:
-        for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
-            typer.echo(line)
+        listed = dict.fromkeys((job.case.op, job.name, *sorted(job.case.marks)) for job in chosen)
+        if json:
+            print_json({"cases": [{"op": op, "name": name, "marks": marks} for op, name, *marks in listed]})
+        else:
+            for words in listed:
+                tell("\t".join(words))
         return
     if peer:
         _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
@@ -97,7 +112,7 @@ def check(
     if verbose:
         for found in broken:
             typer.echo(found.trace, err=True)
-    _write(report, json, html, verbose)
+    _write(report, json, save, html, verbose)
     if report.totals["fail"] or broken:
         raise typer.Exit(1)
 
@@ -210,7 +225,7 @@ def _put_on_record(ran: Sequence[tuple[Job, Outcome]], every: Iterable[Job], rec
             record.note(op, kernel, failed)
 
 
-def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -> None:
+def _write(report: Report, json: bool, save: Path | None, html: Path | None, traces: bool) -> None:
     from kernelmux.conformance.html import to_html
     from kernelmux.conformance.report import print_report, to_json
     from kernelmux.files import write_whole
@@ -218,11 +233,11 @@ def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -
 
     if html is not None:
         write_whole(html, to_html(report))
-    if json == STDOUT:
-        print_json(to_json(report))
-        return
-    if json is not None:
-        save_report(to_json(report), json)
+    if save is not None:
+        save_report(to_json(report), save)
     for note in report.notes:
         typer.echo(f"not checked: {note}", err=True)
-    print_report(report, traces)
+    if json:
+        print_json(to_json(report))
+    else:
+        print_report(report, traces, stdout())

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
+from kernelmux.cli.output import say
 from kernelmux.errors import KernelmuxError
 from kernelmux.files import refuse_model
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
+    from kernelmux.run.session import Session
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
 OptionalModelPath = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file.", show_default=False)]
@@ -68,7 +67,23 @@ MaxRows = Annotated[
 CachePacked = Annotated[
     bool, typer.Option("--cache-packed", help="Keep packed weights on disk, and map those that an earlier run kept.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for a script to read.")]
+SaveJson = Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Also write the JSON there.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, show_default=False, help="Tokens of an answer at most, else 128 if they fit."),
+]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")]
+MinP = Annotated[
+    float, typer.Option("--min-p", help="Draw from those that have this share of the likeliest's probability.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1 tokens that were there before are less likely.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")]
+LockedPlan = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
+]
 
 
 def asked_device(name: str | None, described: str | None) -> Device:
@@ -162,6 +177,40 @@ def tell_cache(cache: PackedCache | None) -> None:
                 say(f"kernelmux: {note}", err=True)
 
 
+def refuse_beside_plan(
+    locked: Path | None, policy: Path | None, exact: bool, use: list[str] | None, max_rows: int | None
+) -> None:
+    """An error where a plan on file is asked for, and what it would be made by as well."""
+    if locked is not None and (policy or exact or use or max_rows):
+        raise typer.BadParameter(
+            "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
+        )
+
+
+def chosen_plan(
+    model: Model,
+    locked: Path | None,
+    policy: Path | None,
+    exact: bool,
+    use: list[str] | None,
+    device: str,
+    strict: bool,
+    max_rows: int | None,
+) -> Plan:
+    """The plan on file, or one that is made now."""
+    if locked is not None:
+        return noted(model.locked_plan(locked, device), strict)
+    return make_plan(model, asked_policy(policy, exact), use, device, strict, max_rows)
+
+
+def tell_replaced(session: Session) -> None:
+    """In red on stderr, once an answer has ended: which kernels raised, and what ran instead."""
+    from kernelmux.run.replaced import told
+
+    for line in told(session.replaced):
+        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
+
+
 def row_counts(text: str) -> list[int]:
     """`1,16,512` as numbers."""
     parts = text.split(",")
@@ -189,38 +238,3 @@ def traced(command: Callable[P, None]) -> Callable[P, None]:
             raise
 
     return run
-
-
-def print_json(document: Any) -> None:
-    """To stdout, as it is: no colours, no wrapping."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
-
-
-def line_width() -> int:
-    """Columns of the terminal; the usual number where stdout is none."""
-    from kernelmux.plan.table import WIDTH
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-
-
-def say(line: str, err: bool = False, indent: str = "  ", **style: Any) -> None:
-    """A line for a person: on a terminal broken between words at the usual width, elsewhere in one piece."""
-    from kernelmux.plan.table import WIDTH, wrapped
-
-    width = min(shutil.get_terminal_size().columns, WIDTH)
-    terminal = (sys.stderr if err else sys.stdout).isatty()
-    for part in wrapped(line, width, indent) if terminal else [line]:
-        typer.secho(part, err=err, **style)
-
-
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table that fits a terminal; tab-separated lines where stdout is not one."""
-    from kernelmux.plan.table import table
-
-    cells = [[str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        lines = [*([title] if title else []), *table(headings, cells, line_width())]
-    else:
-        lines = ["\t".join(row) for row in (headings, *cells)]
-    for line in lines:
-        typer.echo(line)

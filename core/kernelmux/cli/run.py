@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,28 +14,33 @@ from kernelmux.cli.common import (
     DeviceName,
     Exact,
     Json,
+    LockedPlan,
     MaxRows,
+    MaxTokens,
+    MinP,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    RepetitionPenalty,
+    Seed,
     Strict,
     Temperature,
+    TopK,
     TopP,
     Use,
     Verbose,
-    asked_policy,
-    line_width,
-    make_plan,
-    noted,
+    chosen_plan,
     open_asked,
-    print_json,
+    refuse_beside_plan,
     refuse_overwriting,
-    say,
     tell_cache,
+    tell_replaced,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
+from kernelmux.cli.prompt import asked_prompt
 from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
@@ -50,30 +54,26 @@ FAR_SLOWER = 2.0
 
 @traced
 def run(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)],
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads stdin.", show_default=False)
+    ],
     model: OptionalModelPath = None,
     random: RandomModel = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     policy: PolicyPath = None,
     exact: Exact = False,
-    locked: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
-    ] = None,
+    locked: LockedPlan = None,
     use: Use = None,
     strict: Strict = False,
     max_rows: MaxRows = None,
     device: DeviceName = "cpu",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
+    max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")] = 0,
-    min_p: Annotated[
-        float, typer.Option("--min-p", help="Draw from those that have this share of the likeliest's probability.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1 tokens that were there before are less likely.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = 0,
     capture: Annotated[
         Path | None,
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
@@ -90,10 +90,8 @@ def run(
     stages.done("starting Python")
     start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
-    if locked is not None and (policy or exact or use or max_rows):
-        raise typer.BadParameter(
-            "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
-        )
+    refuse_beside_plan(locked, policy, exact, use, max_rows)
+    text = asked_prompt(prompt)
     with ProgressBar(stages) as bar:
         # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
         if model is None or model.is_file():
@@ -102,13 +100,10 @@ def run(
         with bar.stage("opening the model"):
             opened = open_asked(model, random, device)
         with bar.stage("planning"):
-            if locked is not None:
-                made = noted(opened.locked_plan(locked, device), strict)
-            else:
-                made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
+            made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         with bar.stage("reading the vocabulary"):
             answer = opened.generate(
-                [{"role": "user", "content": prompt}] if chat else prompt,
+                [{"role": "user", "content": text}] if chat else text,
                 made,
                 max_tokens=max_tokens,
                 temperature=temperature,
@@ -126,7 +121,7 @@ def run(
                 bar.begin("reading the prompt")
                 pieces, interrupted = _stream(answer, bar, echo=not json)
         finally:
-            _tell_replaced(answer)
+            tell_replaced(answer.session)
     told = stages.told(answer.prompt_seconds)
     if json:
         print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
@@ -156,23 +151,14 @@ def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str]
             bar.close()
             pieces.append(text)
             if echo:
-                typer.echo(text, nl=False)
-                sys.stdout.flush()
+                tell(text, nl=False)
     except KeyboardInterrupt:
         return pieces, True
     finally:
         bar.close()
         if echo:
-            typer.echo("")
+            tell("")
     return pieces, False
-
-
-def _tell_replaced(answer: Generation) -> None:
-    """In red on stderr, once the answer has ended: which kernels raised, and what ran instead."""
-    from kernelmux.run.replaced import told
-
-    for line in told(answer.session.replaced):
-        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
 
 
 def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:

@@ -17,14 +17,12 @@ from kernelmux.cli.common import (
     OptionalModelPath,
     RandomModel,
     Verbose,
-    line_width,
     open_asked,
-    print_json,
     refuse_overwriting,
     row_counts,
-    say,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, say, tell
 from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
@@ -182,7 +180,7 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
     lines = ["", f"{RATE} (* whose choices the policy took):", *compared_lines(tuned, asked.counts, width), ""]
     lines += ["KL divergence from float32, nats a token, beside speed:", *frontier_lines(tuned, width)]
     for line in lines:
-        typer.echo(line)
+        tell(line)
     for way in tuned.compared:
         if way.note:
             say(f"{way.label}: {way.note}")

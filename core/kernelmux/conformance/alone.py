@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import entry_points
 
 from kernelmux.conformance.outcome import BEFORE, Outcome
-from kernelmux.contract.registry import GROUP
+from kernelmux.contract.installed import GROUP
 
 MOST = 3
 """Failures of a kernel that are run again: a process takes seconds, and where so many fail alone the rest do too."""
@@ -50,7 +50,7 @@ def tell_alone(outcome: Outcome) -> Outcome:
 
 def _fails(outcome: Outcome) -> bool | None:
     """Whether the case fails where its command runs in a fresh process; None where that does not tell."""
-    command = [sys.executable, "-m", *outcome.words, "--json", "-"]
+    command = [sys.executable, "-m", *outcome.words, "--json"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         found = json.loads(ran.stdout)["outcomes"]

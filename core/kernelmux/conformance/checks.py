@@ -17,6 +17,7 @@ from kernelmux.conformance.failing import failing
 from kernelmux.conformance.guarded import POISONS, same
 from kernelmux.conformance.located import first_index
 from kernelmux.conformance.measure import WORST
+from kernelmux.errors import contained
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows, quantized_scales
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def captured(trial: Trial) -> None:
         with platform.capturing(graph, trial.stream):
             trial.call()
     # Whatever library the kernel is written in may raise here, each an exception of its own.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        contained(error)
         trial.failures.append(f"captured: declared capturable, but capturing raises: {error}")
         return
     if (found := platform.count_launches(graph) or 0) > trial.kernel.launches:

@@ -21,7 +21,7 @@ from kernelmux.contract.answers import Offer, checked_formats, checked_variants,
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import KernelmuxError, where_raised
+from kernelmux.errors import KernelmuxError, contained, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
@@ -76,7 +76,8 @@ def run_case(
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed, launches(case, name))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        contained(error)
         return _raised(blank, error)
     return replace(outcome, status="fail") if outcome.failures else outcome
 
@@ -92,7 +93,8 @@ def _run_huge(huge: Huge, node: TensorNode, kernel: Kernel, device: Device, blan
         kernel.variant = next(iter(checked_variants(kernel, node).values()), None)
         nodes = _store(node, kernel, None), _store(case_node(huge.small), kernel, None)
         return run_huge(huge, kernel, nodes, device, blank)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        contained(error)
         return _raised(blank, error)
 
 

@@ -36,7 +36,9 @@ def packed_form(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form | No
 def packed_key(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form:
     """What packed weights are shared by: the tensors' names, and the form's name within its backend."""
     backend = kernel_name.partition(":")[0]
-    return tuple(value.name for value in node.weights), f"{backend}/{kernel.packed or kernel_name}"
+    # A backend that has taken another's place may pack otherwise under the same name.
+    edition = f" {kernel.edition}" if kernel.edition else ""
+    return tuple(value.name for value in node.weights), f"{backend}/{kernel.packed or kernel_name}{edition}"
 
 
 @dataclass

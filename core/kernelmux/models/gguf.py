@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kernelmux.errors import ModelError
+from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
 
@@ -24,8 +24,6 @@ VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 LONGEST_HEADER = 1 << 26
 """Bytes. The largest vocabularies with their merges take a few tens of MB; what claims more is damage."""
-
-LONGEST_NAME_SHOWN = 80
 
 # The numbers that a metadata value's type may have, with struct's letter for each.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -197,7 +195,7 @@ def _items(header: _Header, where: str, kind: int, count: int) -> list[Any]:
 def _alignment(header: _Header, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-        header.fail("metadata 'general.alignment'", f"found {alignment!r}; a power of two from 8 on is needed")
+        header.fail("metadata 'general.alignment'", f"found {shown(alignment)}; a power of two from 8 on is needed")
     return alignment
 
 
@@ -260,4 +258,4 @@ def _padded(size: int, alignment: int) -> int:
 
 def _named(what: str, name: str) -> str:
     """`what` with its name, cut where a damaged length makes a name of half the file."""
-    return f"{what} {name if len(name) <= LONGEST_NAME_SHOWN else name[:LONGEST_NAME_SHOWN] + '...'!r}"
+    return f"{what} {shown(name)}"

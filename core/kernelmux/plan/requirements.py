@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kernelmux.contract.registry import ALLOW
+from kernelmux.contract.installed import ALLOW
 from kernelmux.errors import PlanError
 from kernelmux.graph.domain import in_words
 from kernelmux.graph.formats import human_bytes

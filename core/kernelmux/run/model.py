@@ -21,6 +21,7 @@ from kernelmux.plan.lock import read_lock
 from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
 from kernelmux.run.generate import generate
+from kernelmux.run.host import plainly
 from kernelmux.run.progress import Progress
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+USUAL_TOKENS = 128
+"""Of an answer at most, unless told."""
 
 
+@plainly
 def load(path: str | Path) -> Model:
     """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
     return Model(open_model(path))
 
 
+@plainly
 def load_random(asked: str, device: str = "cpu") -> Model:
     """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
     registry.current()  # A backend may bring the format.
@@ -54,14 +59,18 @@ class Model:
     def graph(self) -> Graph:
         return self.source.graph
 
-    def locked_plan(self, path: str | Path, device: str | Device = "cpu", *, strict: bool = False) -> Plan:
+    @plainly
+    def locked_plan(
+        self, path: str | Path, device: str | Device = "cpu", *, strict: bool = False, written: bytes | None = None
+    ) -> Plan:
         """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with.
 
-        `strict` is as in `plan`, of the notes that were locked.
+        `strict` is as in `plan`, of the notes that were locked; `written` what the file has, where it was read already.
         """
-        made = read_lock(path, self.graph, registry.current(), _device(device))
+        made = read_lock(path, self.graph, registry.current(), _device(device), written)
         return _strictly(made, str(path)) if strict else made
 
+    @plainly
     def plan(
         self,
         policy: Policy | str | Path | None = None,
@@ -98,6 +107,12 @@ class Model:
             return self._checked_ids(prompt)
         if len(messages) < len(prompt):
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
+        # The template writes the special tokens itself.
+        return tokenizer.encode(self.render(messages), add_special=False)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of chat messages by the file's template, with the opening of the answer; ModelError without one."""
+        tokenizer = self.source.tokenizer
         template = self.source.file.metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
@@ -105,9 +120,7 @@ class Model:
         from kernelmux.models.chat import render_chat
 
         bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
-        text = render_chat(template, messages, bos_token=bos, eos_token=eos)
-        # The template writes the special tokens itself.
-        return tokenizer.encode(text, add_special=False)
+        return render_chat(template, messages, bos_token=bos, eos_token=eos)
 
     def session(self, plan: Plan, tokens: int, sequences: int = 1, *, cache_packed: bool = False) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
@@ -128,7 +141,7 @@ class Model:
         prompt: Prompt,
         plan: Plan | None = None,
         *,
-        max_tokens: int = 128,
+        max_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -137,11 +150,17 @@ class Model:
         seed: int = 0,
         cache_packed: bool = False,
     ) -> Generation:
-        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
-        if max_tokens < 1:
+        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold.
+
+        Unless told it has up to 128 tokens, or as many as the model holds after the prompt.
+        """
+        if max_tokens is not None and max_tokens < 1:
             raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
         ids = self.encode(prompt)
-        self._check_length(ids, max_tokens)
+        if max_tokens is None:
+            max_tokens = max(1, min(USUAL_TOKENS, self.source.shape.context - len(ids) + 1))
+        # The last one is drawn, and not read any more.
+        self._check_length(ids, max_tokens - 1)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         plan = self.plan() if plan is None else plan
         session = self.session(plan, len(ids) + max_tokens, cache_packed=cache_packed)
@@ -184,10 +203,12 @@ class Model:
         context = self.source.shape.context
         if not ids:
             raise ModelError("the prompt has no tokens; give at least one")
+        if len(ids) > context:
+            raise ModelError(f"the prompt has {len(ids)} tokens, the model holds {context}: shorten the prompt")
         if len(ids) + new_tokens > context:
             raise ModelError(
-                f"the prompt has {len(ids)} tokens and {new_tokens} more may follow, the model holds {context}: "
-                "shorten the prompt, or lower --max-tokens"
+                f"the prompt has {len(ids)} tokens and {new_tokens + 1} are to follow, the model holds {context}: "
+                f"shorten the prompt, or ask for up to {context - len(ids) + 1} (--max-tokens)"
             )
 
 

@@ -21,6 +21,7 @@ from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.drawing import Drawing
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
+from kernelmux.run.host import check_process, plainly
 from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents
 from kernelmux.run.nucleus import Way, highest
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
@@ -51,12 +52,14 @@ class Session:
     while a call runs, or a decode has not ended, any other raises BusyError, from whatever thread.
     """
 
+    @plainly
     def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
         import torch
 
         if tokens < 1 or sequences < 1:
             raise CapacityError(f"a session holds at least 1 token of 1 sequence, not {tokens=} and {sequences=}")
         platform = plan.device.platform
+        check_process(plan.device)
         # Each sequence may waste the rest of its last page.
         pages = -(-tokens // PAGE_SIZE) + sequences - 1
         self._pages = Pages(pages)
@@ -107,6 +110,7 @@ class Session:
         """How tokens are drawn where they are not just the likeliest."""
         return Drawing(self._most, self._vocab, self.plan.device)
 
+    @plainly
     def prepare(self, rows: Collection[int] | None = None, sampling: Sampling | None = None) -> Iterator[Progress]:
         """Packs all weights, then compiles, binds and captures for steps of so many `rows`: a step does none of it.
 
@@ -170,6 +174,7 @@ class Session:
             self._pages.reserve([sequence], [tokens])
             sequence.length += tokens
 
+    @plainly
     def step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         """Runs one step over several sequences, and returns logits [rows wanted, vocabulary], in the order of `feeds`.
 
@@ -179,6 +184,7 @@ class Session:
         with self._alone():
             return self._step(feeds)
 
+    @plainly
     def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
         """Runs tokens in as many steps as the plan needs; returns a copy of the logits, of the last row or of all."""
         import torch
@@ -191,6 +197,7 @@ class Session:
             logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
         return torch.cat(logits) if all_logits else logits[-1]
 
+    @plainly
     def decode(
         self,
         sequences: Sequence[CachedSequence],
@@ -262,6 +269,7 @@ class Session:
                     drawing.take(ids)
                 yield ids
 
+    @plainly
     def captured_step(self, feeds: Sequence[Feed], way: Way | None = None) -> CapturedWalk | None:
         """The captured step of one token a sequence, its state written; None where the plan captures none.
 
@@ -283,6 +291,7 @@ class Session:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """BusyError where the session is at work already, in another thread or in a decode that has not ended."""
+        check_process(self.plan.device)
         if not self._at_work.acquire(blocking=False):
             raise BusyError(
                 "the session is at work, in another thread or in a decode that has neither ended nor been closed: "

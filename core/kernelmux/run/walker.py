@@ -133,7 +133,7 @@ class Walker:
                 choice = steps[index].choice
                 try:
                     self._packed.get(steps[index].node, choice.name, choice.kernel)
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     raise launch_error(steps, index, self.plan.device, error) from error
                 stage = MAPPING if form in found else PACKING
                 done[stage] += nbytes.get(form, 0)
@@ -189,7 +189,7 @@ class Walker:
                     launch = self._bind(each)
                     self._bound += 1
                 calls.append(launch)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 raise launch_error(steps, index, self.plan.device, error) from error
         return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device)
 

@@ -24,10 +24,10 @@ def files(tmp_path, tiny):
 WRITING = {
     "plan --lock": ("plan", "{model}", "--policy", "{policy}", "--lock"),
     "run --capture-cases": ("run", "{model}", "-p", "hello", "--policy", "{policy}", "--capture-cases"),
-    "bench model --json": ("bench", "model", "{model}", "--policy", "{policy}", *BENCH, "--json"),
+    "bench model --save": ("bench", "model", "{model}", "--policy", "{policy}", *BENCH, "--save"),
     "tune --output": ("tune", "{model}", "--budget", "1s", "-o"),
-    "bench ops --json": ("bench", "ops", "--shape", "32x64:f32", "--json"),
-    "check --json": ("check", "--op", "silu", "--smoke", "--json"),
+    "bench ops --save": ("bench", "ops", "--shape", "32x64:f32", "--save"),
+    "check --save": ("check", "--op", "silu", "--smoke", "--save"),
     "check --html": ("check", "--op", "silu", "--smoke", "--html"),
 }
 
@@ -50,7 +50,7 @@ def test_no_output_takes_the_place_of_a_model_or_of_what_is_read(files, command,
 
 
 def test_one_file_is_not_asked_for_twice(tmp_path):
-    result = call_command("check", "--op", "silu", "--smoke", "--json", tmp_path / "out", "--html", tmp_path / "out")
+    result = call_command("check", "--op", "silu", "--smoke", "--save", tmp_path / "out", "--html", tmp_path / "out")
     assert (result.code, result.out) == (2, "")
     assert "is the JSON asked for: name another file" in " ".join(result.err.replace("│", " ").split())
     assert not (tmp_path / "out").exists()

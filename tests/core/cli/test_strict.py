@@ -168,7 +168,7 @@ def test_what_is_said_of_a_run_names_what_ran_and_the_kernel_that_raised_only_as
     with registry.isolated(flaky=_flaky("launch"), a=backend(**_plain())):
         text = call_command(*COMMANDS["run"], tiny, "--policy", path)
         data = call_command(*COMMANDS["run"], tiny, "--policy", path, "--json")
-        bench = call_command(*COMMANDS["bench"], tiny, "--policy", path, "--json", result)
+        bench = call_command(*COMMANDS["bench"], tiny, "--policy", path, "--save", result)
     assert [line for line in text.err.splitlines() if "flaky" in line] == data.err.splitlines()
     document = json.loads(data.out)
     raised = document.pop("replaced")
