@@ -110,6 +110,8 @@ def test_the_time_to_the_first_token_is_told_by_stages(tiny: Path):
     stages += ["reading the vocabulary", "packing weights", "compiling kernels", "binding steps", "prompt"]
     result = run_command(*asked, "--timing")
     (line,) = re.findall(r"^first token after .*(?:\n  .*)*", result.err, re.MULTILINE)
+    # Where it is broken depends on how long each stage took.
+    line = " ".join(line.split())
     whole, *each = map(float, re.findall(r"(\d+\.\d+) s\b", line))
     assert [line.find(stage) >= 0 for stage in stages] == [True] * len(each) == [True] * len(stages)
     assert whole == pytest.approx(sum(each), abs=0.005 * len(each) + 0.005)
