@@ -113,8 +113,8 @@ def test_forms_that_are_kept_on_disk_come_back_to_the_bit(tmp_path: Path, monkey
         started.append(session)
     first, second = started
     assert first.packed_cache.mapped_bytes == 0 < second.packed_cache.mapped_bytes
-    forms = second.walker._packed._held
-    for form, planes in first.walker._packed._held.items():
+    forms = second.walker.packed._held
+    for form, planes in first.walker.packed._held.items():
         for one, other in zip(planes, forms[form], strict=True):
             assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
             assert flat_bytes(one).equal(flat_bytes(other)), form

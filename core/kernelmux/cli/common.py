@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 import typer
 
 from kernelmux.cli.output import say
+from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import KernelmuxError
 from kernelmux.files import refuse_model
 
@@ -171,10 +172,25 @@ def tell_cache(cache: PackedCache | None) -> None:
     """On stderr, once all is written: what is to be told of packed weights on disk. Ctrl-C ends the writing."""
     if cache is not None:
         try:
-            cache.background.finish()
+            with ProgressBar() as bar:
+                bar.begin("keeping packed weights")
+                cache.background.finish()
         finally:
             for note in cache.notes:
                 say(f"kernelmux: {note}", err=True)
+
+
+def check_sampling(
+    temperature: float, top_p: float, top_k: int, min_p: float, repetition_penalty: float, seed: int
+) -> None:
+    """An error where sampling has no such settings, before anything is opened; a line where some have no effect."""
+    from kernelmux.run.sampling import Sampling
+
+    Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    unused = {"--top-p": top_p != 1, "--top-k": top_k, "--min-p": min_p, "--seed": seed}
+    if not temperature and (asked := [option for option, given in unused.items() if given]):
+        verb = "has" if len(asked) == 1 else "have"
+        say(f"kernelmux: {' and '.join(asked)} {verb} no effect at temperature 0: give --temperature", err=True)
 
 
 def refuse_beside_plan(

@@ -29,6 +29,7 @@ from kernelmux.cli.common import (
     TopP,
     Use,
     Verbose,
+    check_sampling,
     chosen_plan,
     open_asked,
     refuse_beside_plan,
@@ -92,6 +93,7 @@ def run(
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
     text = asked_prompt(prompt)
+    check_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     with ProgressBar(stages) as bar:
         # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
         if model is None or model.is_file():
@@ -122,12 +124,15 @@ def run(
                 pieces, interrupted = _stream(answer, bar, echo=not json)
         finally:
             tell_replaced(answer.session)
-    told = stages.told(answer.prompt_seconds)
-    if json:
-        print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
-    else:
-        _print_statistics(answer, told if timing else {})
     cache = answer.session.packed_cache
+    try:
+        told = stages.told(answer.prompt_seconds)
+        if json:
+            print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
+        else:
+            _print_statistics(answer, told if timing else {})
+    except KeyboardInterrupt:
+        interrupted = True
     if interrupted and cache is not None:
         cache.background.stop()
     tell_cache(cache)
@@ -144,14 +149,16 @@ def _capturing(answer: Generation, path: Path | None) -> AbstractContextManager[
 
 
 def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str], bool]:
-    """The answer's pieces, printed as they come, the first of which ends the bar; and whether Ctrl-C ended it."""
+    """The answer's pieces, printed as they come, the first one in the bar's place; and whether Ctrl-C ended it."""
     pieces: list[str] = []
     try:
         for text in answer:
-            bar.close()
-            pieces.append(text)
             if echo:
+                bar.close()
                 tell(text, nl=False)
+            elif not pieces:
+                bar.begin("answering")
+            pieces.append(text)
     except KeyboardInterrupt:
         return pieces, True
     finally:

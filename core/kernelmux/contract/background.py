@@ -30,6 +30,8 @@ class Background:
         self._thread: Thread | None = None
         self._ended = False
         self._hurried = Event()
+        self._over = Event()
+        """Not the thread's end: a `join` that Ctrl-C has ended takes the thread for ended, too."""
         self._at_work = 0
         self._worked = time.monotonic()
 
@@ -55,17 +57,18 @@ class Background:
         """Begins with the jobs; the process waits for them at its end."""
         with self._lock:
             if self._jobs and self._thread is None:
+                self._over.clear()
                 self._thread = Thread(target=self._run, name="background", daemon=True)
                 atexit.register(self.finish)
                 self._thread.start()
 
     def finish(self) -> None:
         """Returns when all is done, which nothing delays any more; Ctrl-C ends that as `stop` does."""
-        self.start()
-        self._hurried.set()
         try:
-            if (thread := self._thread) is not None:
-                thread.join()
+            self.start()
+            self._hurried.set()
+            if self._thread is not None:
+                self._over.wait()
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -76,8 +79,8 @@ class Background:
         """Ends the job that is being done at its next `go_on`, and drops the others."""
         self._ended = True
         self._hurried.set()
-        if (thread := self._thread) is not None:
-            thread.join()
+        if self._thread is not None:
+            self._over.wait()
 
     def go_on(self) -> None:
         """For jobs to call often: returns when nobody else is at work; StoppedError where they are to end."""
@@ -108,4 +111,5 @@ class Background:
     def _end(self) -> None:
         self._jobs.clear()
         self._thread = None
+        self._over.set()
         atexit.unregister(self.finish)

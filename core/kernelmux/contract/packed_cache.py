@@ -45,6 +45,7 @@ class PackedCache:
         self, weights: Mapping[str, Weight], device: Device, path: Path, stamp: tuple[int, int] | None
     ) -> None:
         self._device = device
+        self._file, self._stamp = path, stamp
         self._contents = None if stamp is None else Contents(weights, stamp)
         self.background = Background(self._failed)
         """What writes: `in_use` is for those who are not to be disturbed."""
@@ -107,15 +108,27 @@ class PackedCache:
         """Begins to write what is to be kept, whenever nobody is at work, and at the end of the process."""
         if self._contents is not None:
             if self._contents.is_new:
-                self.background.add(self._contents.remember)
+                self.background.add(self._remember)
             self.background.start()
 
     def _write(self, form: Form, kernel: Kernel, planes: tuple[torch.Tensor, ...], made: Any) -> None:
         if made is not None:
             made.synchronize()
+        self._check_file()
         key = self._key(form, kernel)
         with self._device.platform.on(self._stream), replacing(self._path(key)) as file:
             write_form(file, key, form, planes, self.background.go_on)
+
+    def _remember(self) -> None:
+        assert self._contents is not None
+        self._check_file()
+        self._contents.remember()
+
+    def _check_file(self) -> None:
+        """What is mapped changes with the file: OSError where that has been written to since it was opened."""
+        found = self._file.stat()
+        if (found.st_size, found.st_mtime_ns) != self._stamp:
+            raise OSError(f"{self._file} was written to meanwhile")
 
     @cached_property
     def _stream(self) -> Any:

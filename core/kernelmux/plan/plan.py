@@ -88,7 +88,9 @@ class Plan:
         return self.buckets[-1]
 
     def bucket(self, rows: int) -> int:
-        """The bucket of a row count; PlanError above the largest."""
+        """The bucket of a row count; PlanError above the largest, and below 1."""
+        if rows < 1:
+            raise PlanError(f"a step has from 1 to {self.max_rows} rows, not {rows}")
         for top in self.buckets:
             if rows <= top:
                 return top

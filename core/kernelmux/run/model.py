@@ -54,6 +54,8 @@ class Model:
 
     source: Source
     _packed: dict[Device, PackedWeights] = field(default_factory=dict, repr=False)
+    _recent: PackedWeights | None = field(default=None, repr=False)
+    """What the last `generate` or `forward` packed: the next one finds it, unless it is for another plan."""
 
     @property
     def graph(self) -> Graph:
@@ -136,6 +138,12 @@ class Model:
         cache = PackedCache(file.weights, device, file.path, file.stamp) if cache_packed else None
         return Session(plan, packed.holder(cache), tokens, sequences)
 
+    def _kept_session(self, plan: Plan, tokens: int, cache_packed: bool = False) -> Session:
+        """A session for one answer, whose packed weights the model keeps for the next one."""
+        session = self.session(plan, tokens, cache_packed=cache_packed)
+        self._recent = session.walker.packed
+        return session
+
     def generate(
         self,
         prompt: Prompt,
@@ -163,14 +171,14 @@ class Model:
         self._check_length(ids, max_tokens - 1)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         plan = self.plan() if plan is None else plan
-        session = self.session(plan, len(ids) + max_tokens, cache_packed=cache_packed)
+        session = self._kept_session(plan, len(ids) + max_tokens, cache_packed)
         return Generation(self.source, session, ids, sampling, max_tokens)
 
     def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
         """Logits [len(ids), vocabulary] of every position, in float32."""
         ids = self._checked_ids(ids)
         self._check_length(ids, 0)
-        session = self.session(self.plan() if plan is None else plan, len(ids))
+        session = self._kept_session(self.plan() if plan is None else plan, len(ids))
         return session.feed(session.open(), ids, all_logits=True)
 
     def _check_plan(self, plan: object) -> None:

@@ -19,4 +19,5 @@ class Progress:
 
 
 LOOKING_UP, MAPPING = "looking up packed weights", "mapping packed weights"
-PACKING, COMPILING, BINDING, CAPTURING = "packing weights", "compiling kernels", "binding steps", "capturing steps"
+PLACING, PACKING, COMPILING = "placing steps", "packing weights", "compiling kernels"
+BINDING, CAPTURING = "binding steps", "capturing steps"

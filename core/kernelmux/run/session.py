@@ -118,6 +118,8 @@ class Session:
         decoding that draws by such settings. With no rows it only packs. Without it, the first steps of their extents
         do it.
         """
+        for count in rows or ():
+            self.plan.bucket(count)
         with self._alone():
             while True:
                 try:
@@ -194,6 +196,10 @@ class Session:
         chunk = self.plan.max_rows
         parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
         with self._alone():
+            # All of it before any of it: a prompt that does not fit leaves the sequence as it was.
+            for part in parts:
+                self._check([Feed(sequence, part)])
+            self._pages.reserve([sequence], [len(ids)])
             logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
         return torch.cat(logits) if all_logits else logits[-1]
 
@@ -294,8 +300,8 @@ class Session:
         check_process(self.plan.device)
         if not self._at_work.acquire(blocking=False):
             raise BusyError(
-                "the session is at work, in another thread or in a decode that has neither ended nor been closed: "
-                "take one session a thread (they share the packed weights), and close a decode that is left early"
+                "the session is at work, in another thread or in a decode or prepare that has neither ended nor been "
+                "closed: take one session a thread (they share the packed weights), and close what is left early"
             )
         try:
             with nullcontext() if self.packed_cache is None else self.packed_cache.background.in_use():

@@ -107,7 +107,14 @@ def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
 def test_the_time_to_the_first_token_is_told_by_stages(tiny: Path):
     asked = ("run", tiny, "-p", "hello", "--max-tokens", 2, *F32)
     stages = ["starting Python", "importing torch", "opening the model", "planning"]
-    stages += ["reading the vocabulary", "packing weights", "compiling kernels", "binding steps", "prompt"]
+    stages += [
+        "reading the vocabulary",
+        "placing steps",
+        "packing weights",
+        "compiling kernels",
+        "binding steps",
+        "prompt",
+    ]
     result = run_command(*asked, "--timing")
     (line,) = re.findall(r"^first token after .*(?:\n  .*)*", result.err, re.MULTILINE)
     # Where it is broken depends on how long each stage took.
@@ -367,3 +374,10 @@ def test_one_model_is_named_a_file_or_a_random_one(tiny: Path):
 
 def test_an_unknown_random_model_is_one_line():
     assert_one_line_error(call_command("run", "--random", "tny:f32", "-p", "hi"), "did you mean 'tiny'")
+
+
+def test_settings_without_effect_are_told_and_impossible_ones_refused_before_anything_is_opened(tiny: Path):
+    asked = ("run", tiny, "-p", "hello", "--max-tokens", 1, *F32)
+    assert "--top-p and --seed have no effect at temperature 0" in call_command(*asked, "--top-p", 0.5, "--seed", 3).err
+    assert "no effect" not in call_command(*asked, "--top-p", 0.5, "--temperature", 1).err
+    assert_one_line_error(call_command("run", "no-such-file.gguf", "-p", "hello", "--top-p", 2), "top_p=2")

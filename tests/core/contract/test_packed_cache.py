@@ -64,7 +64,7 @@ def files() -> list[Path]:
 
 
 def held(session):
-    return session.walker._packed._held
+    return session.walker.packed._held
 
 
 def as_bytes(planes):
@@ -498,3 +498,18 @@ def test_what_a_step_packs_is_kept_too(path: Path):
     shutil.rmtree(Cache("packed").folder)
     session.close(sequence)
     assert session.feed(session.open(), [1, 2, 3]).equal(before)
+
+
+def test_what_is_packed_while_the_file_changes_is_not_kept(path: Path):
+    """What is mapped changes with the file: its forms would be kept under the name of what it held before."""
+    model = kernelmux.load(path)
+    session = model.session(model.plan(use=USE, max_rows=8), 20, cache_packed=True)
+    for _ in session.prepare(()):
+        pass
+    other = write_model(path.with_name("other.gguf"), seed=1).read_bytes()
+    with path.open("r+b") as file:
+        file.write(other)
+    os.utime(path, ns=(1, 1))
+    session.packed_cache.background.finish()
+    assert files() == []
+    assert any("was written to meanwhile" in note for note in session.packed_cache.notes)

@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 import kernelmux
+import kernelmux_torch.mul_mat
 from kernelmux.conformance.measure import compare
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.plan.plan import Plan
@@ -231,7 +232,7 @@ def test_preparing_an_answer_tells_how_far_it_is_and_changes_no_word(model: Mode
     expected = "".join(model.generate("hello", plan, max_tokens=8))
     answer = model.generate("hello", plan, max_tokens=8)
     last = {each.stage: each for each in answer.prepare()}
-    assert list(last) == ["packing weights", "compiling kernels", "binding steps"]
+    assert list(last) == ["placing steps", "packing weights", "compiling kernels", "binding steps"]
     assert all(each.done == each.total > 0 for each in last.values())
     assert "".join(answer) == expected
 
@@ -246,3 +247,12 @@ def test_4_bit_weights_give_logits_close_to_those_of_the_reference(tmp_path: Pat
     assert "torch:int4" in {step.choice.name for step in steps if step.node.op == "mul_mat"}
     wanted = model.forward(ids, model.plan(use=["*=reference:f32"])).double()
     assert compare(model.forward(ids, plan), wanted, 1e-3).failures == ()
+
+
+def test_answers_one_after_another_pack_once(model: Model, plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    """As a loop over prompts has it: what the last answer packed is there for the next one, and for logits."""
+    fresh = kernelmux.load(model.source.file.path)
+    "".join(fresh.generate("hello", plan, max_tokens=2))
+    monkeypatch.setattr(kernelmux_torch.mul_mat.F32, "prepare", None)
+    assert "".join(fresh.generate("hello", plan, max_tokens=2)) is not None
+    assert len(fresh.forward([1, 2], plan)) == 2
