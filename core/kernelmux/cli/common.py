@@ -187,7 +187,7 @@ def check_sampling(
     from kernelmux.run.sampling import Sampling
 
     Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-    unused = {"--top-p": top_p != 1, "--top-k": top_k, "--min-p": min_p, "--seed": seed}
+    unused = {"--top-p": top_p != 1, "--top-k": top_k, "--min-p": min_p}
     if not temperature and (asked := [option for option, given in unused.items() if given]):
         verb = "has" if len(asked) == 1 else "have"
         say(f"kernelmux: {' and '.join(asked)} {verb} no effect at temperature 0: give --temperature", err=True)

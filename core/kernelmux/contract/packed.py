@@ -65,6 +65,10 @@ class PackedWeights:
         """Another holder of the same forms, which keeps those that it makes in a cache, and takes them from there."""
         return PackedWeights(self.weights, self.device, self._everybodys, self._lock, cache=cache)
 
+    def adopt(self, other: PackedWeights, forms: Container[Form]) -> None:
+        """Holds what another holder has of these forms, too."""
+        self._held |= {form: parts for form, parts in other._held.items() if form in forms}
+
     def get(self, node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[torch.Tensor, ...]:
         """The packed weights of a node for a kernel, made now if no holder has them."""
         key = packed_key(node, kernel_name, kernel)

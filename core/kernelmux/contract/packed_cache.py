@@ -126,7 +126,10 @@ class PackedCache:
 
     def _check_file(self) -> None:
         """What is mapped changes with the file: OSError where that has been written to since it was opened."""
-        found = self._file.stat()
+        try:
+            found = self._file.stat()
+        except FileNotFoundError:
+            return  # Deleted or moved it stays mapped as it was.
         if (found.st_size, found.st_mtime_ns) != self._stamp:
             raise OSError(f"{self._file} was written to meanwhile")
 

@@ -141,7 +141,10 @@ class Model:
     def _kept_session(self, plan: Plan, tokens: int, cache_packed: bool = False) -> Session:
         """A session for one answer, whose packed weights the model keeps for the next one."""
         session = self.session(plan, tokens, cache_packed=cache_packed)
-        self._recent = session.walker.packed
+        packed = session.walker.packed
+        if self._recent is not None and self._recent.device == plan.device:
+            packed.adopt(self._recent, plan.packed_forms)
+        self._recent = packed
         return session
 
     def generate(

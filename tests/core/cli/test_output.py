@@ -88,7 +88,7 @@ def test_a_launch_that_raises_past_everybody_is_one_line(tiny: Path):
     def gone(node, tensors):
         raise Gone("boo")
 
-    with registry.isolated(mine=whole_backend(silu=FakeKernel(work=gone))):
+    with registry.isolated(mine=whole_backend(embed=FakeKernel(work=gone))):
         assert_one_line_error(call_command(*answers(tiny)), "mine:f32 raised at ", "Gone: boo")
 
 
@@ -141,7 +141,8 @@ def test_a_prompt_is_utf8_whatever_the_locale(tiny: Path):
 def test_somebody_without_a_name_a_home_or_a_cache_runs_a_model():
     code = """
         import os, sys
-        import kernelmux.cli, torch, typer, rich.console  # Where others may not look.
+        import kernelmux.cli, torch, typer, rich.console, decimal  # Where others may not look.
+        import kernelmux.run.model, kernelmux.models.chat
         from importlib.metadata import entry_points
         os.setuid(54321)
         for name in ("HOME", "XDG_CACHE_HOME", "KERNELMUX_CACHE"):

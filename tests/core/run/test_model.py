@@ -166,16 +166,17 @@ def test_ids_from_an_array_library_are_ids(model: Model):
 
 def test_a_prompt_may_fill_the_context_and_not_exceed_it(model: Model, plan: Plan):
     assert len(model.forward([104] * 256, plan)) == 256
-    with pytest.raises(ModelError, match=r"257 tokens .* holds 256"):
+    with pytest.raises(ModelError, match=r"257 tokens, the model holds 256"):
         model.forward([104] * 257, plan)
 
 
 def test_prompt_and_answer_together_may_fill_the_context_and_not_exceed_it(model: Model, plan: Plan):
-    answer = model.generate([104] * 250, plan, max_tokens=6)
+    # The last token is not fed, and needs no room.
+    answer = model.generate([104] * 250, plan, max_tokens=7)
     "".join(answer)
-    assert len(answer.ids) == 6
-    with pytest.raises(ModelError, match=r"250 tokens and 7 more may follow, the model holds 256"):
-        model.generate([104] * 250, plan, max_tokens=7)
+    assert len(answer.ids) == 7
+    with pytest.raises(ModelError, match=r"250 tokens and 8 are to follow, the model holds 256"):
+        model.generate([104] * 250, plan, max_tokens=8)
 
 
 def test_the_pieces_joined_are_the_text_of_the_ids(model: Model, plan: Plan):
