@@ -151,6 +151,7 @@ def _capturing(answer: Generation, path: Path | None) -> AbstractContextManager[
 def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str], bool]:
     """The answer's pieces, printed as they come, the first one in the bar's place; and whether Ctrl-C ended it."""
     pieces: list[str] = []
+    ended = False
     try:
         for text in answer:
             if echo:
@@ -159,11 +160,13 @@ def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str]
             elif not pieces:
                 bar.begin("answering")
             pieces.append(text)
+        ended = True
     except KeyboardInterrupt:
         return pieces, True
     finally:
         bar.close()
-        if echo:
+        # Where something raised before the first word there is no line to end.
+        if echo and (pieces or ended):
             tell("")
     return pieces, False
 
