@@ -17,13 +17,13 @@ from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from tiny_model import write_tiny_llama
 
+# Each test runs the command, or the suite, in processes of their own.
+pytestmark = pytest.mark.slow
+
 NOISY = """
 print("noise at import")
 import sys, torch
 from kernelmux.contract import Kernel, hookimpl
-
-# Each test runs the command, or the suite, in processes of their own.
-pytestmark = pytest.mark.slow
 CONTRACT = 2
 class Silu(Kernel):
     ops, name, precision, devices = ("silu",), "s", 1e-10, ("cpu",)

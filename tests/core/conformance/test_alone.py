@@ -7,13 +7,13 @@ import pytest
 
 from command import run_command
 
+# Each test runs the command, or the suite, in processes of their own.
+pytestmark = pytest.mark.slow
+
 BACKEND = """
 import torch
 from kernelmux.contract import Kernel, hookimpl
 from kernelmux.graph.formats import as_tuple
-
-# Each test runs the command, or the suite, in processes of their own.
-pytestmark = pytest.mark.slow
 
 CONTRACT = 2
 seen = []  # Of all kernels: what state of a module's own comes to.
