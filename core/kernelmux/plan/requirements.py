@@ -112,6 +112,8 @@ def unserved(plan: Plan) -> Iterator[tuple[int | None, str]]:
                 index = policy.match(node, rows, plan.device)
                 if index not in asked or index in served:
                     continue
+                if index is None and step.choice.rule is not None:
+                    continue  # A rule for the fused op that runs in its place: the defaults speak of what is left.
                 if {step.choice.name, step.choice.backend} & set(asked[index]):
                     served.add(index)
                 elif not refused.get(index):
