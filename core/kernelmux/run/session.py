@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError, LaunchError
-from kernelmux.graph.formats import as_planes, empty_planes, human_bytes
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
+from kernelmux.run.buffers import make_buffers
 from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.drawing import Drawing
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
@@ -29,7 +29,7 @@ from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
 from kernelmux.run.sampling import Sampler, Sampling, each_sampler
 from kernelmux.run.soundness import check_highest, mark, read_ids
-from kernelmux.run.state import HostCopy, StepState, StreamOrder
+from kernelmux.run.state import HostCopy, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
 
@@ -66,26 +66,8 @@ class Session:
         self._batch = sequences
         # A captured step may have more rows than it has sequences.
         self._most = 1 << (sequences - 1).bit_length() if platform.captures else sequences
-        extents = {
-            "m": plan.max_rows,
-            "outs": plan.max_rows,
-            "seqs": self._most,
-            "seqs+1": self._most + 1,
-            "width": pages,
-            "pages": pages,
-            "page_size": PAGE_SIZE,
-        }
-        leaves = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "cache"]
-        state = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "state"]
         platform.check_here(plan.device)
-        _check_memory(plan, packed, sum(value.nbytes for value in leaves))
-        self._state = StepState({value.name: value.extents for value in state}, plan.device)
-        leaf_buffers = dict(self._state.buffers)
-        for value in leaves:
-            planes = empty_planes(value, plan.device.torch)
-            for plane in planes:
-                plane.zero_()
-            leaf_buffers[value.name] = as_planes(planes)
+        self._state, leaf_buffers = make_buffers(plan, packed, self._most, pages)
         self.walker = Walker(plan, packed, leaf_buffers, self._state.host, platform.stream(plan.device))
         self._logits = plan.graph.outputs[0]
         vocab = plan.graph.values[self._logits].shape[1]
@@ -194,13 +176,12 @@ class Session:
         if not ids:
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
         chunk = self.plan.max_rows
-        parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
+        steps = [[Feed(sequence, ids[at : at + chunk], all_logits)] for at in range(0, len(ids), chunk)]
         with self._alone():
             # All of it before any of it: a prompt that does not fit leaves the sequence as it was.
-            for part in parts:
-                self._check([Feed(sequence, part)])
+            counts = [self._check(feeds) for feeds in steps]
             self._pages.reserve([sequence], [len(ids)])
-            logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
+            logits = [self._run_checked(feeds, m).clone() for feeds, m in zip(steps, counts, strict=True)]
         return torch.cat(logits) if all_logits else logits[-1]
 
     @plainly
@@ -330,6 +311,10 @@ class Session:
     def _step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         m = self._check(feeds)
         self._pages.reserve([feed.sequence for feed in feeds], [len(feed.ids) for feed in feeds])
+        return self._run_checked(feeds, m)
+
+    def _run_checked(self, feeds: Sequence[Feed], m: int) -> torch.Tensor:
+        """A step of `m` rows that can be run, and for which there is room."""
         with self._on_stream():
             logits = self._run(feeds, m)
         for feed in feeds:
@@ -345,10 +330,13 @@ class Session:
         outs = sum(len(feed.ids) if feed.all_logits else 1 for feed in feeds)
         while True:
             rows = self._padded(feeds)
-            eager = eager_extents(self.plan, m, outs, len(feeds), self._most)
-            self._write_state(feeds, eager if rows is None else captured_extents(rows))
+            if rows is None:
+                extents = eager_extents(self.plan, m, outs, len(feeds), self._most)
+            else:
+                extents = captured_extents(rows)
+            self._write_state(feeds, extents)
             try:
-                walk = self.walker.bind(**eager) if rows is None else self._capture(rows)
+                walk = self.walker.bind(**extents) if rows is None else self._capture(rows)
                 walk()
             except LaunchError as error:
                 self._do_without(error)
@@ -386,19 +374,3 @@ class Session:
     def _write_state(self, feeds: Sequence[Feed], extents: Extents) -> None:
         """Fills the step's buffers, with padding up to a walk's extents."""
         self._state.write(state_rows(feeds, **extents), {"block_table": [feed.sequence.pages for feed in feeds]})
-
-
-def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:
-    """CapacityError where activations, cache and the weights still to pack are more than the device has free."""
-    free = plan.device.platform.free_bytes(plan.device)
-    if free is None:
-        return
-    weights = packed.missing_bytes(plan.packed_forms)
-    activations = max(schedule.layout.nbytes for schedule in plan.schedules.values())
-    if weights + activations + cache > free:
-        copies = f" ({human_bytes(plan.extra_copy_bytes)} of it second copies)" if plan.extra_copy_bytes else ""
-        raise CapacityError(
-            f"{plan.device.torch} ({plan.device.name}) has {human_bytes(free)} free; weights need "
-            f"{human_bytes(weights)}{copies}, activations {human_bytes(activations)}, the cache {human_bytes(cache)}: "
-            "choose smaller kernels, `[weights] copies = 1`, or fewer tokens"
-        )
