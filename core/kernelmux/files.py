@@ -33,12 +33,22 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     refuse_model(path)
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(13, "Permission denied", str(path))
-    part = target.with_name(f".kernelmux-{secrets.token_hex(8)}")
-    try:
-        with part.open("xb") as file:
-            yield file
+    with renamed(target) as file:
+        yield file
         if target.exists():
-            part.chmod(target.stat().st_mode & 0o7777)
+            os.chmod(file.name, target.stat().st_mode & 0o7777)
+
+
+@contextmanager
+def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A new file beside another, to be written in the block and then renamed to it; where the block raises it is gone.
+
+    Another process may look at `target` at the same time. `mode` is as umask leaves it.
+    """
+    part = target.with_name(f"{prefix}{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            yield file
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

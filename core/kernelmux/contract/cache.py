@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
+
+from kernelmux.files import renamed
 
 try:
     import fcntl
@@ -124,18 +125,10 @@ class Cache:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in the block, which then takes the path's place, whole; where the block raises it is gone.
-
-    Another process may look at the same time.
-    """
+    """An entry to write in the block, as `renamed` has it, for nobody else to read; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, part = tempfile.mkstemp(dir=path.parent)
-    try:
-        with open(number, "wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with renamed(path, "tmp", 0o600) as file:
+        yield file
 
 
 def _entry(data: bytes) -> bytes:
