@@ -23,6 +23,7 @@ from kernelmux.cli.common import (
     TopP,
     Use,
     Verbose,
+    asked_sampling,
     chosen_plan,
     open_asked,
     refuse_beside_plan,
@@ -73,10 +74,10 @@ def chat(
     """
     from kernelmux.contract.device import start_device
     from kernelmux.run.chat import Chat
-    from kernelmux.run.sampling import Sampling
 
     start_device(device)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
+    sampling = asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     with ProgressBar() as bar:
         bar.begin("opening the model")
         opened = open_asked(model, None, device)
@@ -84,7 +85,6 @@ def chat(
             raise typer.BadParameter(f"the model holds {held} tokens", param_hint="--context")
         bar.begin("planning")
         made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
-        sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         tokens = context or min(USUAL_CONTEXT, held)
         talk = Chat(opened, made, sampling, tokens, max_tokens, system, cache_packed=cache_packed)
         for progress in talk.prepare():

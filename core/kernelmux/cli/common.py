@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
+    from kernelmux.run.sampling import Sampling
     from kernelmux.run.session import Session
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
@@ -180,17 +181,18 @@ def tell_cache(cache: PackedCache | None) -> None:
                 say(f"kernelmux: {note}", err=True)
 
 
-def check_sampling(
+def asked_sampling(
     temperature: float, top_p: float, top_k: int, min_p: float, repetition_penalty: float, seed: int
-) -> None:
-    """An error where sampling has no such settings, before anything is opened; a line where some have no effect."""
+) -> Sampling:
+    """The settings, or an error where there are none such; on stderr a line where some have no effect."""
     from kernelmux.run.sampling import Sampling
 
-    Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    asked_for = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     unused = {"--top-p": top_p != 1, "--top-k": top_k, "--min-p": min_p}
     if not temperature and (asked := [option for option, given in unused.items() if given]):
         verb = "has" if len(asked) == 1 else "have"
         say(f"kernelmux: {' and '.join(asked)} {verb} no effect at temperature 0: give --temperature", err=True)
+    return asked_for
 
 
 def refuse_beside_plan(

@@ -29,7 +29,7 @@ from kernelmux.cli.common import (
     TopP,
     Use,
     Verbose,
-    check_sampling,
+    asked_sampling,
     chosen_plan,
     open_asked,
     refuse_beside_plan,
@@ -93,7 +93,8 @@ def run(
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
     text = asked_prompt(prompt)
-    check_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    # Here, so that what it refuses is told before anything is opened.
+    asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     with ProgressBar(stages) as bar:
         # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
         if model is None or model.is_file():

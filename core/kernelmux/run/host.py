@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from kernelmux.contract.device import PLATFORMS
 from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def plain_torch() -> Iterator[None]:
         if (dtype := torch.get_default_dtype()) != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
-        for kind in ("cpu", "cuda"):
+        for kind in {platform.torch_name(0).partition(":")[0] for platform in PLATFORMS.values()}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.is_inference_mode_enabled():
