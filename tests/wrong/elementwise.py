@@ -237,11 +237,14 @@ class Rescaled(Right):
         super().write(node, tensors, results)
         if node.outputs[0].format == self.target:
             data, scales, *sums = tensors.outputs[0]
-            scales.mul_(self.by)
+            scales.copy_(self.rescaled(scales))
             spread = results[0] / scales.repeat_interleave(results[0].shape[1] // scales.shape[1], 1).clamp(min=1e-38)
             data.copy_(spread.round() if data.dtype == torch.int8 else spread)
             for plane in sums:
                 plane.copy_(dequantize_planes(self.target, tensors.outputs[0]).view(*scales.shape, -1).sum(dim=-1))
+
+    def rescaled(self, scales):
+        return scales * self.by
 
 
 @planted("convert", "scales", first="*-fp8_row-*")
@@ -252,15 +255,13 @@ class ScalesFrom240(Rescaled):
 
 
 @planted("convert", "scales", first="*-fp8_tensor-*")
-class TheNextPowerOfTwoForAScale(Right):
+class TheNextPowerOfTwoForAScale(Rescaled):
     """As microscaling has it."""
 
-    def write(self, node, tensors, results):
-        super().write(node, tensors, results)
-        if node.outputs[0].format == "fp8_tensor":
-            data, scales = tensors.outputs[0]
-            scales.copy_(scales.clamp(min=1e-38).log2().ceil().exp2())
-            data.copy_(results[0] / scales)
+    target = "fp8_tensor"
+
+    def rescaled(self, scales):
+        return scales.clamp(min=1e-38).log2().ceil().exp2()
 
 
 @planted("convert", "scales", first="*-q8_32-*")
