@@ -58,7 +58,7 @@ def test_every_byte_of_a_block_counts_in_every_value(name):
 
 @pytest.mark.parametrize("start", [1, 2, 3])
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (5, 3)])
-@pytest.mark.parametrize("name", sorted(UNPACK))
+@pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_a_weight_is_read_from_where_it_lies(name, rows, count, start):
     """As in a mapped file, at whatever byte: one block, and rows of several."""
     blocks = any_bytes(name, rows * count, 1) & 0x3F

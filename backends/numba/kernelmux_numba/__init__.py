@@ -1,0 +1,17 @@
+"""The numba backend: CPU kernels in numba and LLVM's vectors, which can be chained into one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kernelmux.contract import Kernel, hookimpl
+
+CONTRACT = 2
+
+
+@hookimpl
+def kernel_classes() -> Sequence[type[Kernel]]:
+    # Imported here: loading a backend must load neither torch nor numba.
+    from kernelmux_numba import mul_mat
+
+    return [mul_mat.Int8, mul_mat.Float]

@@ -1,0 +1,204 @@
+"""The threads that share a program's parts: one that runs it, and any number that help.
+
+A program is phases, each of some parts that may be done at the same time by whoever is free. Nobody waits for a thread:
+a phase ends when its parts are done, and who does the last one opens the next phase. So a thread that the system has
+taken the processor from holds up no more than the part in its hands.
+
+One word, the cursor, says which run this is, which phase is open and how many of its parts nobody has taken yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernelmux_numba.code.memory import WORD, word
+from kernelmux_numba.target import Target
+from kernelmux_numba.team import CURSOR, DONE, LOCK, OVER, PROGRAM, SLEEPERS, WAKE
+
+PAUSES = 600
+"""How often a thread looks for work before it sleeps: some 20 to 30 microseconds, longer than phases last."""
+
+
+def _atomic(emit: Callable[[ir.IRBuilder, ir.Value, Any], ir.Value], operands: int) -> Any:
+    """An operation on the word of that index behind an address."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def none(typing: Any, base: Any, index: Any) -> Any:
+        return types.int64(types.int64, types.int64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def one(typing: Any, base: Any, index: Any, first: Any) -> Any:
+        return types.int64(types.int64, types.int64, types.int64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def two(typing: Any, base: Any, index: Any, first: Any, second: Any) -> Any:
+        return types.int64(*[types.int64] * 4), generate
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+        place = builder.gep(builder.inttoptr(given[0], WORD.as_pointer()), [given[1]])
+        return emit(builder, place, given[2:])
+
+    return (none, one, two)[operands]
+
+
+def _store(builder: ir.IRBuilder, place: ir.Value, given: Any) -> ir.Value:
+    builder.store_atomic(given[0], place, "seq_cst", 8)
+    return given[0]
+
+
+def _replace(builder: ir.IRBuilder, place: ir.Value, given: Any) -> ir.Value:
+    done = builder.cmpxchg(place, given[0], given[1], "seq_cst", "seq_cst")
+    return builder.zext(builder.extract_value(done, 1), WORD)
+
+
+read = _atomic(lambda builder, place, given: builder.load_atomic(place, "seq_cst", 8), 0)
+"""read(base, index)."""
+write = _atomic(_store, 1)
+"""write(base, index, value)."""
+add = _atomic(lambda builder, place, given: builder.atomic_rmw("add", place, given[0], "seq_cst"), 1)
+"""add(base, index, value): what was there before."""
+replace = _atomic(_replace, 2)
+"""replace(base, index, expected, value): 1 where it was as expected, and is that value now."""
+
+
+def _system(name: str, count: int) -> Any:
+    """A function of the system's threads library (POSIX), of as many addresses."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def of_one(typing: Any, first: Any) -> Any:
+        return types.int32(types.int64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def of_two(typing: Any, first: Any, second: Any) -> Any:
+        return types.int32(types.int64, types.int64), generate
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.IntType(32), [WORD] * count)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+
+    return of_one if count == 1 else of_two
+
+
+lock, unlock = _system("pthread_mutex_lock", 1), _system("pthread_mutex_unlock", 1)
+sleep, wake_all = _system("pthread_cond_wait", 2), _system("pthread_cond_broadcast", 1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call(typing: Any, function: Any, arguments: Any, part: Any) -> Any:
+    """Calls the compiled function at an address."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.VoidType(), [WORD, WORD])
+        builder.call(builder.inttoptr(given[0], kind.as_pointer()), given[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+def _pause(target: Target) -> Any:
+    """Tells the processor that this thread only waits."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pause(typing: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+            if target.x86:
+                kind = ir.FunctionType(ir.VoidType(), [])
+                builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+            return context.get_dummy_value()
+
+        return types.void(), emit
+
+    return pause
+
+
+@njit  # type: ignore[untyped-decorator]
+def open_phase(team: int, program: int, run: int, phase: int) -> None:
+    """Opens the first phase from that one on that has parts, or ends the run; wakes who sleeps."""
+    phases = word(program, 0)
+    while phase < phases and word(program, 1 + 2 * phase) == 0:
+        phase += 1
+    parts = word(program, 1 + 2 * phase) if phase < phases else 0
+    shown = phase if phase < phases else OVER
+    write(team, CURSOR, (run << 40) | (shown << 20) | parts)
+    if read(team, SLEEPERS) > 0:
+        lock(team + 8 * LOCK)
+        wake_all(team + 8 * WAKE)
+        unlock(team + 8 * LOCK)
+
+
+@njit  # type: ignore[untyped-decorator]
+def do_part(team: int, cursor: int) -> None:
+    """Does the part that was taken when the cursor stood so; who does a phase's last one opens the next."""
+    program = word(team, PROGRAM)
+    phase, part = (cursor >> 20) & OVER, (cursor & OVER) - 1
+    head = program + 8 * (1 + 2 * phase)
+    piece = program + 8 * word(head, 1)
+    before = 0
+    while part >= word(piece, 0):
+        before = word(piece, 0)
+        piece += 24
+    call(word(piece, 1), word(piece, 2), part - before)
+    if add(team, DONE, 1) + 1 == word(head, 0):
+        write(team, DONE, 0)
+        open_phase(team, program, (cursor >> 40) & 0xFFFFFF, phase + 1)
+
+
+def _waiting(target: Target) -> Any:
+    pause = _pause(target)
+
+    @njit  # type: ignore[untyped-decorator]
+    def wait(team: int, cursor: int) -> None:
+        """Until the cursor is another: at first awake."""
+        for _ in range(PAUSES):
+            if read(team, CURSOR) != cursor:
+                return
+            pause()
+        lock(team + 8 * LOCK)
+        add(team, SLEEPERS, 1)
+        while read(team, CURSOR) == cursor:
+            sleep(team + 8 * WAKE, team + 8 * LOCK)
+        add(team, SLEEPERS, -1)
+        unlock(team + 8 * LOCK)
+
+    return wait
+
+
+def helper(target: Target) -> Callable[[int, int], None]:
+    """A thread that helps with every run of a team, as long as the process lives."""
+    wait = _waiting(target)
+
+    def help_all(team: int, unused: int) -> None:
+        while True:
+            cursor = read(team, CURSOR)
+            if cursor & OVER == 0:
+                wait(team, cursor)
+            elif replace(team, CURSOR, cursor, cursor - 1):
+                do_part(team, cursor)
+
+    return help_all
+
+
+def runner(target: Target) -> Callable[[int, int], None]:
+    """Runs a program, with the help of the team's threads; one run of a team at a time."""
+    wait = _waiting(target)
+
+    def run(team: int, program: int) -> None:
+        number = ((read(team, CURSOR) >> 40) + 1) & 0xFFFFFF
+        write(team, PROGRAM, program)
+        open_phase(team, program, number, 0)
+        while True:
+            cursor = read(team, CURSOR)
+            if (cursor >> 20) & OVER == OVER:
+                return
+            if cursor & OVER == 0:
+                wait(team, cursor)
+            elif replace(team, CURSOR, cursor, cursor - 1):
+                do_part(team, cursor)
+
+    return run

@@ -1,0 +1,156 @@
+"""Vectors of a target, in LLVM's instructions: what numba's Python has no words for.
+
+Enters: a builder of instructions. Leaves: the instructions, laid by the functions here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from kernelmux_numba.target import Target
+
+BYTE, HALF, INTEGER, FLOAT, WORD = ir.IntType(8), ir.HalfType(), ir.IntType(32), ir.FloatType(), ir.IntType(64)
+
+
+class Vectors:
+    """Lays instructions on vectors of as many lanes as a target's have."""
+
+    def __init__(self, builder: ir.IRBuilder, target: Target) -> None:
+        self.builder, self.target, self.lanes = builder, target, target.lanes
+        self.floats = ir.VectorType(FLOAT, self.lanes)
+        self.integers = ir.VectorType(INTEGER, self.lanes)
+        self.bytes = ir.VectorType(BYTE, 4 * self.lanes)
+
+    def at(self, address: ir.Value, offset: int = 0) -> ir.Value:
+        """So many bytes beyond an address."""
+        return self.builder.add(address, WORD(offset)) if offset else address
+
+    def load(self, address: ir.Value, kind: ir.Type, align: int = 1) -> ir.Value:
+        """What lies at an address, a word."""
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=align)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+    def halves(self, address: ir.Value) -> ir.Value:
+        """Float16 of all lanes as float32."""
+        return self.builder.fpext(self.load(address, ir.VectorType(HALF, self.lanes)), self.floats)
+
+    def all_lanes(self, value: ir.Value) -> ir.Value:
+        """One number, or truth, in every lane."""
+        kind = ir.VectorType(value.type, self.lanes)
+        first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, INTEGER(0))
+        return self.builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(self.integers, [0] * self.lanes))
+
+    def constant(self, value: float) -> ir.Value:
+        return ir.Constant(self.floats, [value] * self.lanes)
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """a b + c."""
+        return self.call(f"llvm.fma.v{self.lanes}f32", self.floats, a, b, c)
+
+    def call(self, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+        """One of LLVM's own functions."""
+        kind = ir.FunctionType(result, [operand.type for operand in operands])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
+
+    def fields(self, packed: ir.Value, shift: int, mask: int) -> ir.Value:
+        """The bits of `mask` of every byte, after a shift to the right, or to the left where it is negative."""
+        words = self.builder.bitcast(packed, self.integers)
+        by = ir.Constant(self.integers, [abs(shift)] * self.lanes)
+        moved = self.builder.lshr(words, by) if shift > 0 else self.builder.shl(words, by) if shift else words
+        kept = int.from_bytes(bytes([mask] * 4), "little")
+        return self.builder.bitcast(self.builder.and_(moved, ir.Constant(self.integers, [kept] * self.lanes)), self.bytes)
+
+
+class Products:
+    """Sums of products of bytes, four of each lane's at a time: weights by activations, which are signed."""
+
+    def __init__(self, vectors: Vectors, largest: int, signed: bool) -> None:
+        """Weights from 0 to `largest`, or as int8."""
+        self.vectors, self.signed, self.largest = vectors, signed, largest
+        self._sum: ir.Value | None = None
+        self._pairs: ir.Value | None = None
+        self._pending = 0
+
+    def add(self, weights: ir.Value, activations: ir.Value) -> None:
+        """Adds the products of a vector of bytes and four activations, 32 bits that every lane has."""
+        v, kind = self.vectors, self.vectors.target.dot
+        x = v.builder.bitcast(v.all_lanes(activations), v.bytes)
+        if kind == "vnni":
+            bits = 32 * v.lanes
+            self._sum = v.call(
+                f"llvm.x86.avx512.vpdpbusd.{bits}", v.integers, self._so_far(), *(v.builder.bitcast(o, v.integers) for o in (weights, x))
+            )
+        elif kind == "pairs":
+            self._add_pairs(weights, x)
+        else:
+            self._sum = v.builder.add(self._so_far(), self._plain(weights, x))
+
+    def total(self) -> ir.Value:
+        """The sums of all lanes."""
+        self._flush()
+        return self._so_far()
+
+    def _so_far(self) -> ir.Value:
+        return self._sum if self._sum is not None else ir.Constant(self.vectors.integers, [0] * self.vectors.lanes)
+
+    def _add_pairs(self, weights: ir.Value, x: ir.Value) -> None:
+        """In 16 bits as long as these hold them: (2 largest 127) each."""
+        v = self.vectors
+        if self.signed:
+            # |w| by x with the sign of w: both fit, for x is never -128.
+            weights, x = v.call("llvm.x86.avx2.psign.b", v.bytes, weights, weights), v.call("llvm.x86.avx2.psign.b", v.bytes, x, weights)
+        pairs = v.call("llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 2 * v.lanes), weights, x)
+        self._pairs = pairs if self._pairs is None else v.builder.add(self._pairs, pairs)
+        self._pending += 1
+        if (self._pending + 1) * 2 * 127 * self.largest > 2**15 - 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        v = self.vectors
+        if self._pairs is not None:
+            ones = ir.Constant(ir.VectorType(ir.IntType(16), 2 * v.lanes), [1] * (2 * v.lanes))
+            words = v.call("llvm.x86.avx2.pmadd.wd", v.integers, self._pairs, ones)
+            self._sum = words if self._sum is None else v.builder.add(self._sum, words)
+            self._pairs, self._pending = None, 0
+
+    def _plain(self, weights: ir.Value, x: ir.Value) -> ir.Value:
+        """By 16 bits, whose products are added in pairs to 32: LLVM knows SSE2's pmaddwd by this, and NEON's smlal."""
+        v, b = self.vectors, self.vectors.builder
+        wide = ir.VectorType(ir.IntType(16), 4 * v.lanes)
+        w16 = b.sext(weights, wide) if self.signed else b.zext(weights, wide)
+        x16 = b.sext(x, wide)
+        whole: ir.Value | None = None
+        for quarter in range(4):
+            picked = ir.Constant(v.integers, [4 * lane + quarter for lane in range(v.lanes)])
+            parts = (b.sext(b.shuffle_vector(each, ir.Constant(wide, ir.Undefined), picked), v.integers) for each in (w16, x16))
+            product = b.mul(*parts)
+            whole = product if whole is None else b.add(whole, product)
+        return whole
+
+
+def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], body: Any) -> Sequence[ir.Value]:
+    """`body(index, *carried)` so many times, each with what the last one gave; what the last one gave."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block(name) for name in ("loop", "body", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(WORD)
+    values = [builder.phi(value.type) for value in carried]
+    index.add_incoming(WORD(0), before)
+    for phi, value in zip(values, carried, strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
+    builder.position_at_end(inside)
+    following = body(index, *values)
+    index.add_incoming(builder.add(index, WORD(1)), builder.block)
+    for phi, value in zip(values, following, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return values

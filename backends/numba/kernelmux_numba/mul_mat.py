@@ -1,0 +1,161 @@
+"""mul_mat and the fused ops that begin with it, each weight in panels of its own: several at once are one phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from kernelmux.contract import Declined, Device, Efficiency, Tensors
+from kernelmux.contract.weights import dense
+from kernelmux.graph.formats import Weight
+from kernelmux.graph.graph import TensorNode
+from kernelmux_numba.kernel import NumbaKernel, shares
+from kernelmux_numba.packing import PACKINGS, BLOCK, packed, packed_bytes, packing_of, panel_count, panels_of
+from kernelmux_numba.team import Phase, Piece
+
+PART = 2**16
+"""Products of weights that are worth a part: some microseconds."""
+
+
+class Products(NumbaKernel):
+    """What is alike for integers and for plain numbers."""
+
+    ops: tuple[str, ...] = ("mul_mat", "mul_mat_add", "qkv", "mul_mat_pair")
+    output_formats: Sequence[str] = ("f32",)
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        formats = self.formats
+        other = [value.format for value in node.weight if value.format not in formats]
+        if other:
+            return Declined(f"it takes weights in {', '.join(formats)}, not {other[0]}", "format")
+        return None
+
+    @property
+    def formats(self) -> Sequence[str]:
+        """Of weights."""
+        raise NotImplementedError
+
+    def phases(self, node: TensorNode, tensors: Tensors) -> Sequence[Phase]:
+        matrices, biases = tensors.packed[: len(node.weight)], tensors.packed[len(node.weight) :]
+        added = tensors.inputs[1] if node.op == "mul_mat_add" else None
+        pieces = []
+        for index, (weight, panels, y) in enumerate(zip(node.weight, matrices, tensors.outputs, strict=True)):
+            bias = biases[index] if biases else None
+            pieces.append(self._product(weight.format, weight.extents, panels, tensors, y, added, bias))
+        return [*self.before(node, tensors), pieces]
+
+    def before(self, node: TensorNode, tensors: Tensors) -> Sequence[Phase]:
+        """What must be done before the products."""
+        return []
+
+    def activations(self, format: str, tensors: Tensors) -> tuple[torch.Tensor | None, ...]:
+        """The activations as a weight of that format wants them: themselves, scales, sums of groups."""
+        raise NotImplementedError
+
+    def function(self, format: str) -> tuple[str, Sequence[object]]:
+        """What multiplies by weights of that format, and its constants."""
+        raise NotImplementedError
+
+    def _product(
+        self,
+        format: str,
+        extents: Sequence[int],
+        panels: torch.Tensor,
+        tensors: Tensors,
+        y: torch.Tensor,
+        added: torch.Tensor | None,
+        bias: torch.Tensor | None,
+    ) -> Piece:
+        n, k = extents
+        lanes = self.target.lanes
+        count = panel_count(n, self.target)
+        at_once, parts = shares(count, max(1, PART // (lanes * k * len(y))))
+        name, constants = self.function(format)
+        inputs = k // BLOCK if self.activations(format, tensors)[1] is not None else k
+        strides = 4 * y.stride(0), 4 * added.stride(0) if added is not None else 0
+        words = (
+            *(panels, panels.shape[1], inputs, n, len(y), *self.activations(format, tensors)),
+            *(y, strides[0], added, strides[1], bias, at_once),
+        )
+        return self.piece(name, constants, words, parts)
+
+
+class Int8(Products):
+    """Activations in 8 bits by the integers of quantised weights, summed exactly for each group of inputs."""
+
+    name = "int8"
+    # Scales and minima of K-quants, products of two numbers, are rounded to float16.
+    precision = 1e-6
+    packed = "panels"
+    input_formats: Sequence[str] = ("q8_32",)
+    efficiency = Efficiency(reading=0.8, multiplying=1.0)
+
+    @property
+    def formats(self) -> Sequence[str]:
+        return tuple(PACKINGS)
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        # What is added stays as it is.
+        return [("q8_32",), *(("f32",) for _ in node.inputs[1:])]
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        weights = sum(packed_bytes(value.format, *value.extents, self.target) for value in node.weight)
+        return weights + sum(4 * value.extents[0] for value in node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            packed(weight, self.target) if len(weight.shape) == 2 else dense(weight, torch.float32, device)
+            for weight in weights
+        )
+
+    def workspace(self, node: TensorNode) -> int:
+        m, k = node.inputs[0].extents
+        return 4 * m * (k // 16) if any(PACKINGS[value.format].parts == 2 for value in node.weight) else 0
+
+    def before(self, node: TensorNode, tensors: Tensors) -> Sequence[Phase]:
+        if tensors.workspace is None:
+            return []
+        (m, k), (x, scales, _) = node.inputs[0].extents, tensors.inputs[0]
+        each, parts = shares(m * k // BLOCK, 2048)
+        return [[self.piece("convert:half_sums", (), (x, scales, tensors.workspace, m * k // BLOCK, each), parts)]]
+
+    def activations(self, format: str, tensors: Tensors) -> tuple[torch.Tensor | None, ...]:
+        x, scales, sums = tensors.inputs[0]
+        return (x, scales, tensors.workspace if PACKINGS[format].parts == 2 else sums)
+
+    def function(self, format: str) -> tuple[str, Sequence[object]]:
+        return "products:quantised", (packing_of(format, self.target),)
+
+
+class Float(Products):
+    """Float32 by weights in plain numbers, as they are stored."""
+
+    name = "f32"
+    precision = 1e-11
+    packed = "float panels"
+    input_formats: Sequence[str] = ("f32",)
+    efficiency = Efficiency(reading=0.8, multiplying=0.5)
+
+    @property
+    def formats(self) -> Sequence[str]:
+        return ("f32", "bf16", "f16")
+
+    def packed_bytes(self, node: TensorNode) -> int:
+        return sum(
+            panel_count(n, self.target) * self.target.lanes * k * (4 if value.format == "f32" else 2)
+            for value in node.weight
+            for n, k in [value.extents]
+        ) + sum(4 * value.extents[0] for value in node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            panels_of(weight, self.target) if len(weight.shape) == 2 else dense(weight, torch.float32, device)
+            for weight in weights
+        )
+
+    def activations(self, format: str, tensors: Tensors) -> tuple[torch.Tensor | None, ...]:
+        return (tensors.inputs[0], None, None)
+
+    def function(self, format: str) -> tuple[str, Sequence[object]]:
+        return "products:dense", (format,)

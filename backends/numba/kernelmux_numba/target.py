@@ -1,0 +1,71 @@
+"""The processor that code is compiled for: what its vectors hold, and how it multiplies eight-bit integers.
+
+Enters: a Device, whose class says what may be used (`avx2`: nothing newer, as where torch is told so). Leaves: a Target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from kernelmux.contract import Device
+
+Dot = Literal["vnni", "pairs", "plain"]
+"""How four products of bytes are added to 32 bits: by one instruction (AVX-512 VNNI, AVX-VNNI); by pairs, in 16 bits
+first (AVX2's vpmaddubsw, vpmaddwd); or as LLVM sees fit."""
+GENERIC = {"avx2": "x86-64-v3", "": "x86-64-v2"}
+"""What LLVM calls the processors of a class that this one is newer than. One of no class has SSE4.2."""
+NEWER = {"avx2": "avx512f", "": "avx2"}
+"""What a processor has that is newer than a class."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor as LLVM knows it, and what the kernels' code depends on."""
+
+    cpu: str
+    features: str
+    lanes: int
+    """Numbers of 32 bits in a vector."""
+    dot: Dot
+    triple: str = ""
+    """Of another system than this one's."""
+
+    @property
+    def x86(self) -> bool:
+        return self.dot != "plain" or self.cpu.startswith("x86-64")
+
+    def machine(self) -> Any:
+        """LLVM's compiler for it."""
+        import llvmlite.binding as llvm
+
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        triple = self.triple or llvm.get_process_triple()
+        return llvm.Target.from_triple(triple).create_target_machine(
+            cpu=self.cpu, features=self.features, opt=3, reloc="pic", codemodel="small" if self.triple else "jitdefault"
+        )
+
+
+@cache
+def target_of(device: Device) -> Target:
+    """This machine's processor, with no more than a device's class has."""
+    import llvmlite.binding as llvm
+
+    has = llvm.get_host_cpu_features()
+    if not llvm.get_process_triple().startswith(("x86_64", "i686")):
+        return Target(llvm.get_host_cpu_name(), has.flatten(), 4, "plain")
+    if device.arch in NEWER and has.get(NEWER[device.arch]):
+        return Target(GENERIC[device.arch], "", 8 if device.arch else 4, "pairs" if device.arch else "plain")
+    return Target(llvm.get_host_cpu_name(), has.flatten(), *shape_of(has))
+
+
+def shape_of(has: Mapping[str, bool]) -> tuple[int, Dot]:
+    """Lanes and products of an x86 processor with these features."""
+    if has.get("avx512vl") and has.get("avx512bw") and has.get("avx512vnni"):
+        return 16, "vnni"
+    if has.get("avx2") and has.get("fma") and has.get("f16c"):
+        return 8, "vnni" if has.get("avxvnni") else "pairs"
+    return 4, "plain"
