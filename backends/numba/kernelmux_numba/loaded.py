@@ -30,13 +30,17 @@ def address_of(made: str, target: Target, *constants: Any) -> int:
 @cache
 def _address(made: str, target: Target, constants: tuple[Any, ...]) -> int:
     versions = library_versions(("numba", "llvmlite"))
-    key = Cache.key(source_hash(import_module("kernelmux_numba")), versions, target.cpu, target.features, made, repr(constants))
+    key = Cache.key(
+        source_hash(import_module("kernelmux_numba")), versions, target.cpu, target.features, made, repr(constants)
+    )
     entry = CACHE.get(key)
     if entry is None:
         from kernelmux_numba.code.compiling import compiled
 
         module, _, name = made.partition(":")
-        symbol, code = compiled(getattr(import_module(f"kernelmux_numba.code.{module}"), name)(target, *constants), target)
+        symbol, code = compiled(
+            getattr(import_module(f"kernelmux_numba.code.{module}"), name)(target, *constants), target
+        )
         entry = json.dumps(symbol).encode() + b"\n" + code
         CACHE.put(key, entry)
     head, _, code = entry.partition(b"\n")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from threading import Lock, Thread
 
+import llvmlite.binding as llvm
 import torch
 
 from kernelmux_numba.loaded import address_of
@@ -22,6 +23,8 @@ from kernelmux_numba.target import Target
 CURSOR, DONE, PROGRAM, SLEEPERS, LOCK, WAKE, WORDS = 0, 8, 16, 24, 32, 48, 64
 OVER = 0xFFFFF
 """The phase of a cursor whose run is over; more than any program has, and than any phase has parts."""
+SYSTEM = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_broadcast")
+"""What compiled code calls."""
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -46,6 +49,9 @@ class Team:
         start = self._memory.data_ptr()
         self.address = start + -start % 64
         system = ctypes.CDLL(None)
+        for name in SYSTEM:
+            # Compiled code knows the system's functions by name only.
+            llvm.add_symbol(name, ctypes.cast(getattr(system, name), ctypes.c_void_p).value)
         for name, place in (("pthread_mutex_init", LOCK), ("pthread_cond_init", WAKE)):
             getattr(system, name)(ctypes.c_void_p(self.address + 8 * place), None)
         ctypes.c_int64.from_address(self.address + 8 * CURSOR).value = OVER << 20

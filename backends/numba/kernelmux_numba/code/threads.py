@@ -28,15 +28,15 @@ PAUSES = 600
 def _atomic(emit: Callable[[ir.IRBuilder, ir.Value, Any], ir.Value], operands: int) -> Any:
     """An operation on the word of that index behind an address."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def none(typing: Any, base: Any, index: Any) -> Any:
         return types.int64(types.int64, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def one(typing: Any, base: Any, index: Any, first: Any) -> Any:
         return types.int64(types.int64, types.int64, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def two(typing: Any, base: Any, index: Any, first: Any, second: Any) -> Any:
         return types.int64(*[types.int64] * 4), generate
 
@@ -70,11 +70,11 @@ replace = _atomic(_replace, 2)
 def _system(name: str, count: int) -> Any:
     """A function of the system's threads library (POSIX), of as many addresses."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def of_one(typing: Any, first: Any) -> Any:
         return types.int32(types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def of_two(typing: Any, first: Any, second: Any) -> Any:
         return types.int32(types.int64, types.int64), generate
 
@@ -89,7 +89,7 @@ lock, unlock = _system("pthread_mutex_lock", 1), _system("pthread_mutex_unlock",
 sleep, wake_all = _system("pthread_cond_wait", 2), _system("pthread_cond_broadcast", 1)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def call(typing: Any, function: Any, arguments: Any, part: Any) -> Any:
     """Calls the compiled function at an address."""
 
@@ -104,7 +104,7 @@ def call(typing: Any, function: Any, arguments: Any, part: Any) -> Any:
 def _pause(target: Target) -> Any:
     """Tells the processor that this thread only waits."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def pause(typing: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             if target.x86:
@@ -117,7 +117,7 @@ def _pause(target: Target) -> Any:
     return pause
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def open_phase(team: int, program: int, run: int, phase: int) -> None:
     """Opens the first phase from that one on that has parts, or ends the run; wakes who sleeps."""
     phases = word(program, 0)
@@ -132,7 +132,7 @@ def open_phase(team: int, program: int, run: int, phase: int) -> None:
         unlock(team + 8 * LOCK)
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def do_part(team: int, cursor: int) -> None:
     """Does the part that was taken when the cursor stood so; who does a phase's last one opens the next."""
     program = word(team, PROGRAM)
@@ -143,8 +143,10 @@ def do_part(team: int, cursor: int) -> None:
     while part >= word(piece, 0):
         before = word(piece, 0)
         piece += 24
+    parts = word(head, 0)
     call(word(piece, 1), word(piece, 2), part - before)
-    if add(team, DONE, 1) + 1 == word(head, 0):
+    # From here on the run may be over, and the program's memory another's, unless this was the phase's last part.
+    if add(team, DONE, 1) + 1 == parts:
         write(team, DONE, 0)
         open_phase(team, program, (cursor >> 40) & 0xFFFFFF, phase + 1)
 
@@ -152,7 +154,7 @@ def do_part(team: int, cursor: int) -> None:
 def _waiting(target: Target) -> Any:
     pause = _pause(target)
 
-    @njit  # type: ignore[untyped-decorator]
+    @njit
     def wait(team: int, cursor: int) -> None:
         """Until the cursor is another: at first awake."""
         for _ in range(PAUSES):
