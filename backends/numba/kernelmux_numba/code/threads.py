@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from kernelmux_numba.code.memory import WORD, word
 from kernelmux_numba.target import Target
-from kernelmux_numba.team import CURSOR, DONE, LOCK, OVER, PROGRAM, SLEEPERS, WAKE
+from kernelmux_numba.team import CALLS, CURSOR, DONE, LOCK, OVER, PROGRAM, SLEEPERS, SYSTEM, WAKE
 
 PAUSES = 600
 """How often a thread looks for work before it sleeps: some 20 to 30 microseconds, longer than phases last."""
@@ -68,19 +68,21 @@ replace = _atomic(_replace, 2)
 
 
 def _system(name: str, count: int) -> Any:
-    """A function of the system's threads library (POSIX), of as many addresses."""
+    """A function of the system's threads library (POSIX): given the team, and as many addresses."""
 
     @intrinsic
-    def of_one(typing: Any, first: Any) -> Any:
-        return types.int32(types.int64), generate
+    def of_one(typing: Any, team: Any, first: Any) -> Any:
+        return types.void(types.int64, types.int64), generate
 
     @intrinsic
-    def of_two(typing: Any, first: Any, second: Any) -> Any:
-        return types.int32(types.int64, types.int64), generate
+    def of_two(typing: Any, team: Any, first: Any, second: Any) -> Any:
+        return types.void(types.int64, types.int64, types.int64), generate
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
         kind = ir.FunctionType(ir.IntType(32), [WORD] * count)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+        place = builder.gep(builder.inttoptr(given[0], WORD.as_pointer()), [WORD(CALLS + SYSTEM.index(name))])
+        builder.call(builder.inttoptr(builder.load(place), kind.as_pointer()), given[1:])
+        return context.get_dummy_value()
 
     return of_one if count == 1 else of_two
 
@@ -127,9 +129,9 @@ def open_phase(team: int, program: int, run: int, phase: int) -> None:
     shown = phase if phase < phases else OVER
     write(team, CURSOR, (run << 40) | (shown << 20) | parts)
     if read(team, SLEEPERS) > 0:
-        lock(team + 8 * LOCK)
-        wake_all(team + 8 * WAKE)
-        unlock(team + 8 * LOCK)
+        lock(team, team + 8 * LOCK)
+        wake_all(team, team + 8 * WAKE)
+        unlock(team, team + 8 * LOCK)
 
 
 @njit
@@ -161,12 +163,12 @@ def _waiting(target: Target) -> Any:
             if read(team, CURSOR) != cursor:
                 return
             pause()
-        lock(team + 8 * LOCK)
+        lock(team, team + 8 * LOCK)
         add(team, SLEEPERS, 1)
         while read(team, CURSOR) == cursor:
-            sleep(team + 8 * WAKE, team + 8 * LOCK)
+            sleep(team, team + 8 * WAKE, team + 8 * LOCK)
         add(team, SLEEPERS, -1)
-        unlock(team + 8 * LOCK)
+        unlock(team, team + 8 * LOCK)
 
     return wait
 
