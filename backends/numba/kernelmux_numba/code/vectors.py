@@ -52,8 +52,8 @@ class Vectors:
         return ir.Constant(self.floats, [value] * self.lanes)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a b + c."""
-        return self.call(f"llvm.fma.v{self.lanes}f32", self.floats, a, b, c)
+        """a b + c, rounded once where the processor can."""
+        return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.floats, a, b, c)
 
     def call(self, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
         """One of LLVM's own functions."""
