@@ -1,4 +1,4 @@
-"""gate_up_swiglu and qkv_rope_copy: products into the workspace, then what the kernels of the other ops do with them."""
+"""gate_up_swiglu and qkv_rope_copy: products into the workspace, then what other ops' kernels do with them."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def reduced(
     body: Callable[[Vectors, ir.Value, ir.Value], ir.Value],
     combine: Callable[[ir.Value, ir.Value], ir.Value],
 ) -> ir.Value:
-    """What `body(vectors, index, so far)` makes of so many elements, each lane by itself and then together: one lane."""
+    """What `body(vectors, index, so far)` makes of so many elements, each lane by itself, then all: one lane."""
     b, wide, one = builder, Vectors(builder, target, BLOCK), Vectors(builder, target, 1)
     blocks, rest = b.lshr(count, WORD(5)), b.and_(count, WORD(BLOCK - 1))
     (found,) = loop(b, blocks, [start], lambda i, now: [body(wide, b.add(first, b.shl(i, WORD(5))), now)])
@@ -128,7 +128,7 @@ def reduced(
     return total
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def quantise(typing: Any, values: Any, qs: Any, scales: Any, sums: Any, block: Any) -> Any:
     """A block of 32 values (pointers, from the start of the rows) in eight bits."""
 

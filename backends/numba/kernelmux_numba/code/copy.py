@@ -59,9 +59,7 @@ def kept(
                 _plain(b, target, start, Rows(format, planes), b.mul(slot, width), width)
 
 
-def _plain(
-    b: ir.IRBuilder, target: Target, x: ir.Value, cache: Rows, place: ir.Value, count: ir.Value
-) -> None:
+def _plain(b: ir.IRBuilder, target: Target, x: ir.Value, cache: Rows, place: ir.Value, count: ir.Value) -> None:
     source = Rows("f32", [x])
     over(b, target, WORD(0), count, lambda v, index: cache.store(v, b.add(place, index), source.load(v, index)))
 

@@ -50,5 +50,3 @@ def norm(target: Target, adds: bool, output: str) -> Callable[[int, int], None]:
         loop(b, mine, [], row)
 
     return laid(lay)
-
-

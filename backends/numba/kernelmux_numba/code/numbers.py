@@ -142,4 +142,3 @@ def _series(first: int, last: int) -> list[float]:
 
 def _has_halves(v: Vectors) -> bool:
     return not v.target.x86 or v.target.lanes > 4
-

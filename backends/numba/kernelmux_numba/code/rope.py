@@ -54,7 +54,10 @@ class _Rope:
             left, right = self._load(v, x, start, pair)
             minus = b.fsub(v.constant(-0.0), sine)
             self._store(
-                v, y, start, pair,
+                v,
+                y,
+                start,
+                pair,
                 v.fma(left, cosine, b.fmul(right, minus)),
                 v.fma(left, sine, b.fmul(right, cosine)),
             )
