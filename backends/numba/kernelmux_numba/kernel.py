@@ -18,6 +18,9 @@ from kernelmux_numba.team import Phase, Piece, Program, chained
 PARTS_A_THREAD = 4
 """Parts of a phase for each thread, at most: so that whoever is late has little left to do."""
 
+ELEMENTS = 2**15
+"""Numbers that are worth a part, where each is touched once: some microseconds."""
+
 
 class NumbaKernel(Kernel):
     """A kernel of phases of compiled functions."""

@@ -5,22 +5,25 @@ Enters: a builder of instructions. Leaves: the instructions, laid by the functio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 from kernelmux_numba.target import Target
 
 BYTE, HALF, INTEGER, FLOAT, WORD = ir.IntType(8), ir.HalfType(), ir.IntType(32), ir.FloatType(), ir.IntType(64)
+DOUBLE = ir.DoubleType()
 
 
 class Vectors:
-    """Lays instructions on vectors of as many lanes as a target's have."""
+    """Lays instructions on vectors of as many lanes as a target's have, or of so many, which LLVM cuts to fit."""
 
-    def __init__(self, builder: ir.IRBuilder, target: Target) -> None:
-        self.builder, self.target, self.lanes = builder, target, target.lanes
+    def __init__(self, builder: ir.IRBuilder, target: Target, lanes: int = 0) -> None:
+        self.builder, self.target, self.lanes = builder, target, lanes or target.lanes
         self.floats = ir.VectorType(FLOAT, self.lanes)
         self.integers = ir.VectorType(INTEGER, self.lanes)
         self.bytes = ir.VectorType(BYTE, 4 * self.lanes)
@@ -52,8 +55,35 @@ class Vectors:
         return ir.Constant(self.floats, [value] * self.lanes)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a b + c, rounded once where the processor can."""
-        return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.floats, a, b, c)
+        """a b + c, of float32 or float64, rounded once where the processor can."""
+        return self.call(f"llvm.fmuladd.v{self.lanes}f{64 if a.type.element == DOUBLE else 32}", a.type, a, b, c)
+
+    def polynomial(self, x: ir.Value, coefficients: Sequence[float]) -> ir.Value:
+        """By Horner's rule, the highest power's coefficient first."""
+        total = self.constant(coefficients[0])
+        for coefficient in coefficients[1:]:
+            total = self.fma(total, x, self.constant(coefficient))
+        return total
+
+    def integer(self, value: int) -> ir.Value:
+        """One number of 32 bits in every lane."""
+        return ir.Constant(self.integers, [value] * self.lanes)
+
+    def lane(self, vector: ir.Value, number: int = 0) -> ir.Value:
+        return self.builder.extract_element(vector, INTEGER(number))
+
+    def part(self, vector: ir.Value, lanes: Sequence[int]) -> ir.Value:
+        """A vector of some lanes of another."""
+        picked = ir.Constant(ir.VectorType(INTEGER, len(lanes)), list(lanes))
+        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), picked)
+
+    def folded(self, vector: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+        """All lanes combined, halves with halves: a vector of one lane."""
+        count = self.lanes
+        while count > 1:
+            count //= 2
+            vector = combine(self.part(vector, range(count)), self.part(vector, range(count, 2 * count)))
+        return vector
 
     def call(self, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
         """One of LLVM's own functions."""
@@ -167,3 +197,33 @@ def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], bo
     builder.branch(head)
     builder.position_at_end(after)
     return values
+
+
+def laid(lay: Callable[[ir.IRBuilder, ir.Value, ir.Value], None]) -> Callable[[int, int], None]:
+    """The function of words and part that consists of the instructions which `lay` lays."""
+
+    @intrinsic
+    def whole(typing: Any, words: Any, part: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+            lay(builder, *given)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), emit
+
+    def run(words: int, part: int) -> None:
+        whole(words, part)
+
+    return run
+
+
+def given(builder: ir.IRBuilder, words: ir.Value, count: int) -> list[ir.Value]:
+    """The first so many words."""
+    at = builder.inttoptr(words, WORD.as_pointer())
+    return [builder.load(builder.gep(at, [WORD(index)]), align=8) for index in range(count)]
+
+
+def share(builder: ir.IRBuilder, part: ir.Value, each: ir.Value, count: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The first of a part's things, `each` of `count`, and how many it has."""
+    first = builder.mul(part, each)
+    left = builder.sub(count, first)
+    return first, builder.select(builder.icmp_signed("<", each, left), each, left)
