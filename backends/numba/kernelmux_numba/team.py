@@ -19,9 +19,11 @@ from kernelmux_numba.loaded import address_of
 from kernelmux_numba.target import Target
 
 # Where a team's words lie: each on a cache line of its own.
-CURSOR, DONE, PROGRAM, SLEEPERS, LOCK, WAKE, WORDS = 0, 8, 16, 24, 32, 48, 64
+CURSOR, DONE, PROGRAM, SLEEPERS, LOCK, WAKE, CALLS, WORDS = 0, 8, 16, 24, 32, 48, 64, 72
 OVER = 0xFFFFF
 """The phase of a cursor whose run is over; more than any program has, and than any phase has parts."""
+SYSTEM = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_broadcast")
+"""What compiled code calls, by its address in a team's words: it need not be found by name."""
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -46,6 +48,9 @@ class Team:
         start = self._memory.data_ptr()
         self.address = start + -start % 64
         system = ctypes.CDLL(None)
+        for number, name in enumerate(SYSTEM):
+            address = ctypes.cast(getattr(system, name), ctypes.c_void_p).value
+            ctypes.c_int64.from_address(self.address + 8 * (CALLS + number)).value = address
         for name, place in (("pthread_mutex_init", LOCK), ("pthread_cond_init", WAKE)):
             getattr(system, name)(ctypes.c_void_p(self.address + 8 * place), None)
         ctypes.c_int64.from_address(self.address + 8 * CURSOR).value = OVER << 20

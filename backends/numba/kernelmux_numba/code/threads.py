@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from kernelmux_numba.code.memory import WORD, word
 from kernelmux_numba.target import Target
-from kernelmux_numba.team import CURSOR, DONE, LOCK, OVER, PROGRAM, SLEEPERS, WAKE
+from kernelmux_numba.team import CALLS, CURSOR, DONE, LOCK, OVER, PROGRAM, SLEEPERS, SYSTEM, WAKE
 
 PAUSES = 600
 """How often a thread looks for work before it sleeps: some 20 to 30 microseconds, longer than phases last."""
@@ -28,15 +28,15 @@ PAUSES = 600
 def _atomic(emit: Callable[[ir.IRBuilder, ir.Value, Any], ir.Value], operands: int) -> Any:
     """An operation on the word of that index behind an address."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def none(typing: Any, base: Any, index: Any) -> Any:
         return types.int64(types.int64, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def one(typing: Any, base: Any, index: Any, first: Any) -> Any:
         return types.int64(types.int64, types.int64, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def two(typing: Any, base: Any, index: Any, first: Any, second: Any) -> Any:
         return types.int64(*[types.int64] * 4), generate
 
@@ -68,19 +68,21 @@ replace = _atomic(_replace, 2)
 
 
 def _system(name: str, count: int) -> Any:
-    """A function of the system's threads library (POSIX), of as many addresses."""
+    """A function of the system's threads library (POSIX): given the team, and as many addresses."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def of_one(typing: Any, first: Any) -> Any:
-        return types.int32(types.int64), generate
+    @intrinsic
+    def of_one(typing: Any, team: Any, first: Any) -> Any:
+        return types.void(types.int64, types.int64), generate
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def of_two(typing: Any, first: Any, second: Any) -> Any:
-        return types.int32(types.int64, types.int64), generate
+    @intrinsic
+    def of_two(typing: Any, team: Any, first: Any, second: Any) -> Any:
+        return types.void(types.int64, types.int64, types.int64), generate
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
         kind = ir.FunctionType(ir.IntType(32), [WORD] * count)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+        place = builder.gep(builder.inttoptr(given[0], WORD.as_pointer()), [WORD(CALLS + SYSTEM.index(name))])
+        builder.call(builder.inttoptr(builder.load(place), kind.as_pointer()), given[1:])
+        return context.get_dummy_value()
 
     return of_one if count == 1 else of_two
 
@@ -89,7 +91,7 @@ lock, unlock = _system("pthread_mutex_lock", 1), _system("pthread_mutex_unlock",
 sleep, wake_all = _system("pthread_cond_wait", 2), _system("pthread_cond_broadcast", 1)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def call(typing: Any, function: Any, arguments: Any, part: Any) -> Any:
     """Calls the compiled function at an address."""
 
@@ -104,7 +106,7 @@ def call(typing: Any, function: Any, arguments: Any, part: Any) -> Any:
 def _pause(target: Target) -> Any:
     """Tells the processor that this thread only waits."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def pause(typing: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             if target.x86:
@@ -117,7 +119,7 @@ def _pause(target: Target) -> Any:
     return pause
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def open_phase(team: int, program: int, run: int, phase: int) -> None:
     """Opens the first phase from that one on that has parts, or ends the run; wakes who sleeps."""
     phases = word(program, 0)
@@ -127,12 +129,12 @@ def open_phase(team: int, program: int, run: int, phase: int) -> None:
     shown = phase if phase < phases else OVER
     write(team, CURSOR, (run << 40) | (shown << 20) | parts)
     if read(team, SLEEPERS) > 0:
-        lock(team + 8 * LOCK)
-        wake_all(team + 8 * WAKE)
-        unlock(team + 8 * LOCK)
+        lock(team, team + 8 * LOCK)
+        wake_all(team, team + 8 * WAKE)
+        unlock(team, team + 8 * LOCK)
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def do_part(team: int, cursor: int) -> None:
     """Does the part that was taken when the cursor stood so; who does a phase's last one opens the next."""
     program = word(team, PROGRAM)
@@ -143,8 +145,10 @@ def do_part(team: int, cursor: int) -> None:
     while part >= word(piece, 0):
         before = word(piece, 0)
         piece += 24
+    parts = word(head, 0)
     call(word(piece, 1), word(piece, 2), part - before)
-    if add(team, DONE, 1) + 1 == word(head, 0):
+    # From here on the run may be over, and the program's memory another's, unless this was the phase's last part.
+    if add(team, DONE, 1) + 1 == parts:
         write(team, DONE, 0)
         open_phase(team, program, (cursor >> 40) & 0xFFFFFF, phase + 1)
 
@@ -152,19 +156,19 @@ def do_part(team: int, cursor: int) -> None:
 def _waiting(target: Target) -> Any:
     pause = _pause(target)
 
-    @njit  # type: ignore[untyped-decorator]
+    @njit
     def wait(team: int, cursor: int) -> None:
         """Until the cursor is another: at first awake."""
         for _ in range(PAUSES):
             if read(team, CURSOR) != cursor:
                 return
             pause()
-        lock(team + 8 * LOCK)
+        lock(team, team + 8 * LOCK)
         add(team, SLEEPERS, 1)
         while read(team, CURSOR) == cursor:
-            sleep(team + 8 * WAKE, team + 8 * LOCK)
+            sleep(team, team + 8 * WAKE, team + 8 * LOCK)
         add(team, SLEEPERS, -1)
-        unlock(team + 8 * LOCK)
+        unlock(team, team + 8 * LOCK)
 
     return wait
 
