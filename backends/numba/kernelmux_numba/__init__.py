@@ -12,6 +12,6 @@ CONTRACT = 2
 @hookimpl
 def kernel_classes() -> Sequence[type[Kernel]]:
     # Imported here: loading a backend must load neither torch nor numba.
-    from kernelmux_numba import mul_mat
+    from kernelmux_numba import attention, mul_mat
 
-    return [mul_mat.Int8, mul_mat.Float]
+    return [mul_mat.Int8, mul_mat.Float, attention.Attention]
