@@ -89,7 +89,7 @@ class Attention(NumbaKernel):
         (keys, *key_scales), (values, *value_scales) = as_tuple(keys), as_tuple(values)
         (y, *y_rest) = as_tuple(tensors.outputs[0])
         m, seqs, page_size = len(q), len(lengths), keys.shape[1]
-        pieces = most_pieces(table.shape[1] * page_size)
+        pieces = most_pieces(min(table.shape[1], len(keys)) * page_size)
         scratch = tensors.workspace.view(torch.float32) if tensors.workspace is not None else None
         whole = scratch[found:] if scratch is not None and row else None
         units = (m * shape.group // QUERIES + seqs) * shape.kv_heads * pieces

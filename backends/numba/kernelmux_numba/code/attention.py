@@ -30,6 +30,8 @@ Y, Y_SCALES, Y_SUMS, FOUND, APART, PIECES, WHOLE, SHARE = range(13, 21)
 """Results in their planes; what is found in pieces, rows of a sequence there, pieces at most; rows not yet in blocks;
 parts, or how many things a part has."""
 NOTHING = float("-inf")
+inner = njit(error_model="numpy")
+"""What is called from a part's function, and raises nothing either."""
 
 
 def attend(target: Target, shape: Shape) -> Callable[[int, int], None]:
@@ -37,7 +39,7 @@ def attend(target: Target, shape: Shape) -> Callable[[int, int], None]:
     cut, few, many, zero = _cutting(shape), _few(target, shape), _many(target, shape), _zeros(shape)
     group, kv_heads, most_few = shape.group, shape.kv_heads, shape.few(target)
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def units_of(words: int, seq: int) -> int:
         starts = integers(word(words, STARTS))
         rows = int64(starts[seq + 1]) - int64(starts[seq])
@@ -47,7 +49,7 @@ def attend(target: Target, shape: Shape) -> Callable[[int, int], None]:
             return 1
         return cut(words, seq)[2] * ((rows * group + QUERIES - 1) // QUERIES) * kv_heads
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def unit(words: int, seq: int, index: int) -> None:
         starts = integers(word(words, STARTS))
         start, rows = int64(starts[seq]), int64(starts[seq + 1]) - int64(starts[seq])
@@ -132,7 +134,7 @@ def _cutting(shape: Shape) -> Any:
     """The first key of a sequence that is seen, the keys of a piece, and the pieces."""
     group = shape.group
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def cut(words: int, seq: int) -> tuple[int, int, int]:
         starts = integers(word(words, STARTS))
         rows = int64(starts[seq + 1]) - int64(starts[seq])
@@ -152,7 +154,7 @@ def _offsets(shape: Shape) -> Any:
     """Where keys are in the cache, in bytes from its start, and their scales and their values'."""
     kv_heads, dim, size, scaled = shape.kv_heads, shape.dim, shape.dim * BYTES[shape.format], shape.format == "fp8_row"
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def offsets(words: int, seq: int, head: int, key: int, count: int, end: int, to: int, scales: int, apart: int) -> None:
         places, pages, page = words_at(to), integers(word(words, TABLE)), word(words, PAGE)
         table = seq * word(words, WIDTH)
@@ -200,7 +202,7 @@ def _few(target: Target, shape: Shape) -> Any:
     result = state + 12 * most + 64
     memory = stack(result + 4 * width)
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def few(words: int, seq: int, head: int, first: int, last: int, piece: int, pieces: int) -> None:
         at = memory()
         starts = integers(word(words, STARTS))
@@ -281,7 +283,7 @@ def _many(target: Target, shape: Shape) -> Any:
     state = seen + 8 * QUERIES
     memory = stack(state + 12 * QUERIES)
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def begin(words: int, at: int, seq: int, head: int, tile: int, count: int, ends: int) -> None:
         """Queries become lanes; those beyond `count` see nothing."""
         start = int64(integers(word(words, STARTS))[seq])
@@ -301,7 +303,7 @@ def _many(target: Target, shape: Shape) -> Any:
         for index in range(ends * width):
             summed[index] = float32(0)
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def many(words: int, seq: int, head: int, tile: int, first: int, last: int, piece: int, pieces: int) -> None:
         at = memory()
         starts = integers(word(words, STARTS))
@@ -360,7 +362,7 @@ def _many(target: Target, shape: Shape) -> Any:
 def _sees(shape: Shape) -> Any:
     """The first and the last position that a row of a sequence sees."""
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def sees(words: int, seq: int, row: int) -> tuple[int, int]:
         starts = integers(word(words, STARTS))
         rows = int64(starts[seq + 1]) - int64(starts[seq])
@@ -375,7 +377,7 @@ def _found_at(target: Target, shape: Shape) -> Any:
     """Where what is found in a piece for one query is kept."""
     heads, size = shape.heads, shape.found_floats(target)
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def found_at(words: int, seq: int, row: int, head: int, piece: int) -> int:
         apart = word(words, APART)
         kept = row - int64(integers(word(words, STARTS))[seq]) + apart * seq if apart else row
@@ -390,7 +392,7 @@ def _put(shape: Shape) -> Any:
     place = WHOLE if shape.whole_rows else Y
     in_blocks = shape.output == "q8_32" and not shape.whole_rows
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def put(words: int, row: int, head: int, values: int) -> None:
         of_head = row * heads + head
         if in_blocks:
@@ -409,7 +411,7 @@ def _zeros(shape: Shape) -> Any:
     """Makes rows zero, from one to before another."""
     columns, quantised = shape.heads * shape.dim, shape.output == "q8_32"
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def zero(words: int, first: int, last: int) -> None:
         if quantised:
             qs, scales, sums = small(word(words, Y)), floats(word(words, Y_SCALES)), floats(word(words, Y_SUMS))
@@ -430,7 +432,7 @@ def _joined(target: Target, shape: Shape) -> Any:
     width, dim, size = width_of(target, shape.dim), shape.dim, shape.found_floats(target)
     found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), number(power)
 
-    @njit  # type: ignore[untyped-decorator]
+    @inner
     def joined(words: int, seq: int, row: int, head: int, pieces: int) -> None:
         at = memory()
         found, result = floats(found_at(words, seq, row, head, 0)), floats(at)

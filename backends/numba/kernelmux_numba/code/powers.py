@@ -10,8 +10,6 @@ from kernelmux_numba.code.vectors import INTEGER
 LOG2E = 1.4426950408889634
 POWERS = (0.693146977598858, 0.24022242085173168, 0.05550733743691143, 0.009671512648910646, 0.0013264727065271898)
 """2^f = 1 + f (c0 + f (c1 + ...)) for f from -1/2 to 1/2: the least relative error, 9e-8, with five of them."""
-NEAREST = 1.5 * 2.0**23
-"""Added to a small number and taken off again it leaves the nearest integer, which the sum's low bits hold."""
 LEAST = -127.0
 """The exponent whose bits are zero: 2 to that power or less is 0."""
 
@@ -31,12 +29,13 @@ def power(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     kind = x.type
     integers = alike(kind, INTEGER)
     x = b.select(b.fcmp_ordered("<", x, splat(kind, LEAST)), splat(kind, LEAST), x)
-    rounded = b.fadd(x, splat(kind, NEAREST))
-    rest = b.fsub(x, b.fsub(rounded, splat(kind, NEAREST)))
+    # Not by adding a large number and taking it off again, which the order of sums being free would undo.
+    rounded = _call(b, "rint", x)
+    rest = b.fsub(x, rounded)
     sum_ = splat(kind, POWERS[-1])
     for factor in (*reversed(POWERS[:-1]), 1.0):
-        sum_ = _fma(b, sum_, rest, splat(kind, factor))
-    exponent = b.shl(b.bitcast(rounded, integers), splat(integers, 23))
+        sum_ = _call(b, "fmuladd", sum_, rest, splat(kind, factor))
+    exponent = b.shl(b.fptosi(rounded, integers), splat(integers, 23))
     return b.fmul(sum_, b.bitcast(b.add(exponent, splat(integers, 127 << 23)), kind))
 
 
@@ -55,7 +54,9 @@ def larger(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.select(b.fcmp_ordered(">", x, y), x, y)
 
 
-def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    suffix = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
-    kind = ir.FunctionType(x.type, [x.type] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.fmuladd.{suffix}"), [x, y, z])
+def _call(b: ir.IRBuilder, name: str, *operands: ir.Value) -> ir.Value:
+    """LLVM's own function of numbers of one type."""
+    kind = operands[0].type
+    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+    function = ir.FunctionType(kind, [kind] * len(operands))
+    return b.call(cgutils.get_or_insert_function(b.module, function, f"llvm.{name}.{suffix}"), operands)

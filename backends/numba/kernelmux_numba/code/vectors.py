@@ -172,7 +172,7 @@ def stack(count: int) -> Any:
     def address(typing: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             # Not numba's own `alloca_once`, which fills it with zeros.
-            with cgutils.goto_entry_block(builder):
+            with builder.goto_entry_block():
                 memory = builder.alloca(ir.ArrayType(BYTE, count))
             memory.align = 64
             return builder.ptrtoint(memory, WORD)
