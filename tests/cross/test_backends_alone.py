@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDERS = sorted((Path(__file__).parents[2] / "backends").glob("*/tests"))
-LIBRARIES = {"pytest", "hypothesis", "torch", "numpy", "triton", "cupy", "cupy_backends"}
+LIBRARIES = {"pytest", "hypothesis", "torch", "numpy", "triton", "cupy", "cupy_backends", "llvmlite", "numba"}
 
 
 def imported(file: Path) -> set[str]:
@@ -34,4 +34,4 @@ def test_a_backends_tests_import_only_its_own_package_and_kernelmux(folder: Path
 
 
 def test_there_is_a_folder_of_tests_a_backend():
-    assert {folder.parent.name for folder in FOLDERS} >= {"cupy", "reference", "torch", "triton"}
+    assert {folder.parent.name for folder in FOLDERS} >= {"cupy", "numba", "reference", "torch", "triton"}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from kernelmux.contract import Efficiency, Kernel, Launch, Tensors
+from kernelmux.contract import Chain, Efficiency, Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.loaded import address_of
 from kernelmux_numba.target import Target, target_of
@@ -24,7 +24,7 @@ class NumbaKernel(Kernel):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     efficiency = Efficiency(reading=0.8, multiplying=0.5)
-    chain = staticmethod(chained)
+    chain = Chain(chained)
 
     @property
     def target(self) -> Target:
@@ -38,7 +38,9 @@ class NumbaKernel(Kernel):
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
         return Program(self.phases(node, tensors), self.target)
 
-    def piece(self, made: str, constants: Sequence[Any], words: Sequence[torch.Tensor | float | None], parts: int) -> Piece:
+    def piece(
+        self, made: str, constants: Sequence[Any], words: Sequence[torch.Tensor | float | None], parts: int
+    ) -> Piece:
         """The function that `module:function` of `code` makes with these constants, and the words that it is given.
 
         Of a tensor a word is its address, 0 where there is none; a float is given by its bits.

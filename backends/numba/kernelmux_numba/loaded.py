@@ -1,21 +1,23 @@
 """Addresses of compiled functions: from the cache on disk, or compiled once and put there.
 
-Enters: where a function is made, as `products:product`, and the constants that it is made with. Leaves: its address in
-this process. numba is imported where something has to be compiled, and only there.
+Enters: where a function is made, as `products:quantised`, and the constants that it is made with. Leaves: its address
+in this process. numba is imported where something has to be compiled, and only there.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from importlib import import_module
 from threading import Lock
 from typing import Any
 
+import kernelmux_numba
 from kernelmux.contract.cache import Cache, library_versions, source_hash
 from kernelmux_numba.target import Target
 
 CACHE = Cache("numba")
+SYMBOL = "kernelmux_numba"
+"""What an object file calls its function."""
 _LOCK = Lock()
 _ENGINES: list[Any] = []
 """What holds the machine code: as long as the process."""
@@ -30,24 +32,22 @@ def address_of(made: str, target: Target, *constants: Any) -> int:
 @cache
 def _address(made: str, target: Target, constants: tuple[Any, ...]) -> int:
     versions = library_versions(("numba", "llvmlite"))
-    key = Cache.key(source_hash(import_module("kernelmux_numba")), versions, target.cpu, target.features, made, repr(constants))
-    entry = CACHE.get(key)
-    if entry is None:
+    key = Cache.key(source_hash(kernelmux_numba), versions, target.cpu, target.features, made, repr(constants))
+    if (code := CACHE.get(key)) is None:
         from kernelmux_numba.code.compiling import compiled
 
         module, _, name = made.partition(":")
-        symbol, code = compiled(getattr(import_module(f"kernelmux_numba.code.{module}"), name)(target, *constants), target)
-        entry = json.dumps(symbol).encode() + b"\n" + code
-        CACHE.put(key, entry)
-    head, _, code = entry.partition(b"\n")
-    return _load(json.loads(head), code, target)
+        make = getattr(import_module(f"kernelmux_numba.code.{module}"), name)
+        code = compiled(make(target, *constants), target)
+        CACHE.put(key, code)
+    return _load(code, target)
 
 
-def _load(symbol: str, code: bytes, target: Target) -> int:
+def _load(code: bytes, target: Target) -> int:
     import llvmlite.binding as llvm
 
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target.machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _ENGINES.append(engine)
-    return int(engine.get_function_address(symbol))
+    return int(engine.get_function_address(SYMBOL))

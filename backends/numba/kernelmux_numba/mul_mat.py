@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from kernelmux.contract.weights import dense
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.kernel import NumbaKernel, shares
-from kernelmux_numba.packing import PACKINGS, BLOCK, packed, packed_bytes, packing_of, panel_count, panels_of
+from kernelmux_numba.packing import BLOCK, PACKINGS, packed, packed_bytes, packing_of, panel_count, panels_of
 from kernelmux_numba.team import Phase, Piece
 
 PART = 2**16

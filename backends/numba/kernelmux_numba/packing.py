@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 from kernelmux.contract.weights import row_ranges
 from kernelmux.errors import BackendError
 from kernelmux.graph.dequantize import levels_of
@@ -114,7 +113,9 @@ def _fill(panels: torch.Tensor, format: str, blocks: torch.Tensor, k: int, targe
     if bool((scales.abs() > HALF_MAX).any()):
         raise BackendError(f"a weight in {format} has scales beyond {HALF_MAX}, which float16 does not hold")
     short = len(panels) * lanes - len(blocks)
-    integers, scales = (torch.nn.functional.pad(part, (0, 0) * (part.dim() - 1) + (0, short)) for part in (integers, scales))
+    integers, scales = (
+        torch.nn.functional.pad(part, (0, 0) * (part.dim() - 1) + (0, short)) for part in (integers, scales)
+    )
     # [panels, blocks, vectors, lanes, 4]: of each vector a lane's four bytes are inputs beside each other.
     vectors = integers.view(len(panels), lanes, count, 8, 4).permute(0, 2, 3, 1, 4)
     stored = torch.cat([part.flatten(2) for part in _bits(vectors, packing.bits)], dim=2).flatten(1)

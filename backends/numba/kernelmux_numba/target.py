@@ -37,6 +37,11 @@ class Target:
     def x86(self) -> bool:
         return self.dot != "plain" or self.cpu.startswith("x86-64")
 
+    @property
+    def float16(self) -> bool:
+        """Whether it converts float16 itself."""
+        return not self.x86 or self.lanes > 4
+
     def machine(self) -> Any:
         """LLVM's compiler for it."""
         import llvmlite.binding as llvm

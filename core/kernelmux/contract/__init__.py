@@ -11,6 +11,7 @@ from kernelmux.contract.hookspecs import CONTRACT, Hooks, hookimpl, hookspec
 from kernelmux.contract.kernel import (
     EVERY_OP,
     Answer,
+    Chain,
     CurrentStream,
     Declined,
     Efficiency,
@@ -25,6 +26,7 @@ __all__ = [
     "CONTRACT",
     "EVERY_OP",
     "Answer",
+    "Chain",
     "CurrentStream",
     "Declined",
     "Device",

@@ -31,6 +31,8 @@ GAP = 18e-6
 """how many of them are missing where it is called over and over: in a step the code of other nodes has driven its own
 from the cache, and its threads must be woken. Whole steps of SmolLM2 took 20 us a node longer than its kernels by
 themselves at 1 row, 45 at 8, on that Xeon with two threads."""
+CHAINED = 2e-6
+"""Seconds of a node among others in one compiled call: its threads are awake, and wait for each other's last part."""
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Limits of oneDNN (ONEDNN_MAX_CPU_ISA in its documentation) under which bfloat16 products are emulated."""
 WITHOUT_AMX = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512")
@@ -62,7 +64,7 @@ class Cpu(Platform):
         gemm = {format: rate * 1e9 * threads for format, rate in rates.items()}
         # In proportion to the rest, so that how many threads there are moves no choice: a class is tested as a whole.
         launch, gap = 2 * LAUNCH / threads, 2 * GAP / threads
-        return Ceilings(copy=READ * threads, read=READ * threads, gemm=gemm, launch=launch, gap=gap)
+        return Ceilings(copy=READ * threads, read=READ * threads, gemm=gemm, launch=launch, gap=gap, chained=CHAINED)
 
 
 def _class_here() -> str:

@@ -35,6 +35,8 @@ class Ceilings:
     """Seconds that a launch takes beside its work, in a step as it is run: captured, where the device captures."""
     gap: float = 0.0
     """Of these seconds what a kernel's measured time lacks: launched over and over, one starts while the last ends."""
+    chained: float = 0.0
+    """Seconds that one takes among others of its kernel's `chain`."""
     enqueue: float = 0.0
     """Seconds of the host's that a launch takes where the step is not captured, and the device works meanwhile."""
     turn: float = 0.0

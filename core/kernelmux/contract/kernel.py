@@ -57,6 +57,14 @@ Launch = Callable[[], object]
 """What `bind` returns: a call without arguments that enqueues the node's work. What it returns is ignored."""
 
 
+@dataclass(frozen=True)
+class Chain:
+    """How launches one after the other become one, without Python between them: the CPU's captured graph."""
+
+    join: Callable[[Sequence[Launch]], Launch]
+    """The launch that does to the bit what these, bound by kernels with this chain, do in turn."""
+
+
 def in_turn(first: Launch, second: Launch) -> Launch:
     """The launch that makes these two, one after the other."""
 
@@ -143,6 +151,8 @@ class Kernel(ABC):
     """Whether it writes its outputs as the columns of one matrix: `bind` finds them beside each other in memory."""
     rounds_to: ClassVar[str] = ""
     """A format that its results pass through, whichever it writes: then `auto` takes no logits from it."""
+    chain: ClassVar[Chain | None] = None
+    """What its launches are joined by to those beside them in a walk whose kernels have the same; None: by nothing."""
     strided: ClassVar[bool] = False
     """Whether it reads inputs [rows, columns] that are columns of a wider matrix, and so have gaps between rows."""
 

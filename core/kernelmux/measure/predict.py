@@ -90,7 +90,8 @@ class Predictor:
             us *= self._declared(kernel, node, rows).us / self._declared(kernel, node, known.rows).us
             source += f", from {known.rows} rows"
         found = self._moved(kernel, self._work(node, rows), us, source)
-        return replace(found, us=found.us + kernel.launches * self.ceilings.gap * 1e6)
+        gap = 0.0 if kernel.chain else self.ceilings.gap
+        return replace(found, us=found.us + kernel.launches * gap * 1e6)
 
     def _declared(self, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
         work = self._work(node, rows)
@@ -142,7 +143,8 @@ class Predictor:
         rows_only = node.op == "embed"
         moved = work.nbytes(node) + (0 if rows_only or not packed else packed - stored)
         flops = ceilings.gemm.get(arithmetic, min(ceilings.gemm.values()))
-        reading, multiplying, launching = moved / ceilings.read, work.flops / flops, kernel.launches * ceilings.launch
+        launch = ceilings.chained if kernel.chain else ceilings.launch
+        reading, multiplying, launching = moved / ceilings.read, work.flops / flops, kernel.launches * launch
         return Least(reading * 1e6, multiplying * 1e6, launching * 1e6, arithmetic)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes
@@ -21,21 +23,41 @@ class Walk:
 
     steps: Sequence[Step]
     calls: Sequence[Launch]
+    """One for each step."""
     outputs: Mapping[str, Planes]
     """The graph's outputs by name; the next walk overwrites them."""
     launches: int
     device: Device
 
     def __call__(self) -> int:
-        pending = iter(self.calls)
+        pending = iter(self._chained)
         try:
             for call in pending:
                 call()
         except BaseException as error:
             # The iterator knows how far it got, so that a walk that works pays nothing for this.
-            index = len(self.calls) - operator.length_hint(pending) - 1
-            raise launch_error(self.steps, index, self.device, error) from error
+            index = len(self._chained) - operator.length_hint(pending) - 1
+            raise launch_error(self.steps, self._starts[index], self.device, error) from error
         return self.launches
+
+    @cached_property
+    def _runs(self) -> Sequence[Sequence[int]]:
+        """The steps that are one call: those beside each other whose kernels have the same `chain`, and all others."""
+        chains = [step.choice.kernel.chain for step in self.steps]
+        runs = ([*run] for _, run in groupby(range(len(self.steps)), lambda index: chains[index] or index))
+        return tuple(runs)
+
+    @cached_property
+    def _starts(self) -> Sequence[int]:
+        return [run[0] for run in self._runs]
+
+    @cached_property
+    def _chained(self) -> Sequence[Launch]:
+        return [self._one_call(run) for run in self._runs]
+
+    def _one_call(self, run: Sequence[int]) -> Launch:
+        chain = self.steps[run[0]].choice.kernel.chain
+        return chain.join([self.calls[index] for index in run]) if chain and len(run) > 1 else self.calls[run[0]]
 
 
 _SUSPECTS = 4

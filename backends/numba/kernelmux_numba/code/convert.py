@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from numba import njit, float32, int32
+from numba import float32, int32, njit
 
 from kernelmux_numba.code.memory import floats, small, word
 from kernelmux_numba.target import Target
@@ -26,7 +26,7 @@ def half_sums(target: Target) -> Callable[[int, int], None]:
     return run
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def quantise(values: object, qs: object, scales: object, sums: object, block: int) -> None:
     """A block of 32 values (pointers, from the start of the rows) in eight bits."""
     largest = float32(0)

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 WORD = ir.IntType(64)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def word(typing: Any, base: Any, index: Any) -> Any:
     """The word of that index behind an address."""
 
@@ -26,7 +26,7 @@ def word(typing: Any, base: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def real(typing: Any, base: Any, index: Any) -> Any:
     """The word of that index as the float64 that it holds."""
 
@@ -39,7 +39,7 @@ def real(typing: Any, base: Any, index: Any) -> Any:
 def pointer(kind: types.Type) -> Callable[[int], Any]:
     """What makes an address a pointer to elements of a type."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def at(typing: Any, address: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
@@ -65,7 +65,7 @@ narrow = pointer(types.uint16)
 def as_float(format: str) -> Callable[[Any], Any]:
     """What makes a float32 of the sixteen bits of a `bf16` or `f16`."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def convert(typing: Any, bits: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             if format == "f16":
@@ -82,7 +82,7 @@ def as_float(format: str) -> Callable[[Any], Any]:
 def as_bits(format: str) -> Callable[[Any], Any]:
     """What rounds a float32 to the sixteen bits of a `bf16` or `f16`, to the nearest, ties to even."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def convert(typing: Any, number: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             i16, i32 = ir.IntType(16), ir.IntType(32)

@@ -74,7 +74,7 @@ class _Tile:
     def laid(self) -> Any:
         """The tile as a function of the words, the panel and the first row."""
 
-        @intrinsic  # type: ignore[untyped-decorator]
+        @intrinsic
         def tile(typing: Any, words: Any, panel: Any, row: Any) -> Any:
             def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
                 self._lay(Vectors(builder, self.target), *given)

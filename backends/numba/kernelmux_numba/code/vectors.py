@@ -47,13 +47,15 @@ class Vectors:
         """One number, or truth, in every lane."""
         kind = ir.VectorType(value.type, self.lanes)
         first = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, INTEGER(0))
-        return self.builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(self.integers, [0] * self.lanes))
+        return self.builder.shuffle_vector(
+            first, ir.Constant(kind, ir.Undefined), ir.Constant(self.integers, [0] * self.lanes)
+        )
 
     def constant(self, value: float) -> ir.Value:
         return ir.Constant(self.floats, [value] * self.lanes)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a b + c: fused where the target can, else a product and a sum, for it has no function to call."""
+        """a b + c, rounded once where the processor can."""
         return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.floats, a, b, c)
 
     def call(self, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
@@ -67,7 +69,9 @@ class Vectors:
         by = ir.Constant(self.integers, [abs(shift)] * self.lanes)
         moved = self.builder.lshr(words, by) if shift > 0 else self.builder.shl(words, by) if shift else words
         kept = int.from_bytes(bytes([mask] * 4), "little")
-        return self.builder.bitcast(self.builder.and_(moved, ir.Constant(self.integers, [kept] * self.lanes)), self.bytes)
+        return self.builder.bitcast(
+            self.builder.and_(moved, ir.Constant(self.integers, [kept] * self.lanes)), self.bytes
+        )
 
 
 class Products:
@@ -87,7 +91,10 @@ class Products:
         if kind == "vnni":
             bits = 32 * v.lanes
             self._sum = v.call(
-                f"llvm.x86.avx512.vpdpbusd.{bits}", v.integers, self._so_far(), *(v.builder.bitcast(o, v.integers) for o in (weights, x))
+                f"llvm.x86.avx512.vpdpbusd.{bits}",
+                v.integers,
+                self._so_far(),
+                *(v.builder.bitcast(o, v.integers) for o in (weights, x)),
             )
         elif kind == "pairs":
             self._add_pairs(weights, x)
@@ -107,7 +114,10 @@ class Products:
         v = self.vectors
         if self.signed:
             # |w| by x with the sign of w: both fit, for x is never -128.
-            weights, x = v.call("llvm.x86.avx2.psign.b", v.bytes, weights, weights), v.call("llvm.x86.avx2.psign.b", v.bytes, x, weights)
+            weights, x = (
+                v.call("llvm.x86.avx2.psign.b", v.bytes, weights, weights),
+                v.call("llvm.x86.avx2.psign.b", v.bytes, x, weights),
+            )
         pairs = v.call("llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 2 * v.lanes), weights, x)
         self._pairs = pairs if self._pairs is None else v.builder.add(self._pairs, pairs)
         self._pending += 1
@@ -131,7 +141,10 @@ class Products:
         whole: ir.Value | None = None
         for quarter in range(4):
             picked = ir.Constant(v.integers, [4 * lane + quarter for lane in range(v.lanes)])
-            parts = (b.sext(b.shuffle_vector(each, ir.Constant(wide, ir.Undefined), picked), v.integers) for each in (w16, x16))
+            parts = (
+                b.sext(b.shuffle_vector(each, ir.Constant(wide, ir.Undefined), picked), v.integers)
+                for each in (w16, x16)
+            )
             product = b.mul(*parts)
             whole = product if whole is None else b.add(whole, product)
         return whole
@@ -155,7 +168,7 @@ def laid(target: Target, lay: Callable[..., None]) -> Any:
 def number(lay: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     """Instructions as a function of a float32 that gives another."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def instructions(typing: Any, value: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             return lay(builder, given[0])
@@ -168,7 +181,7 @@ def number(lay: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
 def stack(count: int) -> Any:
     """What gives the address of so many bytes that are a call's own, at a cache line's start."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def address(typing: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             # Not numba's own `alloca_once`, which fills it with zeros.
