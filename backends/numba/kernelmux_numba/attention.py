@@ -13,9 +13,9 @@ import torch
 from kernelmux.contract import Declined, Efficiency, Tensors
 from kernelmux.graph.formats import CACHE_FORMATS, as_tuple, lookup
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.kernel import NumbaKernel, shares
+from kernelmux_numba.kernel import NumbaKernel
 from kernelmux_numba.target import Target
-from kernelmux_numba.team import Phase
+from kernelmux_numba.team import Phase, shares
 
 QUERIES = 64
 """Queries of one kv head that are a tile: rows by the query heads that read it."""
@@ -23,6 +23,8 @@ PIECE = 128
 """Keys of a piece, at least; the keys of one row, or of one tile of queries, are cut into pieces."""
 PIECES = 32
 """Pieces of a sequence, at most."""
+ROWS = 64
+"""Rows of a step by pieces of each, at most: its workspace."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Attention(NumbaKernel):
         (keys, *key_scales), (values, *value_scales) = as_tuple(keys), as_tuple(values)
         (y, *y_rest) = as_tuple(tensors.outputs[0])
         m, seqs, page_size = len(q), len(lengths), keys.shape[1]
-        pieces = most_pieces(min(table.shape[1], len(keys)) * page_size)
+        pieces = most_pieces(m)
         scratch = tensors.workspace.view(torch.float32) if tensors.workspace is not None else None
         whole = scratch[found:] if scratch is not None and row else None
         units = (m * shape.group // QUERIES + seqs) * shape.kv_heads * pieces
@@ -97,7 +99,7 @@ class Attention(NumbaKernel):
         words = (
             *(q, keys, *(key_scales or [None]), values, *(value_scales or [None]), starts, lengths, table),
             *(seqs, m, table.shape[1], page_size, node.window or 0),
-            *(y, *(y_rest or [None, None]), scratch, _rows_apart(shape, m, seqs), pieces, whole),
+            *(y, *(y_rest or [None, None]), scratch, pieces, whole),
         )
         phases = [[self.piece("attention:attend", (shape,), (*words, parts), parts)]]
         if pieces > 1 or row:
@@ -113,25 +115,14 @@ class Attention(NumbaKernel):
 
     def _sizes(self, node: TensorNode) -> tuple[int, int]:
         """Floats of what is found in pieces, and of rows that are not yet in blocks."""
-        shape, (m, columns), seqs = self._shape(node), node.inputs[0].extents, node.inputs[4].extents[0]
-        pages, page_size, *_ = node.inputs[1].extents
-        pieces = most_pieces(pages * page_size)
-        rows = min(m, seqs * rows_in_pieces(shape))
-        found = rows * shape.heads * pieces * shape.found_floats(self.target) if pieces > 1 else 0
+        shape, (m, columns), pieces = self._shape(node), node.inputs[0].extents, most_pieces(node.rows)
+        found = m * shape.heads * pieces * shape.found_floats(self.target) if pieces > 1 else 0
         return found, m * columns if shape.whole_rows else 0
 
 
-def most_pieces(keys: int) -> int:
-    """Pieces that so many keys may be cut into."""
-    return max(1, min(PIECES, -(-keys // PIECE)))
+def most_pieces(rows: int) -> int:
+    """Pieces that the keys of a sequence are cut into where a step has so many rows: many rows are work for all threads.
 
-
-def rows_in_pieces(shape: Shape) -> int:
-    """Rows of a sequence, at most, whose keys are cut into pieces."""
-    return max(1, QUERIES // shape.group)
-
-
-def _rows_apart(shape: Shape, m: int, seqs: int) -> int:
-    """How many rows later a sequence's rows begin in the workspace than the last one's; 0: where they do in q."""
-    apart = rows_in_pieces(shape)
-    return apart if seqs * apart < m else 0
+    Neither how many sequences these are of nor how long they may be is known before a step is bound.
+    """
+    return max(1, min(PIECES, ROWS // rows))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from kernelmux.contract import Tensors
 from kernelmux.graph.formats import CACHE_FORMATS, as_tuple
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.kernel import ELEMENTS, NumbaKernel, shares
-from kernelmux_numba.team import Phase
+from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
+from kernelmux_numba.team import Phase, shares
 
 
 class Copy(NumbaKernel):

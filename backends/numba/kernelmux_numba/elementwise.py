@@ -9,10 +9,10 @@ from typing import Any
 from kernelmux.contract import Tensors
 from kernelmux.graph.formats import Value, as_tuple
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.kernel import ELEMENTS, NumbaKernel, shares
+from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
 from kernelmux_numba.norm import QUANTISED
 from kernelmux_numba.packing import BLOCK
-from kernelmux_numba.team import Phase, Piece
+from kernelmux_numba.team import Phase, Piece, shares
 
 FLOATS = ("f32", "bf16", "f16")
 

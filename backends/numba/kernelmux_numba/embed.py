@@ -10,9 +10,9 @@ from kernelmux.contract import Declined, Device, Tensors
 from kernelmux.graph.formats import Weight, as_tuple, row_bytes
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.elementwise import FLOATS
-from kernelmux_numba.kernel import ELEMENTS, NumbaKernel, shares
+from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
 from kernelmux_numba.packing import PACKINGS
-from kernelmux_numba.team import Phase
+from kernelmux_numba.team import Phase, shares
 
 TABLES = (*FLOATS, *PACKINGS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,12 +10,8 @@ import torch
 
 from kernelmux.contract import Chain, Efficiency, Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.loaded import address_of
 from kernelmux_numba.target import Target, target_of
-from kernelmux_numba.team import Phase, Piece, Program, chained
-
-PARTS_A_THREAD = 4
-"""Parts of a phase for each thread, at most: so that whoever is late has little left to do."""
+from kernelmux_numba.team import Phase, Piece, Program, chained, piece
 
 ELEMENTS = 2**15
 """Numbers that are worth a part, where each is touched once: some microseconds."""
@@ -44,24 +39,5 @@ class NumbaKernel(Kernel):
     def piece(
         self, made: str, constants: Sequence[Any], words: Sequence[torch.Tensor | float | None], parts: int
     ) -> Piece:
-        """The function that `module:function` of `code` makes with these constants, and the words that it is given.
-
-        Of a tensor a word is its address, 0 where there is none; a float is given by its bits.
-        """
-        given = torch.tensor([_word(value) for value in words], dtype=torch.int64)
-        return Piece(address_of(made, self.target, *constants), given, parts)
-
-
-def _word(value: torch.Tensor | float | None) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.data_ptr()
-    if isinstance(value, float):
-        (bits,) = struct.unpack("<q", struct.pack("<d", value))
-        return int(bits)
-    return int(value or 0)
-
-
-def shares(count: int, least: int = 1) -> tuple[int, int]:
-    """How many of `count` things a part has, `least` or more, and how many parts there are."""
-    each = max(least, -(-count // (PARTS_A_THREAD * torch.get_num_threads())))
-    return each, -(-count // each)
+        """A piece of a phase, compiled for this kernel's target: see `team.piece`."""
+        return piece(made, self.target, constants, words, parts)

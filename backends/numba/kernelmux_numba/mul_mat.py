@@ -10,9 +10,9 @@ from kernelmux.contract import Declined, Device, Efficiency, Tensors
 from kernelmux.contract.weights import dense
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.kernel import NumbaKernel, shares
+from kernelmux_numba.kernel import NumbaKernel
 from kernelmux_numba.packing import BLOCK, PACKINGS, packed, packed_bytes, packing_of, panel_count, panels_of
-from kernelmux_numba.team import Phase, Piece
+from kernelmux_numba.team import Phase, Piece, shares
 
 PART = 2**16
 """Products of weights that are worth a part: some microseconds."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from kernelmux.contract import Tensors
 from kernelmux.graph.formats import as_tuple
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.kernel import ELEMENTS, NumbaKernel, shares
-from kernelmux_numba.team import Phase
+from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
+from kernelmux_numba.team import Phase, shares
 
 QUANTISED = ("f32", "q8_32")
 """What is written for products: as float32, or as those in eight bits read it."""

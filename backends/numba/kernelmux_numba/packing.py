@@ -14,21 +14,18 @@ Enters: a `Weight` [n, k]. Leaves: one tensor of bytes, [panels, bytes of a pane
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from kernelmux.contract.weights import row_ranges
 from kernelmux.errors import BackendError
-from kernelmux.graph.dequantize import levels_of
-from kernelmux.graph.formats import Weight, lookup, planes_of_rows
+from kernelmux.graph.formats import Weight
 from kernelmux_numba.target import Target
+from kernelmux_numba.team import Program, piece, shares
 
 BLOCK = 32
 """Inputs of a block."""
-HALF_MAX = 65504
-"""The largest float16."""
 
 
 @dataclass(frozen=True)
@@ -91,58 +88,19 @@ def packed_bytes(format: str, n: int, k: int, target: Target) -> int:
 
 
 def packed(weight: Weight, target: Target) -> torch.Tensor:
-    """A weight [n, k] in panels, made some rows at a time: uint8 [panels, bytes of a panel]."""
+    """A weight [n, k] in panels: uint8 [panels, bytes of a panel]. BackendError where float16 does not hold a scale."""
     n, k = weight.shape
-    packing = packing_of(weight.format, target)
-    whole = torch.zeros(panel_count(n, target), packing.panel_bytes(target.lanes, k), dtype=torch.uint8)
-    for rows in row_ranges(n, k, target.lanes, 2**20):
-        panels = whole[rows.start // target.lanes : panel_count(rows.stop, target)]
-        _fill(panels, weight.format, planes_of_rows(weight.format, weight.planes, rows)[0], k, target)
-    return whole
-
-
-def _fill(panels: torch.Tensor, format: str, blocks: torch.Tensor, k: int, target: Target) -> None:
-    """Writes the panels of some rows of a weight, whose blocks are [rows, bytes]."""
-    lanes, packing, count = target.lanes, packing_of(format, target), k // BLOCK
-    levels = levels_of(format, blocks.view(-1, lookup(format).planes[0].items))
-    integers = levels.integers.view(torch.uint8).view(len(blocks), count, BLOCK)
-    if packing.bits == 8 and not packing.signed:
-        integers = integers ^ 128
-    fields = [levels.steps, *([-levels.least] if levels.least is not None else [])]
-    scales = torch.stack([field.reshape(len(blocks), count, packing.parts) for field in fields], dim=2)
-    if bool((scales.abs() > HALF_MAX).any()):
-        raise BackendError(f"a weight in {format} has scales beyond {HALF_MAX}, which float16 does not hold")
-    short = len(panels) * lanes - len(blocks)
-    integers, scales = (
-        torch.nn.functional.pad(part, (0, 0) * (part.dim() - 1) + (0, short)) for part in (integers, scales)
-    )
-    # [panels, blocks, vectors, lanes, 4]: of each vector a lane's four bytes are inputs beside each other.
-    vectors = integers.view(len(panels), lanes, count, 8, 4).permute(0, 2, 3, 1, 4)
-    stored = torch.cat([part.flatten(2) for part in _bits(vectors, packing.bits)], dim=2).flatten(1)
-    panels[:, : stored.shape[1]] = stored
-    # [panels, blocks, scale or minimum, part, lanes].
-    halves = scales.view(len(panels), lanes, count, -1).permute(0, 2, 3, 1).to(torch.float16).contiguous()
-    panels[:, stored.shape[1] :][:, : halves[0].nbytes] = halves.view(len(panels), -1).view(torch.uint8)
-
-
-def _bits(vectors: torch.Tensor, bits: int) -> Sequence[torch.Tensor]:
-    """Integers [panels, blocks, 8, lanes, 4], a byte each, as the parts above: [panels, blocks, vectors, lanes, 4]."""
-    if bits == 8:
-        return [vectors]
-    low = vectors & 15
-    parts = [low[:, :, 0::2] | low[:, :, 1::2] << 4]
-    if bits == 5:
-        parts.append(_gathered(vectors >> 4, 1))
-    if bits == 6:
-        parts += [_gathered(vectors[:, :, half : half + 4] >> 4, 2) for half in (0, 4)]
-    return parts
-
-
-def _gathered(vectors: torch.Tensor, bits: int) -> torch.Tensor:
-    """One vector of fields of so many bits of each of several, the first lowest."""
-    whole = torch.zeros_like(vectors[:, :, :1])
-    for number in range(vectors.shape[2]):
-        whole |= vectors[:, :, number : number + 1] << bits * number
+    packing, (blocks,) = packing_of(weight.format, target), weight.planes
+    count, size = panel_count(n, target), packing.panel_bytes(target.lanes, k)
+    whole = torch.zeros(count, size, dtype=torch.uint8)
+    each, parts = shares(count)
+    words = (blocks, blocks.stride(0), n, k // BLOCK, whole, size, each)
+    Program([[piece("packing:pack", target, (weight.format,), words, parts)]], target)()
+    scales = whole[:, k // BLOCK * packing.integer_bytes(target.lanes) :][
+        :, : k // BLOCK * packing.scale_bytes(target.lanes)
+    ]
+    if not bool(scales.view(torch.float16).isfinite().all()):
+        raise BackendError(f"{weight.name} has a scale that is infinite, or beyond what float16 holds")
     return whole
 
 

@@ -10,8 +10,8 @@ import torch
 from kernelmux.contract import Tensors
 from kernelmux.graph.formats import CACHE_FORMATS, as_tuple
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.kernel import ELEMENTS, NumbaKernel, shares
-from kernelmux_numba.team import Phase, Piece
+from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
+from kernelmux_numba.team import Phase, Piece, shares
 
 
 class Rope(NumbaKernel):

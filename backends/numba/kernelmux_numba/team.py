@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock, Thread
+from typing import Any
 
 import torch
 
@@ -24,6 +26,8 @@ OVER = 0xFFFFF
 """The phase of a cursor whose run is over; more than any program has, and than any phase has parts."""
 SYSTEM = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_broadcast")
 """What compiled code calls, by its address in a team's words: it need not be found by name."""
+PARTS_A_THREAD = 4
+"""Parts of a phase for each thread, at most: so that whoever is late has little left to do."""
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -34,6 +38,32 @@ class Piece:
     function: int
     words: torch.Tensor
     parts: int
+
+
+def piece(
+    made: str, target: Target, constants: Sequence[Any], words: Sequence[torch.Tensor | float | None], parts: int
+) -> Piece:
+    """The function that `module:function` of `code` makes with these constants, and the words that it is given.
+
+    Of a tensor a word is its address, 0 where there is none; a float is given by its bits.
+    """
+    given = torch.tensor([_word(value) for value in words], dtype=torch.int64)
+    return Piece(address_of(made, target, *constants), given, parts)
+
+
+def _word(value: torch.Tensor | float | None) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr()
+    if isinstance(value, float):
+        (bits,) = struct.unpack("<q", struct.pack("<d", value))
+        return int(bits)
+    return int(value or 0)
+
+
+def shares(count: int, least: int = 1) -> tuple[int, int]:
+    """How many of `count` things a part has, `least` or more, and how many parts there are."""
+    each = max(least, -(-count // (PARTS_A_THREAD * torch.get_num_threads())))
+    return each, -(-count // each)
 
 
 Phase = Sequence[Piece]

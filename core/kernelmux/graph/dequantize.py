@@ -8,7 +8,6 @@ looked up in large tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.bit_fields import fields, half, in_order
@@ -25,76 +24,50 @@ UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 1
 
 def dequantize_blocks(name: str, blocks: torch.Tensor) -> torch.Tensor:
     """float32 [blocks, columns] of blocks [blocks, bytes] of one of GGUF's types, on their device."""
-    return levels_of(name, blocks).dequantize() if name in LEVELS else UNPACK[name](blocks)
+    return UNPACK[name](blocks)
 
 
-@dataclass(frozen=True, eq=False)
-class Levels:
-    """Blocks whose elements are evenly spaced: value = (integer - centre) * step - least, a step for each run."""
-
-    integers: torch.Tensor
-    """[blocks, runs, columns of a run]; from 0 unless `centre` is 0 and they are int8."""
-    steps: torch.Tensor
-    """float32 [blocks, runs]."""
-    least: torch.Tensor | None = None
-    """float32 [blocks, runs]."""
-    centre: int = 0
-
-    def dequantize(self) -> torch.Tensor:
-        """float32 [blocks, columns]."""
-        values = self.integers.float()
-        if self.centre:
-            values.sub_(self.centre)
-        values.mul_(self.steps.unsqueeze(2))
-        if self.least is not None:
-            values.sub_(self.least.unsqueeze(2))
-        return values.flatten(1)
+def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
+    return fields(blocks[:, 2:], 4).flatten(1).float().sub_(8).mul_(half(blocks, 0))
 
 
-def levels_of(name: str, blocks: torch.Tensor) -> Levels:
-    """The integers of blocks [blocks, bytes] of one of the types in LEVELS, on their device."""
-    return LEVELS[name](blocks)
+def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
+    return fields(blocks[:, 4:], 4).flatten(1).float().mul_(half(blocks, 0)).add_(half(blocks, 2))
 
 
-def _q4_0(blocks: torch.Tensor) -> Levels:
-    return Levels(fields(blocks[:, 2:], 4).flatten(1).unsqueeze(1), half(blocks, 0), centre=8)
+def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
+    levels = fields(blocks[:, 6:], 4).flatten(1) + 16 * in_order(blocks[:, 2:6], 1)
+    return levels.float().sub_(16).mul_(half(blocks, 0))
 
 
-def _q4_1(blocks: torch.Tensor) -> Levels:
-    return Levels(fields(blocks[:, 4:], 4).flatten(1).unsqueeze(1), half(blocks, 0), -half(blocks, 2))
+def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
+    levels = fields(blocks[:, 8:], 4).flatten(1) + 16 * in_order(blocks[:, 4:8], 1)
+    return levels.float().mul_(half(blocks, 0)).add_(half(blocks, 2))
 
 
-def _q5_0(blocks: torch.Tensor) -> Levels:
-    integers = fields(blocks[:, 6:], 4).flatten(1) + 16 * in_order(blocks[:, 2:6], 1)
-    return Levels(integers.unsqueeze(1), half(blocks, 0), centre=16)
-
-
-def _q5_1(blocks: torch.Tensor) -> Levels:
-    integers = fields(blocks[:, 8:], 4).flatten(1) + 16 * in_order(blocks[:, 4:8], 1)
-    return Levels(integers.unsqueeze(1), half(blocks, 0), -half(blocks, 2))
-
-
-def _q8_0(blocks: torch.Tensor) -> Levels:
+def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
     import torch
 
-    return Levels(blocks[:, 2:].view(torch.int8).unsqueeze(1), half(blocks, 0))
+    return blocks[:, 2:].view(torch.int8).float().mul_(half(blocks, 0))
 
 
-def _q2_k(blocks: torch.Tensor) -> Levels:
+def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
     """Sixteen runs of sixteen, each with a scale and a minimum of four bits."""
     scales, packed = blocks[:, :16], blocks[:, 16:80].view(-1, 2, 32)
     steps = half(blocks, 80) * (scales & 15).float()
     least = half(blocks, 82) * (scales >> 4).float()
-    return Levels(fields(packed, 2).reshape(len(blocks), 16, 16), steps, least)
+    levels = fields(packed, 2).reshape(len(blocks), 16, 16).float()
+    return levels.mul_(steps.unsqueeze(2)).sub_(least.unsqueeze(2)).flatten(1)
 
 
-def _q3_k(blocks: torch.Tensor) -> Levels:
+def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
     """Sixteen runs of sixteen, each with a scale of six bits; a high bit that is not set subtracts four."""
     high, packed, scales = blocks[:, :32], blocks[:, 32:96].view(-1, 2, 32), blocks[:, 96:108]
     six = fields(scales[:, :8], 4).flatten(1) + 16 * fields(scales[:, 8:], 2).flatten(1)
     steps = half(blocks, 108) * six.float().sub_(32)
-    integers = fields(packed, 2).reshape(len(blocks), 16, 16) + 4 * fields(high, 1).reshape(len(blocks), 16, 16)
-    return Levels(integers, steps, centre=4)
+    levels = fields(packed, 2).reshape(len(blocks), 16, 16).float()
+    levels.sub_(4 * (1 - fields(high, 1)).reshape(len(blocks), 16, 16))
+    return levels.mul_(steps.unsqueeze(2)).flatten(1)
 
 
 def _six_bits(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,29 +80,31 @@ def _six_bits(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scales.float(), minima.float()
 
 
-def _runs_of_32(blocks: torch.Tensor, integers: torch.Tensor) -> Levels:
-    """Integers [blocks, 8, 32] with the scales and minima of Q4_K and Q5_K."""
+def _runs_of_32(blocks: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Levels [blocks, 8, 32] by the scales and minima of Q4_K and Q5_K."""
     scales, minima = _six_bits(blocks[:, 4:16])
-    return Levels(integers, half(blocks, 0) * scales, half(blocks, 2) * minima)
+    steps, least = half(blocks, 0) * scales, half(blocks, 2) * minima
+    return levels.float().mul_(steps.unsqueeze(2)).sub_(least.unsqueeze(2)).flatten(1)
 
 
-def _q4_k(blocks: torch.Tensor) -> Levels:
+def _q4_k(blocks: torch.Tensor) -> torch.Tensor:
     return _runs_of_32(blocks, fields(blocks[:, 16:].view(-1, 4, 32), 4).flatten(1, 2))
 
 
-def _q5_k(blocks: torch.Tensor) -> Levels:
+def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
     low = fields(blocks[:, 48:].view(-1, 4, 32), 4).flatten(1, 2)
     return _runs_of_32(blocks, low + 16 * fields(blocks[:, 16:48], 1))
 
 
-def _q6_k(blocks: torch.Tensor) -> Levels:
+def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
     """Sixteen runs of sixteen, each with a signed scale of eight bits."""
     import torch
 
     low = fields(blocks[:, :128].view(-1, 2, 64), 4).reshape(len(blocks), 8, 32)
     high = fields(blocks[:, 128:192].view(-1, 2, 32), 2).reshape(len(blocks), 8, 32)
     steps = half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    return Levels((low + 16 * high).reshape(len(blocks), 16, 16), steps, centre=32)
+    levels = (low + 16 * high).float().sub_(32).reshape(len(blocks), 16, 16)
+    return levels.mul_(steps.unsqueeze(2)).flatten(1)
 
 
 def _tq1_0(blocks: torch.Tensor) -> torch.Tensor:
@@ -188,13 +163,10 @@ def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
     return levels.mul_(steps.unsqueeze(2)).flatten(1)
 
 
-LEVELS: Mapping[str, Callable[[torch.Tensor], Levels]] = {
+UNPACK: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     **{"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0},
     **{"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k},
-}
-"""By type whose elements are evenly spaced within a run: their integers."""
-UNPACK: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     **{"TQ1_0": _tq1_0, "TQ2_0": _tq2_0, "MXFP4": _mxfp4, "NVFP4": _nvfp4, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs},
     **UNPACK_IQ,
 }
-"""By type of the others: float32 [blocks, columns] of blocks [blocks, bytes]."""
+"""By type: float32 [blocks, columns] of blocks [blocks, bytes]."""

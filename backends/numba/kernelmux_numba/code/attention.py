@@ -26,9 +26,9 @@ Q, KEYS, KEY_SCALES, VALUES, VALUE_SCALES, STARTS, LENGTHS, TABLE = range(8)
 """The queries; the cache, its scales or 0; each sequence's first row, and the end of the last; lengths; pages."""
 SEQS, ROWS, WIDTH, PAGE, WINDOW = range(8, 13)
 """Sequences, rows, pages of a row of the table, positions of a page, positions that a row sees or 0."""
-Y, Y_SCALES, Y_SUMS, FOUND, APART, PIECES, WHOLE, SHARE = range(13, 21)
-"""Results in their planes; what is found in pieces, rows of a sequence there, pieces at most; rows not yet in blocks;
-parts, or how many things a part has."""
+Y, Y_SCALES, Y_SUMS, FOUND, PIECES, WHOLE, SHARE = range(13, 20)
+"""Results in their planes; what is found in pieces, pieces at most; rows not yet in blocks; parts, or how many things
+a part has."""
 NOTHING = float("-inf")
 inner = njit(error_model="numpy")
 """What is called from a part's function, and raises nothing either."""
@@ -155,7 +155,9 @@ def _offsets(shape: Shape) -> Any:
     kv_heads, dim, size, scaled = shape.kv_heads, shape.dim, shape.dim * BYTES[shape.format], shape.format == "fp8_row"
 
     @inner
-    def offsets(words: int, seq: int, head: int, key: int, count: int, end: int, to: int, scales: int, apart: int) -> None:
+    def offsets(
+        words: int, seq: int, head: int, key: int, count: int, end: int, to: int, scales: int, apart: int
+    ) -> None:
         places, pages, page = words_at(to), integers(word(words, TABLE)), word(words, PAGE)
         table = seq * word(words, WIDTH)
         done = int64(0)
@@ -188,7 +190,9 @@ def _few(target: Target, shape: Shape) -> Any:
     take, weigh = laid(target, few_queries.taken(shape)), laid(target, few_queries.weighed(shape))
     score, mix = (laid(target, lay(shape, of_many)) for lay in (few_queries.scored, few_queries.mixed))
     score_fewer, mix_fewer = (
-        (laid(target, lay(shape, of_fewer)) for lay in (few_queries.scored, few_queries.mixed)) if fewer else (score, mix)
+        (laid(target, lay(shape, of_fewer)) for lay in (few_queries.scored, few_queries.mixed))
+        if fewer
+        else (score, mix)
     )
     divide, keep = (laid(target, few_queries.divided(shape, normal)) for normal in (True, False))
     offsets, put, found_at, sees = _offsets(shape), _put(shape), _found_at(target, shape), _sees(shape)
@@ -252,7 +256,7 @@ def _few(target: Target, shape: Shape) -> Any:
                 divide(of_query, total, at + result)
                 put(words, start + row, of_row, at + result)
             else:
-                to = found_at(words, seq, start + row, of_row, piece)
+                to = found_at(words, start + row, of_row, piece)
                 keep(of_query, total, to)
                 floats(to)[width], floats(to)[width + 1] = states[query], states[most + query]
 
@@ -320,7 +324,9 @@ def _many(target: Target, shape: Shape) -> Any:
                 some = min(count, sees(words, seq, (tile * QUERIES + of_pair) // group)[1] + 1 - key)
                 to = at + scores + 4 * held * pair * number
                 for block in range(0, some, rows_at_once):
-                    score(at + queries + 4 * width * pair * number, at + cached + 4 * width * block, to + 4 * pair * block)
+                    score(
+                        at + queries + 4 * width * pair * number, at + cached + 4 * width * block, to + 4 * pair * block
+                    )
                 if some > 0:
                     weigh(to, some, key, at + seen + 4 * pair * number, at + state + 4 * pair * number)
             widen(at + places, word(words, VALUES), at + scales + 4 * held, count, at + cached)
@@ -350,7 +356,7 @@ def _many(target: Target, shape: Shape) -> Any:
                 if pieces == 1:
                     put(words, row, of_row, at + results + 4 * width * lane)
                 else:
-                    found, result = floats(found_at(words, seq, row, of_row, piece)), floats(at + results + 4 * width * lane)
+                    found, result = floats(found_at(words, row, of_row, piece)), floats(at + results + 4 * width * lane)
                     for column in range(width):
                         found[column] = result[column]
                     found[width] = states[lanes * vector + lane]
@@ -378,10 +384,8 @@ def _found_at(target: Target, shape: Shape) -> Any:
     heads, size = shape.heads, shape.found_floats(target)
 
     @inner
-    def found_at(words: int, seq: int, row: int, head: int, piece: int) -> int:
-        apart = word(words, APART)
-        kept = row - int64(integers(word(words, STARTS))[seq]) + apart * seq if apart else row
-        return word(words, FOUND) + 4 * size * ((kept * heads + head) * word(words, PIECES) + piece)
+    def found_at(words: int, row: int, head: int, piece: int) -> int:
+        return word(words, FOUND) + 4 * size * ((row * heads + head) * word(words, PIECES) + piece)
 
     return found_at
 
@@ -435,7 +439,7 @@ def _joined(target: Target, shape: Shape) -> Any:
     @inner
     def joined(words: int, seq: int, row: int, head: int, pieces: int) -> None:
         at = memory()
-        found, result = floats(found_at(words, seq, row, head, 0)), floats(at)
+        found, result = floats(found_at(words, row, head, 0)), floats(at)
         most = float32(NOTHING)
         for piece in range(pieces):
             most = max(most, found[piece * size + width])

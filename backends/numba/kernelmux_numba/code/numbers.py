@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from kernelmux_numba.code.vectors import DOUBLE, HALF, Vectors
+from kernelmux_numba.target import Target
 
 SHORT = ir.IntType(16)
 HALF_PI = Fraction("1.57079632679489661923132169163975144209858469968755")
@@ -53,6 +57,35 @@ def store(v: Vectors, format: str, address: ir.Value, values: ir.Value) -> None:
         quiet = b.or_(b.lshr(bits, v.integer(16)), v.integer(0x40))
         whole = b.select(b.fcmp_unordered("uno", values, values), quiet, up)
         v.store(b.trunc(whole, ir.VectorType(SHORT, v.lanes)), address)
+
+
+def reader(target: Target, format: str) -> Any:
+    """What gives the number at an address as float32, for numba's Python."""
+
+    @intrinsic
+    def read(typing: Any, address: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+            v = Vectors(builder, target, 1)
+            return v.lane(load(v, format, given[0]))
+
+        return types.float32(types.int64), emit
+
+    return read
+
+
+def writer(target: Target, format: str) -> Any:
+    """What rounds a float32 to a format, and writes it to an address, likewise."""
+
+    @intrinsic
+    def write(typing: Any, address: Any, number: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+            v = Vectors(builder, target, 1)
+            store(v, format, given[0], v.all_lanes(given[1]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.float32), emit
+
+    return write
 
 
 def rounded(v: Vectors, values: ir.Value, exponent: int, fraction: int, largest: int, nan: int) -> ir.Value:

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernelmux_numba.code.memory import word
+from kernelmux_numba.code.numbers import load
 from kernelmux_numba.code.vectors import FLOAT, INTEGER, WORD, Products, Vectors, loop
 from kernelmux_numba.packing import BLOCK, Packing
 from kernelmux_numba.target import Target
@@ -153,8 +154,10 @@ class _Quantised(_Tile):
                     w = weights(vector)
                     for products, start in zip(dots, x, strict=True):
                         products.add(w, v.load(v.at(start, 4 * vector), INTEGER, 4))
-                scale = v.halves(v.at(of_weights, 2 * lanes * part))
-                least = v.halves(v.at(of_weights, 2 * lanes * (packing.parts + part))) if packing.minimum else None
+                scale = load(v, "f16", v.at(of_weights, 2 * lanes * part))
+                least = (
+                    load(v, "f16", v.at(of_weights, 2 * lanes * (packing.parts + part))) if packing.minimum else None
+                )
                 for number, products in enumerate(dots):
                     of_x = b.mul(index, WORD(4 * packing.parts))
                     sum_x = v.all_lanes(v.load(v.at(b.add(sums[number], of_x), 4 * part), FLOAT, 4))
@@ -224,13 +227,7 @@ class _Dense(_Tile):
         return [_added(v, totals[place * chains : (place + 1) * chains]) for place in range(self.rows)]
 
     def _weights(self, v: Vectors, address: ir.Value) -> ir.Value:
-        if self.format == "f32":
-            return v.load(address, v.floats)
-        if self.format == "f16":
-            return v.halves(address)
-        short = v.load(address, ir.VectorType(ir.IntType(16), v.lanes))
-        wide = v.builder.shl(v.builder.zext(short, v.integers), ir.Constant(v.integers, [16] * v.lanes))
-        return v.builder.bitcast(wide, v.floats)
+        return load(v, self.format, address)
 
 
 def _added(v: Vectors, parts: Sequence[ir.Value]) -> ir.Value:

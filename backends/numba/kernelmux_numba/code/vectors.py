@@ -40,10 +40,6 @@ class Vectors:
     def store(self, value: ir.Value, address: ir.Value) -> None:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
 
-    def halves(self, address: ir.Value) -> ir.Value:
-        """Float16 of all lanes as float32."""
-        return self.builder.fpext(self.load(address, ir.VectorType(HALF, self.lanes)), self.floats)
-
     def all_lanes(self, value: ir.Value) -> ir.Value:
         """One number, or truth, in every lane."""
         kind = ir.VectorType(value.type, self.lanes)
@@ -245,7 +241,7 @@ def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], bo
     return values
 
 
-def laid(lay: Callable[[ir.IRBuilder, ir.Value, ir.Value], None]) -> Callable[[int, int], None]:
+def function_of(lay: Callable[[ir.IRBuilder, ir.Value, ir.Value], None]) -> Callable[[int, int], None]:
     """The function of words and part that consists of the instructions which `lay` lays."""
 
     @intrinsic
