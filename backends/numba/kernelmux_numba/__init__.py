@@ -12,10 +12,10 @@ CONTRACT = 2
 @hookimpl
 def kernel_classes() -> Sequence[type[Kernel]]:
     # Imported here: loading a backend must load neither torch nor numba.
-    from kernelmux_numba import convert, copy, elementwise, embed, fused, mul_mat, norm, rope
+    from kernelmux_numba import attention, convert, copy, elementwise, embed, fused, mul_mat, norm, rope
 
     return [
-        *(mul_mat.Int8, mul_mat.Float),
+        *(mul_mat.Int8, mul_mat.Float, attention.Attention),
         *(norm.RmsNorm, norm.AddRmsNorm, elementwise.Elementwise, elementwise.Swiglu),
         *(fused.Int8GateUpSwiglu, fused.FloatGateUpSwiglu, fused.Int8QkvRopeCopy, fused.FloatQkvRopeCopy),
         *(embed.Rows, rope.Rope, rope.RopeCopy, copy.Copy, convert.Convert),

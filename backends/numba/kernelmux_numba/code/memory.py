@@ -56,6 +56,8 @@ integers = pointer(types.int32)
 """int32."""
 small = pointer(types.int8)
 """int8."""
+words_at = pointer(types.int64)
+"""int64."""
 narrow = pointer(types.uint16)
 """Sixteen bits: bfloat16 or float16."""
 

@@ -6,6 +6,7 @@ Enters: a builder of instructions. Leaves: the instructions, laid by the functio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 from llvmlite import ir
@@ -185,6 +186,51 @@ class Products:
             product = b.mul(*parts)
             whole = product if whole is None else b.add(whole, product)
         return whole
+
+
+def laid(target: Target, lay: Callable[..., None]) -> Any:
+    """Instructions as a function of words for numba's Python: `lay(vectors, *words)` lays them where it is called."""
+
+    def instructions(typing: Any, *words: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, typed: Any, given: Any) -> ir.Value:
+            lay(Vectors(builder, target), *given)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64 for _ in words]), emit
+
+    # numba wants to know each argument: they are those of `lay`, the vectors being numba's `typing`.
+    instructions.__signature__ = signature(lay)  # type: ignore[attr-defined]
+    return intrinsic(instructions)
+
+
+def number(lay: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
+    """Instructions as a function of a float32 that gives another."""
+
+    @intrinsic
+    def instructions(typing: Any, value: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+            return lay(builder, given[0])
+
+        return types.float32(types.float32), emit
+
+    return instructions
+
+
+def stack(count: int) -> Any:
+    """What gives the address of so many bytes that are a call's own, at a cache line's start."""
+
+    @intrinsic
+    def address(typing: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+            # Not numba's own `alloca_once`, which fills it with zeros.
+            with builder.goto_entry_block():
+                memory = builder.alloca(ir.ArrayType(BYTE, count))
+            memory.align = 64
+            return builder.ptrtoint(memory, WORD)
+
+        return types.int64(), emit
+
+    return address
 
 
 def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], body: Any) -> Sequence[ir.Value]:
