@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from kernelmux_numba.code import numbers
 from kernelmux_numba.code.convert import Rows, larger, magnitudes, over, reduced, steps_of
-from kernelmux_numba.code.vectors import BYTE, INTEGER, WORD, Vectors, given, laid, loop, share
+from kernelmux_numba.code.vectors import BYTE, INTEGER, WORD, Vectors, function_of, given, loop, share
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.target import Target
 
@@ -34,7 +34,7 @@ def copy(target: Target, format: str) -> Callable[[int, int], None]:
 
         loop(b, mine, [], row)
 
-    return laid(lay)
+    return function_of(lay)
 
 
 def kept(

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from kernelmux_numba.code.convert import Rows, over, planes_of
 from kernelmux_numba.code.numbers import exp_of_negative
-from kernelmux_numba.code.vectors import Vectors, given, laid, share
+from kernelmux_numba.code.vectors import Vectors, function_of, given, share
 from kernelmux_numba.target import Target
 
 
@@ -26,7 +26,7 @@ def elementwise(target: Target, op: str, inputs: Sequence[str], output: str) -> 
 
         over(b, target, first, mine, body)
 
-    return laid(lay)
+    return function_of(lay)
 
 
 def _silu(v: Vectors, x: ir.Value) -> ir.Value:

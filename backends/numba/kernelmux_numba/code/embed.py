@@ -12,7 +12,7 @@ from llvmlite import ir
 from kernelmux.graph.formats import lookup
 from kernelmux_numba.code import numbers
 from kernelmux_numba.code.convert import Rows, over, planes_of
-from kernelmux_numba.code.vectors import BYTE, INTEGER, WORD, Vectors, given, laid, loop, share
+from kernelmux_numba.code.vectors import BYTE, INTEGER, WORD, Vectors, function_of, given, loop, share
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.target import Target
 
@@ -38,7 +38,7 @@ def embed(target: Target, table: str, output: str) -> Callable[[int, int], None]
 
         loop(b, mine, [], row)
 
-    return laid(lay)
+    return function_of(lay)
 
 
 def _taken_apart(v: Vectors, table: str, source: ir.Value, columns: ir.Value, y: Rows, start: ir.Value) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from kernelmux_numba.code.convert import Rows, over, planes_of, reduced
-from kernelmux_numba.code.vectors import DOUBLE, FLOAT, Vectors, given, laid, loop, share
+from kernelmux_numba.code.vectors import DOUBLE, FLOAT, Vectors, function_of, given, loop, share
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.target import Target
 
@@ -49,4 +49,4 @@ def norm(target: Target, adds: bool, output: str) -> Callable[[int, int], None]:
 
         loop(b, mine, [], row)
 
-    return laid(lay)
+    return function_of(lay)

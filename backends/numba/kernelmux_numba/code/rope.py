@@ -9,7 +9,7 @@ from llvmlite import ir
 from kernelmux_numba.code.convert import Rows, over
 from kernelmux_numba.code.copy import cache_planes, kept
 from kernelmux_numba.code.numbers import doubles, turns
-from kernelmux_numba.code.vectors import DOUBLE, FLOAT, INTEGER, WORD, Vectors, given, laid, loop, share
+from kernelmux_numba.code.vectors import DOUBLE, FLOAT, INTEGER, WORD, Vectors, function_of, given, loop, share
 from kernelmux_numba.target import Target
 
 PAIRS = 8
@@ -113,7 +113,7 @@ def rope(target: Target, pairing: str) -> Callable[[int, int], None]:
 
         loop(b, mine, [], row)
 
-    return laid(lay)
+    return function_of(lay)
 
 
 def rope_copy(target: Target, pairing: str, format: str) -> Callable[[int, int], None]:
@@ -137,4 +137,4 @@ def rope_copy(target: Target, pairing: str, format: str) -> Callable[[int, int],
 
         loop(b, mine, [], row)
 
-    return laid(lay)
+    return function_of(lay)

@@ -41,11 +41,15 @@ class Vectors:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
 
     def halves(self, address: ir.Value) -> ir.Value:
-        """Float16 of all lanes as float32: by integers where LLVM would call a library that need not be there."""
-        if self.target.float16:
-            return self.builder.fpext(self.load(address, ir.VectorType(HALF, self.lanes)), self.floats)
+        """Float16 of all lanes as float32."""
+        return self.of_halves(self.load(address, ir.VectorType(SHORT, self.lanes)))
+
+    def of_halves(self, bits: ir.Value) -> ir.Value:
+        """Their sixteen bits as float32: by integers where LLVM would call a library that need not be there."""
         b = self.builder
-        bits = b.zext(self.load(address, ir.VectorType(SHORT, self.lanes)), self.integers)
+        if self.target.float16:
+            return b.fpext(b.bitcast(bits, ir.VectorType(HALF, self.lanes)), self.floats)
+        bits = b.zext(bits, self.integers)
         sign = b.shl(b.and_(bits, self.integer(0x8000)), self.integer(16))
         rest = b.shl(b.and_(bits, self.integer(0x7FFF)), self.integer(13))
         # The exponent's offset by a product, which makes normal numbers of the others too.
@@ -255,7 +259,7 @@ def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], bo
     return values
 
 
-def laid(lay: Callable[[ir.IRBuilder, ir.Value, ir.Value], None]) -> Callable[[int, int], None]:
+def function_of(lay: Callable[[ir.IRBuilder, ir.Value, ir.Value], None]) -> Callable[[int, int], None]:
     """The function of words and part that consists of the instructions which `lay` lays."""
 
     @intrinsic
