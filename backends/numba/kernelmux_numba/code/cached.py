@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from kernelmux_numba.code.vectors import BYTE, FLOAT, HALF, INTEGER, Vectors
+from kernelmux_numba.code.vectors import BYTE, FLOAT, INTEGER, Vectors
 
 SHORT, BIT = ir.IntType(16), ir.IntType(1)
 BYTES = {"f32": 4, "bf16": 2, "f16": 2, "fp8_row": 1}
@@ -32,7 +32,7 @@ class Heads:
         if self.format == "f32":
             return self.held(at, FLOAT, number)
         if self.format == "f16":
-            return b.fpext(b.bitcast(self.held(at, SHORT, number), ir.VectorType(HALF, v.lanes)), v.floats)
+            return v.of_halves(self.held(at, SHORT, number))
         if self.format == "bf16":
             wide = b.zext(self.held(at, SHORT, number), v.integers)
             return b.bitcast(b.shl(wide, self._all(16)), v.floats)

@@ -1,7 +1,4 @@
-"""Float32 from the narrower formats and back, a vector at a time; and the functions that LLVM has no instruction for.
-
-A target without instructions for float16 gets them by integers: LLVM would call a library that need not be there.
-"""
+"""Float32 from narrower formats and back, a vector at a time; and functions for which LLVM has no instruction."""
 
 from __future__ import annotations
 
@@ -13,10 +10,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernelmux_numba.code.vectors import DOUBLE, HALF, Vectors
+from kernelmux_numba.code.vectors import DOUBLE, HALF, SHORT, Vectors
 from kernelmux_numba.target import Target
 
-SHORT = ir.IntType(16)
 HALF_PI = Fraction("1.57079632679489661923132169163975144209858469968755")
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
@@ -26,18 +22,10 @@ def load(v: Vectors, format: str, address: ir.Value) -> ir.Value:
     b = v.builder
     if format == "f32":
         return v.load(address, v.floats)
-    if format == "f16" and _has_halves(v):
-        return b.fpext(v.load(address, ir.VectorType(HALF, v.lanes)), v.floats)
+    if format == "f16":
+        return v.halves(address)
     bits = b.zext(v.load(address, ir.VectorType(SHORT, v.lanes)), v.integers)
-    if format == "bf16":
-        return b.bitcast(b.shl(bits, v.integer(16)), v.floats)
-    sign = b.shl(b.and_(bits, v.integer(0x8000)), v.integer(16))
-    rest = b.shl(b.and_(bits, v.integer(0x7FFF)), v.integer(13))
-    # The exponent's offset by a product, which makes normal numbers of the others too.
-    finite = b.bitcast(b.fmul(b.bitcast(rest, v.floats), v.constant(2.0**112)), v.integers)
-    endless = b.icmp_unsigned(">=", rest, v.integer(0x7C00 << 13))
-    whole = b.select(endless, b.or_(rest, v.integer(0x7F800000)), finite)
-    return b.bitcast(b.or_(whole, sign), v.floats)
+    return b.bitcast(b.shl(bits, v.integer(16)), v.floats)
 
 
 def store(v: Vectors, format: str, address: ir.Value, values: ir.Value) -> None:
@@ -45,7 +33,7 @@ def store(v: Vectors, format: str, address: ir.Value, values: ir.Value) -> None:
     b = v.builder
     if format == "f32":
         v.store(values, address)
-    elif format == "f16" and _has_halves(v):
+    elif format == "f16" and v.target.float16:
         v.store(b.fptrunc(values, ir.VectorType(HALF, v.lanes)), address)
     elif format == "f16":
         v.store(b.trunc(rounded(v, values, 5, 10, 0x7C00, 0x7E00), ir.VectorType(SHORT, v.lanes)), address)
@@ -171,7 +159,3 @@ def doubles(v: Vectors) -> ir.VectorType:
 def _series(first: int, last: int) -> list[float]:
     """Of sine (powers from 1) or cosine (from 0), by the square of the angle, the highest power first."""
     return [(-1) ** (power // 2) / math.factorial(power) for power in range(last, first - 1, -2)]
-
-
-def _has_halves(v: Vectors) -> bool:
-    return not v.target.x86 or v.target.lanes > 4

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from kernelmux_numba.target import Target
 
 BYTE, HALF, INTEGER, FLOAT, WORD = ir.IntType(8), ir.HalfType(), ir.IntType(32), ir.FloatType(), ir.IntType(64)
-DOUBLE = ir.DoubleType()
+DOUBLE, SHORT = ir.DoubleType(), ir.IntType(16)
 
 
 class Vectors:
@@ -39,6 +39,24 @@ class Vectors:
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+    def halves(self, address: ir.Value) -> ir.Value:
+        """Float16 of all lanes as float32."""
+        return self.of_halves(self.load(address, ir.VectorType(SHORT, self.lanes)))
+
+    def of_halves(self, bits: ir.Value) -> ir.Value:
+        """Their sixteen bits as float32: by integers where LLVM would call a library that need not be there."""
+        b = self.builder
+        if self.target.float16:
+            return b.fpext(b.bitcast(bits, ir.VectorType(HALF, self.lanes)), self.floats)
+        bits = b.zext(bits, self.integers)
+        sign = b.shl(b.and_(bits, self.integer(0x8000)), self.integer(16))
+        rest = b.shl(b.and_(bits, self.integer(0x7FFF)), self.integer(13))
+        # The exponent's offset by a product, which makes normal numbers of the others too.
+        finite = b.bitcast(b.fmul(b.bitcast(rest, self.floats), self.constant(2.0**112)), self.integers)
+        endless = b.icmp_unsigned(">=", rest, self.integer(0x7C00 << 13))
+        whole = b.select(endless, b.or_(rest, self.integer(0x7F800000)), finite)
+        return b.bitcast(b.or_(whole, sign), self.floats)
 
     def all_lanes(self, value: ir.Value) -> ir.Value:
         """One number, or truth, in every lane."""
