@@ -18,7 +18,7 @@ from kernelmux_numba.code.convert import quantise
 from kernelmux_numba.code.few_queries import width_of
 from kernelmux_numba.code.memory import floats, integers, small, word, words_at
 from kernelmux_numba.code.powers import power
-from kernelmux_numba.code.vectors import laid, number, stack
+from kernelmux_numba.code.vectors import laid, stack, unary
 from kernelmux_numba.target import Target
 
 # The words that both functions are given.
@@ -94,7 +94,7 @@ def attend(target: Target, shape: Shape) -> Callable[[int, int], None]:
 
 def gather(target: Target, shape: Shape) -> Callable[[int, int], None]:
     """What the pieces of a sequence have found becomes one; rows whose blocks span heads are put in blocks."""
-    cut, joined, zero = _cutting(shape), _joined(target, shape), _zeros(shape)
+    cut, joined = _cutting(shape), _joined(target, shape)
     heads, dim, whole_rows = shape.heads, shape.dim, shape.whole_rows
     items_of_row = 1 if whole_rows else heads
     blocks = heads * dim // 32
@@ -155,7 +155,9 @@ def _offsets(shape: Shape) -> Any:
     kv_heads, dim, size, scaled = shape.kv_heads, shape.dim, shape.dim * BYTES[shape.format], shape.format == "fp8_row"
 
     @inner
-    def offsets(words: int, seq: int, head: int, key: int, count: int, end: int, to: int, scales: int, apart: int) -> None:
+    def offsets(
+        words: int, seq: int, head: int, key: int, count: int, end: int, to: int, scales: int, apart: int
+    ) -> None:
         places, pages, page = words_at(to), integers(word(words, TABLE)), word(words, PAGE)
         table = seq * word(words, WIDTH)
         done = int64(0)
@@ -188,7 +190,9 @@ def _few(target: Target, shape: Shape) -> Any:
     take, weigh = laid(target, few_queries.taken(shape)), laid(target, few_queries.weighed(shape))
     score, mix = (laid(target, lay(shape, of_many)) for lay in (few_queries.scored, few_queries.mixed))
     score_fewer, mix_fewer = (
-        (laid(target, lay(shape, of_fewer)) for lay in (few_queries.scored, few_queries.mixed)) if fewer else (score, mix)
+        (laid(target, lay(shape, of_fewer)) for lay in (few_queries.scored, few_queries.mixed))
+        if fewer
+        else (score, mix)
     )
     divide, keep = (laid(target, few_queries.divided(shape, normal)) for normal in (True, False))
     offsets, put, found_at, sees = _offsets(shape), _put(shape), _found_at(target, shape), _sees(shape)
@@ -320,7 +324,9 @@ def _many(target: Target, shape: Shape) -> Any:
                 some = min(count, sees(words, seq, (tile * QUERIES + of_pair) // group)[1] + 1 - key)
                 to = at + scores + 4 * held * pair * number
                 for block in range(0, some, rows_at_once):
-                    score(at + queries + 4 * width * pair * number, at + cached + 4 * width * block, to + 4 * pair * block)
+                    score(
+                        at + queries + 4 * width * pair * number, at + cached + 4 * width * block, to + 4 * pair * block
+                    )
                 if some > 0:
                     weigh(to, some, key, at + seen + 4 * pair * number, at + state + 4 * pair * number)
             widen(at + places, word(words, VALUES), at + scales + 4 * held, count, at + cached)
@@ -350,7 +356,10 @@ def _many(target: Target, shape: Shape) -> Any:
                 if pieces == 1:
                     put(words, row, of_row, at + results + 4 * width * lane)
                 else:
-                    found, result = floats(found_at(words, seq, row, of_row, piece)), floats(at + results + 4 * width * lane)
+                    found, result = (
+                        floats(found_at(words, seq, row, of_row, piece)),
+                        floats(at + results + 4 * width * lane),
+                    )
                     for column in range(width):
                         found[column] = result[column]
                     found[width] = states[lanes * vector + lane]
@@ -430,7 +439,7 @@ def _zeros(shape: Shape) -> Any:
 def _joined(target: Target, shape: Shape) -> Any:
     """One head's result of a row from what its pieces have found."""
     width, dim, size = width_of(target, shape.dim), shape.dim, shape.found_floats(target)
-    found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), number(power)
+    found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), unary(power)
 
     @inner
     def joined(words: int, seq: int, row: int, head: int, pieces: int) -> None:

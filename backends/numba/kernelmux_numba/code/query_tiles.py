@@ -127,7 +127,8 @@ def weighed(shape: Shape) -> Callable[..., None]:
     def lay(v: Vectors, scores: ir.Value, count: ir.Value, start: ir.Value, seen: ir.Value, state: ir.Value) -> None:
         b, size = v.builder, 4 * v.lanes
         last, first = (
-            [v.load(v.at(seen, 4 * QUERIES * which + size * half), v.integers) for half in range(2)] for which in range(2)
+            [v.load(v.at(seen, 4 * QUERIES * which + size * half), v.integers) for half in range(2)]
+            for which in range(2)
         )
         state_at = [[v.at(state, 4 * QUERIES * which + size * half) for half in range(2)] for which in range(3)]
 
