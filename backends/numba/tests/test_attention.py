@@ -19,7 +19,7 @@ STATE = ("starts", "lengths", "table")
 
 
 class Step:
-    """One launch's memory: sequences of (rows, cached length), their pages in reverse order."""
+    """The memory of launches, which end with it: sequences of (rows, cached length), their pages in reverse order."""
 
     def __init__(self, sequences, heads=(6, 2, 32), format="bf16"):
         generator = torch.Generator().manual_seed(7)
@@ -63,10 +63,10 @@ def threads():
 
 
 def test_results_are_the_same_for_any_number_of_threads(threads):
-    found = []
+    found, step = [], Step(MIXED)
     for count in (1, 2, 5):
         threads(count)
-        launch, (y,) = Step(MIXED).bind()
+        launch, (y,) = step.bind()
         launch()
         found.append(y)
     assert torch.equal(found[0], found[1])
