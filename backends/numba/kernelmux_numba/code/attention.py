@@ -18,7 +18,7 @@ from kernelmux_numba.code.convert import quantise
 from kernelmux_numba.code.few_queries import width_of
 from kernelmux_numba.code.memory import floats, integers, small, word, words_at
 from kernelmux_numba.code.powers import power
-from kernelmux_numba.code.vectors import laid, number, stack
+from kernelmux_numba.code.vectors import laid, stack, unary
 from kernelmux_numba.target import Target
 
 # The words that both functions are given.
@@ -94,7 +94,7 @@ def attend(target: Target, shape: Shape) -> Callable[[int, int], None]:
 
 def gather(target: Target, shape: Shape) -> Callable[[int, int], None]:
     """What the pieces of a sequence have found becomes one; rows whose blocks span heads are put in blocks."""
-    cut, joined, zero = _cutting(shape), _joined(target, shape), _zeros(shape)
+    cut, joined = _cutting(shape), _joined(target, shape)
     heads, dim, whole_rows = shape.heads, shape.dim, shape.whole_rows
     items_of_row = 1 if whole_rows else heads
     blocks = heads * dim // 32
@@ -356,7 +356,8 @@ def _many(target: Target, shape: Shape) -> Any:
                 if pieces == 1:
                     put(words, row, of_row, at + results + 4 * width * lane)
                 else:
-                    found, result = floats(found_at(words, row, of_row, piece)), floats(at + results + 4 * width * lane)
+                    found = floats(found_at(words, row, of_row, piece))
+                    result = floats(at + results + 4 * width * lane)
                     for column in range(width):
                         found[column] = result[column]
                     found[width] = states[lanes * vector + lane]
@@ -434,7 +435,7 @@ def _zeros(shape: Shape) -> Any:
 def _joined(target: Target, shape: Shape) -> Any:
     """One head's result of a row from what its pieces have found."""
     width, dim, size = width_of(target, shape.dim), shape.dim, shape.found_floats(target)
-    found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), number(power)
+    found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), unary(power)
 
     @inner
     def joined(words: int, seq: int, row: int, head: int, pieces: int) -> None:

@@ -31,6 +31,8 @@ class Heads:
         at = v.at(address, number * v.lanes * BYTES[self.format])
         if self.format == "f32":
             return self.held(at, FLOAT, number)
+        if self.format == "f16" and v.lanes == 4:
+            return self._half(b.zext(self.held(at, SHORT, number), v.integers))
         if self.format == "f16":
             return v.of_halves(self.held(at, SHORT, number))
         if self.format == "bf16":
@@ -89,14 +91,33 @@ class Heads:
         return [b.bitcast(even, v.floats), b.bitcast(odd, v.floats)]
 
     def _e4m3(self, bits: ir.Value) -> ir.Value:
-        """Sign, four bits of exponent (bias 7), three of mantissa; all ones are NaN."""
+        """Sign, four bits of exponent, three of mantissa; all ones are NaN."""
+        size, value = self._decoded(bits, 4, 3)
+        b = self.v.builder
+        value = b.select(b.icmp_signed("==", size, self._all(0x7F)), self.v.constant(math.nan), value)
+        return self._signed(value, bits, 7)
+
+    def _half(self, bits: ir.Value) -> ir.Value:
+        """Float16 without an instruction for it: LLVM would call a function that nobody has."""
+        size, value = self._decoded(bits, 5, 10)
+        b = self.v.builder
+        # Infinity and NaN have the largest exponent in either format.
+        special = b.bitcast(b.add(b.shl(size, self._all(13)), self._all(224 << 23)), self.v.floats)
+        value = b.select(b.icmp_signed(">=", size, self._all(0x7C00)), special, value)
+        return self._signed(value, bits, 15)
+
+    def _decoded(self, bits: ir.Value, exponent: int, mantissa: int) -> tuple[ir.Value, ir.Value]:
+        """The bits below the sign, and the number that they are, the largest exponent being one like the others."""
+        v, b, bias = self.v, self.v.builder, 2 ** (exponent - 1) - 1
+        size = b.and_(bits, self._all(2 ** (exponent + mantissa) - 1))
+        normal = b.bitcast(b.add(b.shl(size, self._all(23 - mantissa)), self._all((127 - bias) << 23)), v.floats)
+        subnormal = b.fmul(b.sitofp(size, v.floats), v.constant(2.0 ** (1 - bias - mantissa)))
+        return size, b.select(b.icmp_signed("<", size, self._all(1 << mantissa)), subnormal, normal)
+
+    def _signed(self, value: ir.Value, bits: ir.Value, place: int) -> ir.Value:
+        """With the sign that is that bit."""
         v, b = self.v, self.v.builder
-        size = b.and_(bits, self._all(0x7F))
-        normal = b.bitcast(b.add(b.shl(size, self._all(20)), self._all(120 << 23)), v.floats)
-        subnormal = b.fmul(b.sitofp(size, v.floats), v.constant(2.0**-9))
-        value = b.select(b.icmp_signed("<", size, self._all(8)), subnormal, normal)
-        value = b.select(b.icmp_signed("==", size, self._all(0x7F)), v.constant(math.nan), value)
-        sign = b.shl(b.and_(bits, self._all(0x80)), self._all(24))
+        sign = b.shl(b.and_(bits, self._all(1 << place)), self._all(31 - place))
         return b.bitcast(b.or_(b.bitcast(value, v.integers), sign), v.floats)
 
     def _all(self, value: int) -> ir.Constant:

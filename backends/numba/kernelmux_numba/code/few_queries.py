@@ -49,7 +49,7 @@ def taken(shape: Shape) -> Callable[..., None]:
 
 
 def factor_of(shape: Shape) -> float:
-    """What queries are multiplied with, so that scores are exponents of two; where they are capped, parts of the cap."""
+    """What queries are multiplied with, so that scores are exponents of two; where they are capped, of the cap."""
     return shape.scale / shape.soft_cap if shape.soft_cap else shape.scale * LOG2E
 
 

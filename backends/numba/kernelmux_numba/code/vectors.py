@@ -207,7 +207,7 @@ def laid(target: Target, lay: Callable[..., None]) -> Any:
     return intrinsic(instructions)
 
 
-def number(lay: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
+def unary(lay: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     """Instructions as a function of a float32 that gives another."""
 
     @intrinsic
