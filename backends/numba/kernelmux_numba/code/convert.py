@@ -130,12 +130,12 @@ def reduced(
 
 @intrinsic
 def quantise(typing: Any, values: Any, qs: Any, scales: Any, sums: Any, block: Any) -> Any:
-    """A block of 32 values (pointers, from the start of the rows) in eight bits."""
+    """32 values, at a pointer, as that block of the planes at three others."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
         x, *planes = (builder.ptrtoint(pointer, WORD) for pointer in given[:4])
         v, index = Vectors(builder, ANY, BLOCK), builder.shl(given[4], WORD(5))
-        Rows("q8_32", planes).store(v, index, Rows("f32", [x]).load(v, index))
+        Rows("q8_32", planes).store(v, index, Rows("f32", [x]).load(v, WORD(0)))
         return context.get_dummy_value()
 
     return types.void(values, qs, scales, sums, types.int64), emit
