@@ -14,7 +14,7 @@ from kernelmux.contract import Declined, Tensors
 from kernelmux.graph.formats import CACHE_FORMATS, Value
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.elementwise import one_by_one
-from kernelmux_numba.mul_mat import Float, Int8, Products
+from kernelmux_numba.mul_mat import Float, Int8, Int16, Products
 from kernelmux_numba.norm import QUANTISED
 from kernelmux_numba.rope import turned
 from kernelmux_numba.team import Phase
@@ -102,11 +102,19 @@ class Int8GateUpSwiglu(_GateUpSwiglu, Int8):
     precision = 4 * Int8.precision
 
 
+class Int16GateUpSwiglu(_GateUpSwiglu, Int16):
+    precision = 4 * Int16.precision
+
+
 class FloatGateUpSwiglu(_GateUpSwiglu, Float):
     pass
 
 
 class Int8QkvRopeCopy(_QkvRopeCopy, Int8):
+    pass
+
+
+class Int16QkvRopeCopy(_QkvRopeCopy, Int16):
     pass
 
 

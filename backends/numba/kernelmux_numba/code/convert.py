@@ -14,10 +14,13 @@ from numba.extending import intrinsic
 
 from kernelmux_numba.code import numbers
 from kernelmux_numba.code.memory import floats, small, word
-from kernelmux_numba.code.vectors import BYTE, FLOAT, WORD, Vectors, loop
+from kernelmux_numba.code.vectors import BYTE, FLOAT, WORD, Vectors, function_of, given, loop, share
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.target import Target
 
+HIGH = 254
+"""What the first of two integers counts: the second is then from -127 to 127, as products of bytes want it."""
+LARGEST = 127.0 * HIGH + 126.0
 TINY = 2.0**-126
 """The smallest normal float32: what a scale is taken for where it is divided by, as core does."""
 
@@ -87,8 +90,7 @@ def stored_in_eight_bits(v: Vectors, values: ir.Value, address: ir.Value) -> tup
     """Stores a block's integers; its scale, and the sum of what they stand for."""
     b = v.builder
     scale, inverse = steps_of(v, v.folded(magnitudes(v, values), larger(b)), 127.0)
-    steps = v.call(f"llvm.rint.v{v.lanes}f32", v.floats, b.fmul(values, v.all_lanes(inverse)))
-    integers = b.fptosi(steps, v.integers)
+    integers = b.fptosi(_rounded(v, b.fmul(values, v.all_lanes(inverse))), v.integers)
     v.store(b.trunc(integers, ir.VectorType(BYTE, v.lanes)), address)
     total = v.lane(v.folded(integers, b.add))
     return scale, b.fmul(b.sitofp(total, FLOAT), scale)
@@ -139,6 +141,47 @@ def quantise(typing: Any, values: Any, qs: Any, scales: Any, sums: Any, block: A
         return context.get_dummy_value()
 
     return types.void(values, qs, scales, sums, types.int64), emit
+
+
+def sixteen_bits(target: Target) -> Callable[[int, int], None]:
+    """Float32 as 254 times one integer of eight bits and another, which is a sixteenth bit's worth of error and no more.
+
+    Words: the values, the integers (all first ones, then all second ones), a block's scale, its sum, the sums of its
+    halves, how many blocks there are, and how many of them are a part.
+    """
+
+    def lay(b: ir.IRBuilder, words: ir.Value, part: ir.Value) -> None:
+        x, high, scales, sums, halves, count, each = given(b, words, 7)
+        v, low = Vectors(b, ANY, BLOCK), b.add(high, b.shl(count, WORD(5)))
+        first, here = share(b, part, each, count)
+
+        def block(number: ir.Value) -> Sequence[ir.Value]:
+            index = b.add(first, number)
+            element, place = b.shl(index, WORD(5)), b.shl(index, WORD(2))
+            values = Rows("f32", [x]).load(v, element)
+            scale, inverse = steps_of(v, v.folded(magnitudes(v, values), larger(b)), LARGEST)
+            steps = _rounded(v, b.fmul(values, v.all_lanes(inverse)))
+            of_high = _rounded(v, b.fmul(steps, v.constant(1 / HIGH)))
+            integers, highs = b.fptosi(steps, v.integers), b.fptosi(of_high, v.integers)
+            eight = ir.VectorType(BYTE, v.lanes)
+            v.store(b.trunc(highs, eight), b.add(high, element))
+            v.store(b.trunc(b.sub(integers, b.mul(highs, v.integer(HIGH))), eight), b.add(low, element))
+            v.store(scale, b.add(scales, place))
+            half = Vectors(b, ANY, BLOCK // 2)
+            for number, lanes in enumerate((range(16), range(16, 32))):
+                total = half.lane(half.folded(v.part(integers, lanes), b.add))
+                v.store(b.fmul(b.sitofp(total, FLOAT), scale), v.at(b.add(halves, b.shl(place, WORD(1))), 4 * number))
+            whole = v.lane(v.folded(integers, b.add))
+            v.store(b.fmul(b.sitofp(whole, FLOAT), scale), b.add(sums, place))
+            return ()
+
+        loop(b, here, [], block)
+
+    return function_of(lay)
+
+
+def _rounded(v: Vectors, values: ir.Value) -> ir.Value:
+    return v.call(f"llvm.rint.v{v.lanes}f32", v.floats, values)
 
 
 def half_sums(target: Target) -> Callable[[int, int], None]:

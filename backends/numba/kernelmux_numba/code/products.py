@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from kernelmux_numba.code.convert import HIGH
 from kernelmux_numba.code.memory import word
 from kernelmux_numba.code.numbers import load
 from kernelmux_numba.code.vectors import FLOAT, INTEGER, WORD, Products, Vectors, loop
@@ -30,9 +31,9 @@ AT_MOST = {16: (8, 4, 2), 8: (4, 3, 2), 4: (4, 3, 2)}
 """By lanes: the rows of tiles, beside those of one row. A row's sums and totals are to stay in registers."""
 
 
-def quantised(target: Target, packing: Packing) -> Callable[[int, int], None]:
-    """Products with weights packed so."""
-    return _by_tiles(target, lambda rows: _Quantised(target, rows, packing))
+def quantised(target: Target, packing: Packing, planes: int) -> Callable[[int, int], None]:
+    """Products with weights packed so, of activations that are one integer of eight bits, or two (`sixteen_bits`)."""
+    return _by_tiles(target, lambda rows: _Quantised(target, rows, packing, planes))
 
 
 def dense(target: Target, format: str) -> Callable[[int, int], None]:
@@ -127,16 +128,18 @@ class _Tile:
 class _Quantised(_Tile):
     """Integers by integers, a group of inputs at a time; then their scales."""
 
-    def __init__(self, target: Target, rows: int, packing: Packing) -> None:
+    def __init__(self, target: Target, rows: int, packing: Packing, planes: int) -> None:
         super().__init__(target, rows)
-        self.packing = packing
+        self.packing, self.planes = packing, planes
 
     def totals(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
         b, packing, lanes = v.builder, self.packing, self.target.lanes
         integers = b.add(given[PANELS], b.mul(panel, given[PANEL_BYTES]))
         scales = b.add(integers, b.mul(given[INPUTS], WORD(packing.integer_bytes(lanes))))
         of_row = [b.mul(b.add(row, WORD(number)), given[INPUTS]) for number in range(self.rows)]
-        xs = [b.add(given[X], b.mul(start, WORD(BLOCK))) for start in of_row]
+        plane = b.mul(b.mul(given[ROWS], given[INPUTS]), WORD(BLOCK))
+        planes = [b.add(given[X], b.mul(plane, WORD(number))) for number in range(self.planes)]
+        xs = [[b.add(x, b.mul(start, WORD(BLOCK))) for x in planes] for start in of_row]
         steps = [b.add(given[SCALES], b.mul(start, WORD(4))) for start in of_row]
         sums = [b.add(given[SUMS], b.mul(start, WORD(4 * packing.parts))) for start in of_row]
 
@@ -144,24 +147,26 @@ class _Quantised(_Tile):
             here = b.add(integers, b.mul(index, WORD(packing.integer_bytes(lanes))))
             weights = _unpacked(v, here, packing.bits)
             of_weights = b.add(scales, b.mul(index, WORD(packing.scale_bytes(lanes))))
-            x = [b.add(start, b.mul(index, WORD(BLOCK))) for start in xs]
+            x = [[b.add(start, b.mul(index, WORD(BLOCK))) for start in row] for row in xs]
             step = [v.all_lanes(v.load(b.add(start, b.mul(index, WORD(4))), FLOAT, 4)) for start in steps]
             found = list(totals)
             per_group = 8 // packing.parts
             for part in range(packing.parts):
-                dots = [Products(v, 2**packing.bits - 1 if not packing.signed else 128, packing.signed) for _ in found]
+                largest = 128 if packing.signed else 2**packing.bits - 1
+                dots = [[Products(v, largest, packing.signed) for _ in planes] for _ in found]
                 for vector in range(part * per_group, (part + 1) * per_group):
                     w = weights(vector)
-                    for products, start in zip(dots, x, strict=True):
-                        products.add(w, v.load(v.at(start, 4 * vector), INTEGER, 4))
+                    for row_dots, starts in zip(dots, x, strict=True):
+                        for products, start in zip(row_dots, starts, strict=True):
+                            products.add(w, v.load(v.at(start, 4 * vector), INTEGER, 4))
                 scale = load(v, "f16", v.at(of_weights, 2 * lanes * part))
                 least = (
                     load(v, "f16", v.at(of_weights, 2 * lanes * (packing.parts + part))) if packing.minimum else None
                 )
-                for number, products in enumerate(dots):
+                for number, row_dots in enumerate(dots):
                     of_x = b.mul(index, WORD(4 * packing.parts))
                     sum_x = v.all_lanes(v.load(v.at(b.add(sums[number], of_x), 4 * part), FLOAT, 4))
-                    product = b.sitofp(products.total(), v.floats)
+                    product = b.sitofp(self._total(v, row_dots), v.floats)
                     if packing.centre:
                         product = v.fma(product, step[number], b.fmul(sum_x, v.constant(-packing.centre)))
                     else:
@@ -172,6 +177,12 @@ class _Quantised(_Tile):
             return found
 
         return loop(b, given[INPUTS], [v.constant(0.0)] * self.rows, block)
+
+    def _total(self, v: Vectors, dots: Sequence[Products]) -> ir.Value:
+        whole = dots[0].total()
+        for products in dots[1:]:
+            whole = v.builder.add(v.builder.mul(whole, v.integer(HIGH)), products.total())
+        return whole
 
 
 def _unpacked(v: Vectors, start: ir.Value, bits: int) -> Callable[[int], ir.Value]:
