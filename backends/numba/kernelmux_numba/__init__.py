@@ -15,9 +15,9 @@ def kernel_classes() -> Sequence[type[Kernel]]:
     from kernelmux_numba import attention, convert, copy, elementwise, embed, fused, mul_mat, norm, rope
 
     return [
-        *(mul_mat.Int8, mul_mat.Int16, mul_mat.Float, attention.Attention),
+        *(mul_mat.Int16, mul_mat.Float, attention.Attention),
         *(norm.RmsNorm, norm.AddRmsNorm, elementwise.Elementwise, elementwise.Swiglu),
-        *(fused.Int8GateUpSwiglu, fused.Int16GateUpSwiglu, fused.FloatGateUpSwiglu),
-        *(fused.Int8QkvRopeCopy, fused.Int16QkvRopeCopy, fused.FloatQkvRopeCopy),
+        *(fused.Int16GateUpSwiglu, fused.FloatGateUpSwiglu),
+        *(fused.Int16QkvRopeCopy, fused.FloatQkvRopeCopy),
         *(embed.Rows, rope.Rope, rope.RopeCopy, copy.Copy, convert.Convert),
     ]

@@ -115,13 +115,13 @@ class Attention(NumbaKernel):
 
     def _sizes(self, node: TensorNode) -> tuple[int, int]:
         """Floats of what is found in pieces, and of rows that are not yet in blocks."""
-        shape, (m, columns), pieces = self._shape(node), node.inputs[0].extents, most_pieces(node.rows)
-        found = m * shape.heads * pieces * shape.found_floats(self.target) if pieces > 1 else 0
-        return found, m * columns if shape.whole_rows else 0
+        shape, (m, columns) = self._shape(node), node.inputs[0].extents
+        # Of fewer rows more pieces are kept: as many floats for any number of rows.
+        return ROWS * shape.heads * shape.found_floats(self.target), m * columns if shape.whole_rows else 0
 
 
 def most_pieces(rows: int) -> int:
-    """Pieces that the keys of a sequence are cut into where a step has so many rows: many rows are work for all threads.
+    """Pieces that a sequence's keys are cut into where a step has so many rows: many rows are work for all threads.
 
     Neither how many sequences these are of nor how long they may be is known before a step is bound.
     """

@@ -14,7 +14,7 @@ from kernelmux.contract import Declined, Tensors
 from kernelmux.graph.formats import CACHE_FORMATS, Value
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.elementwise import one_by_one
-from kernelmux_numba.mul_mat import Float, Int8, Int16, Products
+from kernelmux_numba.mul_mat import Float, Int16, Products
 from kernelmux_numba.norm import QUANTISED
 from kernelmux_numba.rope import turned
 from kernelmux_numba.team import Phase
@@ -98,19 +98,11 @@ def _alone(node: TensorNode, op: str, count: int) -> TensorNode:
     return replace(node, op=op, inputs=node.inputs[:1], weight=weights, outputs=outputs)
 
 
-class Int8GateUpSwiglu(_GateUpSwiglu, Int8):
-    precision = 4 * Int8.precision
-
-
 class Int16GateUpSwiglu(_GateUpSwiglu, Int16):
     precision = 4 * Int16.precision
 
 
 class FloatGateUpSwiglu(_GateUpSwiglu, Float):
-    pass
-
-
-class Int8QkvRopeCopy(_QkvRopeCopy, Int8):
     pass
 
 

@@ -34,7 +34,7 @@ class NumbaKernel(Kernel):
         """What a launch does, one phase after the other."""
 
     def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
-        return Program(self.phases(node, tensors), self.target)
+        return Program(self.phases(node, tensors), self.target, tensors)
 
     def piece(
         self, made: str, constants: Sequence[Any], words: Sequence[torch.Tensor | float | None], parts: int

@@ -6,7 +6,7 @@ cut into its low four bits and the rest:
 
     low four bits   for each 8 inputs a vector: input 8 v + b is the low half of byte b of a lane, 8 v + 4 + b the high
     the fifth       one vector: bit t of byte b of a lane is that of input 4 t + b
-    fifth, sixth    two vectors: bits 2 t and 2 t + 1 of the first are those of input 4 t + b, of the second 16 + 4 t + b
+    fifth, sixth    two vectors: bits 2 t, 2 t + 1 of the first are those of input 4 t + b, of the second 16 + 4 t + b
     eight bits      for each 4 inputs a vector
 
 Enters: a `Weight` [n, k]. Leaves: one tensor of bytes, [panels, bytes of a panel].

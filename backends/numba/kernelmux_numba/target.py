@@ -1,6 +1,6 @@
 """The processor that code is compiled for: what its vectors hold, and how it multiplies eight-bit integers.
 
-Enters: a Device, whose class says what may be used (`avx2`: nothing newer, as where torch is told so). Leaves: a Target.
+Enters: a Device, whose class says what may be used (`avx2`: nothing newer, as torch may be told). Leaves: a Target.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ Phase = Sequence[Piece]
 
 
 class Team:
-    """A caller and the threads that help it; the threads are those of this process, not of one that it was forked to."""
+    """A caller and the threads that help it; these are this process's, not those of one that it was forked to."""
 
     def __init__(self, target: Target, threads: int) -> None:
         self._memory = torch.zeros(WORDS + 8, dtype=torch.int64)
@@ -103,8 +103,9 @@ def _team(target: Target, threads: int, process: int) -> Team:
 class Program:
     """A launch of phases one after the other, by a team of as many threads as torch has when it is made."""
 
-    def __init__(self, phases: Sequence[Phase], target: Target) -> None:
-        self.phases, self.target = phases, target
+    def __init__(self, phases: Sequence[Phase], target: Target, held: object = None) -> None:
+        """`held` is what the words point to: kept as long as the program is."""
+        self.phases, self.target, self._held = phases, target, held
         self._threads = torch.get_num_threads()
         self._words = _laid(phases)
         self._address = self._words.data_ptr()
@@ -115,7 +116,7 @@ class Program:
 
 def chained(programs: Sequence[Program]) -> Program:
     """One launch of several."""
-    return Program([phase for program in programs for phase in program.phases], programs[0].target)
+    return Program([phase for program in programs for phase in program.phases], programs[0].target, programs)
 
 
 def _laid(phases: Sequence[Phase]) -> torch.Tensor:

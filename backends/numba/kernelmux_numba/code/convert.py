@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import float32, int32, types
+from numba import types
 from numba.extending import intrinsic
 
 from kernelmux_numba.code import numbers
-from kernelmux_numba.code.memory import floats, small, word
 from kernelmux_numba.code.vectors import BYTE, FLOAT, WORD, Vectors, function_of, given, loop, share
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.target import Target
@@ -144,7 +143,7 @@ def quantise(typing: Any, values: Any, qs: Any, scales: Any, sums: Any, block: A
 
 
 def sixteen_bits(target: Target) -> Callable[[int, int], None]:
-    """Float32 as 254 times one integer of eight bits and another, which is a sixteenth bit's worth of error and no more.
+    """Float32 as 254 times one integer of eight bits, and another: as exact as one of sixteen.
 
     Words: the values, the integers (all first ones, then all second ones), a block's scale, its sum, the sums of its
     halves, how many blocks there are, and how many of them are a part.
@@ -182,19 +181,3 @@ def sixteen_bits(target: Target) -> Callable[[int, int], None]:
 
 def _rounded(v: Vectors, values: ir.Value) -> ir.Value:
     return v.call(f"llvm.rint.v{v.lanes}f32", v.floats, values)
-
-
-def half_sums(target: Target) -> Callable[[int, int], None]:
-    """The sums of sixteen columns each: of the integers, by the scale of their block."""
-
-    def run(words: int, part: int) -> None:
-        x, scales, sums = small(word(words, 0)), floats(word(words, 1)), floats(word(words, 2))
-        first = part * word(words, 4)
-        for block in range(first, min(first + word(words, 4), word(words, 3))):
-            for half in range(2):
-                total = int32(0)
-                for column in range(16):
-                    total += int32(x[32 * block + 16 * half + column])
-                sums[2 * block + half] = float32(total) * scales[block]
-
-    return run

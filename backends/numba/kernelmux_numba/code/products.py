@@ -1,4 +1,4 @@
-"""Products of activations in `q8_32` with panels of quantised weights, and of float32 with panels of dense ones.
+"""Products of activations in two integers with panels of quantised weights, and of float32 with panels of dense ones.
 
 Each lane of a vector sums an output of its own, so that nothing is added across lanes. Some rows are multiplied at
 once, so that a panel's integers are unpacked once for all of them.
@@ -31,9 +31,9 @@ AT_MOST = {16: (8, 4, 2), 8: (4, 3, 2), 4: (4, 3, 2)}
 """By lanes: the rows of tiles, beside those of one row. A row's sums and totals are to stay in registers."""
 
 
-def quantised(target: Target, packing: Packing, planes: int) -> Callable[[int, int], None]:
-    """Products with weights packed so, of activations that are one integer of eight bits, or two (`sixteen_bits`)."""
-    return _by_tiles(target, lambda rows: _Quantised(target, rows, packing, planes))
+def quantised(target: Target, packing: Packing) -> Callable[[int, int], None]:
+    """Products with weights packed so, of activations that are two integers each (`convert.sixteen_bits`)."""
+    return _by_tiles(target, lambda rows: _Quantised(target, rows, packing))
 
 
 def dense(target: Target, format: str) -> Callable[[int, int], None]:
@@ -128,9 +128,9 @@ class _Tile:
 class _Quantised(_Tile):
     """Integers by integers, a group of inputs at a time; then their scales."""
 
-    def __init__(self, target: Target, rows: int, packing: Packing, planes: int) -> None:
+    def __init__(self, target: Target, rows: int, packing: Packing) -> None:
         super().__init__(target, rows)
-        self.packing, self.planes = packing, planes
+        self.packing = packing
 
     def totals(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
         b, packing, lanes = v.builder, self.packing, self.target.lanes
@@ -138,7 +138,7 @@ class _Quantised(_Tile):
         scales = b.add(integers, b.mul(given[INPUTS], WORD(packing.integer_bytes(lanes))))
         of_row = [b.mul(b.add(row, WORD(number)), given[INPUTS]) for number in range(self.rows)]
         plane = b.mul(b.mul(given[ROWS], given[INPUTS]), WORD(BLOCK))
-        planes = [b.add(given[X], b.mul(plane, WORD(number))) for number in range(self.planes)]
+        planes = [given[X], b.add(given[X], plane)]
         xs = [[b.add(x, b.mul(start, WORD(BLOCK))) for x in planes] for start in of_row]
         steps = [b.add(given[SCALES], b.mul(start, WORD(4))) for start in of_row]
         sums = [b.add(given[SUMS], b.mul(start, WORD(4 * packing.parts))) for start in of_row]
@@ -179,10 +179,8 @@ class _Quantised(_Tile):
         return loop(b, given[INPUTS], [v.constant(0.0)] * self.rows, block)
 
     def _total(self, v: Vectors, dots: Sequence[Products]) -> ir.Value:
-        whole = dots[0].total()
-        for products in dots[1:]:
-            whole = v.builder.add(v.builder.mul(whole, v.integer(HIGH)), products.total())
-        return whole
+        high, low = (products.total() for products in dots)
+        return v.builder.add(v.builder.mul(high, v.integer(HIGH)), low)
 
 
 def _unpacked(v: Vectors, start: ir.Value, bits: int) -> Callable[[int], ir.Value]:
