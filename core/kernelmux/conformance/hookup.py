@@ -24,6 +24,7 @@ from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
 from kernelmux.graph.ops.cases import all_weights
+from kernelmux.graph.ops.drawn import covering_cases
 from kernelmux.graph.ops.op import Op
 
 
@@ -82,8 +83,8 @@ def all_cases() -> tuple[Case, ...]:
 
 @cache
 def _cases(op: Op, weights: tuple[str, ...]) -> tuple[Case, ...]:
-    """An op's cases while there are these formats of weights."""
-    return tuple(op.cases())
+    """An op's cases while there are these formats of weights: those of its file, then those that cover its domain."""
+    return (*op.cases(), *covering_cases(op))
 
 
 def jobs(

@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import Case, Draw, extremes
+from kernelmux.graph.ops.axes import (
+    CACHES,
+    CONTEXT,
+    HEAD_DIMS,
+    HEADS,
+    PAGE_SIZES,
+    ROWS,
+    SPREADS,
+    STORED,
+    as_stored,
+    fits_f16,
+)
+from kernelmux.graph.ops.cases import Case, like
+from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
+from kernelmux.graph.ops.spreads import Draw, Listed, extremes
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +108,43 @@ class Attention(Op):
         m, width = q.extents
         pages, page_size, *_ = k_cache.extents
         return 4 * m * width * pages * page_size
+
+    def domain(self) -> Domain:
+        return Domain(
+            self._drawn,
+            {
+                "heads": HEADS,
+                "dim": HEAD_DIMS,
+                "step": ("decode", "prefill", "chunk", "mixed"),
+                "cache": CACHES,
+                "page_size": PAGE_SIZES,
+                "window": (0, 17, 1024),
+                "values": SPREADS,
+                **STORED,
+                "scale": (False, True),
+                "soft_cap": (0.0, 30.0),
+                "padding": (0, 3),
+            },
+            {"context": CONTEXT, "rows": ROWS, "sequences": Extent(1, 512, counts=(1,))},
+            _work,
+            _holds,
+        )
+
+    def _drawn(self, label: str, point: Point) -> Case:
+        heads, kv_heads = point["heads"]
+        stated = {key: point[key] for key in ("dim", "page_size", "window", "soft_cap", "padding")}
+        made = self._case(
+            label,
+            _sequences(point),
+            heads,
+            kv_heads,
+            scale=0.3 if point["scale"] else 0.0,
+            format=point["cache"],
+            **stated,
+        )
+        # Of queries and keys that are both large the scores are so far apart that float32 cannot tell which is first.
+        ports = {"outliers": ("v_cache",), "uneven": ("q", "v_cache")}.get(point["values"], ("q", "k_cache", "v_cache"))
+        return as_stored(like(point["values"], made, *ports), point["stored"])
 
     def cases(self) -> Iterator[Case]:
         yield from self._shapes()
@@ -216,17 +266,17 @@ class Attention(Op):
         # Beyond a sequence's pages a row names one that is nobody's.
         table = [row + [spare] * (width - len(row)) for row in dealt]
         state = {"query_start": starts, "kv_len": lengths, "block_table": table}
-        drawn = {name: torch.tensor(numbers, dtype=torch.int32) for name, numbers in state.items()}
+        shapes = {"query_start": (len(starts),), "kv_len": (len(lengths),), "block_table": (len(table), width)}
         inputs = (
             Value("q", (m, heads * dim)),
             *(Value(name, cache_shape, format) for name in ("k_cache", "v_cache")),
-            *(Value(name, tuple(numbers.shape), "i32") for name, numbers in drawn.items()),
+            *(Value(name, shape, "i32") for name, shape in shapes.items()),
         )
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
         fields |= {"scale": scale or dim**-0.5, "window": window, "soft_cap": soft_cap}
         draw: dict[str, Draw] = {"q": lambda generator: loud * noise(generator, (m, heads * dim))}
         draw |= {"k_cache": cache, "v_cache": cache}
-        draw |= {name: partial(_given, numbers) for name, numbers in drawn.items()}
+        draw |= {name: Listed(numbers) for name, numbers in state.items()}
         return self.make_case(label, inputs, fields, draw, weights=math.prod(cache_shape))
 
 
@@ -250,8 +300,37 @@ _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {
 }
 
 
-def _given(numbers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return numbers.clone()
+def _sequences(point: Point) -> list[tuple[int, int]]:
+    """(query rows, cached length) of each sequence: the first has the point's context, the others are short."""
+    step, context, rows = point["step"], point["context"], point["rows"]
+    first = {"decode": 1, "prefill": context}.get(step, rows)
+    others = {
+        "decode": ((1, 1), (1, 20), (1, 33)),
+        "prefill": ((1, 1), (3, 3), (2, 2)),
+        "chunk": ((2, 9), (1, 17), (3, 20)),
+        # One of each kind: without rows, without anything cached, idle.
+        "mixed": ((0, 0), (1, 18), (2, 0), (0, 5), (3, 3)),
+    }[step]
+    return [(first, context), *(others[index % len(others)] for index in range(point["sequences"] - 1))]
+
+
+def _holds(point: Point) -> bool:
+    step, rows = point["step"], point["rows"]
+    if step == "prefill" and point["context"] > ROWS.high:
+        return False
+    return fits_f16(point) and (rows == 1 if step in ("decode", "prefill") else rows <= point["context"])
+
+
+def _work(point: Point) -> int:
+    """Caches and rows; scores a quarter, as each is multiplied by a whole head."""
+    query_heads, kv_heads = point["heads"]
+    context, page_size, dim, others = point["context"], point["page_size"], point["dim"], point["sequences"] - 1
+    pages = -(-context // page_size)
+    rows = context if point["step"] == "prefill" else point["rows"]
+    cached = 2 * (pages + 1 + others * -(-20 // page_size)) * page_size * kv_heads * dim
+    scores = (rows * context + others * 40) * query_heads
+    # Each sequence of the batch is as many small calls.
+    return int(cached + scores * dim // 16 + others * (pages + 500) + 2 * (rows + others * 2) * query_heads * dim)
 
 
 def _deal(counts: Sequence[int]) -> tuple[list[list[int]], int]:

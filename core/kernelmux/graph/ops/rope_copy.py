@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
-from kernelmux.graph.ops.copy import Copy
+from kernelmux.graph.ops.axes import CONTEXT, HEADS, ROWS, SPREADS, STORED, as_stored
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
+from kernelmux.graph.ops.copy import COPIED, Copy, cache_work, copied
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.rope import SCALINGS, Rope, Rotation
+from kernelmux.graph.ops.rope import FIRST, SCALINGS, TURNED, Rope, Rotation, turned
 
 PLAIN = Rotation(theta=1e4, dims=64)
 
@@ -36,6 +38,25 @@ class RopeCopy(Fused):
         Part("copy", ("k", "v", "slots", "k_cache", "v_cache"), ("k_cache_out", "v_cache_out")),
     )
     told = {**Rope.told, "cache_format": lambda node: node.inputs[5].format}
+
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            sizes = (*point["heads"], point["dim"])
+            order = {"first": point["first"], "divisors": point["divisors"]}
+            made = self._case(label, point["m"], turned(point), *sizes, **order, **copied(point))
+            return as_stored(like(point["values"], made, "q", "k", "v"), point["stored"])
+
+        def work(point: Point) -> int:
+            heads, kv_heads = point["heads"]
+            return cache_work({**point, "kv_heads": kv_heads}) + 2 * point["m"] * heads * point["dim"]
+
+        return Domain(
+            case,
+            {"heads": HEADS, **TURNED, **COPIED, "values": SPREADS, **STORED},
+            {"m": ROWS, "first": FIRST},
+            work,
+            holds=lambda point: point["first"] + point["m"] <= CONTEXT.high,
+        )
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
