@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Verbose, print_json, refuse_overwriting, traced
+from kernelmux.cli.common import DeviceName, Verbose, print_json, refuse_overwriting, refuse_together, traced
+from kernelmux.cli.fuzz import run_fuzz
+from kernelmux.cli.progress import counting
 from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ def check(
         Path | None,
         typer.Option("--cases", metavar="FILE", help="Of run --capture-cases, in place of the suite's own."),
     ] = None,
+    fuzz: Annotated[
+        int, typer.Option("--fuzz", min=0, metavar="N", help="In place of those, so many random cases of each op.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random cases: each has others.")] = 0,
+    fuzz_cases: Annotated[
+        Path | None,
+        typer.Option(
+            "--fuzz-cases", metavar="FILE", help="Where cases that fail go, the smallest; else fuzz-SEED.json."
+        ),
+    ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
@@ -63,6 +74,13 @@ def check(
     refuse_overwriting("--json", json, **{"known failures": known, "case file": cases})
     refuse_overwriting("--html", html, **{"known failures": known, "case file": cases})
     current, target = registry.current(), find_device(device)
+    if fuzz:
+        unused = {"case": case, "smoke": smoke, "large": large, "cases": cases, "known": known, "peer": peer}
+        refuse_together("--fuzz", **unused, list=list_cases)
+        place = fuzz_cases or Path(f"fuzz-{seed}.json")
+        outcomes = run_fuzz(_named(backend, kernel, op, current), fuzz, seed, device, Filter(op, kernel), place)
+        _write(make_report(outcomes, current.backends, target.device_class), json, html, verbose)
+        raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
     chosen = _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu"))
@@ -89,18 +107,32 @@ def check(
         raise typer.Exit(1)
 
 
+def _named(backend: str, kernel: str, op: str, registry: Registry) -> list[str]:
+    """The backends that are asked for, else all that work; BackendError where one, or the op, is unknown."""
+    from kernelmux.graph.ops import OPS
+
+    if op and op not in OPS:
+        raise BackendError(f"unknown op {op!r}{nearest(op, OPS)}")
+    return [_asked(backend, kernel)] if backend or kernel else list(registry.working)
+
+
+def _asked(backend: str, kernel: str) -> str:
+    """The one backend that is asked for, if any; BackendError where the kernel is not written as one of it."""
+    of_kernel, colon, _ = kernel.partition(":")
+    if kernel and not colon:
+        raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
+    if backend and kernel and backend != of_kernel:
+        raise BackendError(f"{kernel} is no kernel of backend {backend}")
+    return backend or of_kernel
+
+
 def _find_jobs(
     backend: str, kernel: str, registry: Registry, device: str, file: CaseFile | None
 ) -> tuple[list[Job], dict[str, str]]:
     """Every job of the backends asked for, and why any of them cannot be checked; BackendError if none can."""
     from kernelmux.conformance import Filter, jobs
 
-    of_kernel, colon, _ = kernel.partition(":")
-    if kernel and not colon:
-        raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
-    if backend and kernel and backend != of_kernel:
-        raise BackendError(f"{kernel} is no kernel of backend {backend}")
-    if asked := backend or of_kernel:
+    if asked := _asked(backend, kernel):
         return list(jobs(asked, registry, device, Filter(large=True), file)), {}
     if not registry.backends:
         raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
@@ -142,17 +174,11 @@ def _require_kernel(name: str, every: Iterable[Job]) -> None:
 
 def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> list[Outcome]:
     """Each job in turn, under a progress bar on stderr; silently where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     outcomes = []
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=len(chosen))
+    with counting(len(chosen)) as count:
         for job in chosen:
-            progress.update(task, description=f"{job.kernel} {job.case.op}")
             outcomes.append(job.run(registry, device, peer))
-            progress.advance(task)
+            count(f"{job.kernel} {job.case.op}")
     return outcomes
 
 

@@ -87,6 +87,14 @@ def _cases(op: Op, weights: tuple[str, ...]) -> tuple[Case, ...]:
     return (*op.cases(), *covering_cases(op))
 
 
+def require_backend(backend: str, registry: Registry) -> None:
+    """BackendError where a backend is not installed, or is quarantined."""
+    if backend not in registry.backends:
+        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}", backend=backend)
+    if fault := registry.backends[backend].fault:
+        raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
+
+
 def jobs(
     backend: str, registry: Registry, device: str = "cpu", wanted: Filter | None = None, file: CaseFile | None = None
 ) -> Iterator[Job]:
@@ -95,10 +103,7 @@ def jobs(
     The cases are those of `file`, or the suite's own.
     BackendError where the backend is not installed, is quarantined, or has no kernel at all.
     """
-    if backend not in registry.backends:
-        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}", backend=backend)
-    if fault := registry.backends[backend].fault:
-        raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
+    require_backend(backend, registry)
     cases, source = (file.cases, file.path) if file else (all_cases(), "")
     asked_op = wanted.op if wanted else ""
     for op, kernels in _variants_of(backend, registry, device, cases, source, asked_op).items():

@@ -45,7 +45,7 @@ class Extent:
 
     @cached_property
     def borders(self) -> tuple[int, ...]:
-        """Both ends, `known`, and both sides of every power of two and of `counts` of them: the last in, the first out."""
+        """Both ends, `known`, and of every power of two, and of `counts` of them, the last in and the first beyond."""
         blocks = (count << shift for shift in range(self.high.bit_length()) for count in self.counts)
         sides = {side for block in blocks for side in (block, block + 1)}
         inside = (side for side in (*sides, *self.known) if self.low <= side <= self.high)
@@ -103,7 +103,7 @@ class Domain:
 
     @cached_property
     def wanted(self) -> Mapping[tuple[Feature, Feature], None]:
-        """Every pair of features that is to occur where the two go together within `MOST`; one with itself occurs anyhow.
+        """Every pair of features that is to occur where both go together within `MOST`; one with itself does anyhow.
 
         Two choices: each pair of values. An extent and a choice of at most `FEW` values, or a group: each border with
         each value. An extent's ranges with each other's, and with each value of other choices.
@@ -181,7 +181,7 @@ def complete(domain: Domain, features: Sequence[Feature], source: random.Random)
 
 
 def _sound(domain: Domain, features: Sequence[Feature], source: random.Random) -> Point | None:
-    """The plainest point that has these features, or that with another choice: with random values of them, if they fit."""
+    """The plainest point that has these features, or that with another choice; with random values of them, if any."""
     names, options = zip(*map(domain.having, dict.fromkeys(features)), strict=True)
     if len(set(names)) < len(names):
         return None

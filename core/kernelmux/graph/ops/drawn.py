@@ -1,16 +1,15 @@
-"""Cases drawn from ops' domains: those that cover them, and random ones.
+"""Cases drawn from ops' domains.
 
-Enters: an op. Leaves: cases, the same in every process.
+Enters: an op, or a point of its domain. Leaves: cases, the same in every process.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.ops.domain import Domain, Point, any_point, covering, label
+from kernelmux.graph.ops.domain import Domain, Point, covering, label
 
 if TYPE_CHECKING:
     from kernelmux.graph.ops.cases import Case
@@ -25,12 +24,6 @@ def covering_cases(op: Op) -> Iterator[Case]:
     if domain := op.domain():
         for point in covering(domain):
             yield drawn_case(domain, point)
-
-
-def random_points(domain: Domain, count: int, seed: int) -> Iterator[Point]:
-    """As many random points; those of a larger count begin with those of a smaller one."""
-    source = random.Random(seed)
-    yield from (any_point(domain, source) for _ in range(count))
 
 
 def drawn_case(domain: Domain, point: Point) -> Case:

@@ -12,10 +12,8 @@ from kernelmux.graph.ops.axes import (
     OUTPUTS,
     ROWS,
     SPREADS,
-    STORED,
     as_stored,
     block,
-    fits_f16,
     on_blocks,
     whole_blocks,
 )
@@ -28,8 +26,8 @@ from kernelmux.graph.ops.cases import (
     Case,
     all_weights,
     at_extremes,
-    linear_fields,
     like,
+    linear_fields,
     loud,
 )
 from kernelmux.graph.ops.domain import Domain, Point
@@ -104,7 +102,13 @@ class MulMat(Op):
 
         return Domain(
             case,
-            {"format": all_weights(), "values": SPREADS, **STORED, "bias": (False, True), "tiny": (False, True)},
+            {
+                "format": all_weights(),
+                "values": SPREADS,
+                "stored": ("f32", "bf16"),
+                "bias": (False, True),
+                "tiny": (False, True),
+            },
             {"m": ROWS, "n": OUTPUTS, "k": INPUTS},
             product_work,
             lambda point: product_holds(point) and (not point["tiny"] or tiny_holds(point)),
@@ -158,10 +162,8 @@ def product_work(point: Point, outputs: str = "n") -> int:
 
 
 def product_holds(point: Point) -> bool:
-    """Whether inputs are as many as the weight's format stores, sums too many for all to cancel, and float16 holds them."""
-    # Sums of many large numbers are beyond it.
-    fits = fits_f16(point) and (point["stored"] != "f16" or point["values"] != "uneven" or point["k"] <= 512)
-    return fits and point["m"] * point["n"] >= 32 and on_blocks(point["k"], point["format"])
+    """Whether inputs are as many as the weight's format stores, and sums too many for all of them to cancel."""
+    return point["m"] * point["n"] >= 32 and on_blocks(point["k"], point["format"])
 
 
 def tiny_holds(point: Point) -> bool:

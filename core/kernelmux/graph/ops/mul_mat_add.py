@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.axes import INPUTS, OUTPUTS, ROWS, SPREADS, STORED, as_stored, block, whole_blocks
+from kernelmux.graph.ops.axes import INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, like, linear_fields, loud
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
@@ -41,7 +41,7 @@ class MulMatAdd(Fused):
         switches = {"bias": (False, True), "loudly": (False, True)}
         return Domain(
             case,
-            {"format": all_weights(), "values": SPREADS, **STORED, **switches},
+            {"format": all_weights(), "values": SPREADS, "stored": ("f32", "bf16"), **switches},
             {"m": ROWS, "n": OUTPUTS, "k": INPUTS},
             product_work,
             product_holds,

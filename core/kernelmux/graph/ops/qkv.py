@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.axes import INPUTS, OUTPUTS, ROWS, SPREADS, STORED, as_stored, block, whole_blocks
+from kernelmux.graph.ops.axes import INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, like, linear_fields, loud
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
@@ -59,7 +59,7 @@ class Products(Fused):
         alike = [(format,) * count for format in all_weights()]
         return Domain(
             case,
-            {"format": (*alike, self.mixed), "values": SPREADS, **STORED, "bias": (False, True)},
+            {"format": (*alike, self.mixed), "values": SPREADS, "stored": ("f32", "bf16"), "bias": (False, True)},
             {"m": ROWS, "n": OUTPUTS, "k": INPUTS},
             lambda point: product_work(point) * count,
             holds,
