@@ -95,6 +95,8 @@ def _formats(value: Value) -> Sequence[str]:
 def _store_changed(format: str, result: torch.Tensor, before: torch.Tensor, planes: tuple[torch.Tensor, ...]) -> None:
     """Only the rows that differ: what is stored already would be rounded again."""
     changed = (result != before).any(dim=-1)
+    if not bool(changed.any()):
+        return
     rows = tuple(plane[changed] for plane in planes)
     quantize_planes(format, result[changed], rows)
     for plane, part in zip(planes, rows, strict=True):

@@ -171,7 +171,7 @@ def to_entry(case: Case) -> dict[str, Any]:
     (alone,) = graph.ops
     called = zip((*node.inputs, *node.weights), (*alone.inputs, *alone.weights), strict=True)
     drawn = draw_case(case).inputs if any(value.format == "i32" for value in case.inputs) else {}
-    values = {}
+    values: dict[str, Any] = {}
     for value, named in called:
         draw = case.draw.get(value.name)
         if value.format == "i32":
@@ -255,8 +255,8 @@ def _draws(node: TensorNode, values: Mapping[str, Any]) -> dict[str, Draw]:
         given = _ends(operands[name], stated) if isinstance(stated, dict) else _listed(operands[name], stated)
         low, high = limits.get(name, (-(2**31), 2**31 - 1))
         _require(low <= float(given.min()) and float(given.max()) <= high, f"{name} must be from {low} to {high}")
-        ends = given.tolist()
-        draws[name] = Between(*ends, operands[name].extents) if isinstance(stated, dict) else Listed(ends)
+        shape, numbers = operands[name].extents, given.tolist()
+        draws[name] = Between(numbers[0], numbers[1], shape) if isinstance(stated, dict) else Listed(numbers)
     for value in node.inputs:
         _require(value.format != "i32" or value.name in draws, f"{value.name} is i32: `values` must state it")
     return draws

@@ -1,7 +1,7 @@
 """Random cases of ops' domains on a backend's kernels, and the smallest case on which one that fails still does.
 
-Enters: a backend, a count, a seed. Leaves: an Outcome a case and kernel; a failure's is that of its smallest case, which
-comes back from a file as it was run.
+Enters: a backend, a count, a seed. Leaves: an Outcome a case and kernel; a failure's is that of its smallest case,
+which a file gives back as it was run.
 """
 
 from __future__ import annotations

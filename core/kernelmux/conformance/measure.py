@@ -77,15 +77,17 @@ def compare(
     rows = _row_scales(truth, block, least)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
-    storing, furthest = _storing(truth, rows, squared, dtype)
-    allowed = max(bound, peer[0], (math.sqrt(storing) + math.sqrt(precision)) ** 2)
+    storing = _storing(truth, dtype)
+    least_error = (float(storing.square().sum()) / (squared or 1.0)) ** 0.5 + math.sqrt(precision)
+    allowed = max(bound, peer[0], least_error**2)
+    furthest = float((storing / rows).max()) if storing.numel() else 0.0
     most = max(WORST * math.sqrt(allowed), peer[1], furthest + WORST * math.sqrt(precision))
     of_a_line = max(LINE * allowed, peer[1] ** 2 / SMALLEST)
     if error > allowed:
         failure = f"NMSE {error:.3g} is over the bound {allowed:.3g}"
     elif worst > most:
         failure = f"an element is {worst:.3g} of its row's root mean square off, where {most:.3g} is allowed"
-    elif lost := _lost_line(truth / rows, relative, of_a_line):
+    elif lost := _lost_line(truth / rows, (relative - storing / rows).clamp(min=0), of_a_line):
         failure = f"{lost}, where {of_a_line:.3g} is allowed"
     else:
         return Measured(error, worst, bound, ())
@@ -99,12 +101,11 @@ def _half_step(dtype: torch.dtype | None) -> float:
     return 0.501 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps if dtype else 0.0
 
 
-def _storing(truth: torch.Tensor, rows: torch.Tensor, squared: float, dtype: torch.dtype | None) -> tuple[float, float]:
-    """The NMSE, and the worst element, of the truth itself where it is stored as `dtype`."""
-    if dtype is None or not truth.numel():
-        return 0.0, 0.0
-    off = (truth.to(dtype).double() - truth).nan_to_num(posinf=0.0, neginf=0.0)
-    return float(off.square().sum()) / (squared or 1.0), float((off.abs() / rows).max())
+def _storing(truth: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """How far off each element of the truth itself is where it is stored as `dtype`."""
+    if dtype is None:
+        return torch.zeros_like(truth)
+    return (truth.to(dtype).double() - truth).abs().nan_to_num(posinf=0.0)
 
 
 def _mean_square(truth: torch.Tensor) -> float:

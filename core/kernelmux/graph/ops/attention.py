@@ -23,7 +23,7 @@ from kernelmux.graph.ops.axes import (
 from kernelmux.graph.ops.cases import Case, like
 from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
-from kernelmux.graph.ops.spreads import Draw, Listed, extremes
+from kernelmux.graph.ops.spreads import Draw, Like, Listed, extremes
 
 if TYPE_CHECKING:
     import torch
@@ -245,21 +245,18 @@ class Attention(Op):
         q is `loud` noise, the caches noise in `format`, or all three the extreme that `spread` names; `unseen`: what no
         sequence has written is NaN.
         """
-        import torch
 
         counts, lengths = zip(*sequences, strict=True)
         starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
         dealt, spare = _deal([-(-length // page_size) for length in lengths])
         m, width = starts[-1] + padding, max([*map(len, dealt), 1])
-        noise = extremes()[spread] if spread else lambda generator, shape: torch.randn(shape, generator=generator)
 
         def cache(generator: torch.Generator) -> torch.Tensor:
-            values = noise(generator, cache_shape)
-            if unseen:
-                values[spare] = math.nan
-                for row, length in zip(dealt, lengths, strict=True):
-                    if length % page_size:
-                        values[row[-1], length % page_size :] = math.nan
+            values = like_all[1](generator)
+            values[spare] = math.nan
+            for row, length in zip(dealt, lengths, strict=True):
+                if length % page_size:
+                    values[row[-1], length % page_size :] = math.nan
             return values
 
         cache_shape = (sum(map(len, dealt)) + 1, page_size, kv_heads, dim)
@@ -274,8 +271,9 @@ class Attention(Op):
         )
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
         fields |= {"scale": scale or dim**-0.5, "window": window, "soft_cap": soft_cap}
-        draw: dict[str, Draw] = {"q": lambda generator: loud * noise(generator, (m, heads * dim))}
-        draw |= {"k_cache": cache, "v_cache": cache}
+        like_all = Like(spread or "noise", (m, heads * dim)), Like(spread or "noise", cache_shape)
+        draw: dict[str, Draw] = {"q": like_all[0] if loud == 1 else lambda generator: loud * like_all[0](generator)}
+        draw |= dict.fromkeys(("k_cache", "v_cache"), cache if unseen else like_all[1])
         draw |= {name: Listed(numbers) for name, numbers in state.items()}
         return self.make_case(label, inputs, fields, draw, weights=math.prod(cache_shape))
 
@@ -302,7 +300,9 @@ _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {
 
 def _sequences(point: Point) -> list[tuple[int, int]]:
     """(query rows, cached length) of each sequence: the first has the point's context, the others are short."""
-    step, context, rows = point["step"], point["context"], point["rows"]
+    step: str = point["step"]
+    context: int = point["context"]
+    rows: int = point["rows"]
     first = {"decode": 1, "prefill": context}.get(step, rows)
     others = {
         "decode": ((1, 1), (1, 20), (1, 33)),

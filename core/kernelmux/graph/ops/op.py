@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kernelmux.errors import GraphError
 from kernelmux.graph.formats import Dim, Value
 from kernelmux.graph.ops.axes import COLUMNS, ROWS, SPREADS, STORED, as_stored, fits_f16
-from kernelmux.graph.ops.cases import Case, Draw, elementwise_cases, like, marks
+from kernelmux.graph.ops.cases import Case, elementwise_cases, like, marks
 from kernelmux.graph.ops.domain import Domain, Point
+from kernelmux.graph.ops.spreads import Draw
 
 if TYPE_CHECKING:
     import torch

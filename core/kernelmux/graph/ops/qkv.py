@@ -54,7 +54,8 @@ class Products(Fused):
             return as_stored(like(point["values"], made), point["stored"])
 
         def holds(point: Point) -> bool:
-            return all(product_holds({**point, "format": format}) for format in point["format"])
+            least = point["n"] * min(self.widths) // self.widths[0]
+            return all(product_holds({**point, "n": least, "format": format}) for format in point["format"])
 
         alike = [(format,) * count for format in all_weights()]
         return Domain(

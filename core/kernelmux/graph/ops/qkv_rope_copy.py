@@ -60,10 +60,10 @@ class QkvRopeCopy(Fused):
     def domain(self) -> Domain:
         def case(label: str, point: Point) -> Case:
             format, slots = point["format"], copied(point)
-            sizes = (whole_blocks(point["k"], format), turned(point), *point["heads"], point["dim"])
-            order = {"first": point["first"], "divisors": point["divisors"], "bias": point["bias"]}
-            slots["cache"] = slots.pop("format")
-            made = self._made(label, point["m"], format, *sizes, **order, **slots)
+            stated: dict[str, Any] = {key: point[key] for key in ("first", "divisors", "bias", "dim")}
+            stated |= {"k": whole_blocks(point["k"], format), "rotation": turned(point), "cache": slots.pop("format")}
+            stated |= dict(zip(("heads", "kv_heads"), point["heads"], strict=True))
+            made = self._made(label, point["m"], format, **stated, **slots)
             return as_stored(like(point["values"], made, "x"), point["stored"])
 
         def work(point: Point) -> int:

@@ -41,14 +41,14 @@ class RopeCopy(Fused):
 
     def domain(self) -> Domain:
         def case(label: str, point: Point) -> Case:
-            sizes = (*point["heads"], point["dim"])
-            order = {"first": point["first"], "divisors": point["divisors"]}
-            made = self._case(label, point["m"], turned(point), *sizes, **order, **copied(point))
+            heads, kv_heads = point["heads"]
+            order: dict[str, Any] = {"first": point["first"], "divisors": point["divisors"], "dim": point["dim"]}
+            made = self._case(label, point["m"], turned(point), heads, kv_heads, **order, **copied(point))
             return as_stored(like(point["values"], made, "q", "k", "v"), point["stored"])
 
         def work(point: Point) -> int:
             heads, kv_heads = point["heads"]
-            return cache_work({**point, "kv_heads": kv_heads}) + 2 * point["m"] * heads * point["dim"]
+            return cache_work({**point, "kv_heads": kv_heads}) + int(2 * point["m"] * heads * point["dim"])
 
         return Domain(
             case,
