@@ -23,6 +23,9 @@ def run_fuzz(backends: Sequence[str], count: int, seed: int, device: str, wanted
     from kernelmux.conformance.fuzz import fuzz
     from kernelmux.contract import registry
 
+    if not place.absolute().parent.is_dir():
+        raise BackendError(f"there is no folder {place.parent} to write {place} to")
+
     outcomes: list[Outcome] = []
     failing: dict[str, Case] = {}
     nothing: list[str] = []
@@ -58,4 +61,9 @@ def _save(failing: dict[str, Case], place: Path) -> None:
         raise KernelmuxError(f"cannot write cases to {place}: {error.strerror}", file=str(place)) from error
     for case in failing.values():
         typer.echo(json.dumps(to_entry(case)), err=True)
-    typer.echo(f"{len(failing)} failing cases, as small as they fail: {place}", err=True)
+    many = (
+        f"{len(failing)} failing cases, as small as they fail"
+        if len(failing) > 1
+        else "1 failing case, as small as it fails"
+    )
+    typer.echo(f"{many}: {place}", err=True)

@@ -115,11 +115,11 @@ class Attention(Op):
             {
                 "heads": HEADS,
                 "dim": HEAD_DIMS,
-                "step": ("decode", "prefill", "chunk", "mixed"),
+                "step": ("chunk", "decode", "prefill", "mixed"),
                 "cache": CACHES,
                 "page_size": PAGE_SIZES,
                 "window": (0, 17, 1024),
-                "values": SPREADS,
+                "values": tuple(spread for spread in SPREADS if spread != "outliers"),
                 **STORED,
                 "scale": (False, True),
                 "soft_cap": (0.0, 30.0),
@@ -142,8 +142,8 @@ class Attention(Op):
             format=point["cache"],
             **stated,
         )
-        # Of queries and keys that are both large the scores are so far apart that float32 cannot tell which is first.
-        ports = {"outliers": ("v_cache",), "uneven": ("q", "v_cache")}.get(point["values"], ("q", "k_cache", "v_cache"))
+        # Where queries and keys are both large, scores lie so far apart that float32 cannot tell which is the first.
+        ports = ("q", "v_cache") if point["values"] == "uneven" else ("q", "k_cache", "v_cache")
         return as_stored(like(point["values"], made, *ports), point["stored"])
 
     def cases(self) -> Iterator[Case]:

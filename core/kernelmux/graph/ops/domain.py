@@ -23,6 +23,8 @@ Point = Mapping[str, Any]
 Feature = tuple[str, Any]
 """What a point has: a value of an axis, a group that it is of, or a third of an extent's range."""
 
+BLIND: frozenset[Feature] = frozenset({("values", "zeros"), ("values", "denormals"), ("padding", "all")})
+"""Of these a case tells nothing else: whatever the size or attribute is, results are zeros, or nothing is done."""
 MOST = 2**19
 """Of `work`, how much a case has unless one extent alone takes more: some milliseconds in float64."""
 FEW = 2
@@ -108,6 +110,7 @@ class Domain:
         Two choices: each pair of values. An extent and a choice of at most `FEW` values, or a group: each border with
         each value. An extent's ranges with each other's, and with each value of other choices.
         """
+        choices: dict[str, list[Feature]]
         choices = {name: [(name, value) for value in values] for name, values in self.choices.items()}
         borders = {name: [(name, value) for value in extent.borders] for name, extent in self.extents.items()}
         ranges = {
@@ -119,15 +122,15 @@ class Domain:
             name: [(name, value) for value in dict.fromkeys(map(group, self.choices[choice]))]
             for name, (_, choice, group) in self.groups.items()
         }
-        pairs = [
+        pairs: list[tuple[list[Feature], list[Feature]]] = [
             *((borders[extent], grouped[name]) for name, (extent, *_) in self.groups.items()),
             *itertools.product(borders.values(), switches),
             *itertools.product(ranges.values(), (each for each in choices.values() if len(each) > FEW)),
             *itertools.combinations(ranges.values(), 2),
             *itertools.combinations(choices.values(), 2),
         ]
-        singles = [(one, one) for features in borders.values() for one in features]
-        return dict.fromkeys([*(pair for two in pairs for pair in itertools.product(*two)), *singles])
+        singles = [(one, one) for one in itertools.chain(*borders.values(), *choices.values())]
+        return dict.fromkeys([*(pair for two in pairs for pair in itertools.product(two[0], two[1])), *singles])
 
 
 def covering(domain: Domain) -> list[Point]:
@@ -156,9 +159,10 @@ def covering(domain: Domain) -> list[Point]:
 
 
 def pairs(domain: Domain, point: Point) -> set[tuple[Feature, Feature]]:
-    """The pairs of features that a point has, in both orders."""
+    """The pairs of features that a case of the point tells of, in both orders."""
     features = domain.features(point)
-    return {(one, other) for one in features for other in features}
+    blind = BLIND.intersection(point.items())
+    return {(one, other) for one in features for other in features if not blind or blind & {one, other}}
 
 
 def complete(domain: Domain, features: Sequence[Feature], source: random.Random) -> Point | None:
@@ -174,8 +178,9 @@ def complete(domain: Domain, features: Sequence[Feature], source: random.Random)
     rest = [name for name in domain.axes if name not in held]
     source.shuffle(rest)
     for name in rest:
-        changed = {**point, name: source.choice(domain.axes[name])}
-        if domain.holds(changed) and domain.work(changed) <= most:
+        value = source.choice(domain.axes[name])
+        changed = {**point, name: value}
+        if (name, value) not in BLIND and domain.holds(changed) and domain.work(changed) <= most:
             point = changed
     return point
 
@@ -186,7 +191,12 @@ def _sound(domain: Domain, features: Sequence[Feature], source: random.Random) -
     if len(set(names)) < len(names):
         return None
     drawn = tuple(map(source.choice, options))
-    rest = [(name, value) for name, values in domain.choices.items() if name not in names for value in values[1:]]
+    # Of extents a few will do.
+    free = (
+        *((name, v[1:]) for name, v in domain.choices.items()),
+        *((n, e.borders[::6]) for n, e in domain.extents.items()),
+    )
+    rest = [(name, value) for name, values in free if name not in names for value in values]
     for others in ((), *((other,) for other in rest)):
         for values in (drawn, *itertools.islice(itertools.product(*options), 20)):
             point = {**domain.plainest, **dict(zip(names, values, strict=True)), **dict(others)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -54,14 +55,14 @@ class Products(Fused):
             return as_stored(like(point["values"], made), point["stored"])
 
         def holds(point: Point) -> bool:
-            least = point["n"] * min(self.widths) // self.widths[0]
+            least = max(1, point["n"] * min(self.widths) // self.widths[0])
             return all(product_holds({**point, "n": least, "format": format}) for format in point["format"])
 
         alike = [(format,) * count for format in all_weights()]
         return Domain(
             case,
             {"format": (*alike, self.mixed), "values": SPREADS, "stored": ("f32", "bf16"), "bias": (False, True)},
-            {"m": ROWS, "n": OUTPUTS, "k": INPUTS},
+            {"m": ROWS, "n": replace(OUTPUTS, plain=32 * self.widths[0] // min(self.widths)), "k": INPUTS},
             lambda point: product_work(point) * count,
             holds,
             {"block": ("k", "format", lambda formats: block(formats[0]))},
