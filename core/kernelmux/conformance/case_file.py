@@ -250,7 +250,7 @@ def _draws(node: TensorNode, values: Mapping[str, Any]) -> dict[str, Draw]:
     for name, stated in values.items():
         _require(name in operands, f"`values` names {name!r}; {node.op} has {', '.join(operands)}")
         if isinstance(stated, dict) and set(stated) == {"like"}:
-            draws[name] = _like(operands[name], stated["like"])
+            draws[name] = _like(operands[name], stated["like"], operands[name] in node.inputs)
             continue
         given = _ends(operands[name], stated) if isinstance(stated, dict) else _listed(operands[name], stated)
         low, high = limits.get(name, (-(2**31), 2**31 - 1))
@@ -269,8 +269,11 @@ def _listed(value: Value, stated: Any) -> torch.Tensor:
     return given
 
 
-def _like(value: Value, spread: Any) -> Draw:
-    known = {TINY_BLOCKS} if lookup(value.format).block > 1 else set() if value.format == "i32" else set(spreads())
+def _like(value: Value, spread: Any, activation: bool) -> Draw:
+    """As that spread: an activation is stored in its format, a weight of blocks is drawn as blocks."""
+    format = lookup(value.format)
+    known = set(spreads()) if format.plain or activation else {TINY_BLOCKS} if format.gguf is not None else set()
+    known = set() if value.format == "i32" else known
     _require(
         spread in known, f"{value.name} is {value.format}: {spread!r} is no spread of it{nearest(str(spread), known)}"
     )

@@ -51,8 +51,10 @@ def fuzz(
             continue
         known: set[tuple[str, str]] = set()
         for point in _points(op, domain, count, seed):
-            case = reread(drawn_case(domain, point))
-            for kernel in _takers(case, backend, registry, target, wanted):
+            drawn = drawn_case(domain, point)
+            takers = _takers(drawn, backend, registry, target, wanted)
+            case = reread(drawn) if takers else drawn
+            for kernel in takers:
                 taken = True
                 found = Fuzzed(case, run_case(case, kernel, registry, device))
                 if found.outcome.status == "fail":

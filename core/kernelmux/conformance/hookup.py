@@ -24,7 +24,7 @@ from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
 from kernelmux.graph.ops.cases import all_weights
-from kernelmux.graph.ops.drawn import covering_cases
+from kernelmux.graph.ops.drawn import MARK, covering_cases
 from kernelmux.graph.ops.op import Op
 
 
@@ -122,7 +122,9 @@ def _variants_of(
     target = find_device(device)
     found: dict[str, dict[str, list[Job]]] = {}
     shown: dict[tuple[str, str], tuple[bool, bool]] = {}
-    for case in sorted(cases, key=lambda case: asked_op not in ("", case.op)):
+    # Of the ops' own cases those that are written by hand are enough to tell which kernels there are.
+    telling = [case for case in cases if source or MARK not in case.marks]
+    for case in sorted(telling, key=lambda case: asked_op not in ("", case.op)):
         if shown and asked_op not in ("", case.op):
             # Other ops are asked until it is known that the backend has a kernel at all.
             break

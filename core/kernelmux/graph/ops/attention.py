@@ -179,13 +179,14 @@ class Attention(Op):
             yield self._case(label, sequences)
         yield self._case("batch-of-130", [(1, 1 + index) for index in range(130)], heads=4, kv_heads=2)
         yield self._case("all-empty", [(0, 0), (0, 0)], padding=2)
-        for padding in (1, 3, 6):
+        for padding in (1, 2, 3, 6):
             yield self._case(f"padding-{padding}", [(2, 18), (1, 5)], padding=padding)
 
     def _scores(self) -> Iterator[Case]:
         """Windows, caps, scales and extremes."""
         for window in (1, 8, 16, 17, 40, 100):
             yield self._case(f"window-{window}", [(9, 40), (1, 64), (1, 3)], window=window)
+        yield self._case("window-7", [(4, 40), (1, 64)], window=7)
         # Whole pages and tiles before the window: a maximum over nothing is -inf, and -inf from -inf is NaN.
         yield self._case("window-long", [(1, 300), (40, 200), (150, 150)], window=20)
         for cap in (1.0, 5.0, 50.0):
@@ -299,11 +300,14 @@ _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {
 
 
 def _sequences(point: Point) -> list[tuple[int, int]]:
-    """(query rows, cached length) of each sequence: the first has the point's context, the others are short."""
+    """(query rows, cached length) of each sequence: the first has the point's context, the others are short.
+
+    In a chunk the point's rows come after its context.
+    """
     step: str = point["step"]
     context: int = point["context"]
     rows: int = point["rows"]
-    first = {"decode": 1, "prefill": context}.get(step, rows)
+    first = {"decode": (1, context), "prefill": (context, context)}.get(step, (rows, context + rows))
     others = {
         "decode": ((1, 1), (1, 20), (1, 33)),
         "prefill": ((1, 1), (3, 3), (2, 2)),
@@ -311,22 +315,23 @@ def _sequences(point: Point) -> list[tuple[int, int]]:
         # One of each kind: without rows, without anything cached, idle.
         "mixed": ((0, 0), (1, 18), (2, 0), (0, 5), (3, 3)),
     }[step]
-    return [(first, context), *(others[index % len(others)] for index in range(point["sequences"] - 1))]
+    return [first, *(others[index % len(others)] for index in range(point["sequences"] - 1))]
 
 
 def _holds(point: Point) -> bool:
     step, rows = point["step"], point["rows"]
     if step == "prefill" and point["context"] > ROWS.high:
         return False
-    return fits_f16(point) and (rows == 1 if step in ("decode", "prefill") else rows <= point["context"])
+    return fits_f16(point) and (rows == 1 or step not in ("decode", "prefill"))
 
 
 def _work(point: Point) -> int:
     """Caches and rows; scores a quarter, as each is multiplied by a whole head."""
     query_heads, kv_heads = point["heads"]
     context, page_size, dim, others = point["context"], point["page_size"], point["dim"], point["sequences"] - 1
-    pages = -(-context // page_size)
     rows = context if point["step"] == "prefill" else point["rows"]
+    context += rows if point["step"] in ("chunk", "mixed") else 0
+    pages = -(-context // page_size)
     cached = 2 * (pages + 1 + others * -(-20 // page_size)) * page_size * kv_heads * dim
     scores = (rows * context + others * 40) * query_heads
     # Each sequence of the batch is as many small calls.

@@ -157,7 +157,7 @@ class Rope(Op):
                 yield self.case(f"{pairing}-{label}", 5, Rotation(1e5, 64, pairing, **scaling), first=3000)
             for dim, dims in ((80, 80), (128, 128), (256, 256), (96, 32), (128, 64), (64, 2)):
                 rotation = Rotation(theta=1e4, dims=dims, pairing=pairing)
-                yield self.case(f"{pairing}-d{dim}-of{dims}", 7, rotation, dim=dim)
+                yield self.case(f"{pairing}-d{dim}-of{dims}", 5, rotation, dim=dim)
             yield self.case(f"{pairing}-divisors", 9, plain, first=77, divisors=True)
             yield self.case(f"{pairing}-shuffled", 17, plain, shuffled=True)
             for m in (128, 200, 512):

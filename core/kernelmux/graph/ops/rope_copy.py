@@ -66,7 +66,7 @@ class RopeCopy(Fused):
         for heads, kv_heads, dim in ((32, 8, 128), (28, 4, 128), (8, 1, 96), (4, 2, 80), (2, 1, 256), (1, 1, 64)):
             rotation = Rotation(1e4, dim, "halves" if dim == 96 else "adjacent")
             yield self._case(f"h{heads}-kv{kv_heads}-d{dim}", 5, rotation, heads, kv_heads, dim)
-        yield self._case("part-of-a-head", 7, Rotation(1e4, 32), dim=96)
+        yield self._case("part-of-a-head", 5, Rotation(1e4, 32), dim=96)
         for format in ("bf16", "f16", "fp8_row"):
             yield self._case(f"{format}-cache", 17, format=format, padding=3)
         for m, padding in ((8, 3), (2, 2), (1, 1)):

@@ -120,11 +120,10 @@ def test_points_are_cases_of_the_op_with_names_of_their_own(op):
 
 
 @ops
-def test_a_case_costs_little_but_for_an_extent_that_alone_costs_more(op):
-    domain = DOMAINS[op]
-    for point in POINTS[op]:
-        alone = max(domain.work({**domain.plainest, name: point[name]}) for name in domain.axes)
-        assert domain.work(point) <= max(MOST, alone)
+def test_cases_cost_little_but_for_the_longest_of_an_extent(op):
+    works = [DOMAINS[op].work(point) for point in POINTS[op]]
+    assert len([work for work in works if work > MOST]) <= 20
+    assert max(works) <= 2**25
 
 
 @ops
