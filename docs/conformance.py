@@ -47,24 +47,24 @@ case alone again.
 
 {checks}
 
-A case has fixed shapes, formats and numbers: its name is the seed. Cases are of two kinds. Some are written by hand, in
-the op's file. The others, `OP-drawn:m=4,n=33,k=768,format=Q4_K,bias`, are drawn from the op's **domain**, which stands
-there too (docs/ops.md): the extents, formats, attributes and spreads of values that real models have. Together they hold
-every pair of choices that go together; both sides of every power of two and of every three of them that an extent
-reaches, with and without what may be switched; short, middle and long extents with each other and with every choice. A
-large extent is paired with small others, so that a case takes milliseconds. A test proves the coverage from the domain.
+A case has fixed shapes, formats and numbers: its name is the seed. Some are written by hand, in the op's file. The
+others, as `mul_mat-drawn:m=4,n=33,k=768,format=Q4_K,bias`, are drawn from the op's **domain**, which stands there too
+(docs/ops.md): the extents, formats, attributes and spreads of values that real models have. Together they hold every
+pair of choices that go together; both sides of every power of two that an extent reaches, and of three of them where
+kernels block by those, with and without what may be switched and with each size of block; short, middle and long extents
+with each other and with every choice. A large extent is paired with small others, so that a case takes milliseconds. A
+test proves the coverage from the domain.
 
-One case of each op, of several rows if the kernel
-takes any, is also run in every format that the kernel declares, one value at a time, then all that may have it:
-`add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.
+One case of each op, of several rows if the kernel takes any, is also run in every format that the kernel declares, one
+value at a time, then all that may have it: `add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.
 
 ## Random cases
 
     kernelmux check --fuzz 300 --seed 1 --backend hello         300 random cases of each op
     kernelmux check --fuzz 5000 --op rope --device cuda         many of one, on a GPU
 
-The cases are random points of the domains, the same ones for the same seed. Of those on which a kernel fails a check the
-first is made smaller while it still fails: extents halved, attributes dropped, values plain. That case is printed as a
+The cases are random points of the domains, the same ones for the same seed. Of those on which a kernel fails a check
+the first is made smaller while it still fails: extents halved, attributes dropped, values plain. It is printed as a
 line of a file of cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and comes with the command that runs it:
 
     kernelmux check --kernel hello:f32 --case silu-drawn:m=3,n=101 --cases fuzz-1.json

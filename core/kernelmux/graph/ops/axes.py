@@ -14,13 +14,17 @@ from kernelmux.graph.formats import lookup
 from kernelmux.graph.ops.cases import Case
 from kernelmux.graph.ops.domain import Extent, Point
 
-ROWS = Extent(1, 512)
+ROWS = Extent(1, 512, known=(48, 200), counts=(1,))
 """Rows of a step: a decoded batch, a chunk of a prompt."""
 COLUMNS = Extent(1, 20_480, known=(576, 2560, 3584, 5120, 7168, 14_336))
 """Columns of rows that are normed, gated or added."""
+STORED_COLUMNS = replace(COLUMNS, counts=(1,))
+"""Of rows that are stored or looked up in formats of blocks: each border is tried with each size of block."""
 INPUTS = Extent(1, 16_384, known=(576, 1536, 14_336))
 """Inputs of a linear layer."""
-OUTPUTS = Extent(1, 8192, known=(576,), plain=32)
+FUSED_INPUTS = Extent(1, 8192, known=(576,), counts=(1,))
+"""Of several at once, or of one and what follows: the borders of mul_mat's blocks are that op's to try."""
+OUTPUTS = Extent(1, 8192, known=(576, 1536), counts=(1,), plain=32)
 """Its outputs; a vocabulary's are a case of their own."""
 CONTEXT = Extent(1, 131_072, counts=(1,))
 """Positions of a sequence."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import FORMATS, Value, lookup
-from kernelmux.graph.ops.axes import COLUMNS, ROWS, SPREADS, block, on_blocks, whole_blocks
+from kernelmux.graph.ops.axes import ROWS, SPREADS, STORED_COLUMNS, block, on_blocks, whole_blocks
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, column_count, row_count
@@ -76,7 +76,7 @@ class Convert(Op):
         return Domain(
             case,
             {"source": activations, "target": (*activations[1:], activations[0]), "values": values},
-            {"m": ROWS, "n": COLUMNS},
+            {"m": ROWS, "n": STORED_COLUMNS},
             work=lambda point: 2 * point["m"] * point["n"],
             holds=holds,
             groups={"from blocks": ("n", "source", block), "to blocks": ("n", "target", block)},

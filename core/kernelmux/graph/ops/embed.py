@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value
-from kernelmux.graph.ops.axes import COLUMNS, ROWS, STORED, as_stored, block, on_blocks, whole_blocks
+from kernelmux.graph.ops.axes import ROWS, STORED, STORED_COLUMNS, as_stored, block, on_blocks, whole_blocks
 from kernelmux.graph.ops.blocks import TinyBlocks
 from kernelmux.graph.ops.cases import PLAIN_WEIGHTS, ROW_COUNTS, Case, all_weights
 from kernelmux.graph.ops.domain import Domain, Extent, Point
@@ -85,7 +85,7 @@ class Embed(Op):
         return Domain(
             case,
             {"format": all_weights(), **STORED, "as_input": (False, True), "tiny": (False, True)},
-            {"m": ROWS, "k": COLUMNS, "rows": VOCABULARY},
+            {"m": ROWS, "k": STORED_COLUMNS, "rows": VOCABULARY},
             work=lambda point: point["rows"] * point["k"] + 2 * point["m"] * point["k"],
             holds=holds,
             groups={"block": ("k", "format", block)},

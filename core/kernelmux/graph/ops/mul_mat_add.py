@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.axes import INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
+from kernelmux.graph.ops.axes import FUSED_INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, like, linear_fields, loud
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
@@ -42,7 +42,7 @@ class MulMatAdd(Fused):
         return Domain(
             case,
             {"format": all_weights(), "values": SPREADS, "stored": ("f32", "bf16"), **switches},
-            {"m": ROWS, "n": OUTPUTS, "k": INPUTS},
+            {"m": ROWS, "n": OUTPUTS, "k": FUSED_INPUTS},
             product_work,
             product_holds,
             {"block": ("k", "format", block)},

@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.axes import INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
+from kernelmux.graph.ops.axes import FUSED_INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, like, linear_fields, loud
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
@@ -62,7 +62,7 @@ class Products(Fused):
         return Domain(
             case,
             {"format": (*alike, self.mixed), "values": SPREADS, "stored": ("f32", "bf16"), "bias": (False, True)},
-            {"m": ROWS, "n": replace(OUTPUTS, plain=32 * self.widths[0] // min(self.widths)), "k": INPUTS},
+            {"m": ROWS, "n": replace(OUTPUTS, plain=32 * self.widths[0] // min(self.widths)), "k": FUSED_INPUTS},
             lambda point: product_work(point) * count,
             holds,
             {"block": ("k", "format", lambda formats: block(formats[0]))},

@@ -10,7 +10,7 @@ from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.axes import (
     CONTEXT,
     FEW_HEADS,
-    INPUTS,
+    FUSED_INPUTS,
     ROWS,
     SPREADS,
     as_stored,
@@ -85,7 +85,7 @@ class QkvRopeCopy(Fused):
                 "values": SPREADS,
                 "stored": ("f32", "bf16"),
             },
-            {"m": ROWS, "k": INPUTS, "first": FIRST},
+            {"m": ROWS, "k": FUSED_INPUTS, "first": FIRST},
             work,
             holds,
             {"block": ("k", "format", block)},

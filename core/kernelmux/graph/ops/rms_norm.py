@@ -81,7 +81,8 @@ def norm_domain(op: Op) -> Domain:
 
     return Domain(
         case,
-        {"epsilon": (1e-5, 1e-6), "values": (*SPREADS, "small", "large"), **STORED},
+        # An outlier decides its row's mean: float32 sums, the rest of which is lost beside it, are a case by hand.
+        {"epsilon": (1e-5, 1e-6), "values": (*(s for s in SPREADS if s != "outliers"), "small", "large"), **STORED},
         {"m": ROWS, "k": COLUMNS},
         work=lambda point: (len(op.inputs) + 1) * point["m"] * point["k"],
         holds=fits_f16,
