@@ -51,9 +51,9 @@ A case has fixed shapes, formats and numbers: its name is the seed. Some are wri
 others, as `mul_mat-drawn:m=4,n=33,k=768,format=Q4_K,bias`, are drawn from the op's **domain**, which stands there too
 (docs/ops.md): the extents, formats, attributes and spreads of values that real models have. Together they hold every
 pair of choices that go together; both sides of every power of two that an extent reaches, and of three of them where
-kernels block by those, with and without what may be switched and with each size of block; short, middle and long extents
-with each other and with every choice. A large extent is paired with small others, so that a case takes milliseconds. A
-test proves the coverage from the domain.
+kernels block by those, with and without what may be switched and with each size of block; short, middle and long
+extents with each other and with every choice. A large extent is paired with small others, so that a case takes
+milliseconds. A test proves the coverage from the domain.
 
 One case of each op, of several rows if the kernel takes any, is also run in every format that the kernel declares, one
 value at a time, then all that may have it: `add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.

@@ -50,7 +50,7 @@ class Extent:
         """Both ends, `known`, and of every power of two, and of `counts` of them, the last in and the first beyond."""
         blocks = (count << shift for shift in range(self.high.bit_length()) for count in self.counts)
         sides = {side for block in blocks for side in (block, block + 1)}
-        inside = (side for side in (*sides, *self.known) if self.low <= side <= self.high)
+        inside = (side for side in (*sides, *self.known, self.plain) if self.low <= side <= self.high)
         return tuple(sorted({self.low, self.high, *inside}))
 
     def third(self, number: int) -> str:
