@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -39,9 +40,12 @@ Without pytest:
     kernelmux check --kernel torch:f32 --case 'rope-*'          one kernel, some cases
     kernelmux check --list --op attention                       the cases, one a line
     kernelmux check --device cuda --html report.html            on a GPU, as a page to read
+    kernelmux check --device cuda --large --case '*-huge-*'     offsets beyond 2^31 elements and bytes
 
 Exit code 1 says that something failed, 2 that the command is wrong. Each failure comes with the command that runs that
-case alone again.
+case alone again. One that goes away alone, tried in a fresh process, is told as "fails only after other cases", and the
+command runs those before it: `--until CASE` stops there. A message says what the worst element is, what was expected,
+and where the wrong ones sit: rows, heads, columns or blocks, all of them or some.
 
 ## What is checked
 
@@ -71,6 +75,18 @@ line of a file of cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and com
 
 `make test-slow` runs 300 an op on reference and torch.
 
+A smoke case is launched over and over, {many} times one case in {every}: with other inputs at the same addresses,
+another binding launched by turns, and after a launch in which torch raises. Cases named `*-huge-offsets` have a weight
+or cache of more than 2^31 elements and bytes, whose numbers are a small case's: they are run by `--large`, and refused
+with the reason where memory does not suffice.
+
+## What is caught
+
+The suite is tried itself, with kernels that are right but for one mistake each, in tests/wrong: each must be caught by
+the check that is named for it, and the right ones must pass.
+
+{planted}
+
 ## Known failures
 
 A backend may keep a list of what it knows to fail: `suite("hello", known_failures="known_failures.toml")`, or
@@ -98,7 +114,16 @@ CHECKS = (
     ),
     ("finite", "NaN and infinity where float64 has them, and nowhere else."),
     ("written", "Every element of every output is written, whatever the memory held before."),
-    ("repeatable", "The same launch gives the same bytes, whatever was launched or bound before."),
+    (
+        "scales",
+        "Of a format with scales, each is its block's largest magnitude over the largest that an element holds; sums "
+        "are those of what is stored (told as error).",
+    ),
+    (
+        "repeatable",
+        "The same launch gives the same bytes, whatever was launched or bound before, and however often; also after a "
+        "launch that raised.",
+    ),
     ("guards", "Nothing is written beside an input, an output or the workspace."),
     ("inputs", "Binding and launching leave inputs, packed weights and the model alone, but for what the op updates."),
     ("in place", "Right as well where the op lets outputs be inputs' memory, one pair at a time and all at once."),
@@ -117,17 +142,39 @@ the tightest bound on their NMSE (where an output is stored in fewer bits, their
 matrix, why cases were refused. The page that `kernelmux check --html` writes adds each kernel's worst case."""
 
 
+def planted_table() -> str:
+    """What tests/wrong plants: a row a family of mistakes and check, each mistake by its class's name in words."""
+    sys.path.insert(0, str(PAGE.parents[1] / "tests"))
+    from wrong import PLANTED
+
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for planted in PLANTED:
+        about = (sys.modules[planted.kernel.__module__].__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        words = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z0-9])(?=[A-Z][a-z])", " ", planted.kernel.__name__).lower()
+        kinds.setdefault((about, planted.check), []).append(words)
+    rows = (f"| {about} | {'; '.join(words)} | {check} |" for (about, check), words in sorted(kinds.items()))
+    return "\n".join(["| of | kind | caught by |", "|---|---|---|", *rows])
+
+
 def render() -> str:
     """The page: its head, then a matrix a backend."""
     from kernelmux.conformance import Filter, jobs
     from kernelmux.conformance.report import make_report, to_markdown
+    from kernelmux.conformance.run import EVERY, MANY
     from kernelmux.contract import registry
 
     current = registry.current()
     outcomes = [job.run(current) for name in BACKENDS for job in jobs(name, current, wanted=Filter(smoke=True))]
     report = make_report(outcomes, current.backends, "cpu")
     checks = "\n".join(["| check | holds |", "|---|---|", *(f"| {name} | {what} |" for name, what in CHECKS)])
-    head = HEAD.format(backends=" and ".join(BACKENDS), checks=checks, legend=LEGEND)
+    head = HEAD.format(
+        backends=" and ".join(BACKENDS),
+        checks=checks,
+        legend=LEGEND,
+        planted=planted_table(),
+        many=MANY,
+        every=EVERY,
+    )
     return head + to_markdown(report)
 
 

@@ -29,11 +29,11 @@ has the name of those that read weights, and the backend of the rest; under `aut
 names a fused op decides for itself: `use = "parts"` says that no kernel takes the fused node there, and its plain nodes
 run, each by its own rule. After kernels (`use = ["triton:bf16", "parts"]`) it holds where none of them takes the node.
 
-What is named and cannot be had (a backend that is quarantined, a kernel that `forbid` excludes) is told aloud, and is
-an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no node is told, too; so
-is a rule or `--use` of which no node got anything that it names, because all of it declines, with the first reason:
-only `on_unsupported` makes that silent (`next`) or an error (`error`). `default` in place of a file is the policy that
-holds without one.
+What is named and cannot be had (a backend that is quarantined or not installed, a kernel that `forbid` excludes) is
+told aloud, and is an error where `--use` asks for it or its rule says `error`. A rule or requirement that matches no
+node is told, too; so is a rule, a `--use` or the defaults of which no node got anything that they name, because all
+of it declines, with the first reason: only `on_unsupported` makes that silent (`next`) or an error (`error`).
+`default` in place of a file is the policy that holds without one.
 
 A backend in place of a kernel stands for all of its kernels, in its own order: first those that keep to the error that
 the default allows, unless the policy has a `max_error`. Its roughest comes only where it has no other, or is named.
@@ -63,7 +63,7 @@ anew may leave other row counts no second copy. `kernelmux plan --diff default F
 
 `tuned_for` names the class of devices that a policy was measured on, as `kernelmux tune` writes it. A plan for another
 one says so; `plan`, `run` and `bench model` with `--strict` stop there with exit code 1, as at whatever else a plan has
-to tell aloud.
+to tell aloud. A kernel that raises stops them then, too, whatever `on_error` says.
 
 The default policy leaves everything to `auto`. `extends = "default"` begins with its rules and keys.
 

@@ -12,6 +12,11 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST_MESSAGE = 6000
+"""Characters of a message: what is longer loses its middle."""
+LONGEST_SHOWN = 80
+"""Characters of a string of a file that messages show."""
+
 
 class KernelmuxError(Exception):
     """Any error that kernelmux raises on purpose; the command line prints it as one line and exits with 2.
@@ -29,7 +34,7 @@ class KernelmuxError(Exception):
         kernel: str | None = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.file = file
         self.line = line
         self.node = node
@@ -84,6 +89,58 @@ class LaunchError(KernelmuxError):
         self.sticky = sticky
         self.device = device
         self.step = step
+
+    def strictly(self) -> LaunchError:
+        """The same of a plan that is strict, where the policy would go on."""
+        said = f'{self}; the policy goes on without it (on_error = "next"), and strict does not'
+        return LaunchError(said, self.node, self.kernel, self.sticky, self.device, self.step, self.reason)
+
+
+class LogitsError(KernelmuxError):
+    """Logits are NaN or infinite, so that no token follows; the message says which, and how to find the node."""
+
+
+def contained(error: BaseException) -> BaseException:
+    """What code of a backend's raised, to be told of: whatever it is, for the process is not a backend's to end.
+
+    Ctrl-C alone is the user's, and goes on.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return error
+
+
+def printable(text: str) -> str:
+    """A message as a terminal may have it: what would control that is an escape, as `\\x1b`, and too long a middle cut.
+
+    Lines stay lines.
+    """
+    if len(text) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        text = f"{text[:half]} ... {len(text) - 2 * half} characters more ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
+
+
+def shown(thing: object) -> str:
+    """How messages have a string of a file: quoted, its line ends and controls escaped, cut where it is long."""
+    if not isinstance(thing, str):
+        return _cut(repr(thing))
+    return repr(_cut(thing))
+
+
+def label(text: str) -> str:
+    """The same without quotes, where a string of a file is what something is called."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in _cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def nearest(asked: str, known: Iterable[str]) -> str:

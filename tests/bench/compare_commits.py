@@ -62,7 +62,7 @@ def _time(folder: Path, options: list[str]) -> dict[str, float]:
         command = [sys.executable, "-m", "kernelmux", "bench", "model", *options, "--device", "cuda"]
         # Safe path: nothing of the folder that this runs in.
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-        subprocess.run([*command, "--json", str(report)], check=True, env=env, cwd=scratch, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--save", str(report)], check=True, env=env, cwd=scratch, stdout=subprocess.DEVNULL)
         found = {}
         for row in json.loads(report.read_text("utf-8"))["rows"]:
             found[f"{row['work']}, {row['unit']}"] = row["median"]

@@ -56,7 +56,7 @@ def rows(name: str, answers: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
             "model": name,
             "kernels' caches": label,
             "first token, s": round(middle[FIRST], 2),
-            "of": [round(low, 2), round(high, 2)],
+            "least and most, s": [round(low, 2), round(high, 2)],
             **{f"{stage}, s": round(seconds, 2) for stage, seconds in middle.items() if stage != FIRST},
         }
 
@@ -112,7 +112,7 @@ def main() -> None:
         )
         print(notes[-1], flush=True)
         del model, plan
-    method = "seconds since the process began, as `kernelmux run --json` tells; page cache warm"
+    method = "Seconds since the process began, as `kernelmux run --json` tells; page cache warm"
     report = make_report(
         f"From the command to the first token, {device.name}", device, method, found, notes, asked.commit
     )

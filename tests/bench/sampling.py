@@ -1,15 +1,15 @@
-"""What drawing a token costs beside the rest of a step: the session's way, its parts, and ways that were considered.
+"""What drawing a token costs beside the rest of a step: the whole by settings, its parts, and ways considered.
 
     python tests/bench/sampling.py [--device cuda] [--rows 1,32] [--vocab 128256]
 
-Microseconds of one drawing of all rows, captured in a graph where the device captures. "same" tells whether a way gave
-the ids of the session's; a part gives none.
+Microseconds of one drawing of all rows, captured in a graph where the device captures. The whole is all that a step of
+a session launches to draw, and one launch of a single number more. "same" tells how many rows got the session's ids,
+and "off by" the largest difference to its weights, of which all of a row's are at least 1; a part has neither.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -17,147 +17,195 @@ import torch
 
 from kernelmux.contract.device import Device, find_device
 from kernelmux.measure.timing import time_launches
-from kernelmux.run import drawing
-from kernelmux.run.drawing import Rows, draw_of_likeliest, draw_sorted
-from kernelmux.run.sampling import Sampling
+from kernelmux.run import drawing, nucleus
+from kernelmux.run.drawing import Drawing
+from kernelmux.run.nucleus import BLOCK, Rows, Way
+from kernelmux.run.sampling import DRAWS, Sampling
 
-SETTINGS = (
-    Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1),
-    Sampling(temperature=1.0),
-    Sampling(temperature=1.2, top_k=50, min_p=0.05),
-)
-BITS = 16
-"""Of the distances' float32 numbers that one histogram tells apart: two find any."""
-Draw = Callable[[torch.Tensor, Rows], torch.Tensor]
+SETTINGS = {
+    "temperature 0.8": [Sampling(temperature=0.8)],
+    "and top_p 0.9": [Sampling(temperature=0.8, top_p=0.9)],
+    "and min_p 0.05": [Sampling(temperature=0.8, top_p=0.9, min_p=0.05)],
+    "and repetition_penalty 1.1": [Sampling(temperature=0.8, top_p=0.9, min_p=0.05, repetition_penalty=1.1)],
+    "temperature 0.8, min_p 0.05": [Sampling(temperature=0.8, min_p=0.05)],
+    "temperature 0.8, top_k 50 (sorted)": [Sampling(temperature=0.8, top_k=50)],
+    "temperature 0.8, top_p 0.5 (sorted)": [Sampling(temperature=0.8, top_p=0.5)],
+    "a mixed batch": [Sampling(temperature=0.8, top_p=0.9), Sampling(temperature=0.8, top_k=50, top_p=0.9)],
+}
+BAG = 32
+"""Tokens whose weights one group of threads adds up, of `embedding_bag`."""
+Above = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def unstable(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+# Ways to weigh what is likelier than each candidate, as `nucleus._weight_above` does.
+
+
+def by_product(logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """The mask times the weights, instead of a choice."""
+    masks = logits[:, None] > likely[:, :, None]
+    return (masks * weights[:, None]).view(*likely.shape, -1, BLOCK).sum(dim=3).sum(dim=2)
+
+
+def in_float32(logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """Weights rounded to float32, sums in float64: half the bytes, and a border that is off by 1e-8."""
+    masks = logits[:, None] > likely[:, :, None]
+    blocks = torch.where(masks, weights.float()[:, None], 0).view(*likely.shape, -1, BLOCK)
+    return blocks.sum(dim=3, dtype=torch.float64).sum(dim=2)
+
+
+def by_float_masks(logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """A mask in float64, then products of small matrices, a block of tokens each."""
+    masks = weights.new_empty(*likely.shape, logits.shape[1])
+    torch.gt(logits[:, None], likely[:, :, None], out=masks)
+    blocks = masks.view(*likely.shape, -1, BLOCK).transpose(1, 2).flatten(0, 1)
+    return blocks.bmm(weights.view(-1, BLOCK, 1)).view(len(logits), -1, likely.shape[1]).sum(dim=1)
+
+
+def by_ranks(logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """Each token's place among the sorted candidates, and the weights of each place by `embedding_bag`."""
+    count = likely.shape[1]
+    values, order = likely.sort(dim=1)
+    ranks = torch.searchsorted(values, logits, out_int32=True)
+    table = torch.ones(count + 1, count, dtype=weights.dtype, device=weights.device).tril_(-1)
+    bag = partial(torch.nn.functional.embedding_bag, mode="sum")
+    sums = bag(ranks.view(-1, BAG), table, per_sample_weights=weights.view(-1, BAG)).view(len(logits), -1, count)
+    return torch.empty_like(sums[:, 0]).scatter_(1, order, sums.sum(dim=1))
+
+
+def in_one_sum(logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """One reduction a candidate, instead of one a block and one of these."""
+    return torch.where(logits[:, None] > likely[:, :, None], weights[:, None], 0).sum(dim=2)
+
+
+def halving(logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """Four candidates a row one after another, as a search for the least likely that is kept would weigh them."""
+    found = [nucleus._weight_above(logits, weights, likely[:, index : index + 1]) for index in (8, 4, 2, 1)]
+    return torch.cat(found, dim=1).repeat(1, DRAWS // 4)
+
+
+def few_at_once(nbytes: int, logits: torch.Tensor, weights: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    usual, nucleus.AT_ONCE = nucleus.AT_ONCE, nbytes
+    try:
+        return nucleus._weight_above(logits, weights, likely)
+    finally:
+        nucleus.AT_ONCE = usual
+
+
+ABOVE: dict[str, Above] = {
+    "where, float64 (the session's)": nucleus._weight_above,
+    "mask times weights": by_product,
+    "where, float32, sums in float64": in_float32,
+    "float64 masks and bmm": by_float_masks,
+    "ranks and embedding_bag": by_ranks,
+    "where, one sum": in_one_sum,
+    "where, four of them in a row (a search)": halving,
+    "where, 16 MB at once": partial(few_at_once, 2**24),
+    "where, 128 MB at once": partial(few_at_once, 2**27),
+    "where, 1 GB at once": partial(few_at_once, 2**30),
+}
+
+
+# Ways to sort.
+
+
+def unstable(logits: torch.Tensor, rows: Rows, uniforms: torch.Tensor) -> torch.Tensor:
     """Ties in whatever order torch.sort gives."""
-    return drawing._drawn(*logits.sort(dim=1, descending=True), rows)
+    return nucleus._drawn(*logits.sort(dim=1, descending=True), rows, uniforms)
 
 
-def in_float32(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Weights and sums in float32."""
-    narrow = {name: column.float() for name, column in rows._asdict().items() if name != "last"}
-    return draw_sorted(logits, rows._replace(**narrow))
-
-
-def by_topk(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+def by_topk(logits: torch.Tensor, rows: Rows, uniforms: torch.Tensor) -> torch.Tensor:
     """1,024 candidates and the whole's weight: exact only where they reach; else the host had to draw again."""
-    values, ids = logits.topk(drawing.CANDIDATES, dim=1)
-    whole = drawing._below(logits, values[:, :1], rows).neg_().exp_().sum(dim=1, keepdim=True)
-    sums, near = drawing._weigh(values, rows)
-    last = drawing._last_kept(sums, near, whole, rows).clamp_(max=drawing.CANDIDATES - 1)
-    return ids.gather(1, drawing._place(sums, last, sums.gather(1, last), rows))
+    values, ids = logits.topk(nucleus.CANDIDATES, dim=1)
+    whole = nucleus._exponents(logits, values[:, :1], rows).exp_().sum(dim=1, keepdim=True)
+    sums, near = nucleus._weigh(values, rows)
+    last = nucleus._last_kept(sums, near, whole, rows).clamp_(max=nucleus.CANDIDATES - 1)
+    return ids.gather(1, nucleus._place(sums, last, uniforms))
 
 
-def by_histograms(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Without sorting: which distance from the likeliest the sums of weights reach a bound at, half its bits at a time.
-
-    As exact as sorting for `top_p`, and it draws in the same order, except that equal logits are drawn by no order; it
-    has no `top_k` and no `min_p`, which would take histograms of counts too, so that it is a lower bound.
-    """
-    below = drawing._below(logits, logits.amax(dim=1, keepdim=True), rows)
-    weights = below.neg().exp_()
-    keys = below.float().view(torch.int32)
-    high = (keys >> BITS).long()
-    sums = _histogram(high, weights)
-    whole = sums[:, -1:].clone()
-    kept = _reached(sums, high, keys, weights, whole * rows.top_p)[1]
-    key, _ = _reached(sums, high, keys, weights, kept * rows.uniform)
-    return (keys == key).int().argmax(dim=1, keepdim=True)
+def wholes(logits: torch.Tensor, device: Device) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "greedy: argmax", lambda: logits.argmax(dim=-1)
+    for name, settings in SETTINGS.items():
+        samplings = [settings[row % len(settings)] for row in range(len(logits))]
+        way = Way.of(samplings if len(logits) > 1 else settings)
+        assert way is not None
+        whole = Drawing(*logits.shape, device)
+        whole.start([sampling.sampler() for sampling in samplings])
+        whole.send()
+        yield name, partial(_draw, whole, logits, way)
 
 
-def _histogram(bins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Running sums of the weights over the bins."""
-    return weights.new_zeros(len(bins), 1 << BITS).scatter_add_(1, bins, weights).cumsum(dim=1)
+def _draw(whole: Drawing, logits: torch.Tensor, way: Way) -> None:
+    # A session does this every so many steps.
+    whole._step.zero_()
+    whole.draw(logits, way)
 
 
-def _reached(
-    sums: torch.Tensor, high: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor, bound: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The key at which the sums reach a bound, and the sum with all of that key."""
-    first = torch.searchsorted(sums, bound).clamp_(max=(1 << BITS) - 1)
-    here = high == first
-    before = torch.where(first > 0, sums.gather(1, (first - 1).clamp_(min=0)), 0)
-    fine = _histogram((keys & ((1 << BITS) - 1)).long(), weights * here)
-    second = torch.searchsorted(fine, bound - before).clamp_(max=(1 << BITS) - 1)
-    return ((first << BITS) | second).int(), before + fine.gather(1, second)
-
-
-def by_pow(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """One scan a row, and weights as powers of 1/e: a launch less than negating, then exp."""
-    values, ids = logits.sort(dim=1, descending=True, stable=True)
-    below = drawing._below(values, values[:, :1], rows)
-    near = torch.searchsorted(below, rows.reach, right=True) - 1
-    sums = torch.pow(math.exp(-1), below).cumsum(dim=1)
-    last = drawing._last_kept(sums, near, sums.gather(1, rows.last), rows)
-    return ids.gather(1, drawing._place(sums, last, sums.gather(1, last), rows))
-
-
-def one_scan(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Running sums by torch's scan alone, however many rows there are."""
-    values, ids = logits.sort(dim=1, descending=True, stable=True)
-    below = drawing._below(values, values[:, :1], rows)
-    near = torch.searchsorted(below, rows.reach, right=True) - 1
-    sums = below.neg_().exp_().cumsum(dim=1)
-    last = drawing._last_kept(sums, near, sums.gather(1, rows.last), rows)
-    return ids.gather(1, drawing._place(sums, last, sums.gather(1, last), rows))
-
-
-def by_factors(logits: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """The penalty from two float32 factors of each token instead of a mask, which marking would have to write."""
-    return torch.nn.functional.prelu(logits.view(1, -1), factors[0].view(-1)).view_as(logits) * factors[1]
-
-
-def ways(device: Device) -> Iterator[tuple[str, Draw]]:
-    yield "sorted, stable, float64 (captured decoding)", draw_sorted
-    yield "sorted, not stable", unstable
-    yield "sorted, float32", in_float32
-    yield "sorted, one scan a row", one_scan
-    yield "sorted, one scan a row, pow instead of exp", by_pow
-    yield "topk, exact where it reaches", by_topk
-    yield "histograms, top_p alone", by_histograms
-    if not device.platform.captures:
-        yield "of the likeliest (eager decoding)", draw_of_likeliest
-
-
-def parts(logits: torch.Tensor, rows: Rows) -> Iterator[tuple[str, Callable[[], object]]]:
+def parts(logits: torch.Tensor, rows: Rows, uniforms: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    assert rows.penalty is not None
+    assert rows.top_p is not None
+    assert rows.least is not None
+    penalty, top_p, least = rows.penalty, rows.top_p, rows.least
     seen = torch.zeros_like(logits, dtype=torch.bool)
+    numbers, step = uniforms[:, None].repeat(1, drawing.NUMBERS_AHEAD, 1), torch.zeros_like(rows.last[0])
+    padded = nucleus._padded(logits)
+    largest = padded.amax(dim=1, keepdim=True)
+    exponents = nucleus._exponents(padded, largest, rows)
+    weights = exponents.exp()
+    sums = nucleus._running_sums(weights)
+    ids = torch.searchsorted(sums, sums[:, -1:] * uniforms, right=True).clamp_(max=logits.shape[1] - 1)
+    above = nucleus._weight_above(padded, weights, padded.gather(1, ids))
+    yield "one elementwise launch", lambda: largest + 1
+    yield "this step's numbers", lambda: (numbers.index_select(1, step), step.add_(0))
+    yield "penalty", lambda: drawing._penalised(logits, penalty, seen)
+    yield "mark as seen", lambda: seen.scatter_(1, rows.last, True)
+    yield "padding", lambda: nucleus._padded(logits)
+    yield "maximum, of blocks", lambda: nucleus._in_blocks(padded).amax(dim=2).amax(dim=1, keepdim=True)
+    yield "maximum, at once", lambda: padded.amax(dim=1, keepdim=True)
+    yield "weights", lambda: nucleus._exponents(padded, largest, rows).exp_()
+    yield "running sums, of blocks", lambda: nucleus._running_sums(weights)
+    yield "running sums, one scan a row", lambda: weights.cumsum(dim=1)
+    yield "min_p", lambda: weights.masked_fill_(exponents < least, 0)
+    yield "the whole beside it", lambda: nucleus._in_blocks(weights).sum(dim=2).sum(dim=1, keepdim=True)
+    yield "candidates", lambda: torch.searchsorted(sums, sums[:, -1:] * uniforms, right=True).clamp_(max=1)
+    yield "their logits", lambda: padded.gather(1, ids)
+    yield "the first that is kept", lambda: _first_kept(above, top_p, sums[:, -1:], ids)
     values = logits.sort(dim=1, descending=True, stable=True).values
-    below = drawing._below(values, values[:, :1], rows)
-    sums = drawing._running_sums(-below)
+    running, near = nucleus._weigh(values, rows)
     last = rows.last * 0
-    factors = torch.ones(2, *logits.shape, device=logits.device)
-    yield "argmax (greedy decoding)", lambda: logits.argmax(dim=-1)
-    yield "part: penalty", lambda: drawing._penalised(logits, rows.penalty, seen)
-    yield "part: penalty, by factors of 8 bytes a token", lambda: by_factors(logits, factors)
-    yield "part: mark as seen", lambda: seen.scatter_(1, last, True)
-    yield "part: sort", lambda: logits.sort(dim=1, descending=True, stable=True)
-    yield "part: weights", lambda: drawing._below(values, values[:, :1], rows).neg_().exp_()
-    yield "part: weights and running sums", lambda: drawing._weigh(values, rows)
-    yield "part: what is kept", lambda: drawing._last_kept(sums, last, sums.gather(1, rows.last), rows)
-    yield "part: the place", lambda: drawing._place(sums, last, sums.gather(1, last), rows)
-    yield "one elementwise launch", lambda: logits + 1
+    yield "sorted: sort", lambda: logits.sort(dim=1, descending=True, stable=True)
+    yield "sorted: weights and running sums", lambda: nucleus._weigh(values, rows._replace(least=None))
+    yield "sorted: with min_p", lambda: nucleus._weigh(values, rows)
+    yield "sorted: what is kept", lambda: nucleus._last_kept(running, near, running.gather(1, rows.last), rows)
+    yield "sorted: the place", lambda: nucleus._place(running, last, uniforms)
+
+
+def _first_kept(above: torch.Tensor, top_p: torch.Tensor, whole: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    excess = torch.addcmul(above, top_p, whole, value=-1).clamp_(min=-nucleus.TINY)
+    return ids.gather(1, excess.argmin(dim=1, keepdim=True))
 
 
 def measure(count: int, vocab: int, device: Device) -> None:
     generator = torch.Generator().manual_seed(count)
     logits = (torch.randn(count, vocab, generator=generator) * 3).to(device.torch)
-    samplers = [SETTINGS[row % len(SETTINGS)] for row in range(count)]
-    rows = Rows.of([sampling.sampler() for sampling in samplers], vocab).to(device.torch)
-    wanted = draw_sorted(logits, rows)
+    settings = Sampling(temperature=0.8, top_p=0.9, min_p=1e-5, repetition_penalty=1.1)
+    rows = Rows.of([settings] * count, vocab).to(device.torch)
+    uniforms = torch.rand(count, DRAWS, dtype=torch.float64, generator=generator).to(device.torch)
     print(f"\n{count} x {vocab}, {device.name}")
-    whole = partial(_whole, logits, rows, torch.zeros_like(logits, dtype=torch.bool))
-    for name, call in [("the whole: penalty, drawing, marking", whole), *parts(logits, rows)]:
-        _tell(name, call, "", device)
-    for name, draw in ways(device):
-        same = int((draw(logits, rows) == wanted).sum())
-        _tell(name, partial(draw, logits, rows), f"same {same} of {count}", device)
-
-
-def _whole(logits: torch.Tensor, rows: Rows, seen: torch.Tensor) -> None:
-    seen.scatter_(1, draw_sorted(drawing._penalised(logits, rows.penalty, seen), rows), True)
+    for name, call in wholes(logits, device):
+        _tell(f"whole: {name}", call, "", device)
+    for name, call in parts(logits, rows, uniforms):
+        _tell(f"part: {name}", call, "", device)
+    padded = nucleus._padded(logits)
+    ids, weights, _ = nucleus._candidates(padded, rows._replace(least=None), uniforms, vocab - 1)
+    likely = padded.gather(1, ids)
+    wanted = nucleus._weight_above(padded, weights, likely)
+    for name, above in ABOVE.items():
+        off = 0.0 if above is halving else float((above(padded, weights, likely) - wanted).abs().max())
+        _tell(f"likelier: {name}", partial(above, padded, weights, likely), f"off by {off:.0e}", device)
+    by_sorting = nucleus.draw_sorted(logits, rows, uniforms)
+    for name, draw in {"stable": nucleus.draw_sorted, "not stable": unstable, "topk alone": by_topk}.items():
+        same = int((draw(logits, rows, uniforms) == by_sorting).sum())
+        _tell(f"sorted: {name}", partial(draw, logits, rows, uniforms), f"same {same} of {count}", device)
 
 
 def _tell(name: str, call: Callable[[], object], note: str, device: Device) -> None:
@@ -165,7 +213,7 @@ def _tell(name: str, call: Callable[[], object], note: str, device: Device) -> N
         found = f"{time_launches([call], device, device.platform.captures).median:10.1f} us"
     except Exception as error:
         found = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-    print(f"{name:45} {found}  {note}", flush=True)
+    print(f"{name:50} {found}  {note}", flush=True)
 
 
 def main() -> None:

@@ -8,16 +8,18 @@ import pytest
 import torch
 
 import kernelmux
+import tiny_model
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import find_device
-from kernelmux.errors import LaunchError
+from kernelmux.errors import LaunchError, LogitsError
 from kernelmux.graph.formats import as_tuple
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.drawing import Drawing, draw_next
 from kernelmux.run.ladder import captured_extents
 from kernelmux.run.model import Model
+from kernelmux.run.nucleus import Way
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Feed, Session
 
@@ -80,11 +82,12 @@ def test_decoding_on_the_device_gives_the_ids_of_a_step_at_a_time(model: Model, 
     assert both[0] == both[1]
 
 
-def test_a_thousand_steps_hold_no_more_memory_than_one(model: Model, plan):
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=0.9)], ids=["greedy", "drawn"])
+def test_a_thousand_steps_hold_no_more_memory_than_one(model: Model, plan, sampling: Sampling | None):
     session = model.session(plan, 1100)
     sequences, ids = _opened(session, PROMPTS[:1])
     held = []
-    for index, (token,) in enumerate(session.decode(sequences, ids, 1000)):
+    for index, (token,) in enumerate(session.decode(sequences, ids, 1000, sampling)):
         assert token >= 0
         if index in (10, 999):
             held.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
@@ -196,16 +199,18 @@ DRAWN = [
     Sampling(repetition_penalty=1.5),
     Sampling(temperature=2.0, top_k=50, min_p=0.01, seed=4),
     Sampling(),
+    Sampling(temperature=1.0, top_p=0.5, seed=6),
 ]
+"""By rejection but for two, which are sorted."""
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_drawing_in_the_captured_step_gives_the_ids_of_a_step_at_a_time(model: Model, plan, count):
+@pytest.mark.parametrize("chosen", [DRAWN[:1], DRAWN[:2], DRAWN[:3], DRAWN[3:4], DRAWN[1:6], DRAWN[5:6]], ids=len)
+def test_drawing_in_the_captured_step_gives_the_ids_of_a_step_at_a_time(model: Model, plan, chosen: list[Sampling]):
     """Settings of each sequence, padding rows beside them; the same numbers made ahead and one by one."""
-    both = []
+    both, count = [], len(chosen)
     for on_device in (True, False):
         session = model.session(plan, 1600, sequences=count)
-        samplers = [each.sampler(ids) for each, ids in zip(DRAWN, PROMPTS[:count], strict=False)]
+        samplers = [each.sampler(ids) for each, ids in zip(chosen, PROMPTS[:count], strict=True)]
         sequences, ids = _opened(session, PROMPTS[:count])
         if on_device:
             both.append(list(session.decode(sequences, ids, 280, samplers)))
@@ -220,19 +225,28 @@ def test_drawing_in_the_captured_step_gives_the_ids_of_a_step_at_a_time(model: M
     assert both[0] == both[1]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_a_large_vocabulary_is_drawn_on_the_card_as_on_the_host(rows):
-    """Of 128,256 logits, many of them tied, sorted in a graph there and picked out here."""
-    vocab, device = 128_256, find_device("cuda")
+LARGE = {
+    "top_p": [Sampling(temperature=1.0, top_p=0.95)],
+    "min_p": [Sampling(temperature=1.5, top_p=0.8, min_p=0.01)],
+    "small top_p": [Sampling(temperature=1.0, top_p=0.4)],
+    "mixed": [Sampling(temperature=1.0, top_p=0.9), Sampling(temperature=0.7), Sampling(temperature=1.5, top_k=40)],
+    "few candidates at a time": [Sampling(temperature=1.0, top_p=0.75, seed=seed) for seed in range(20)],
+}
+
+
+@pytest.mark.parametrize("vocab", [128_256, 151_667])
+@pytest.mark.parametrize("settings", LARGE.values(), ids=LARGE)
+def test_a_large_vocabulary_is_drawn_on_the_card_as_on_the_host(settings: list[Sampling], vocab: int):
+    """Of logits of which many are tied, in a graph there and row by row here; one vocabulary is padded."""
+    rows, way, device = len(settings), Way.of(settings), find_device("cuda")
     logits = (torch.randn(8, rows, vocab, generator=torch.Generator().manual_seed(5)) * 3).mul_(64).round_().div_(64)
-    settings = [Sampling(temperature=1.0, top_p=0.95), Sampling(temperature=0.7), Sampling(temperature=1.5, top_k=40)]
-    samplers = [each.sampler() for each in settings[:rows]]
+    samplers = [each.sampler() for each in settings]
     drawing, source = Drawing(rows, vocab, device), logits[0].to("cuda")
-    drawing.rehearse(rows)
+    drawing.rehearse(rows, way)
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with device.platform.capturing(graph, stream):
-        ids = drawing.draw(source)
+        ids = drawing.draw(source, way)
     drawing.start(samplers)
     found = []
     for step in logits:
@@ -241,27 +255,34 @@ def test_a_large_vocabulary_is_drawn_on_the_card_as_on_the_host(rows):
         graph.replay()
         found.append(ids.tolist())
         drawing.take(found[-1])
-    samplers = [each.sampler() for each in settings[:rows]]
+    samplers = [each.sampler() for each in settings]
     assert found == [[draw_next(each, row) for each, row in zip(samplers, step, strict=True)] for step in logits]
 
 
-def test_what_is_drawn_on_the_card_has_the_softmaxs_frequencies():
+@pytest.mark.parametrize("top_p", [1.0, 0.8, 0.6])
+def test_what_is_drawn_on_the_card_has_the_softmaxs_frequencies(top_p: float):
     """Pearson's chi-square of 32,000 draws, 64 rows at a time: within what one in a thousand fixed seeds exceeds."""
     vocab, rows, steps = 40, 64, 500
     device = find_device("cuda")
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(4))
     drawing = Drawing(rows, vocab, device)
-    drawing.start([Sampling(temperature=0.9, seed=seed).sampler() for seed in range(rows)])
+    settings = [Sampling(temperature=0.9, top_p=top_p, seed=seed) for seed in range(rows)]
+    way = Way.of(settings)
+    drawing.start([each.sampler() for each in settings])
     found = torch.zeros(vocab, dtype=torch.float64)
     for _ in range(steps):
         drawing.send()
-        ids = drawing.draw(logits.to("cuda").expand(rows, -1)).cpu()
+        ids = drawing.draw(logits.to("cuda").expand(rows, -1), way).cpu()
         found += torch.bincount(ids, minlength=vocab)
         drawing.take(ids.tolist())
-    expected = (logits.double() / 0.9).softmax(dim=0) * rows * steps
-    spread = 2 / (9 * (vocab - 1))
-    bound = (vocab - 1) * (1 - spread + 3.09 * spread**0.5) ** 3
-    assert ((found - expected) ** 2 / expected).sum() < bound
+    weights = (logits.double() / 0.9).softmax(dim=0)
+    order = weights.argsort(descending=True)
+    kept = order[weights[order].cumsum(dim=0) - weights[order] < top_p]
+    assert found.sum() == found[kept].sum() == rows * steps
+    expected = weights[kept] / weights[kept].sum() * rows * steps
+    spread = 2 / (9 * (len(kept) - 1))
+    bound = (len(kept) - 1) * (1 - spread + 3.09 * spread**0.5) ** 3
+    assert ((found[kept] - expected) ** 2 / expected).sum() < bound
 
 
 def test_a_kernel_that_raises_costs_a_drawn_decode_no_token(tiny: Path):
@@ -274,3 +295,24 @@ def test_a_kernel_that_raises_costs_a_drawn_decode_no_token(tiny: Path):
             both.append(list(session.decode(sequences, ids, 8, DRAWN[:2])))
         assert len(session.walker.plan.banned) == (nth > 0)
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=3), Sampling(0.7, 0.9, 5, 0.1, 1.3)], ids=repr)
+def test_logits_that_are_no_numbers_stop_a_captured_decode_and_the_card_goes_on(tmp_path: Path, monkeypatch, sampling):
+    sound = tiny_model._weights
+
+    def weights(shapes, seed):
+        made = sound(shapes, seed)
+        made["token_embd.weight"][7] = float("nan")
+        return made
+
+    monkeypatch.setattr(tiny_model, "_weights", weights)
+    model = kernelmux.load(tiny_model.write_tiny_llama(tmp_path / "nan.gguf", tied=False))
+    session = model.session(model.plan(use=[POLICIES["f32"]], device="cuda"), 400, sequences=3)
+    sequences = [session.open() for _ in range(3)]
+    with pytest.raises(LogitsError, match=r"^token 2, counted from the prompt's first, has no logits"):
+        list(session.decode(sequences, [1, 7, 2], 6, sampling))
+    assert session.walker.made.captured
+    # One step: the token of the spoilt row may be the next that is drawn.
+    assert len(list(session.decode([session.open()], [1], 1, sampling))) == 1
+    torch.cuda.synchronize()

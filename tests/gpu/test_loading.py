@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
 import kernelmux
 from kernelmux.contract.device import find_device
 from kernelmux.contract.packed import PackedWeights, packed_key
+from kernelmux.contract.packed_file import flat_bytes
 from kernelmux.contract.uploads import PIECE, Uploads
 from kernelmux.graph.formats import Weight
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model, load_random
+from tiny_model import write_tiny_llama
 
 MODELS = ("tiny:bf16", "tiny:Q4_K_M", "tiny:Q4_0", "tiny:Q5_1", "tiny:Q8_0", "tiny:Q3_K", "tiny:fp8_row")
 
@@ -93,3 +96,27 @@ def test_preparing_leaves_what_is_cached(model: Model):
     answer = model.generate("hello there", plan, max_tokens=12)
     assert "".join(answer)
     assert found[: len(answer.ids)] == answer.ids
+
+
+def test_forms_that_are_kept_on_disk_come_back_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Written from the card, sent there from the mapped files, and checked there."""
+    monkeypatch.setenv("KERNELMUX_CACHE", str(tmp_path))
+    path = write_tiny_llama(tmp_path / "q4.gguf", weight_type=GGMLQuantizationType.Q4_0)
+    started = []
+    for _ in range(2):
+        model = kernelmux.load(path)
+        session = model.session(model.plan(device="cuda", max_rows=64), 100, cache_packed=True)
+        for _ in session.prepare():
+            pass
+        session.packed_cache.background.finish()
+        assert session.packed_cache.notes == []
+        started.append(session)
+    first, second = started
+    assert first.packed_cache.mapped_bytes == 0 < second.packed_cache.mapped_bytes
+    forms = second.walker.packed._held
+    for form, planes in first.walker.packed._held.items():
+        for one, other in zip(planes, forms[form], strict=True):
+            assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+            assert flat_bytes(one).equal(flat_bytes(other)), form
+    ids = [1, 2, 3, 4]
+    assert first.feed(first.open(), ids).equal(second.feed(second.open(), ids))

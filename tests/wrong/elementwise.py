@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from kernelmux.graph.formats import as_tuple
+from kernelmux.graph.formats import as_tuple, dequantize_planes
 from wrong.kernel import Right, planted
 
 
@@ -226,3 +226,62 @@ class ScalesLieByRows(Right):
         if node.outputs[0].format == "fp8_block":
             scales = tensors.outputs[0][1]
             scales.view(-1).copy_(scales.T.flatten())
+
+
+class Rescaled(Right):
+    """Each block by a scale that is too large by as much; values are rounded no worse than the format does."""
+
+    target, by = "", 1.0
+
+    def write(self, node, tensors, results):
+        super().write(node, tensors, results)
+        if node.outputs[0].format == self.target:
+            data, scales, *sums = tensors.outputs[0]
+            scales.copy_(self.rescaled(scales))
+            spread = results[0] / scales.repeat_interleave(results[0].shape[1] // scales.shape[1], 1).clamp(min=1e-38)
+            data.copy_(spread.round() if data.dtype == torch.int8 else spread)
+            for plane in sums:
+                plane.copy_(dequantize_planes(self.target, tensors.outputs[0]).view(*scales.shape, -1).sum(dim=-1))
+
+    def rescaled(self, scales):
+        return scales * self.by
+
+
+@planted("convert", "scales", first="*-fp8_row-*")
+class ScalesFrom240(Rescaled):
+    """As e4m3fnuz has it; e4m3fn goes to 448."""
+
+    target, by = "fp8_row", 448 / 240
+
+
+@planted("convert", "scales", first="*-fp8_tensor-*")
+class TheNextPowerOfTwoForAScale(Rescaled):
+    """As microscaling has it."""
+
+    target = "fp8_tensor"
+
+    def rescaled(self, scales):
+        return scales.clamp(min=1e-38).log2().ceil().exp2()
+
+
+@planted("convert", "scales", first="*-q8_32-*")
+class ScalesOver126(Rescaled):
+    target, by = "q8_32", 127 / 126
+
+
+@planted("rms_norm", "scales", first="*@outputs0=fp8_row")
+class NormsWithScalesFrom240(Rescaled):
+    """A norm that stores in 8 bits itself."""
+
+    target, by = "fp8_row", 448 / 240
+
+    def outputs(self, node):
+        return [["f32", "fp8_row"]]
+
+
+@planted("add", "written", first="*-m5-*")
+class LeavesTheLastColumnOfOddRows(Right):
+    def write(self, node, tensors, results):
+        kept = tensors.outputs[0][1::2, -1].clone()
+        super().write(node, tensors, results)
+        tensors.outputs[0][1::2, -1] = kept

@@ -119,3 +119,67 @@ class WarmsUpOnItsInputsWhenBound(Right):
     def bind(self, node, tensors, stream):
         torch.nn.init.ones_(tensors.inputs[0])
         return super().bind(node, tensors, stream)
+
+
+@planted("add", "repeatable")
+class WearsOut(Right):
+    """A ring of 64 slots that nobody empties."""
+
+    def bind(self, node, tensors, stream):
+        slots = []
+
+        def launch():
+            slots.append(1)
+            (result,) = self.answer(node, self.read(node, tensors))
+            self.write(node, tensors, (result if len(slots) <= 64 else torch.zeros_like(result),))
+
+        return launch
+
+
+@planted("add", "repeatable")
+class IsStuckAfterALaunchThatFailed(Right):
+    """A flag that is taken down at the end alone."""
+
+    def bind(self, node, tensors, stream):
+        state = {"busy": False}
+
+        def launch():
+            skip, state["busy"] = state["busy"], True
+            if not skip:
+                self.launch(node, tensors)
+            state["busy"] = False
+
+        return launch
+
+
+@planted("mul_mat", "repeatable")
+class AddsToWhatAFailedLaunchLeft(Right):
+    """Its sums are zeroed after use, by the launch that used them."""
+
+    def bind(self, node, tensors, stream):
+        sums = torch.zeros(node.outputs[0].extents, dtype=self.dtype)
+
+        def launch():
+            sums.add_(self.answer(node, self.read(node, tensors))[0])
+            self.write(node, tensors, (sums,))
+            sums.zero_()
+
+        return launch
+
+
+@planted("add", "repeatable")
+class SharesItsScratchAmongBindings(Right):
+    """What is filled by a binding's first launch is another's by its second."""
+
+    def bind(self, node, tensors, stream):
+        launches = []
+
+        def launch():
+            b = tensors.inputs[1]
+            if not launches:
+                self.scratch = b
+            launches.append(1)
+            later = len(launches) > 8  # Its first launches run another way.
+            self.launch(node, dataclasses.replace(tensors, inputs=(tensors.inputs[0], self.scratch if later else b)))
+
+        return launch

@@ -82,7 +82,7 @@ def _code(file: str, capability: tuple[int, int], defines: tuple[tuple[str, int 
     # The options name the card and the macros.
     key = cache.key(files_hash(sources, FOLDER), nvrtc.getVersion(), _options(capability, dict(defines)))
     code = cache.get(key)
-    if code is None:
+    if not code:
         code = translate(file, capability, **dict(defines)).code
         cache.put(key, code)
     return code

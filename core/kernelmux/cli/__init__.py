@@ -9,9 +9,11 @@ import typer
 from kernelmux import __version__
 from kernelmux.cli.backends import backends
 from kernelmux.cli.bench import bench
+from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
-from kernelmux.cli.common import say
+from kernelmux.cli.command import Command
 from kernelmux.cli.graph import graph
+from kernelmux.cli.output import open_streams, say, tell
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
 from kernelmux.cli.run import run
@@ -26,15 +28,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, plan, tune, graph, backends, check):
-    app.command()(command)
+for command in (run, chat, plan, tune, graph, backends, check):
+    app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")
 
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"kernelmux {__version__}")
+        tell(f"kernelmux {__version__}")
         raise typer.Exit
 
 
@@ -47,10 +49,12 @@ def options(
 
 def main() -> None:
     """The `kernelmux` command."""
+    open_streams()
     try:
         app()
     except KernelmuxError as error:
-        say(f"kernelmux: {type(error).__name__}: {error}", err=True)
+        said = " ".join(part.strip() for part in str(error).splitlines())
+        say(f"kernelmux: {type(error).__name__}: {said}", err=True)
         sys.exit(2)
     except OSError as error:  # A file that cannot be written to its end, or stdout.
         say(f"kernelmux: {error}", err=True)

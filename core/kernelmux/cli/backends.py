@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kernelmux.cli.common import Json, print_json, print_table, say
+from kernelmux.cli.common import Json
+from kernelmux.cli.output import print_json, print_table, say, tell
 
 if TYPE_CHECKING:
     from kernelmux.contract.kernel import Kernel
@@ -30,7 +31,7 @@ def backends(
         print_json({"backends": rows})
         return
     if not rows:
-        typer.echo("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
+        tell("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
         return
     cells = [
         (row["name"], row["version"], f"quarantined: {row['fault']}" if row["fault"] else " ".join(row["ops"]))
@@ -70,7 +71,7 @@ def _kernel(kernel: type[Kernel]) -> dict[str, Any]:
 
 def _show_details(row: dict[str, Any]) -> None:
     if row["kernels"]:
-        typer.echo(f"\n{row['name']}:")
+        tell(f"\n{row['name']}:")
     for kernel in row["kernels"]:
         limits = [f"{name} {allowed}" for name, allowed in kernel["takes"].items()]
         limits += [f"on {' or '.join(kernel['devices'])}"] if kernel["devices"] else []
@@ -79,4 +80,4 @@ def _show_details(row: dict[str, Any]) -> None:
         ops = "every op" if kernel["ops"] == ["*"] else " ".join(kernel["ops"])
         say(f"  {row['name']}:{kernel['name']} of {ops}: NMSE up to {kernel['precision']:g}{takes}", indent="    ")
     if "traceback" in row:
-        typer.echo(f"\n{row['name']}:\n{row['traceback']}")
+        tell(f"\n{row['name']}:\n{row['traceback']}")

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kernelmux.cli.command import Command
 from kernelmux.cli.common import (
+    CachePacked,
     DeviceName,
     Exact,
+    Json,
     MaxRows,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    SaveJson,
     Strict,
     Temperature,
     TopP,
@@ -22,11 +26,12 @@ from kernelmux.cli.common import (
     asked_policy,
     make_plan,
     open_asked,
-    print_table,
+    refuse_overwriting,
     row_counts,
 )
+from kernelmux.cli.output import print_json, print_table
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.errors import KernelmuxError, nearest
+from kernelmux.errors import KernelmuxError, contained, nearest
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Ceilings, Device
@@ -36,10 +41,8 @@ bench = typer.Typer(
     name="bench", help="Measure kernels and models on this machine.", no_args_is_help=True, add_completion=False
 )
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
 
-
-@bench.command()
+@bench.command(cls=Command)
 def ops(
     op: Annotated[list[str] | None, typer.Option("--op", metavar="OP", help="Only this op; may be repeated.")] = None,
     kernel: Annotated[
@@ -55,13 +58,15 @@ def ops(
         str | None, typer.Option("--activations", metavar="FORMAT", help="Preferred: bf16 on CUDA, f32 on the CPU.")
     ] = None,
     device: DeviceName = "cpu",
-    json: JsonFile = None,
+    json: Json = False,
+    save: SaveJson = None,
 ) -> None:
     """Time every kernel that takes a node, side by side, as shares of what the machine can do."""
     from kernelmux.contract.device import find_device
     from kernelmux.graph.formats import lookup
     from kernelmux.measure.ceilings import measure_ceilings
 
+    refuse_overwriting("--save", save)
     target = find_device(device)
     stored = lookup(activations or target.platform.activations).name
     works = _works(shape, op, row_counts(m), context, stored)
@@ -69,10 +74,10 @@ def ops(
     rows, notes = _timed(works, kernel or [], target, stored, ceilings)
     gemm = ", ".join(f"{format} {rate / 1e12:.1f} TFLOP/s" for format, rate in ceilings.gemm.items())
     notes.insert(0, f"Ceilings: copy {ceilings.copy / 1e9:.0f} GB/s, read {ceilings.read / 1e9:.0f} GB/s, GEMM {gemm}.")
-    _show(f"Kernels, {shape}", target, target.platform.method, rows, notes, json)
+    _show(f"Kernels, {shape}", target, target.platform.method, rows, notes, json, save)
 
 
-@bench.command()
+@bench.command(cls=Command)
 def model(
     model: OptionalModelPath = None,
     random: RandomModel = None,
@@ -87,8 +92,10 @@ def model(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     max_rows: MaxRows = None,
+    cache_packed: CachePacked = False,
     device: DeviceName = "cpu",
-    json: JsonFile = None,
+    json: Json = False,
+    save: SaveJson = None,
 ) -> None:
     """Time prompts and decoding of a model, and what Python and memory they cost."""
     from kernelmux.graph.formats import human_bytes
@@ -97,6 +104,7 @@ def model(
     from kernelmux.run.replaced import told
     from kernelmux.run.sampling import Sampling
 
+    refuse_overwriting("--save", save, model=model, policy=policy)
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     with ProgressBar() as bar:
         bar.begin("opening the model")
@@ -108,10 +116,18 @@ def model(
     with ProgressBar() as bar:
         bar.begin("planning")
         plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
-        timed = time_model(opened, plan, load, bar.show)
+        timed = time_model(opened, plan, load, bar.show, cache_packed)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
-    _show(opened.graph.name, plan.device, method, timed.rows(), [*notes, *told(timed.replaced)], json)
+    _show(
+        opened.graph.name,
+        plan.device,
+        method,
+        timed.rows(),
+        [*notes, *timed.notes, *told(timed.replaced)],
+        json,
+        save,
+    )
 
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
@@ -145,10 +161,12 @@ def _timed(
     weights = random_weights(works, device)
     rows: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    known: set[str] = set()
-    for work in works:
-        offered, declined = find_kernels(work, registry.current(), device)
-        known.update((*offered, *declined))
+    found = [(work, *find_kernels(work, registry.current(), device)) for work in works]
+    names = {name for _, offered, declined in found for name in (*offered, *declined)}
+    known = {*names, *(name.partition(":")[0] for name in names)}
+    if unknown := [name for name in asked if name not in known]:
+        raise KernelmuxError(f"--kernel {unknown[0]}: unknown{nearest(unknown[0], known)}")
+    for work, offered, declined in found:
         refused = {name: refusal.reason for name, refusal in declined.items() if wanted(name)}
         notes.update({f"{name} does not take {work.label}: {reason}.": None for name, reason in refused.items()})
         for name, kernel in offered.items():
@@ -156,25 +174,33 @@ def _timed(
                 continue
             try:
                 rows.append(time_kernel(work, name, kernel, weights, activations).row(ceilings))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 # One that fails must not cost the figures of the others.
-                notes[f"{name} at {work.label}, m = {work.m}: {type(error).__name__}: {error}"] = None
+                notes[f"{name} at {work.label}, m = {work.m}: {type(contained(error)).__name__}: {error}"] = None
     if not rows:
-        unknown = f"--kernel {asked[0]}{nearest(asked[0], known)}" if asked else "the model has no such node"
-        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or unknown}")
+        raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or 'the model has no such node'}")
     return rows, list(notes)
 
 
 def _show(
-    title: str, device: Device, method: str, rows: list[dict[str, Any]], notes: list[str], json: Path | None
+    title: str,
+    device: Device,
+    method: str,
+    rows: list[dict[str, Any]],
+    notes: list[str],
+    json: bool,
+    save: Path | None,
 ) -> None:
-    """A table on stdout, notes on stderr, and the document where it was asked for."""
+    """A table or the document on stdout, notes on stderr, and the document where it was asked for."""
     from kernelmux.measure.report import make_report, save_report
 
+    report = make_report(title, device, method, rows, notes) if json or save else {}
     cells = [[" to ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
-    print_table(list(rows[0]), cells, f"{title}: {method}")
+    if json:
+        print_json(report)
+    else:
+        print_table(list(rows[0]), cells, f"{title}: {method}")
     for note in notes:
         typer.echo(note, err=True)
-    if json is not None:
-        report = make_report(title, device, method, rows, notes)
-        save_report(report, json)
+    if save is not None:
+        save_report(report, save)

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Verbose, print_json, refuse_overwriting, refuse_together, traced
+from kernelmux.cli.common import (
+    DeviceName,
+    Json,
+    SaveJson,
+    Verbose,
+    refuse_overwriting,
+    refuse_together,
+    traced,
+)
 from kernelmux.cli.fuzz import run_fuzz
+from kernelmux.cli.output import print_json, stdout, tell
 from kernelmux.cli.progress import counting
 from kernelmux.errors import BackendError, nearest
 
@@ -21,18 +30,28 @@ if TYPE_CHECKING:
     from kernelmux.contract.record import Record
     from kernelmux.contract.registry import Registry
 
-STDOUT = Path("-")
-
 
 @traced
 def check(
     backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="Only this one; else all.")] = "",
-    op: Annotated[str, typer.Option("--op", metavar="OP", help="Only this op's cases.")] = "",
+    op: Annotated[
+        list[str] | None, typer.Option("--op", metavar="OP", help="Only this op's cases; may be repeated.")
+    ] = None,
     kernel: Annotated[str, typer.Option("--kernel", metavar="KERNEL", help="Only this one, as torch:f32.")] = "",
     case: Annotated[str, typer.Option("--case", metavar="GLOB", help="Only the case of this name or pattern.")] = "",
+    until: Annotated[
+        str,
+        typer.Option("--until", metavar="CASE", help="Only the cases up to this one, in their order."),
+    ] = "",
     device: DeviceName = "cpu",
     smoke: Annotated[bool, typer.Option("--smoke", help="Only the cases that run in seconds.")] = False,
-    large: Annotated[bool, typer.Option("--large", help="Also the large cases, which the CPU leaves out.")] = False,
+    large: Annotated[
+        bool,
+        typer.Option(
+            "--large",
+            help="Also the large cases, which the CPU leaves out, and those of over 2^31 elements.",
+        ),
+    ] = False,
     peer: Annotated[
         str, typer.Option("--peer", metavar="KERNEL", help="Who misses a bound passes if this one is no closer.")
     ] = "",
@@ -52,7 +71,8 @@ def check(
         ),
     ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout.")] = None,
+    json: Json = False,
+    save: SaveJson = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to read.")] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -61,6 +81,7 @@ def check(
     A kernel that fails smoke cases is on record then: `auto` does not take it on this machine until they pass.
     """
     from kernelmux.conformance import Filter
+    from kernelmux.conformance.alone import told_alone
     from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
@@ -68,31 +89,43 @@ def check(
     from kernelmux.contract.device import find_device
     from kernelmux.contract.record import Record
 
-    for path in (json, html):
+    for path in (save, html):
         if path is not None and not path.parent.is_dir():
             raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
-    refuse_overwriting("--json", json, **{"known failures": known, "case file": cases})
-    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases})
+    refuse_overwriting("--save", save, **{"known failures": known, "case file": cases})
+    refuse_overwriting("--html", html, **{"known failures": known, "case file": cases, "JSON": save})
+    refuse_overwriting("--fuzz-cases", fuzz_cases, JSON=save, page=html)
     current, target = registry.current(), find_device(device)
+    asked = dict.fromkeys(op or [""])
+    if not fuzz and (seed or fuzz_cases):
+        raise typer.BadParameter("it is of random cases: ask for some by --fuzz N", param_hint="--seed, --fuzz-cases")
     if fuzz:
-        unused = {"case": case, "smoke": smoke, "large": large, "cases": cases, "known": known, "peer": peer}
-        refuse_together("--fuzz", **unused, list=list_cases)
+        unused = {"case": case, "until": until, "smoke": smoke, "large": large, "cases": cases, "known": known}
+        refuse_together("--fuzz", **unused, peer=peer, list=list_cases)
+        backends = _named(backend, kernel, op or [], current)
         place = fuzz_cases or Path(f"fuzz-{seed}.json")
-        outcomes = run_fuzz(_named(backend, kernel, op, current), fuzz, seed, device, Filter(op, kernel), place)
-        _write(make_report(outcomes, current.backends, target.device_class), json, html, verbose)
+        outcomes = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
+        _write(make_report(outcomes, current.backends, target.device_class), json, save, html, verbose)
         raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
-    chosen = _choose(every, Filter(op, kernel, case, smoke, large or device != "cpu"))
+    wanted = [Filter(one, kernel, case, smoke, large or device != "cpu", huge=large) for one in asked]
+    chosen = _up_to(until, [job for each in wanted for job in _choose(every, each)])
     if list_cases:
-        for line in dict.fromkeys("\t".join((j.case.op, j.name, *sorted(j.case.marks))) for j in chosen):
-            typer.echo(line)
+        listed = dict.fromkeys((job.case.op, job.name, *sorted(job.case.marks)) for job in chosen)
+        if json:
+            print_json({"cases": [{"op": op, "name": name, "marks": marks} for op, name, *marks in listed]})
+        else:
+            for words in listed:
+                tell("\t".join(words))
         return
     if peer:
         _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
     entries = read_known(known) if known else []
-    narrowed = bool(op or kernel or case or smoke or cases)
+    narrowed = bool(op or kernel or case or until or smoke or cases)
     outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
+    if len(chosen) > 1 and not until:
+        outcomes = told_alone(outcomes)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
@@ -102,17 +135,18 @@ def check(
     if verbose:
         for found in broken:
             typer.echo(found.trace, err=True)
-    _write(report, json, html, verbose)
+    _write(report, json, save, html, verbose)
     if report.totals["fail"] or broken:
         raise typer.Exit(1)
 
 
-def _named(backend: str, kernel: str, op: str, registry: Registry) -> list[str]:
-    """The backends that are asked for, else all that work; BackendError where one, or the op, is unknown."""
+def _named(backend: str, kernel: str, ops: Iterable[str], registry: Registry) -> list[str]:
+    """The backends that are asked for, else all that work; BackendError where one, or an op, is unknown."""
     from kernelmux.graph.ops import OPS
 
-    if op and op not in OPS:
-        raise BackendError(f"unknown op {op!r}{nearest(op, OPS)}")
+    for op in ops:
+        if op not in OPS:
+            raise BackendError(f"unknown op {op!r}{nearest(op, OPS)}")
     return [_asked(backend, kernel)] if backend or kernel else list(registry.working)
 
 
@@ -133,14 +167,14 @@ def _find_jobs(
     from kernelmux.conformance import Filter, jobs
 
     if asked := _asked(backend, kernel):
-        return list(jobs(asked, registry, device, Filter(large=True), file)), {}
+        return list(jobs(asked, registry, device, Filter(large=True, huge=True), file)), {}
     if not registry.backends:
         raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
     every: list[Job] = []
     notes = {}
     for name in registry.backends:
         try:
-            every += jobs(name, registry, device, Filter(large=True), file)
+            every += jobs(name, registry, device, Filter(large=True, huge=True), file)
         except BackendError as error:
             notes[name] = str(error)
     if not every:
@@ -163,6 +197,17 @@ def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
     asked = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in filters.items() if value)
     close = nearest(wanted.case, {job.name for job in every}).partition(";")[0] if wanted.case else ""
     raise BackendError(f"no case matches {asked}{close}; kernelmux check --list shows them, with --large all")
+
+
+def _up_to(name: str, chosen: list[Job]) -> list[Job]:
+    """The jobs up to the last one of that name, or all if there is none; BackendError where no job is called so."""
+    if not name:
+        return chosen
+    found = [index for index, job in enumerate(chosen) if job.name == name]
+    if not found:
+        close = nearest(name, {job.name for job in chosen}).partition(";")[0]
+        raise BackendError(f"no case among those chosen is called {name!r}{close}; kernelmux check --list shows them")
+    return chosen[: found[-1] + 1]
 
 
 def _require_kernel(name: str, every: Iterable[Job]) -> None:
@@ -212,18 +257,19 @@ def _put_on_record(ran: Sequence[tuple[Job, Outcome]], every: Iterable[Job], rec
             record.note(op, kernel, failed)
 
 
-def _write(report: Report, json: Path | None, html: Path | None, traces: bool) -> None:
+def _write(report: Report, json: bool, save: Path | None, html: Path | None, traces: bool) -> None:
     from kernelmux.conformance.html import to_html
     from kernelmux.conformance.report import print_report, to_json
+    from kernelmux.files import write_whole
     from kernelmux.measure.report import save_report
 
     if html is not None:
-        html.write_text(to_html(report), "utf-8")
-    if json == STDOUT:
-        print_json(to_json(report))
-        return
-    if json is not None:
-        save_report(to_json(report), json)
+        write_whole(html, to_html(report))
+    if save is not None:
+        save_report(to_json(report), save)
     for note in report.notes:
         typer.echo(f"not checked: {note}", err=True)
-    print_report(report, traces)
+    if json:
+        print_json(to_json(report))
+    else:
+        print_report(report, traces, stdout())

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
+from kernelmux.cli.output import say
+from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import KernelmuxError
+from kernelmux.files import refuse_model
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
+    from kernelmux.contract.packed_cache import PackedCache
     from kernelmux.plan.plan import Plan
     from kernelmux.policy.policy import Policy
     from kernelmux.run.model import Model
+    from kernelmux.run.sampling import Sampling
+    from kernelmux.run.session import Session
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
 OptionalModelPath = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file.", show_default=False)]
@@ -52,7 +56,8 @@ DeviceAs = Annotated[
     typer.Option("--device-as", metavar="CLASS", help="Instead a device that may be absent: 'cuda sm_90 NVIDIA H200'."),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="What must be told of the plan is an error, as being tuned for another card.")
+    bool,
+    typer.Option("--strict", help="What is asked for and not used is an error, and a kernel that raises, too."),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw from the likeliest that reach this share.")]
@@ -61,7 +66,26 @@ MaxRows = Annotated[
     int | None,
     typer.Option("--max-rows", min=1, help="Token rows of the largest step, else 512: longer prompts take several."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON for a script to read.")]
+CachePacked = Annotated[
+    bool, typer.Option("--cache-packed", help="Keep packed weights on disk, and map those that an earlier run kept.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for a script to read.")]
+SaveJson = Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Also write the JSON there.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, show_default=False, help="Tokens of an answer at most, else 128 if they fit."),
+]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")]
+MinP = Annotated[
+    float, typer.Option("--min-p", help="Draw from those that have this share of the likeliest's probability.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1 tokens that were there before are less likely.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")]
+LockedPlan = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
+]
 
 
 def asked_device(name: str | None, described: str | None) -> Device:
@@ -93,18 +117,20 @@ def refuse_together(option: str, **others: object) -> None:
         raise typer.BadParameter(f"{option} is without {' and '.join(asked)}: ask for one of them", param_hint=option)
 
 
-def refuse_overwriting(option: str, written: Path | None, **read: Path | None) -> None:
-    """An error where the file to write is one that the command reads, by whatever path or link."""
-    for what, path in read.items():
+def refuse_overwriting(option: str, written: Path | None, **others: Path | None) -> None:
+    """An error where the file to write is one that the command reads or also writes, by whatever path or link."""
+    for what, path in others.items():
         if written is not None and path is not None and _same_file(written, path):
             raise typer.BadParameter(f"{written} is the {what} asked for: name another file", param_hint=option)
+    if written is not None:
+        refuse_model(written)
 
 
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # What does not exist is lost to nobody.
-        return False
+    except OSError:  # One of them does not exist: lost to nobody, unless both are to be written.
+        return one.resolve() == other.resolve()
 
 
 def asked_policy(path: Path | None, exact: bool) -> Policy | Path | None:
@@ -128,13 +154,79 @@ def make_plan(
     """A plan as asked for; what must be told of it is said in red on stderr, and is the end where `strict`."""
     from kernelmux.plan.plan import MAX_ROWS
 
-    made = model.plan(policy, use=use or (), device=device, max_rows=max_rows or MAX_ROWS)
-    for note in made.notes:
+    return noted(model.plan(policy, use=use or (), device=device, max_rows=max_rows or MAX_ROWS), strict)
+
+
+def noted(plan: Plan, strict: bool) -> Plan:
+    """The plan, once its notes are said; where `strict` they are the end, and so is a kernel that raises in a walk."""
+    for note in plan.notes:
         say(f"kernelmux: {note}", err=True, fg="red", bold=True)
-    if strict and made.notes:
+    if not strict:
+        return plan
+    if plan.notes:
         say("kernelmux: PlanError: --strict takes no plan of which such things are to be said", err=True)
         raise typer.Exit(1)
-    return made
+    return replace(plan, strict=True)
+
+
+def tell_cache(cache: PackedCache | None) -> None:
+    """On stderr, once all is written: what is to be told of packed weights on disk. Ctrl-C ends the writing."""
+    if cache is not None:
+        try:
+            with ProgressBar() as bar:
+                bar.begin("keeping packed weights")
+                cache.background.finish()
+        finally:
+            for note in cache.notes:
+                say(f"kernelmux: {note}", err=True)
+
+
+def asked_sampling(
+    temperature: float, top_p: float, top_k: int, min_p: float, repetition_penalty: float, seed: int
+) -> Sampling:
+    """The settings, or an error where there are none such; on stderr a line where some have no effect."""
+    from kernelmux.run.sampling import Sampling
+
+    asked_for = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    unused = {"--top-p": top_p != 1, "--top-k": top_k, "--min-p": min_p}
+    if not temperature and (asked := [option for option, given in unused.items() if given]):
+        verb = "has" if len(asked) == 1 else "have"
+        say(f"kernelmux: {' and '.join(asked)} {verb} no effect at temperature 0: give --temperature", err=True)
+    return asked_for
+
+
+def refuse_beside_plan(
+    locked: Path | None, policy: Path | None, exact: bool, use: list[str] | None, max_rows: int | None
+) -> None:
+    """An error where a plan on file is asked for, and what it would be made by as well."""
+    if locked is not None and (policy or exact or use or max_rows):
+        raise typer.BadParameter(
+            "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
+        )
+
+
+def chosen_plan(
+    model: Model,
+    locked: Path | None,
+    policy: Path | None,
+    exact: bool,
+    use: list[str] | None,
+    device: str,
+    strict: bool,
+    max_rows: int | None,
+) -> Plan:
+    """The plan on file, or one that is made now."""
+    if locked is not None:
+        return noted(model.locked_plan(locked, device), strict)
+    return make_plan(model, asked_policy(policy, exact), use, device, strict, max_rows)
+
+
+def tell_replaced(session: Session) -> None:
+    """In red on stderr, once an answer has ended: which kernels raised, and what ran instead."""
+    from kernelmux.run.replaced import told
+
+    for line in told(session.replaced):
+        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
 
 
 def row_counts(text: str) -> list[int]:
@@ -164,38 +256,3 @@ def traced(command: Callable[P, None]) -> Callable[P, None]:
             raise
 
     return run
-
-
-def print_json(document: Any) -> None:
-    """To stdout, as it is: no colours, no wrapping."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
-
-
-def line_width() -> int:
-    """Columns of the terminal; the usual number where stdout is none."""
-    from kernelmux.plan.table import WIDTH
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-
-
-def say(line: str, err: bool = False, indent: str = "  ", **style: Any) -> None:
-    """A line for a person: on a terminal broken between words at the usual width, elsewhere in one piece."""
-    from kernelmux.plan.table import WIDTH, wrapped
-
-    width = min(shutil.get_terminal_size().columns, WIDTH)
-    terminal = (sys.stderr if err else sys.stdout).isatty()
-    for part in wrapped(line, width, indent) if terminal else [line]:
-        typer.secho(part, err=err, **style)
-
-
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table that fits a terminal; tab-separated lines where stdout is not one."""
-    from kernelmux.plan.table import table
-
-    cells = [[str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        lines = [*([title] if title else []), *table(headings, cells, line_width())]
-    else:
-        lines = ["\t".join(row) for row in (headings, *cells)]
-    for line in lines:
-        typer.echo(line)

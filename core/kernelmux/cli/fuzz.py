@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from kernelmux.graph.ops import Case
 
 
-def run_fuzz(backends: Sequence[str], count: int, seed: int, device: str, wanted: Filter, place: Path) -> list[Outcome]:
-    """Each backend on so many random cases an op. What fails goes to `place`, and is printed to stderr."""
+def run_fuzz(
+    backends: Sequence[str], count: int, seed: int, device: str, wanted: Sequence[Filter], place: Path
+) -> list[Outcome]:
+    """Each backend on so many random cases of each op wanted. What fails goes to `place`, and is printed to stderr."""
     from kernelmux.conformance.fuzz import fuzz
     from kernelmux.contract import registry
 
@@ -30,9 +33,9 @@ def run_fuzz(backends: Sequence[str], count: int, seed: int, device: str, wanted
     failing: dict[str, Case] = {}
     nothing: list[str] = []
     with counting() as count_one:
-        for backend in backends:
+        for backend, each in product(backends, wanted):
             try:
-                for found in fuzz(backend, registry.current(), count, seed, device, wanted):
+                for found in fuzz(backend, registry.current(), count, seed, device, each):
                     outcome = found.outcome
                     if outcome.status == "fail":
                         failing[found.case.name] = found.case
@@ -61,9 +64,5 @@ def _save(failing: dict[str, Case], place: Path) -> None:
         raise KernelmuxError(f"cannot write cases to {place}: {error.strerror}", file=str(place)) from error
     for case in failing.values():
         typer.echo(json.dumps(to_entry(case)), err=True)
-    many = (
-        f"{len(failing)} failing cases, as small as they fail"
-        if len(failing) > 1
-        else "1 failing case, as small as it fails"
-    )
-    typer.echo(f"{many}: {place}", err=True)
+    many = f"{len(failing)} failing cases" if len(failing) > 1 else "1 failing case"
+    typer.echo(f"{many}, as small as it takes to fail: {place}", err=True)

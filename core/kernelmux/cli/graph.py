@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import Json, ModelPath, line_width, refuse_together
+from kernelmux.cli.common import Json, ModelPath, refuse_together
+from kernelmux.cli.output import line_width, tell
 
 if TYPE_CHECKING:
     from kernelmux.graph.formats import Value
@@ -27,12 +28,12 @@ def graph(
     refuse_together("--dot" if dot else "", json=json)
     built = open_model(model).graph
     if json:
-        typer.echo(built.to_json())
+        tell(built.to_json())
     elif dot:
-        typer.echo(to_dot(built))
+        tell(to_dot(built))
     else:
         for line in _lines(built, line_width()):
-            typer.echo(line)
+            tell(line)
 
 
 def _lines(graph: Graph, width: int) -> Iterator[str]:

@@ -20,14 +20,14 @@ from kernelmux.cli.common import (
     Use,
     asked_device,
     asked_policy,
-    line_width,
     make_plan,
+    noted,
     open_asked,
-    print_json,
     refuse_overwriting,
     refuse_together,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, tell
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Device
@@ -79,12 +79,14 @@ def plan(
     refuse_overwriting("--lock", lock, model=model, policy=policy)
     opened, target = open_asked(model, random), asked_device(device, device_as)
     if diff is not None:
-        refuse_together("--diff of two lock files" if all(map(is_lock, diff)) else "", use=use, max_rows=max_rows)
-        before, after = (_plan_of(opened, path, use, target, strict, max_rows) for path in diff)
+        files = [(path, _piped(path)) for path in diff]
+        locks = all(is_lock(*file) for file in files)
+        refuse_together("--diff of two lock files" if locks else "", use=use, max_rows=max_rows)
+        before, after = (_plan_of(opened, *file, use, target, strict, max_rows) for file in files)
         if json:
             print_json({"moves": [asdict(move) for move in moves(before, after)]})
         else:
-            typer.echo(show_diff(before, after, line_width()))
+            tell(show_diff(before, after, line_width()))
         return
     made = make_plan(opened, asked_policy(policy, exact), use, target, strict, max_rows)
     if lock is not None:
@@ -98,12 +100,12 @@ def plan(
     if why is not None and json:
         print_json(why_data(made, why, rows))
     elif why is not None:
-        typer.echo(made.why(why, rows))
+        tell(made.why(why, rows))
     elif json:
         print_json({**explain.describe(made, rows or 1), "capture": capturing(made)})
     else:
         for line in (explain.show(made, rows, line_width(), verbose), *capturing(made)):
-            typer.echo(line)
+            tell(line)
 
 
 def capturing(plan: Plan) -> list[str]:
@@ -123,9 +125,23 @@ def capturing(plan: Plan) -> list[str]:
     return lines
 
 
+def _piped(path: Path) -> bytes | None:
+    """What a pipe holds, which can be read once; None for other files, and for what is none."""
+    return path.read_bytes() if path.is_fifo() else None
+
+
 def _plan_of(
-    model: Model, path: Path, use: list[str] | None, device: Device, strict: bool, max_rows: int | None
+    model: Model,
+    path: Path,
+    written: bytes | None,
+    use: list[str] | None,
+    device: Device,
+    strict: bool,
+    max_rows: int | None,
 ) -> Plan:
     from kernelmux.plan.lock import is_lock
+    from kernelmux.policy.policy import read_policy
 
-    return model.locked_plan(path, device) if is_lock(path) else make_plan(model, path, use, device, strict, max_rows)
+    if is_lock(path, written):
+        return noted(model.locked_plan(path, device, written=written), strict)
+    return make_plan(model, read_policy(path, written), use, device, strict, max_rows)

@@ -7,12 +7,19 @@ from typing import Annotated
 
 import typer
 
-from kernelmux.cli.common import DeviceAs, DeviceNameOrAs, Json, asked_device, print_json, say
+from kernelmux.cli.command import Command
+from kernelmux.cli.common import (
+    DeviceAs,
+    DeviceNameOrAs,
+    Json,
+    asked_device,
+)
+from kernelmux.cli.output import print_json, say, tell
 
 policy = typer.Typer(help="Check a policy file, or print the JSON Schema that editors use.", no_args_is_help=True)
 
 
-@policy.command()
+@policy.command(cls=Command)
 def check(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A policy file (TOML), or `default`.", show_default=False)
@@ -52,12 +59,12 @@ def check(
         for finding in found:
             say(f"{file}:{finding.line}: {finding.message}")
         if not found:
-            typer.echo(f"{file}: no findings")
+            tell(f"{file}: no findings")
     if found:
         raise typer.Exit(1)
 
 
-@policy.command()
+@policy.command(cls=Command)
 def schema() -> None:
     """Print the JSON Schema of policy files."""
     from kernelmux.policy.grammar import Document

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,29 +10,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kernelmux.cli.common import (
+    CachePacked,
     DeviceName,
     Exact,
     Json,
+    LockedPlan,
     MaxRows,
+    MaxTokens,
+    MinP,
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    RepetitionPenalty,
+    Seed,
     Strict,
     Temperature,
+    TopK,
     TopP,
     Use,
     Verbose,
-    asked_policy,
-    line_width,
-    make_plan,
+    asked_sampling,
+    chosen_plan,
     open_asked,
-    print_json,
+    refuse_beside_plan,
     refuse_overwriting,
-    say,
+    tell_cache,
+    tell_replaced,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
+from kernelmux.cli.prompt import asked_prompt
 from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
@@ -47,34 +55,31 @@ FAR_SLOWER = 2.0
 
 @traced
 def run(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", show_default=False)],
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads stdin.", show_default=False)
+    ],
     model: OptionalModelPath = None,
     random: RandomModel = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     policy: PolicyPath = None,
     exact: Exact = False,
-    locked: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
-    ] = None,
+    locked: LockedPlan = None,
     use: Use = None,
     strict: Strict = False,
     max_rows: MaxRows = None,
     device: DeviceName = "cpu",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens to generate at most.")] = 128,
+    max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Draw from this many; 0 is all.")] = 0,
-    min_p: Annotated[
-        float, typer.Option("--min-p", help="Draw from those that have this share of the likeliest's probability.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1 tokens that were there before are less likely.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = 0,
     capture: Annotated[
         Path | None,
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
     ] = None,
+    cache_packed: CachePacked = False,
     timing: Annotated[bool, typer.Option("--timing", help="Say where the time to the first token went.")] = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -86,10 +91,10 @@ def run(
     stages.done("starting Python")
     start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
-    if locked is not None and (policy or exact or use or max_rows):
-        raise typer.BadParameter(
-            "a locked plan takes no --policy, no --exact and no --use, nor --max-rows", param_hint="--plan"
-        )
+    refuse_beside_plan(locked, policy, exact, use, max_rows)
+    text = asked_prompt(prompt)
+    # Here, so that what it refuses is told before anything is opened.
+    asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     with ProgressBar(stages) as bar:
         # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
         if model is None or model.is_file():
@@ -98,13 +103,10 @@ def run(
         with bar.stage("opening the model"):
             opened = open_asked(model, random, device)
         with bar.stage("planning"):
-            if locked is not None:
-                made = opened.locked_plan(locked, device)
-            else:
-                made = make_plan(opened, asked_policy(policy, exact), use, device, strict, max_rows)
+            made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         with bar.stage("reading the vocabulary"):
             answer = opened.generate(
-                [{"role": "user", "content": prompt}] if chat else prompt,
+                [{"role": "user", "content": text}] if chat else text,
                 made,
                 max_tokens=max_tokens,
                 temperature=temperature,
@@ -113,6 +115,7 @@ def run(
                 min_p=min_p,
                 repetition_penalty=repetition_penalty,
                 seed=seed,
+                cache_packed=cache_packed,
             )
         try:
             with _capturing(answer, capture):
@@ -121,12 +124,19 @@ def run(
                 bar.begin("reading the prompt")
                 pieces, interrupted = _stream(answer, bar, echo=not json)
         finally:
-            _tell_replaced(answer)
-    told = stages.told(answer.prompt_seconds)
-    if json:
-        print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
-    else:
-        _print_statistics(answer, told if timing else {})
+            tell_replaced(answer.session)
+    cache = answer.session.packed_cache
+    try:
+        told = stages.told(answer.prompt_seconds)
+        if json:
+            print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
+        else:
+            _print_statistics(answer, told if timing else {})
+    except KeyboardInterrupt:
+        interrupted = True
+    if interrupted and cache is not None:
+        cache.background.stop()
+    tell_cache(cache)
     if interrupted:
         raise typer.Exit(130)
 
@@ -140,30 +150,26 @@ def _capturing(answer: Generation, path: Path | None) -> AbstractContextManager[
 
 
 def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str], bool]:
-    """The answer's pieces, printed as they come, the first of which ends the bar; and whether Ctrl-C ended it."""
+    """The answer's pieces, printed as they come, the first one in the bar's place; and whether Ctrl-C ended it."""
     pieces: list[str] = []
+    ended = False
     try:
         for text in answer:
-            bar.close()
-            pieces.append(text)
             if echo:
-                typer.echo(text, nl=False)
-                sys.stdout.flush()
+                bar.close()
+                tell(text, nl=False)
+            elif not pieces:
+                bar.begin("answering")
+            pieces.append(text)
+        ended = True
     except KeyboardInterrupt:
         return pieces, True
     finally:
         bar.close()
-        if echo:
-            typer.echo("")
+        # Where something raised before the first word there is no line to end.
+        if echo and (pieces or ended):
+            tell("")
     return pieces, False
-
-
-def _tell_replaced(answer: Generation) -> None:
-    """In red on stderr, once the answer has ended: which kernels raised, and what ran instead."""
-    from kernelmux.run.replaced import told
-
-    for line in told(answer.session.replaced):
-        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
 
 
 def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
@@ -177,6 +183,7 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
     lines = [
         "",
         *(wrapped(first, line_width(), "  ") if timing else ()),
+        *(_from_cache(answer) if timing else ()),
         f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),
@@ -185,6 +192,15 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
     ]
     for line in lines:
         typer.echo(line, err=True)
+
+
+def _from_cache(answer: Generation) -> Iterator[str]:
+    """A line where packed weights are kept on disk."""
+    from kernelmux.graph.formats import human_bytes
+
+    if (cache := answer.session.packed_cache) is not None:
+        packed = human_bytes(answer.session.plan.packed_bytes)
+        yield f"packed weights {packed}, of which {human_bytes(cache.mapped_bytes)} came from the cache"
 
 
 def _slower_than_predicted(answer: Generation) -> Iterator[str]:
@@ -206,7 +222,7 @@ def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any
     from kernelmux.plan.explain import kernel_counts
     from kernelmux.plan.summary import summarise
 
-    plan = answer.session.plan
+    plan, cache = answer.session.plan, answer.session.packed_cache
     return {
         "text": text,
         "ids": answer.ids,
@@ -217,5 +233,7 @@ def _describe(answer: Generation, text: str, interrupted: bool) -> dict[str, Any
         "fingerprint": plan.fingerprint,
         "kernels": kernel_counts(plan.schedule(1, 1)),
         "summary": asdict(summarise(plan)),
+        "packed_bytes": plan.packed_bytes,
+        "packed_bytes_from_cache": 0 if cache is None else cache.mapped_bytes,
         "replaced": [asdict(each) for each in answer.session.replaced],
     }

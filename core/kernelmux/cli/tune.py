@@ -17,14 +17,12 @@ from kernelmux.cli.common import (
     OptionalModelPath,
     RandomModel,
     Verbose,
-    line_width,
     open_asked,
-    print_json,
     refuse_overwriting,
     row_counts,
-    say,
     traced,
 )
+from kernelmux.cli.output import line_width, print_json, say, tell
 from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
@@ -182,7 +180,7 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
     lines = ["", f"{RATE} (* whose choices the policy took):", *compared_lines(tuned, asked.counts, width), ""]
     lines += ["KL divergence from float32, nats a token, beside speed:", *frontier_lines(tuned, width)]
     for line in lines:
-        typer.echo(line)
+        tell(line)
     for way in tuned.compared:
         if way.note:
             say(f"{way.label}: {way.note}")
@@ -193,10 +191,11 @@ def _tell(asked: Asked, tuned: Tuned) -> None:
 def _write(asked: Asked, tuned: Tuned, output: Path) -> None:
     from kernelmux.contract import registry
     from kernelmux.contract.cache import library_versions
+    from kernelmux.files import write_whole
     from kernelmux.tune.result import policy_text
 
     libraries = (library for backend in registry.current().backends.values() for library in backend.libraries)
     versions = library_versions(dict.fromkeys(("kernelmux", *libraries)))
     command = shlex.join(["kernelmux", *sys.argv[1:]])
-    output.write_text(policy_text(asked, tuned, command, versions), "utf-8")
+    write_whole(output, policy_text(asked, tuned, command, versions))
     say(f"{output}: written; run it with --policy {output}", err=True)

@@ -20,6 +20,7 @@ import torch
 
 from kernelmux.conformance.draw import draw_case
 from kernelmux.errors import GraphError, KernelmuxError, LaunchError, nearest
+from kernelmux.files import replacing, write_whole
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import LEAF, Graph, TensorNode, case_node
 from kernelmux.graph.ops import Case
@@ -85,16 +86,21 @@ def capture_cases(session: Session, path: Path) -> Iterator[None]:
     that a graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
     gives the plain ones.
     """
+    noted: dict[Walk, Mapping[str, torch.Tensor]] = {}
+    raised: BaseException | None = None
     try:
-        path.write_text("", "utf-8")  # At once: nobody should wait for a run whose cases have no place.
+        # Opened at once: nobody should wait for a run whose cases have no place.
+        with replacing(path) as file:
+            session.walker = RecordingWalker(session.walker, noted)
+            try:
+                yield
+            except BaseException as error:
+                raised = error
+            file.write(_to_json(noted).encode())
     except OSError as error:
         raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}", file=str(path)) from error
-    noted: dict[Walk, Mapping[str, torch.Tensor]] = {}
-    session.walker = RecordingWalker(session.walker, noted)
-    try:
-        yield
-    finally:
-        path.write_text(_to_json(noted), "utf-8")
+    if raised is not None:
+        raise raised
 
 
 def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]]) -> str:
@@ -161,7 +167,7 @@ def _values(node: TensorNode, state: Mapping[str, torch.Tensor]) -> dict[str, An
 def write_cases(cases: Iterable[Case], path: Path) -> None:
     """Writes cases of which all that is no plain noise is named or listed, as those drawn from domains are."""
     lines = [json.dumps(to_entry(case)) for case in cases]
-    path.write_text(f'{{"schema": {SCHEMA}, "cases": [\n' + ",\n".join(lines) + "\n]}\n", "utf-8")
+    write_whole(path, f'{{"schema": {SCHEMA}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def to_entry(case: Case) -> dict[str, Any]:

@@ -5,18 +5,27 @@ Each takes a trial, and adds to its `failures` in the form `check: what was seen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from kernelmux.conformance.failing import failing
 from kernelmux.conformance.guarded import POISONS, same
-from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows
+from kernelmux.conformance.located import first_index
+from kernelmux.conformance.measure import WORST
+from kernelmux.errors import contained
+from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows, quantized_scales
 
 if TYPE_CHECKING:
     from kernelmux.conformance.trial import Room, Trial
     from kernelmux.graph.graph import TensorNode
+
+SCALE = 1e-3
+"""Of itself, how far a scale may be off: a multiplication in bfloat16 is further, a reciprocal is not."""
 
 
 def written(trial: Trial) -> None:
@@ -25,18 +34,46 @@ def written(trial: Trial) -> None:
     The second launch finds what the first one found. The third finds another poison: a byte of a kernel that repeats
     itself only differs then if it was left alone.
     """
-    if not same(trial.first, trial.launch()):
-        trial.failures.append("repeatable: two launches on the same inputs differ")
-    elif not same(trial.first, trial.launch(poison=POISONS[1])):
-        trial.failures.append("written: an output element, or the result, depends on what the memory held before")
+    again, elsewhere = trial.launch(), trial.launch(poison=POISONS[1])
+    if left := trial.unwritten(elsewhere):
+        trial.failures.append(f"written: {left}")
+    elif differing := trial.differing(again):
+        trial.failures.append(f"repeatable: two launches on the same inputs differ: {differing}")
+    elif differing := trial.differing(elsewhere):
+        trial.failures.append(f"written: the result depends on what the memory held before: {differing}")
 
 
-def follows(trial: Trial) -> None:
-    """With other inputs at the same addresses, the result is that of a new binding, which has seen no others."""
+def follows(trial: Trial, launches: int) -> None:
+    """What a launch gives is what a new binding would, whatever was launched before it, so many times.
+
+    Inputs change at the same addresses, and another binding of the kernel, which has seen no others, has its turn.
+    """
     room = trial.new_room()
-    wanted = trial.launch(trial.bind(room), trial.other, room)
-    if not same(trial.launch(contents=trial.other), wanted):
-        trial.failures.append("repeatable: other inputs at the same addresses give what a new binding does not")
+    call = trial.bind(room)
+    wanted = trial.launch(call, trial.other, room)
+    turns = (
+        (trial.call, trial.other, trial.room, wanted),
+        (trial.call, trial.given, trial.room, trial.first),
+        (call, trial.given, room, trial.first),
+    )
+    for count in range(launches):
+        launched, contents, where, right = turns[count % len(turns)]
+        if differing := trial.differing(trial.launch(launched, contents, where), right):
+            what = "other inputs at the same addresses give" if count == 0 else f"launch {count + 1} by turns gives"
+            trial.failures.append(f"repeatable: {what} what a new binding does not: {differing}")
+            return
+
+
+def after_failure(trial: Trial) -> None:
+    """A launch that raises midway, on other inputs, leaves nothing behind: the next one gives what the first did."""
+    for last in (False, True):
+        try:
+            trial.launch(partial(failing, trial.call, last), trial.other)
+        # As whatever library the kernel is written in may raise, or turn what was raised into.
+        except (Exception, SystemExit):
+            if differing := trial.differing(trial.launch()):
+                trial.failures.append(f"repeatable: after a launch that raised the next one differs: {differing}")
+                return
 
 
 def own_stream(trial: Trial) -> None:
@@ -60,14 +97,15 @@ def captured(trial: Trial) -> None:
         with platform.capturing(graph, trial.stream):
             trial.call()
     # Whatever library the kernel is written in may raise here, each an exception of its own.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        contained(error)
         trial.failures.append(f"captured: declared capturable, but capturing raises: {error}")
         return
     if (found := platform.count_launches(graph) or 0) > trial.kernel.launches:
         trial.failures.append(f"declarations: launches says {trial.kernel.launches}, a captured call has {found}")
     graph.instantiate()
-    if not same(trial.launch(graph.replay, poison=POISONS[1]), trial.first):
-        trial.failures.append("captured: a replayed CUDA graph gives other bytes than the launch itself")
+    if differing := trial.differing(trial.launch(graph.replay, poison=POISONS[1])):
+        trial.failures.append(f"captured: a replayed CUDA graph gives other bytes than the launch itself: {differing}")
 
 
 def guards(trial: Trial) -> None:
@@ -116,6 +154,32 @@ def sums(trial: Trial) -> None:
             wanted = dense.view(*stored.shape, -1).sum(dim=-1)
             if not torch.allclose(stored, wanted, rtol=1e-4, atol=1e-4 * float(dense.abs().max())):
                 trial.failures.append(f"error: the sums of {value.name} are not those of its blocks")
+
+
+def scales(trial: Trial) -> None:
+    """Of a format that keeps scales, each is the contract's: the block's largest magnitude over what an element holds.
+
+    Values may dequantise well by others, as e4m3 by a largest of 240; but what reads them next may count on the rule.
+    Where the op computes nothing the truth's magnitudes are the kernel's; else as exact as its numbers may be.
+    """
+    exact = trial.node.contract.flops(trial.node) == 0
+    for index, (value, memory) in enumerate(zip(trial.node.outputs, trial.outputs, strict=True)):
+        format = lookup(value.format)
+        if format.plain:
+            continue
+        truth = trial.expected[index]
+        wanted, size = (quantized_scales(value.format, of) for of in (truth, truth.square().mean().sqrt() + 0 * truth))
+        found = format.planes[1].by_rows(memory.parts[1]).double()
+        noise = 0.0 if exact else WORST * math.sqrt(trial.kernel.precision) * size
+        tiny = torch.finfo(torch.float32).tiny
+        # A scale of numbers that are none follows no rule.
+        wrong = wanted.isfinite() & ~((found - wanted).abs() <= SCALE * wanted + noise + tiny)
+        if bool(wrong.any()):
+            layout = replace(trial.layout(index), name=f"the scales of {value.name}", head_dim=0, block=1)
+            worst = torch.where(wrong, (found - wanted).abs().nan_to_num(torch.inf), 0.0)
+            element = layout.element(first_index(worst == worst.max()), found, wanted)
+            rule = "the largest magnitude over the largest that an element holds"
+            trial.failures.append(f"scales: {element}, {rule}; {layout.located(wrong)}")
 
 
 def in_place(trial: Trial) -> None:

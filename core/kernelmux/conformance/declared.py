@@ -11,6 +11,7 @@ from kernelmux.conformance.guarded import same
 from kernelmux.contract.answers import checked_work
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import packed_key
+from kernelmux.errors import contained
 from kernelmux.graph.formats import Value
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def symbols(trial: Trial) -> None:
     for method in ("inputs", "outputs", "packed_bytes"):
         try:
             alike = _plain(getattr(kernel, method)(unbound)) == _plain(getattr(kernel, method)(node))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            contained(error)
             trial.failures.append(f"declarations: {method} raises where the row count is the symbol m: {error}")
             continue
         if not alike:

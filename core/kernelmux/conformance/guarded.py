@@ -110,7 +110,7 @@ def _between_bands(sizes: Sequence[tuple[tuple[int, ...], torch.dtype]], device:
 def same(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
     """Whether tensors are equal byte for byte."""
     return len(before) == len(after) and all(
-        (old.shape, old.dtype) == (new.shape, new.dtype) and _bits(old).equal(_bits(new))
+        (old.shape, old.dtype) == (new.shape, new.dtype) and bits(old).equal(bits(new))
         for old, new in zip(before, after, strict=True)
     )
 
@@ -118,6 +118,11 @@ def same(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def bits(tensor: torch.Tensor) -> torch.Tensor:
     """As integers, which are equal where their bits are."""
     return tensor.reshape(-1).view(_WORDS[tensor.itemsize])
+
+
+def holding(tensor: torch.Tensor, pattern: int) -> torch.Tensor:
+    """Which elements are made of that byte alone."""
+    return (tensor.contiguous().view(torch.uint8).view(*tensor.shape, tensor.itemsize) == pattern).all(dim=-1)

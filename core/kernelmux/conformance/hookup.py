@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kernelmux.conformance.alone import MOST, tell_alone
 from kernelmux.conformance.case_file import CaseFile, read_cases
+from kernelmux.conformance.huge import huge_cases
 from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import ALL, Variant, choices, run_case
 from kernelmux.contract.device import find_device
@@ -59,6 +61,8 @@ class Filter:
     """Only the cases marked `smoke`."""
     large: bool = False
     """Also the cases marked `large`, which a CPU had better leave out."""
+    huge: bool = False
+    """Also the cases marked `huge`, of more than 2^31 elements."""
 
     def wants(self, job: Job) -> bool:
         return (
@@ -67,6 +71,7 @@ class Filter:
             and (not self.case or job.name == self.case or fnmatchcase(job.name, self.case))
             and (not self.smoke or "smoke" in job.case.marks)
             and (self.large or "large" not in job.case.marks or job.name == self.case)
+            and (self.huge or "huge" not in job.case.marks or job.name == self.case)
         )
 
 
@@ -105,6 +110,8 @@ def jobs(
     """
     require_backend(backend, registry)
     cases, source = (file.cases, file.path) if file else (all_cases(), "")
+    if wanted and wanted.huge and file is None:
+        cases += tuple(huge.case for huge in huge_cases().values())
     asked_op = wanted.op if wanted else ""
     for op, kernels in _variants_of(backend, registry, device, cases, source, asked_op).items():
         for kernel, variants in kernels.items():
@@ -222,6 +229,7 @@ def suite(
     current = registry.current()
     wanted = Filter(large=not find_device(device).platform.host_memory)
     every = list(jobs(backend, current, device, wanted, read_cases(cases) if cases else None))
+    own: Counter[str] = Counter()  # Failures that a kernel has alone, too.
 
     def parameter(job: Job) -> Any:
         marks = [pytest.mark.smoke] if "smoke" in job.case.marks else []
@@ -234,6 +242,9 @@ def suite(
         def test_case(self, job: Job, request: pytest.FixtureRequest) -> None:
             mine = [entry for entry in known if entry.meets(job.kernel, job.name)]
             outcome = apply_known([job.run(current, device)], mine)[0]
+            if outcome.status == "fail" and own[job.kernel] < MOST:
+                failed, outcome = outcome, tell_alone(outcome)
+                own[job.kernel] += outcome == failed
             # A pattern may hold cases that pass; a case by its name may not.
             if outcome.passed and any(entry.case == job.name for entry in mine):
                 stale = f"stale: known_failures.toml names {job.name}, which passes now"
@@ -244,12 +255,16 @@ def suite(
                 pytest.skip(outcome.reason)
             if outcome.status == "known":
                 pytest.xfail(outcome.reason)
-            trace = [outcome.trace] if outcome.trace and request.config.get_verbosity() > 0 else []
-            assert outcome.passed, "\n".join([*outcome.failures, f"again: {outcome.command}", *trace])
+            if not outcome.passed:
+                trace = [outcome.trace] if outcome.trace and request.config.get_verbosity() > 0 else []
+                # What failed is told by the message: the lines of this file say nothing of it.
+                pytest.fail("\n".join([*outcome.failures, f"again: {outcome.command}", *trace]), pytrace=False)
 
         def test_known_failures_name_cases(self) -> None:
             """An entry that is about no case is stale."""
             lost = [entry.case for entry in known if not any(entry.meets(job.kernel, job.name) for job in every)]
-            assert not lost, f"stale: known_failures.toml names {', '.join(lost)}, which is no case of that kernel"
+            if lost:
+                said = f"stale: known_failures.toml names {', '.join(lost)}, which is no case of that kernel"
+                pytest.fail(said, pytrace=False)
 
     return TestConformance

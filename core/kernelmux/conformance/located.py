@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+
+from kernelmux.conformance.guarded import bits
 
 FEW = 4
 """Rows or columns that are listed one by one."""
@@ -38,14 +41,44 @@ class Layout:
         in_rows, in_columns = (table.any(dim=other).nonzero().flatten().tolist() for other in (1, 0))
         places = [_span("row", in_rows, len(table)), self._columns(in_columns, columns)]
         where = f"all in {' and '.join(filter(None, places))}" if any(places) else "everywhere"
-        return f"{100 * count / table.numel():.3g} % of its elements are wrong, {where}"
+        there = len(in_rows) * len(in_columns)
+        some = f", {100 * count / there:.3g} % of those there" if any(places) and count < there else ""
+        return f"{100 * count / table.numel():.3g} % of its elements are wrong, {where}{some}"
+
+    def differing(self, found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> str:
+        """`y[3, 511] = 1.25, expected 0.98 of [5, 512]; ..`: the first plane that differs, each element by its bits."""
+        for plane, (new, old) in enumerate(zip(found, wanted, strict=True)):
+            wrong = (bits(new) != bits(old)).view(new.shape)
+            if bool(wrong.any()):
+                named = self._plane(plane)
+                return f"{named.element(first_index(wrong), new.double(), old.double())}; {named.located(wrong)}"
+        return ""
+
+    def unwritten(self, left: torch.Tensor, truth: torch.Tensor | None, plane: int = 0) -> str:
+        """`y[3, 511] is left as it was, expected 0.98 of [5, 512]; ..`, of a mask of plane `plane`, not all False."""
+        named, place = self._plane(plane), first_index(left)
+        expected = "" if truth is None else f", expected {truth[*place]:.6g}"
+        where = named.located(left).replace("are wrong", "are").replace("it alone is wrong", "it alone is")
+        return f"{named.name}{list(place)} is left as it was{expected} of {list(left.shape)}; {where}"
+
+    def _plane(self, plane: int) -> Layout:
+        """The same for plane `plane` of the output's format, whose columns are others."""
+        return self if plane == 0 else Layout(f"{('', 'the scales', 'the sums')[min(plane, 2)]} of {self.name}")
 
     def _columns(self, found: Sequence[int], extent: int) -> str:
         """Where the columns are, by what an op or format does to several at once if that is all of it."""
-        if len(found) > 1 and 0 < self.head_dim < extent and found[0] // self.head_dim == found[-1] // self.head_dim:
-            return f"head {found[0] // self.head_dim} of {extent // self.head_dim}"
-        if len(found) > 1 and 1 < self.block < extent and found[0] >= (extent - 1) // self.block * self.block:
-            return f"the last block of {self.block} columns"
+        for what, size in (("head", self.head_dim), ("block", self.block)):
+            if len(found) == 1 or not 1 < size < extent:
+                continue
+            # Of one of them some columns count as well; of several all that these have.
+            touched = sorted({column // size for column in found})
+            of = f" of {-(-extent // size)}" + (f", each of {size} columns" if what == "block" else "")
+            if len(touched) == 1:
+                last = what == "block" and touched[0] == (extent - 1) // size
+                return f"the last block of {size} columns" if last else f"{what} {touched[0]}{of}"
+            whole = len(found) == sum(min(size, extent - each * size) for each in touched)
+            if whole and (named := _span(what, touched, -(-extent // size))):
+                return f"{named}{of}"
         return _span("column", found, extent)
 
 
@@ -62,4 +95,12 @@ def _span(what: str, found: Sequence[int], extent: int) -> str:
         return f"the last {what}" if last == extent - 1 else f"{what} {first}"
     if len(found) == last - first + 1:
         return f"{what}s from {first} on" if last == extent - 1 else f"{what}s {first}..{last}"
-    return f"{what}s {', '.join(map(str, found))}" if len(found) <= FEW else ""
+    if len(found) <= FEW:
+        return f"{what}s {', '.join(map(str, found))}"
+    steps = {later - earlier for earlier, later in pairwise(found)}
+    return f"{what}s {first}, {found[1]} .. {last}" if len(steps) == 1 else ""
+
+
+def first_index(mask: torch.Tensor) -> tuple[int, ...]:
+    """The first place where `mask` holds."""
+    return tuple(int(i) for i in mask.nonzero()[0])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.conformance.located import PLAIN, Layout
+from kernelmux.conformance.located import PLAIN, Layout, first_index
 
 ROUNDING = 6.0
 """How many standard deviations, by the NMSE bound, rounding puts an element off."""
@@ -63,7 +63,7 @@ def compare(
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
     alike = torch.where(wanted.isfinite(), found.isfinite(), (found == wanted) | (found.isnan() & wanted.isnan()))
     if not bool(alike.all()):
-        failure = f"finite: {layout.element(_index(~alike), found, wanted)}; {layout.located(~alike)}"
+        failure = f"finite: {layout.element(first_index(~alike), found, wanted)}; {layout.located(~alike)}"
         return Measured(math.inf, math.inf, bound, (failure,))
     truth = torch.where(wanted.isfinite(), wanted, 0.0)
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
@@ -92,7 +92,7 @@ def compare(
     else:
         return Measured(error, worst, bound, ())
     wrong = relative > min(ROUNDING * math.sqrt(allowed), worst / 2)
-    element = layout.element(_index(relative == worst), found, wanted)
+    element = layout.element(first_index(relative == worst), found, wanted)
     return Measured(error, worst, bound, (f"error: {failure}; the worst is {element}; {layout.located(wrong)}",))
 
 
@@ -144,8 +144,3 @@ def _lost_line(truth: torch.Tensor, difference: torch.Tensor, most: float) -> st
         if errors.numel() and float(errors.max()) > most:
             return f"{name} {int(errors.argmax())} has NMSE {float(errors.max()):.3g}"
     return ""
-
-
-def _index(mask: torch.Tensor) -> tuple[int, ...]:
-    """The first place where `mask` holds."""
-    return tuple(int(i) for i in mask.nonzero()[0])

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["pass", "fail", "refused", "known"]
+Before = Literal["", "op", "kernel", "backend"]
+BEFORE: tuple[Before, ...] = ("op", "kernel", "backend")
+"""Whose cases a failure may take to come: those of its kernel and op, of its kernel, or of its backend."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,29 @@ class Outcome:
     trace: str = ""
     """The traceback, where the kernel raised."""
 
+    before: Before = ""
+    """Whose cases must run before it in one process, where it fails only then."""
+
     @property
     def passed(self) -> bool:
         return self.status == "pass"
 
     @property
     def command(self) -> str:
-        """What runs exactly this case again."""
-        words = ["kernelmux", "check", "--kernel", self.kernel, "--case", self.case]
+        """What runs exactly this case again, after others where it fails only then."""
+        return shlex.join(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """The command's words."""
+        words = ["kernelmux", "check"]
+        words += ["--backend", self.kernel.partition(":")[0]] if self.before == "backend" else ["--kernel", self.kernel]
+        words += ["--op", self.op] if self.before == "op" else []
+        words += ["--until" if self.before else "--case", self.case]
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--peer", self.peer] if self.peer else []
         words += ["--cases", self.cases] if self.cases else []
-        return shlex.join(words)
+        return words
 
 
 def share(outcome: Outcome) -> float:

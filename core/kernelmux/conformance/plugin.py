@@ -90,11 +90,12 @@ class _Results:
     def _write(self, report: Report) -> Iterator[Path]:
         from kernelmux.conformance.html import to_html
         from kernelmux.conformance.report import to_json
+        from kernelmux.files import write_whole
         from kernelmux.measure.report import save_report
 
         savers: dict[str, Callable[[Path], object]] = {
             "kernelmux_json": lambda path: save_report(to_json(report), path),
-            "kernelmux_html": lambda path: path.write_text(to_html(report), "utf-8"),
+            "kernelmux_html": lambda path: write_whole(path, to_html(report)),
         }
         for option, save in savers.items():
             if path := self.config.getoption(option):

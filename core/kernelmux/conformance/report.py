@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from kernelmux.conformance.outcome import Outcome, Status, share
 
@@ -221,20 +221,20 @@ def _matrices(report: Report) -> Iterator[tuple[str, list[str], Rows]]:
         yield backend, kernels, {row: {cell.kernel: cell for cell in cells} for row, cells in rows.items()}
 
 
-def print_report(report: Report, traces: bool = False) -> None:
+def print_report(report: Report, traces: bool = False, file: TextIO | None = None) -> None:
     """The matrix, the refusals, each failure with what runs it again, and the totals; plain lines to a pipe or file.
 
     With `traces` also the traceback of each kernel that raised.
     """
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         for table in _tables(report):
             console.print(table, "")
     else:
         for line in _plain_matrix(report):
-            print(line)
+            print(line, file=file)
     for outcome in report.of("known"):
         console.print(f"known: {outcome.kernel} {outcome.case}: {outcome.reason}", soft_wrap=True)
     for outcome in report.of("fail"):

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import math
 import traceback
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kernelmux.conformance import checks, declared
 from kernelmux.conformance.draw import draw_case
+from kernelmux.conformance.huge import Huge, huge_cases, run_huge
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
 from kernelmux.contract.answers import Offer, checked_formats, checked_variants, stored
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import KernelmuxError, where_raised
+from kernelmux.errors import KernelmuxError, contained, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
 
 ALL = "all"
 """The place of a variant that is about every value in question."""
+MANY, FEW = 100, 3
+"""How often a smoke case is launched, with other inputs and another binding by turns: one case in `EVERY`, the rest."""
+EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ def run_case(
     if isinstance(found, Declined):
         return replace(blank, reason=found.reason)
     # Not before it is known that the kernel takes the case: numbers are most of a refused one's time.
+    huge = huge_cases().get(case.name) if "huge" in case.marks else None
+    if huge:
+        return _run_huge(huge, node, found, target, blank)
     drawn = draw_case(case)
     try:
         # Untold the first, as in a plan that nothing was measured for.
@@ -67,12 +75,27 @@ def run_case(
         declared.symbols(trial)
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
         allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
-        outcome = _check(trial, replace(blank, status="pass"), allowed)
-    except (Exception, SystemExit) as error:
-        said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
-        failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
-        return replace(blank, status="fail", failures=(failure,), trace=trace)
+        outcome = _check(trial, replace(blank, status="pass"), allowed, launches(case, name))
+    except BaseException as error:
+        contained(error)
+        return _raised(blank, error)
     return replace(outcome, status="fail") if outcome.failures else outcome
+
+
+def _raised(blank: Outcome, error: BaseException) -> Outcome:
+    said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {error}"
+    failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
+    return replace(blank, status="fail", failures=(failure,), trace=trace)
+
+
+def _run_huge(huge: Huge, node: TensorNode, kernel: Kernel, device: Device, blank: Outcome) -> Outcome:
+    try:
+        kernel.variant = next(iter(checked_variants(kernel, node).values()), None)
+        nodes = _store(node, kernel, None), _store(case_node(huge.small), kernel, None)
+        return run_huge(huge, kernel, nodes, device, blank)
+    except BaseException as error:
+        contained(error)
+        return _raised(blank, error)
 
 
 def _find(name: str, offer: Offer) -> Kernel | Declined:
@@ -106,6 +129,16 @@ def choices(node: TensorNode, kernel: Kernel) -> Mapping[str, Sequence[str]]:
     return {place: formats for place, formats in places.items() if len(formats) > 1 and place not in kept}
 
 
+def launches(case: Case, name: str) -> int:
+    """How often a case is launched after others: by its marks and its name, so that alone it runs as it does in a row.
+
+    What wears out does so in any case: it is enough that those of many launches are spread over shapes and formats.
+    """
+    if "smoke" not in case.marks:
+        return 1
+    return MANY if zlib.crc32(name.encode()) % EVERY == 0 else FEW
+
+
 def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorNode:
     """The node with its values in formats that the kernel declares: the case's own where it can."""
     if variant is None:
@@ -122,24 +155,29 @@ def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorN
     return stored(node, kernel, wanted)
 
 
-def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:
+def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float], times: int) -> Outcome:
     """The outcome with every check made, the error first. Guards come last: they hold for all that went before."""
     trial.start()
     outcome = _measure(trial, outcome, peer)
     checks.written(trial)
     checks.inputs_unchanged(trial)
     checks.untouched_cache(trial)
+    checks.scales(trial)
     checks.sums(trial)
     checks.in_place(trial)
     checks.apart(trial)
-    checks.follows(trial)
+    checks.follows(trial, times)
+    if times > 1:
+        checks.after_failure(trial)
     checks.own_stream(trial)
     checks.captured(trial)
     if not (outcome.failures or trial.failures):
         outcome = replace(outcome, batch_invariant=checks.one_row(trial, peer))
     checks.weights_unchanged(trial)
     checks.guards(trial)
-    return replace(outcome, failures=(*outcome.failures, *dict.fromkeys(trial.failures)))
+    failures = dict.fromkeys((*outcome.failures, *trial.failures))
+    # What is not written at all is wrong as well, and that says less.
+    return replace(outcome, failures=tuple(sorted(failures, key=lambda failure: not failure.startswith("written:"))))
 
 
 def _measure(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outcome:

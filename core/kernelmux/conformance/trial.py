@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from kernelmux.conformance.draw import DrawnInput
-from kernelmux.conformance.guarded import POISONS, Guarded, same
+from kernelmux.conformance.guarded import POISONS, Guarded, holding, same
 from kernelmux.conformance.located import Layout
 from kernelmux.conformance.measure import Measured, compare
 from kernelmux.contract.answers import bound, checked_workspace
@@ -255,14 +255,54 @@ class Trial:
         batch: torch.Tensor | None = None,
     ) -> Measured:
         """What `memory` holds of output `index`, against the truth; `wanted`, of `batch`, where it is another's."""
-        format = lookup(self.node.outputs[index].format)
         truth = self.expected[index] if wanted is None else wanted
+        found = dequantize_planes(self.node.outputs[index].format, memory.parts, torch.double)
+        return self.compare(index, found, truth, peer, batch)
+
+    def compare(
+        self,
+        index: int,
+        found: torch.Tensor,
+        truth: torch.Tensor,
+        peer: tuple[float, float] = (0.0, 0.0),
+        batch: torch.Tensor | None = None,
+    ) -> Measured:
+        """Numbers of output `index` against their truth."""
+        format = lookup(self.node.outputs[index].format)
         bound = self.kernel.precision + format.rounding
-        found = dequantize_planes(format.name, memory.parts, torch.double)
-        blocks = (lookup(value.format).block for value in self.node.weight)
-        layout = Layout(self.node.outputs[index].name, self.node.head_dim, max(format.block, *blocks, 1))
         dtype = format.dtype if format.plain else None
-        return compare(found, truth, bound, format.block, peer, batch, layout, dtype, self.kernel.precision)
+        return compare(found, truth, bound, format.block, peer, batch, self.layout(index), dtype, self.kernel.precision)
+
+    def layout(self, index: int) -> Layout:
+        """How messages call output `index` and its places."""
+        value = self.node.outputs[index]
+        blocks = (lookup(each.format).block for each in (value, *self.node.weight))
+        return Layout(value.name, self.node.head_dim, max(*blocks, 1))
+
+    def differing(self, found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor] | None = None) -> str:
+        """Where outputs' bytes are not those of `wanted`, or of the first launch, in words; empty where they are."""
+        for index, (new, old) in enumerate(zip(found, self.first if wanted is None else wanted, strict=True)):
+            if not new.equal(old):
+                return self.layout(index).differing(*(self._stored(index, given) for given in (new, old)))
+        return ""
+
+    def unwritten(self, found: Sequence[torch.Tensor]) -> str:
+        """Which elements hold the poison of the first launch there, and the other one in `found`; empty where none."""
+        for index, snapshots in enumerate(zip(self.first, found, strict=True)):
+            if self.outputs[index] in self.inputs:
+                continue
+            parts = (self._stored(index, snapshot) for snapshot in snapshots)
+            for plane, (one, other) in enumerate(zip(*parts, strict=True)):
+                left = holding(one, POISONS[0]) & holding(other, POISONS[1])
+                if bool(left.any()):
+                    return self.layout(index).unwritten(left, None if plane else self.expected[index], plane)
+        return ""
+
+    def _stored(self, index: int, snapshot: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Planes of output `index` from its bytes."""
+        parts = self.outputs[index].parts
+        held = torch.split(snapshot, [part.nbytes for part in parts])
+        return tuple(old.clone().view(part.dtype).view(part.shape) for old, part in zip(held, parts, strict=True))
 
     def synchronize(self) -> None:
         self.device.platform.synchronize(self.device)

@@ -15,6 +15,7 @@ from typing import Any
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import EVERY_OP, CurrentStream, Declined, Kernel, Launch, ReasonKind, Tensors
+from kernelmux.contract.names import check_kernel_name
 from kernelmux.errors import BackendError, nearest, place
 from kernelmux.graph.domain import admits, in_words, parse_range
 from kernelmux.graph.formats import FORMATS, Value
@@ -259,8 +260,7 @@ def _check_declarations(backend: str, kernel: Kernel | type[Kernel]) -> None:
     """BackendError where a kernel's declarations are missing or cannot be meant, or its methods cannot be called."""
     made = kernel if isinstance(kernel, type) else type(kernel)
     name, precision = getattr(kernel, "name", None), getattr(kernel, "precision", None)
-    if not (isinstance(name, str) and name and ":" not in name):
-        raise BackendError(f"{backend}:{made.__name__}.name must be a name without its backend, not {name!r}")
+    check_kernel_name(f"{backend}:{made.__name__}", name)
     if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
         raise BackendError(f"{backend}:{name}.precision must be a bound on the NMSE, not {precision!r}")
     if fault := _signature_fault(made):

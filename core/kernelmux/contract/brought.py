@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kernelmux.errors import BackendError, nearest
+from kernelmux.contract.names import check_op_name
+from kernelmux.errors import BackendError, contained, nearest
 from kernelmux.graph.formats import FORMATS, Format
 from kernelmux.graph.graph import case_node
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
@@ -49,6 +50,7 @@ def add_format(brought: Format) -> None:
 
 def add_op(op: Op) -> None:
     """Adds an op that a backend brings; BackendError where it is not whole."""
+    check_op_name(op.name)
     if op.name in OPS and type(OPS[op.name]) is not type(op):
         raise BackendError(f"it brings an op named {op.name!r}, which exists already")
     if isinstance(op, Fused):
@@ -56,8 +58,9 @@ def add_op(op: Op) -> None:
     OPS[op.name] = op
     try:
         op.arguments(case_node(next(op.cases())))
-    except (Exception, SystemExit) as error:
-        raise BackendError(f"its op {op.name!r} has no sound first case: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        said = f"{type(contained(error)).__name__}: {error}"
+        raise BackendError(f"its op {op.name!r} has no sound first case: {said}") from error
 
 
 def _check_pattern(op: Fused) -> None:

@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
+
+from kernelmux.files import renamed
 
 try:
     import fcntl
@@ -115,20 +116,19 @@ class Cache:
 
     def put(self, key: str, data: bytes) -> None:
         """Keeps data under a key, if that can be done."""
-        with suppress(*NO_FOLDER):
-            path = self._path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed when whole: another process may look at the same time.
-            number, part = tempfile.mkstemp(dir=path.parent)
-            try:
-                with open(number, "wb") as file:
-                    file.write(_entry(data))
-                os.replace(part, path)
-            finally:
-                Path(part).unlink(missing_ok=True)
+        with suppress(*NO_FOLDER), replacing(self._path(key)) as file:
+            file.write(_entry(data))
 
     def _path(self, key: str) -> Path:
         return self.folder / self.key(key)[:32]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """An entry to write in the block, as `renamed` has it, for nobody else to read; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed(path, "tmp", 0o600) as file:
+        yield file
 
 
 def _entry(data: bytes) -> bytes:

@@ -116,11 +116,6 @@ class Cuda(Platform):
             shared_memory=properties.shared_memory_per_block_optin,
         )
 
-    def check_here(self, device: Device) -> None:
-        found = self.find(device.index)
-        if found.device_class != device.device_class:
-            raise PlanError(f"the plan is for {device.device_class}, {device.torch} is {found.device_class}")
-
     def gemm_formats(self, device: Device) -> tuple[str, ...]:
         return ("bf16", "fp8") if (device.capability or (0, 0)) >= (8, 9) else ("bf16",)
 

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from threading import Thread
 from typing import Any, ClassVar
 
-from kernelmux.errors import PlanError
+from kernelmux.errors import PlanError, contained, where_raised
 
 ENTRY_POINTS = "kernelmux.platforms"
 """The entry point group by which an installed package brings a kind of device: each names a Platform class."""
@@ -132,6 +132,13 @@ class Platform:
 
     def check_here(self, device: Device) -> None:
         """PlanError where a plan for that device cannot run on this machine, as one for a described card."""
+        # What is known of neither tells nothing: a bare device is that of its kind.
+        found = self.find(device.index)
+        if device.arch and found.device_class != device.device_class:
+            raise PlanError(
+                f"the plan is for {device.device_class}, {device.torch} here is {found.device_class}: "
+                f"make one with device={device.torch!r}"
+            )
 
     def gemm_formats(self, device: Device) -> tuple[str, ...]:
         """The formats whose GEMM is measured as a ceiling."""
@@ -218,6 +225,8 @@ class Platform:
 
 PLATFORMS: dict[str, Platform] = {}
 """Every kind that is known, by name."""
+BROKEN: dict[str, str] = {}
+"""Kinds whose package raised when it was imported, and what."""
 
 
 def add_platform(platform: Platform) -> None:
@@ -262,12 +271,17 @@ def _platform(kind: str, asked: str) -> Platform:
 def known_kinds() -> tuple[str, ...]:
     """Every kind of device that this environment has a platform for, whether or not there is such a device."""
     for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in PLATFORMS:
-            add_platform(entry.load()())
+        if entry.name not in PLATFORMS and entry.name not in BROKEN:
+            try:
+                add_platform(entry.load()())
+            except BaseException as error:
+                BROKEN[entry.name] = f"{type(contained(error)).__name__}: {error} ({where_raised(error)})"
     return tuple(PLATFORMS)
 
 
 def _unknown(asked: str) -> PlanError:
+    if (fault := BROKEN.get(asked.partition(":")[0])) is not None:
+        return PlanError(f"the package that brings the device {asked!r} is broken: {fault}")
     known = [f"{kind}{n}" for kind in PLATFORMS for n in ("", ":N") if not n or PLATFORMS[kind].torch_name(0) != "cpu"]
     return PlanError(f"unknown device {asked!r}; known: {', '.join(known)}")
 

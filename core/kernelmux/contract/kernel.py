@@ -153,6 +153,8 @@ class Kernel(ABC):
     """The device that the instance was made for."""
     backend: str = ""
     """The backend that offers it; core says so."""
+    edition: int = 0
+    """How many backends of its name were taken out before, as where a notebook defines one again; core says so."""
     variant: Any = None
     """Of a kernel with variants the one that the plan has taken for the node's rows; None before."""
 

@@ -21,6 +21,9 @@ from kernelmux.graph.graph import TensorNode
 if TYPE_CHECKING:
     import torch
 
+    from kernelmux.contract.packed_cache import PackedCache
+    from kernelmux.contract.packed_file import MappedForm
+
 Form = tuple[tuple[str, ...], str]
 """A packed form: the weights that it is made of, and its name, `backend/form`."""
 
@@ -33,7 +36,9 @@ def packed_form(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form | No
 def packed_key(node: TensorNode, kernel_name: str, kernel: Kernel) -> Form:
     """What packed weights are shared by: the tensors' names, and the form's name within its backend."""
     backend = kernel_name.partition(":")[0]
-    return tuple(value.name for value in node.weights), f"{backend}/{kernel.packed or kernel_name}"
+    # A backend that has taken another's place may pack otherwise under the same name.
+    edition = f" {kernel.edition}" if kernel.edition else ""
+    return tuple(value.name for value in node.weights), f"{backend}/{kernel.packed or kernel_name}{edition}"
 
 
 @dataclass
@@ -46,16 +51,23 @@ class PackedWeights:
 
     weights: Mapping[str, Weight]
     device: Device
-    _held: dict[Form, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     _everybodys: dict[Form, tuple[ref[torch.Tensor], ...]] = field(default_factory=dict)
     _lock: RLock = field(default_factory=RLock)
+    _held: dict[Form, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     made: int = 0
     """Forms that this holder has made."""
+    cache: PackedCache | None = None
+    """Where forms are kept on disk, if they are."""
+    _found: dict[Form, MappedForm] = field(default_factory=dict)
     _uploads: Uploads | None = None
 
-    def holder(self) -> PackedWeights:
-        """Another holder of the same forms."""
-        return PackedWeights(self.weights, self.device, _everybodys=self._everybodys, _lock=self._lock)
+    def holder(self, cache: PackedCache | None = None) -> PackedWeights:
+        """Another holder of the same forms, which keeps those that it makes in a cache, and takes them from there."""
+        return PackedWeights(self.weights, self.device, self._everybodys, self._lock, cache=cache)
+
+    def adopt(self, other: PackedWeights, forms: Container[Form]) -> None:
+        """Holds what another holder has of these forms, too."""
+        self._held |= {form: parts for form, parts in other._held.items() if form in forms}
 
     def get(self, node: TensorNode, kernel_name: str, kernel: Kernel) -> tuple[torch.Tensor, ...]:
         """The packed weights of a node for a kernel, made now if no holder has them."""
@@ -71,26 +83,58 @@ class PackedWeights:
             return self._held.setdefault(key, form)
 
     def _make(self, key: Form, kernel: Kernel) -> tuple[torch.Tensor, ...]:
+        if (form := self._mapped(key, kernel)) is not None:
+            return form
         names, _ = key
         self.made += 1
         uploads = self._uploads
-        if uploads is None:
-            return kernel.prepare([self.weights[name] for name in names], self.device)
-        form = kernel.prepare([uploads.take(name) for name in names], self.device)
-        for name in names:
-            uploads.done(name)
+        weights = [self.weights[name] if uploads is None else uploads.take(name) for name in names]
+        form = kernel.prepare(weights, self.device)
+        if uploads is not None:
+            for name in names:
+                uploads.done(name)
+        if self.cache is not None:
+            self.cache.keep(key, kernel, form, weights)
+            if uploads is None:
+                self.cache.start()
         return form
+
+    def _mapped(self, key: Form, kernel: Kernel) -> tuple[torch.Tensor, ...] | None:
+        """The form from the cache on disk, if it is there whole."""
+        if self.cache is None:
+            return None
+        uploads = self._uploads
+        found = self.cache.find(key, kernel) if uploads is None else self._found.pop(key, None)
+        if found is None:
+            return None
+        there = found.on(self.device.torch) if uploads is None else uploads.take_form(key)
+        form = self.cache.checked(there, kernel)
+        if uploads is not None:
+            uploads.done(key)
+        return form
+
+    def find(self, form: Form, kernel: Kernel) -> bool:
+        """Whether a form that no holder has is in the cache on disk: within `uploading` it is taken from there."""
+        if self.cache is not None and self._find(form) is None:
+            found = self.cache.find(form, kernel)
+            if found is not None:
+                self._found[form] = found
+        return form in self._found
 
     @contextmanager
     def uploading(self, forms: Sequence[Form]) -> Iterator[None]:
-        """Within the block `get` is asked for these forms, in this order: their weights travel ahead, each once."""
+        """Within the block `get` is asked for these forms, in this order: what they are made of, or they themselves
+        where `find` has found them, travels ahead, each once.
+        """
         missing = [form for form in forms if self._find(form) is None]
-        self._uploads = Uploads(self.weights, self.device, [name for names, _ in missing for name in names])
+        wanted = [key for form in missing for key in ((form,) if form in self._found else form[0])]
+        self._uploads = Uploads(self.weights, self.device, wanted, dict(self._found))
         try:
             yield
         finally:
             self._uploads.close()
             self._uploads = None
+            self._found.clear()
 
     def _find(self, key: Form) -> tuple[torch.Tensor, ...] | None:
         if key in self._held:

@@ -6,13 +6,12 @@ loaded and asked by itself, so that one that fails leaves the others working.
 
 from __future__ import annotations
 
-import os
-import re
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
@@ -21,15 +20,14 @@ from kernelmux.contract.answers import Offer, checked_answer, checked_classes, c
 from kernelmux.contract.brought import add_format, add_op, forget_brought, known, make_known
 from kernelmux.contract.device import Device
 from kernelmux.contract.hookspecs import CONTRACT, Hooks
+from kernelmux.contract.installed import ambiguous, libraries, wanted_backends
 from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel
-from kernelmux.errors import BackendError, nearest, where_raised
+from kernelmux.contract.names import check_backend_name
+from kernelmux.errors import BackendError, contained, nearest, printable, where_raised
 from kernelmux.graph.formats import Format
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import OPS, Op
 
-GROUP = "kernelmux.backends"
-ALLOW = "KERNELMUX_BACKENDS"
-"""Environment variable: a comma-separated list of the only backends to load."""
 OWN_HOOKS = tuple(name for name in vars(Hooks) if not name.startswith("_"))
 
 
@@ -57,10 +55,14 @@ class Registry:
     """The backends at hand, in the order in which they were found."""
 
     backends: dict[str, Backend] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+    """The backends that KERNELMUX_BACKENDS names, where it narrows them down."""
     _hooks: pluggy.PluginManager = field(default_factory=lambda: _plugin_manager(), repr=False)
     _own_hooks: dict[str, Mapping[str, pluggy.HookImpl]] = field(default_factory=dict, repr=False)
     _classes: dict[str, tuple[type[Kernel], ...]] = field(default_factory=dict, repr=False)
     _refusals: dict[tuple[str, Device], Declined | None] = field(default_factory=dict, repr=False)
+    _editions: Counter[str] = field(default_factory=Counter, repr=False)
+    """How many backends of a name were taken out."""
 
     @property
     def unnamed(self) -> list[str]:
@@ -71,36 +73,59 @@ class Registry:
         self, plugin: object, name: str | None = None, version: str = "", libraries: Iterable[str] = ()
     ) -> Backend:
         """Adds a backend; a broken one is quarantined, its fault on record. BackendError on a repeated name."""
-        name = name or str(getattr(plugin, "__name__", type(plugin).__name__)).removeprefix("kernelmux_")
+        name = name or own_name(plugin)
         if name in self.backends:
-            raise BackendError(f"backend {name!r} is registered already; each needs a name of its own")
+            raise BackendError(
+                f"backend {name!r} is registered already; each needs a name of its own, or takes its place by "
+                "registry.replace"
+            )
         backend = Backend(name, version or str(getattr(plugin, "__version__", "?")), plugin, tuple(libraries))
         self.backends[name] = backend
         before = known()
         try:
+            check_backend_name(name)
             _check_contract(plugin)
             self._hooks.register(plugin, name=name)
             self._own_hooks[name] = self._implementations(plugin)
-            for brought in self._brought(name, "new_formats", Format):
-                add_format(brought)
-            for op in self._brought(name, "new_ops", Op):
-                add_op(op)
+            self._bring(name)
             self._check_hooks(name, plugin)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             make_known(*before)
             self._quarantine(backend, error)
         return backend
+
+    def unregister(self, name: str) -> Backend:
+        """Takes a backend out, with the ops and formats that it brought; BackendError where there is none.
+
+        Plans that have kernels of its keep them.
+        """
+        if name not in self.backends:
+            raise BackendError(f"no backend {name!r} is registered{nearest(name, self.backends)}")
+        taken = self.backends.pop(name)
+        self.allowed = tuple(other for other in self.allowed if other != name)
+        self._editions[name] += 1
+        self._forget(name)
+        self._classes.pop(name, None)
+        self._refusals = {key: refusal for key, refusal in self._refusals.items() if key[0] != name}
+        # What it brought may be another's too, or what another's ops are made of.
+        forget_brought()
+        for other in self.working:
+            try:
+                self._bring(other)
+            except BaseException as error:
+                self._quarantine(self.backends[other], error)
+        return taken
 
     def load(self, entry: EntryPoint) -> Backend:
         """Imports and registers the backend of an entry point."""
         version = entry.dist.version if entry.dist else ""
         try:
             plugin = entry.load()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             backend = self.backends[entry.name] = Backend(entry.name, version)
             self._quarantine(backend, error)
             return backend
-        return self.register(plugin, entry.name, version, _libraries(entry))
+        return self.register(plugin, entry.name, version, libraries(entry))
 
     @property
     def working(self) -> tuple[str, ...]:
@@ -125,7 +150,7 @@ class Registry:
             if (own := self._own_hooks.get(backend, {}).get("kernel_classes")) is not None:
                 try:
                     self._classes[backend] = checked_classes(backend, own.function())
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     self._quarantine(self.backends[backend], error)
         return self._classes[backend]
 
@@ -136,9 +161,11 @@ class Registry:
         for name in [only] if only else self.working:
             try:
                 theirs = Offer({}, {}) if self.backends[name].fault else self._answer(name, node, device)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self._quarantine(self.backends[name], error)
             else:
+                for kernel in theirs.kernels.values() if self._editions[name] else ():
+                    kernel.edition = self._editions[name]
                 kernels.update(theirs.kernels)
                 declined.update(theirs.declined)
             if fault := self.backends[name].fault:
@@ -168,6 +195,13 @@ class Registry:
             self._refusals[key] = answer
         return self._refusals[key]
 
+    def _bring(self, backend: str) -> None:
+        """Adds the formats and ops that a backend brings."""
+        for brought in self._brought(backend, "new_formats", Format):
+            add_format(brought)
+        for op in self._brought(backend, "new_ops", Op):
+            add_op(op)
+
     def _check_hooks(self, name: str, plugin: object) -> None:
         """BackendError for a `dispatch_` attribute that is no hook, for want of the marker or of such an op."""
         if not self._hooks.get_hookcallers(plugin):
@@ -192,7 +226,7 @@ class Registry:
 
     def _own(self, backend: str, hook: str, *arguments: object) -> Any:
         """What a backend's hook of that name returns; None where it has none."""
-        own = self._own_hooks[backend].get(hook)
+        own = self._own_hooks.get(backend, {}).get(hook)
         return None if own is None else own.function(*arguments[: len(own.argnames)])
 
     def _implementations(self, plugin: object) -> Mapping[str, pluggy.HookImpl]:
@@ -201,11 +235,21 @@ class Registry:
         return {caller.name: impl for caller in callers for impl in caller.get_hookimpls() if impl.plugin is plugin}
 
     def _quarantine(self, backend: Backend, error: BaseException) -> None:
-        at = "" if isinstance(error, BackendError) else f" ({where_raised(error)})"
-        backend.fault = " ".join(f"{type(error).__name__}: {error}{at}".split())
+        at = "" if isinstance(contained(error), BackendError) else f" ({where_raised(error)})"
+        backend.fault = printable(" ".join(f"{type(error).__name__}: {error}{at}".split()))
         backend.trace = "".join(traceback.format_exception(error))
-        if self._hooks.has_plugin(backend.name):
-            self._hooks.unregister(name=backend.name)
+        self._forget(backend.name)
+
+    def _forget(self, backend: str) -> None:
+        """Its hooks are asked no more."""
+        self._own_hooks.pop(backend, None)
+        if self._hooks.has_plugin(backend):
+            self._hooks.unregister(name=backend)
+
+
+def own_name(plugin: object) -> str:
+    """What a backend is called unless it is told: as its module, without the project's prefix."""
+    return str(getattr(plugin, "__name__", type(plugin).__name__)).removeprefix("kernelmux_")
 
 
 def _plugin_manager() -> pluggy.PluginManager:
@@ -219,14 +263,6 @@ def _check_contract(plugin: object) -> None:
     if stated != CONTRACT:
         asked = "states no contract version" if stated is None else f"was built for contract {stated!r}"
         raise BackendError(f"the backend {asked}, this kernelmux speaks {CONTRACT}: set CONTRACT, or install its match")
-
-
-def _libraries(entry: EntryPoint) -> tuple[str, ...]:
-    """The names of the distributions that a backend's own requires, extras' too, and its own."""
-    if entry.dist is None:
-        return ()
-    names = (re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in entry.dist.requires or ())
-    return tuple(dict.fromkeys(name for name in names if not name.startswith("kernelmux")))
 
 
 _current: Registry | None = None
@@ -243,19 +279,13 @@ def current() -> Registry:
 def discover() -> Registry:
     """A registry of all installed backends. BackendError where KERNELMUX_BACKENDS names one that is not installed."""
     registry = Registry()
-    found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
-        if entry.name in found:
-            taken = f"{entry.name} ({entry.dist.name if entry.dist else entry.value})"
-            registry.backends[taken] = Backend(taken, "", fault=f"another distribution has a backend {entry.name!r}")
+    wanted, only = wanted_backends()
+    registry.allowed = tuple(wanted) if only else ()
+    for name, owners in wanted.items():
+        if len(owners) == 1:
+            registry.load(next(iter(owners.values())))
         else:
-            found[entry.name] = entry
-    allowed = list(dict.fromkeys(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip()))
-    for name in allowed:
-        if name not in found:
-            raise BackendError(f"{ALLOW} names {name!r}{nearest(name, found)}")
-    for name in allowed or sorted(found):
-        registry.load(found[name])
+            registry.backends[name] = Backend(name, "", fault=ambiguous(name, list(owners)))
     return registry
 
 
@@ -266,6 +296,28 @@ def register(backend: object, name: str | None = None) -> Backend:
         del current().backends[record.name]
         raise BackendError(f"{record.name}: {record.fault}")
     return record
+
+
+def unregister(name: str) -> None:
+    """Takes a backend out of this process; BackendError where there is none of that name."""
+    current().unregister(name)
+
+
+def replace(backend: object, name: str | None = None) -> Backend:
+    """Adds a backend in place of the one of its name, if there is one: for a notebook's cell that is run again.
+
+    BackendError where it is broken, and the one before stays. Plans that were made with that one keep its kernels.
+    """
+    name = name or own_name(backend)
+    before = current().unregister(name) if name in current().backends else None
+    try:
+        return register(backend, name)
+    except BackendError:
+        if before is not None and before.fault:
+            current().backends[name] = before
+        elif before is not None:
+            current().register(before.plugin, name, before.version, before.libraries)
+        raise
 
 
 @contextmanager

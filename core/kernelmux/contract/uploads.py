@@ -1,7 +1,7 @@
 """Weights on their way from a mapped file to a device's memory: once each, in large pinned pieces, ahead of their use.
 
-Enters: a model's weights by name; the names in the order in which packing wants them, each as often as it does.
-Leaves: the same weights with their planes on the device. While the device packs one, threads bring the next.
+Enters: a model's weights by name, and packed forms that a cache holds; the order in which packing wants them, each as
+often as it does. Leaves: the same with their planes on the device. While the device packs one, threads bring the next.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kernelmux.contract.device import Device
 from kernelmux.graph.formats import Weight
 
 if TYPE_CHECKING:
     import torch
+
+    from kernelmux.contract.packed import Form
+    from kernelmux.contract.packed_file import MappedForm
 
 PIECE = 2**23
 """Bytes that are sent at once."""
@@ -33,31 +36,45 @@ whoever packs it sends some rows at a time."""
 class Uploads:
     """The weights that are wanted next, on a device or on their way there; each is let go after its last use.
 
-    On a device that works in host memory they are taken as they lie, as are weights that are drawn on the device; each
-    is looked up once for all its uses.
+    Forms that were packed before travel in the same way, in their weights' place. On a device that works in host memory
+    all are taken as they lie, as are weights that are drawn on the device; each is looked up once for all its uses.
     """
 
-    def __init__(self, weights: Mapping[str, Weight], device: Device, wanted: Iterable[str]) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        device: Device,
+        wanted: Iterable[str | Form],
+        forms: Mapping[Form, MappedForm] | None = None,
+    ) -> None:
         self._weights = weights
+        self._forms = forms or {}
         self._left = Counter(wanted)
         self._waiting = dict.fromkeys(self._left)
-        self._next: Weight | None = None
-        self._here: dict[str, tuple[Weight, Sequence[Future[torch.Event]]]] = {}
+        self._next: Weight | MappedForm | None = None
+        self._here: dict[str | Form, tuple[Weight | MappedForm, Sequence[Future[torch.Event]]]] = {}
         self._ring = None if device.platform.host_memory else _Ring(device)
 
     def take(self, name: str) -> Weight:
         """A weight, for one of its uses: what is enqueued next on torch's current stream finds it there."""
+        return cast(Weight, self._take(name))
+
+    def take_form(self, name: Form) -> MappedForm:
+        """A packed form, likewise."""
+        return cast("MappedForm", self._take(name))
+
+    def _take(self, name: str | Form) -> Weight | MappedForm:
         if name not in self._here:
             self._start(self._looked_up(name))
-        weight, pieces = self._here[name]
+        taken, pieces = self._here[name]
         for piece in pieces:
             piece.result().wait()
-        self._here[name] = weight, ()
+        self._here[name] = taken, ()
         self._start_ahead()
-        return weight
+        return taken
 
-    def done(self, name: str) -> None:
-        """One use of a weight is over."""
+    def done(self, name: str | Form) -> None:
+        """One use of a weight or form is over."""
         self._left[name] -= 1
         if self._left[name] <= 0:
             self._here.pop(name, None)
@@ -70,7 +87,7 @@ class Uploads:
         self._here.clear()
 
     def _start_ahead(self) -> None:
-        ahead = sum(weight.nbytes for weight, _ in self._here.values())
+        ahead = sum(here.nbytes for here, _ in self._here.values())
         while self._ring is not None and self._waiting:
             self._next = self._looked_up(next(iter(self._waiting)))
             ahead += self._next.nbytes
@@ -78,19 +95,24 @@ class Uploads:
                 break
             self._start(self._next)
 
-    def _looked_up(self, name: str) -> Weight:
+    def _looked_up(self, name: str | Form) -> Weight | MappedForm:
         """Once, for a weight may be drawn whenever it is looked up."""
-        return self._next if self._next is not None and self._next.name == name else self._weights[name]
+        if self._next is not None and self._next.name == name:
+            return self._next
+        return self._weights[name] if isinstance(name, str) else self._forms[name]
 
-    def _start(self, weight: Weight) -> None:
-        name, nbytes = weight.name, weight.nbytes
-        self._waiting.pop(name, None)
-        if self._ring is None or nbytes > AHEAD or weight.planes[0].device.type != "cpu":
-            self._here[name] = weight, ()
+    def _start(self, wanted: Weight | MappedForm) -> None:
+        self._waiting.pop(wanted.name, None)
+        if self._ring is None or self._stays(wanted):
+            self._here[wanted.name] = wanted, ()
             return
-        sent = [self._ring.send(plane) for plane in weight.planes]
+        sent = [self._ring.send(plane) for plane in wanted.planes]
         planes = tuple(plane for plane, _ in sent)
-        self._here[name] = replace(weight, planes=planes), [piece for _, pieces in sent for piece in pieces]
+        self._here[wanted.name] = replace(wanted, planes=planes), [piece for _, pieces in sent for piece in pieces]
+
+    def _stays(self, wanted: Weight | MappedForm) -> bool:
+        """Whether it is taken where it lies: not a form, which is sent whole however large it is."""
+        return isinstance(wanted, Weight) and (wanted.nbytes > AHEAD or wanted.planes[0].device.type != "cpu")
 
 
 class _Ring:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -323,18 +323,34 @@ def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor,
         planes[0].copy_(values)
         return
     data, scales, *sums = (plane.by_rows(part) for plane, part in zip(fmt.planes, planes, strict=True))
-    largest = 127.0 if data.dtype == torch.int8 else torch.finfo(data.dtype).max
-    peaks = _blocks_of(values.abs(), scales.shape).amax(dim=-1)
-    if scales.shape[:-1] != values.shape[:-1]:
-        tall = fmt.planes[1].rows or len(peaks)
-        peaks = torch.stack([peaks[row : row + tall].amax(dim=0) for row in range(0, len(peaks), tall)])
-    scales.copy_(peaks / largest)
+    largest = _largest(fmt)
+    scales.copy_(quantized_scales(name, values))
     steps = values / _spread(scales, values.shape, fmt.planes[1].rows).to(values.dtype).clamp(
         min=torch.finfo(torch.float32).tiny
     )
     data.copy_((steps.round() if data.dtype == torch.int8 else steps).clamp(-largest, largest))
     for plane in sums:
         plane.copy_(_blocks_of(dequantize_planes(name, planes), scales.shape).sum(dim=-1))
+
+
+def quantized_scales(name: str, values: torch.Tensor) -> torch.Tensor:
+    """The scales, by rows, that `quantize_planes` stores `values` with, in their dtype."""
+    import torch
+
+    plane = lookup(name).planes[1]
+    shape = replace(plane, column_major=False).shape(tuple(values.shape))
+    peaks = _blocks_of(values.abs(), shape).amax(dim=-1)
+    if shape[:-1] != tuple(values.shape[:-1]):
+        tall = plane.rows or len(peaks)
+        peaks = torch.stack([peaks[row : row + tall].amax(dim=0) for row in range(0, len(peaks), tall)])
+    return peaks / _largest(lookup(name))
+
+
+def _largest(format: Format) -> float:
+    """The largest magnitude that an element of a format with scales holds."""
+    import torch
+
+    return 127.0 if format.dtype == torch.int8 else float(torch.finfo(format.dtype).max)
 
 
 def _blocks_of(values: torch.Tensor, scales_shape: tuple[int, ...]) -> torch.Tensor:

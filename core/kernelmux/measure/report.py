@@ -13,6 +13,7 @@ from typing import Any
 from kernelmux.contract import registry
 from kernelmux.contract.cache import library_versions
 from kernelmux.contract.device import Device
+from kernelmux.files import write_whole
 
 
 def make_report(
@@ -41,7 +42,7 @@ def make_report(
 
 def save_report(report: Mapping[str, Any], path: Path) -> None:
     """Writes the document as JSON."""
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_whole(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def machine(device: Device) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import PackedWeights
+from kernelmux.errors import contained
 from kernelmux.measure.ops import bind_once, time_kernel
 from kernelmux.measure.works import Work
 
@@ -42,6 +43,7 @@ def _attempt(work: Callable[[], Any]) -> Any:
     """What a measurement gives; None where this variant does not compile, does not fit or does not start."""
     try:
         return work()
-    except (Exception, SystemExit):
+    except BaseException as error:
         # Of all that a compiler and a launcher may raise nothing stops measuring: other variants are left.
+        contained(error)
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kernelmux.errors import nearest
+from kernelmux.errors import nearest, shown
 from kernelmux.graph.graph import Graph
 from kernelmux.models import llama
 from kernelmux.models.gguf import ModelFile, read
@@ -51,6 +51,6 @@ def _build(file: ModelFile) -> Source:
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         known = nearest(str(architecture), ARCHITECTURES)
-        raise file.fault(f"unknown architecture {architecture!r}{known}")
+        raise file.fault(f"unknown architecture {shown(architecture)}{known}")
     graph, shape = ARCHITECTURES[architecture](file)
     return Source(file, graph, shape)

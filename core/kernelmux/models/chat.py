@@ -15,7 +15,7 @@ from typing import NoReturn
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from kernelmux.errors import ModelError
+from kernelmux.errors import ModelError, label
 
 
 def render_chat(
@@ -69,4 +69,4 @@ def _line(error: Exception) -> int | None:
 
 def _reason(error: Exception) -> str:
     kind = "refuses these messages" if isinstance(error, _RefusedError) else type(error).__name__
-    return f"{kind}: {' '.join(str(error).split())}"
+    return f"{kind}: {label(' '.join(str(error).split()))}"

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kernelmux.errors import ModelError
+from kernelmux.errors import ModelError, shown
+from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 LONGEST_HEADER = 1 << 26
 """Bytes. The largest vocabularies with their merges take a few tens of MB; what claims more is damage."""
-
-LONGEST_NAME_SHOWN = 80
 
 # The numbers that a metadata value's type may have, with struct's letter for each.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -44,6 +42,8 @@ class ModelFile:
     path: Path
     metadata: Mapping[str, Any]
     weights: Mapping[str, Weight]
+    stamp: tuple[int, int] | None = None
+    """The file's size, and when it was last changed, in nanoseconds; None where there is no file."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""
@@ -63,27 +63,29 @@ class _Tensor:
 def read(path: str | os.PathLike[str]) -> ModelFile:
     """The model in a GGUF file (version 2 or 3, little-endian, one part); ModelError at the first fault."""
     path = Path(path)
-    data = _mapped(path)
+    data, stamp = _mapped(path)
     header = _Header(str(path), data)
     tensors, pairs = _opening(header)
     metadata = _metadata(header, pairs)
     alignment = _alignment(header, metadata)
     table = _table(header, tensors)
     start = _padded(header.at, alignment)
-    return ModelFile(path, metadata, _weights(header, table, start, alignment))
+    return ModelFile(path, metadata, _weights(header, table, start, alignment), stamp)
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path) -> tuple[mmap.mmap, tuple[int, int]]:
+    """The file's bytes, and its stamp."""
     if path.is_dir():
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
     if not path.is_file():
         raise ModelError(f"{path}: no such file", file=str(path))
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            found = os.fstat(file.fileno())
+            if found.st_size == 0:
                 raise ModelError(f"{path}: is empty, 0 bytes; fetch it again", file=str(path))
             # Copy-on-write, for torch warns of a tensor over memory that it may not write to.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), (found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}", file=str(path)) from error
 
@@ -193,7 +195,7 @@ def _items(header: _Header, where: str, kind: int, count: int) -> list[Any]:
 def _alignment(header: _Header, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-        header.fail("metadata 'general.alignment'", f"found {alignment!r}; a power of two from 8 on is needed")
+        header.fail("metadata 'general.alignment'", f"found {shown(alignment)}; a power of two from 8 on is needed")
     return alignment
 
 
@@ -256,4 +258,4 @@ def _padded(size: int, alignment: int) -> int:
 
 def _named(what: str, name: str) -> str:
     """`what` with its name, cut where a damaged length makes a name of half the file."""
-    return f"{what} {name if len(name) <= LONGEST_NAME_SHOWN else name[:LONGEST_NAME_SHOWN] + '...'!r}"
+    return f"{what} {shown(name)}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kernelmux.errors import label, shown
 from kernelmux.graph.formats import Dim, Value
 from kernelmux.graph.graph import Builder, Graph
 from kernelmux.graph.ops import Rotation
@@ -64,7 +65,7 @@ def _read_shape(file: ModelFile) -> Shape:
 def _read_rotation(metadata: _Metadata, head_dim: int) -> Rotation:
     scaling = metadata.text("rope.scaling.type", "none")
     if scaling not in ("none", "linear", "yarn"):
-        raise metadata.file.fault(f"rope scaling {scaling!r} is not known; known: linear, none, yarn")
+        raise metadata.file.fault(f"rope scaling {shown(scaling)} is not known; known: linear, none, yarn")
     dims = metadata.count("rope.dimension_count", head_dim)
     if dims > head_dim or dims % 2:
         raise metadata.file.fault(f"llama.rope.dimension_count is {dims}, of heads of {head_dim}")
@@ -114,7 +115,7 @@ class _Layers:
     def __init__(self, file: ModelFile, shape: Shape) -> None:
         self._file = file
         self._shape = shape
-        self._builder = Builder(str(file.metadata.get("general.name", file.path.stem)))
+        self._builder = Builder(label(str(file.metadata.get("general.name", file.path.stem))))
         self._state = {name: self._builder.leaf(name, dims, "i32", role="state") for name, dims in STEP_STATE.items()}
 
     def graph(self) -> Graph:

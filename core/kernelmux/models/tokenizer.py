@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
-from kernelmux.errors import ModelError, nearest
+from kernelmux.errors import ModelError, nearest, shown
 
 CONTROL, USER_DEFINED = 3, 4
 """The values of `tokenizer.ggml.token_type` whose tokens are recognised in a text before it is split."""
@@ -95,10 +95,10 @@ class Tokenizer:
         fields = _Metadata(metadata, source)
         model = fields.need("model", str)
         if model != "gpt2":
-            fields.fail("model", f"{model!r} is not built in; known: gpt2 (byte-level BPE)")
+            fields.fail("model", f"{shown(model)} is not built in; known: gpt2 (byte-level BPE)")
         pre = fields.need("pre", str)
         if pre not in SPLITS:
-            fields.fail("pre", f"{pre!r} is not built in{nearest(pre, SPLITS)}")
+            fields.fail("pre", f"{shown(pre)} is not built in{nearest(pre, SPLITS)}")
         return cls(fields, SPLITS[pre])
 
     @property

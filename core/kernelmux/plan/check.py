@@ -16,8 +16,9 @@ from kernelmux.policy.policy import Policy
 
 
 def check_policy(policy: Policy, registry: Registry, device: Device, graph: Graph | None = None) -> list[Finding]:
-    """Every finding, by line. With a graph also rules that do nothing for it, and requirements that fail."""
-    found = [*absent_names(policy, registry), *unknown_kernels(policy, registry, device, {})]
+    """Every finding, by line. With a graph also all that its plan would tell, and requirements that fail."""
+    found = [finding for finding in absent_names(policy, registry, device) if graph or finding.weight != "here"]
+    found += unknown_kernels(policy, registry, device, {})
     sound = not any(finding.weight == "error" for finding in found)
     found += [finding for *_, finding in unreached(policy)]
     if graph is not None and sound:
@@ -32,5 +33,6 @@ def check_policy(policy: Policy, registry: Registry, device: Device, graph: Grap
                 found.append(Finding(line, f"{name.partition(' (')[0]} matches no node of {where}"))
             for index, said in unserved(plan):
                 name = policy.where(index).partition(" (")[0]
-                found.append(Finding(policy.line("rule", index) or 1, f"{name}: {said}"))
+                at = policy.line("defaults") if index is None else policy.line("rule", index)
+                found.append(Finding(at or 1, f"{name}: {said}"))
     return sorted(found, key=lambda finding: finding.line)

@@ -152,9 +152,9 @@ def _losers(walked: Walked) -> Iterator[tuple[Step, Rejection]]:
 
 
 def _absent(plan: Plan, walked: Walked) -> Iterator[str]:
-    """The line about backends that can run nothing here, and one for each that is broken.
+    """The line about backends that can run nothing here.
 
-    One that merely lacks its library has been told of among what was missed.
+    One that is broken, or merely lacks its library, has been told of among what was missed.
     """
     absent = {
         loser.kernel: loser.reason.removesuffix(f", the plan is for {plan.device.kind}")
@@ -164,8 +164,6 @@ def _absent(plan: Plan, walked: Walked) -> Iterator[str]:
     }
     if absent:
         yield f"not on this device: {', '.join(f'{name} ({reason})' for name, reason in absent.items())}"
-    broken = {loser.kernel: loser.reason for _, loser in _losers(walked) if loser.reason.startswith("quarantined: ")}
-    yield from (f"{name} is {reason}" for name, reason in broken.items())
 
 
 def _backend_is_absent(loser: Rejection) -> bool:

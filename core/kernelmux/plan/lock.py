@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
+from kernelmux.files import write_whole
 from kernelmux.graph.graph import Graph
 from kernelmux.plan.choice import Placed, Rejection
 from kernelmux.plan.plan import Plan, make_plan
@@ -92,16 +93,16 @@ class Lock(BaseModel):
 def write_lock(plan: Plan, path: str | Path) -> None:
     """Writes a plan to a lock file; PlanError where it cannot be written."""
     try:
-        Path(path).write_text(_to_lock(plan).to_json(), "utf-8")
+        write_whole(path, _to_lock(plan).to_json())
     except OSError as error:
         raise PlanError(f"{path}: the lock file cannot be written: {error.strerror}", file=str(path)) from error
 
 
-def is_lock(path: str | Path) -> bool:
+def is_lock(path: str | Path, written: bytes | None = None) -> bool:
     """Whether a file is a lock rather than a policy's TOML: it is JSON, or named `.lock`, or empty and not `.toml`."""
     suffix = Path(path).suffix
     try:
-        start = Path(path).read_bytes().lstrip()[:1]
+        start = (Path(path).read_bytes() if written is None else written).lstrip()[:1]
     except OSError:
         return suffix == ".lock"
     return suffix == ".lock" or start == b"{" or (not start and suffix != ".toml")
@@ -142,9 +143,12 @@ def _label(name: str, taken: Mapping[str, object]) -> str:
     return next(label for label in itertools.chain([name], numbered) if label not in taken)
 
 
-def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device) -> Plan:
-    """The plan of a lock file, equal in every field. PlanError names each thing that has changed since."""
-    lock, locked = _parse(path)
+def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device, written: bytes | None = None) -> Plan:
+    """The plan of a lock file, equal in every field. PlanError names each thing that has changed since.
+
+    `written` is what the file has, where it was read already: a pipe can be read once.
+    """
+    lock, locked = _parse(path, written)
     graph = graph.with_cache_format(lock.policy.cache_format(device))
     found = lock.model_copy(update={"graph": f"{graph.name} {graph.digest}", "device_class": device.device_class})
     _compare(path, lock, found)
@@ -159,9 +163,9 @@ def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device
     return plan
 
 
-def _parse(path: str | Path) -> tuple[Lock, Locked]:
+def _parse(path: str | Path, written: bytes | None) -> tuple[Lock, Locked]:
     try:
-        text = Path(path).read_text("utf-8")
+        text = (Path(path).read_bytes() if written is None else written).decode()
         if not text.strip():
             raise PlanError(f"{path}: the lock file is empty; write one with plan --lock", file=str(path))
         version = json.loads(text)["lock"]

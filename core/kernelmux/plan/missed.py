@@ -58,6 +58,9 @@ def _not_installed(plan: Plan) -> Iterator[str]:
     lacking = [name for name in lacking if name.removeprefix(f"{DISTRIBUTION}-") not in forbidden]
     if lacking:
         yield f"not installed, with kernels for {plan.device.kind}: pip install {' '.join(lacking)}"
+    for name, backend in plan.registry.backends.items():
+        if backend.fault and name not in forbidden:
+            yield f"{name} is quarantined: {backend.fault}"
     for name in plan.registry.working:
         refused = plan.registry.device_refusal(name, plan.device)
         if refused is not None and refused.kind == "missing dependency" and name not in forbidden:

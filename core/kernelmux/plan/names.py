@@ -20,10 +20,10 @@ from kernelmux.policy.grammar import AUTO, PARTS, Rule
 from kernelmux.policy.policy import Policy
 
 OFFICIAL = ("cupy", "numba", "reference", "torch", "triton")
-"""Backends of this project: a policy may name one that is not installed, and goes on without it."""
+"""Backends of this project: a policy may name one that is not installed, is told so, and goes on without it."""
 
-Weight = Literal["error", "note", "remark"]
-"""What a plan does about a finding: it raises it, tells of it, or leaves it to `policy check`."""
+Weight = Literal["error", "note", "here"]
+"""What a plan does about a finding: it raises it, or tells of it; `here` is the machine's fault, not the policy's."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class _List(NamedTuple):
     weight: Weight
     rule: Rule | None
     place: str
+    wanting: bool
+    """Whether it asks for kernels of nodes on the device, come what may."""
 
     @property
     def unknown(self) -> Weight:
@@ -69,7 +71,7 @@ class _List(NamedTuple):
         return "note" if self.table.startswith("requirement") else "error"
 
 
-def _lists(policy: Policy) -> Iterator[_List]:
+def _lists(policy: Policy, device: Device) -> Iterator[_List]:
     """Every list of names in a policy; `forbid` last."""
     document, source = policy.document, policy.source
     for index, rule in enumerate(document.rule):
@@ -77,29 +79,30 @@ def _lists(policy: Policy) -> Iterator[_List]:
         line, key_line = policy.line("rule", index) or 0, policy.line("rule", index, "use") or 0
         weight: Weight = "error" if option or "error" in (rule.on_unsupported, rule.on_error) else "note"
         place = table if option else f"{source}:{key_line}"
-        yield _List(table, line, key_line, _kernels(rule.use), weight, rule, place)
+        wanting = rule.is_for(device) and rule.on_unsupported != "next"
+        yield _List(table, line, key_line, _kernels(rule.use), weight, rule, place, wanting)
 
-    def of(table: str, names: Sequence[str], weight: Weight, *path: int | str) -> _List:
+    def of(table: str, names: Sequence[str], *path: int | str, wanting: bool = False) -> _List:
         line = policy.line(*path) or 1
-        return _List(f"{table} ({source}:{line})", line, line, names, weight, None, f"{source}:{line}")
+        return _List(f"{table} ({source}:{line})", line, line, names, "note", None, f"{source}:{line}", wanting)
 
     for index, required in enumerate(document.require):
-        yield of(f"requirement {index + 1}", required.kernel, "note", "require", index, "kernel")
-    yield of("defaults", _kernels(document.defaults.use), "remark", "defaults", "use")
-    yield of("forbid", document.forbid, "note", "forbid")
+        yield of(f"requirement {index + 1}", required.kernel, "require", index, "kernel")
+    yield of("defaults", _kernels(document.defaults.use), "defaults", "use", wanting=True)
+    yield of("forbid", document.forbid, "forbid")
 
 
 def _kernels(words: Sequence[str]) -> Sequence[str]:
     return [word for word in words if word not in (AUTO, PARTS)]
 
 
-def absent_names(policy: Policy, registry: Registry) -> Iterator[Finding]:
-    """Backends that do not exist or are quarantined, and whatever the policy itself forbids.
+def absent_names(policy: Policy, registry: Registry, device: Device) -> Iterator[Finding]:
+    """Backends that do not exist, are not installed or are quarantined, and whatever the policy itself forbids.
 
     A rule that says `next` may name a backend that nobody has heard of.
     """
     forbidden = policy.document.forbid
-    for of in _lists(policy):
+    for of in _lists(policy, device):
         option = of.place == of.table
         for name in of.names:
             backend = name.partition(":")[0]
@@ -109,8 +112,11 @@ def absent_names(policy: Policy, registry: Registry) -> Iterator[Finding]:
                 said = f"unknown backend {backend!r}{nearest(backend, registry.backends)}"
                 yield Finding(of.key_line, said, of.unknown, of.place, name)
             asks = f"{of.table} {'names' if of.names is forbidden else 'asks for'} {name}"
+            whose = "which" if name == backend else f"and {backend}"
+            if known is None and optional and of.wanting and not {name, backend} & set(forbidden):
+                said = f"{asks}, {whose} is not installed: pip install kernelmux-{backend}"
+                yield Finding(of.line, said, "here", name=name)
             if known is not None and known.fault:
-                whose = "which" if name == backend else f"and {backend}"
                 yield Finding(of.line, f"{asks}, {whose} is quarantined: {known.fault}", of.weight, name=name)
             if of.names is not forbidden and {name, backend} & set(forbidden):
                 where = f"forbid ({policy.source}:{policy.line('forbid')})"
@@ -130,7 +136,7 @@ def unknown_kernels(
     """
     known: Mapping[str, set[str]] = seen
     meant = None if rules is None else [policy.document.rule[index] for index in rules if index is not None]
-    for of in _lists(policy):
+    for of in _lists(policy, device):
         if of.rule is not None and meant is not None and not any(of.rule is rule for rule in meant):
             continue
         ops = set((of.rule and of.rule.op) or OPS)

@@ -61,6 +61,8 @@ class Plan:
     """Of a plan from a lock file: its choices, by bucket and node."""
     context: int = CONTEXT
     """Cached tokens of each sequence that decodes, for which `auto` chose."""
+    strict: bool = field(default=False, compare=False, repr=False)
+    """Whether a kernel that raises in a walk is an error, whatever the policy makes of it."""
 
     def __str__(self) -> str:
         """The table of `kernelmux plan`."""
@@ -86,7 +88,9 @@ class Plan:
         return self.buckets[-1]
 
     def bucket(self, rows: int) -> int:
-        """The bucket of a row count; PlanError above the largest."""
+        """The bucket of a row count; PlanError above the largest, and below 1."""
+        if rows < 1:
+            raise PlanError(f"a step has from 1 to {self.max_rows} rows, not {rows}")
         for top in self.buckets:
             if rows <= top:
                 return top

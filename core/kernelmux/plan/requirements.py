@@ -5,9 +5,11 @@ Enters: a Plan. Leaves: a PlanError that names the broken requirement and every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from kernelmux.contract.installed import ALLOW
 from kernelmux.errors import PlanError
 from kernelmux.graph.domain import in_words
 from kernelmux.graph.formats import human_bytes
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from kernelmux.contract.record import Record
     from kernelmux.plan.choice import Choice
     from kernelmux.plan.plan import Plan
-    from kernelmux.policy.grammar import Rule
     from kernelmux.policy.policy import Policy
 
 
@@ -83,34 +84,43 @@ def _leaving_parts(plan: Plan) -> Iterator[int]:
             yield from (index for index in found if index is not None and PARTS in policy.document.rule[index].use)
 
 
-def unserved(plan: Plan) -> Iterator[tuple[int, str]]:
-    """The rules that decide for nodes of which none got what they name: the index, and what to say of it.
+def unserved(plan: Plan) -> Iterator[tuple[int | None, str]]:
+    """The rules that decide for nodes of which none got what they name: the index, None of the defaults; what to say.
 
     Not those that say `on_unsupported = "next"`, which mean it, nor those of whose every name more is to be said; and
     not those that nobody asked for.
     """
-    policy, rules = plan.policy, plan.policy.document.rule
-    absent = {finding.name for finding in absent_names(policy, plan.registry)}
-    served = {index for index, rule in enumerate(rules) if rule.on_unsupported == "next" or absent.issuperset(rule.use)}
-    served |= {index for index, rule in enumerate(rules) if AUTO in rule.use or PARTS in rule.use}
-    served |= {index for index in range(len(rules)) if not policy.is_asked_for(index)}
-    if len(served) == len(rules):
-        return
-    refused: dict[int, str] = {}
+    policy, document = plan.policy, plan.policy.document
+    uses: dict[int | None, Sequence[str]] = {
+        **{index: rule.use for index, rule in enumerate(document.rule) if rule.on_unsupported != "next"},
+        None: document.defaults.use,
+    }
+    absent = {finding.name for finding in absent_names(policy, plan.registry, plan.device)}
+    asked = {
+        index: use
+        for index, use in uses.items()
+        if policy.is_asked_for(index) and not ({AUTO, PARTS} & set(use) or absent.issuperset(use))
+    }
+    served: set[int | None] = set()
+    refused: dict[int | None, str] = {}
     for top in plan.buckets:
         schedule = plan.schedule(top, top)
         for step in schedule.steps:
             for node, rows in plan.nodes_meant(step, schedule.rows(step.node)):
+                if len(served) == len(asked):
+                    return
                 index = policy.match(node, rows, plan.device)
-                if index is None or index in served:
+                if index not in asked or index in served:
                     continue
-                if {step.choice.name, step.choice.backend} & set(rules[index].use):
+                if index is None and step.choice.rule is not None:
+                    continue  # A rule for the fused op that runs in its place: the defaults speak of what is left.
+                if {step.choice.name, step.choice.backend} & set(asked[index]):
                     served.add(index)
                 elif not refused.get(index):
-                    refused[index] = _first_refusal(rules[index], step.choice)
-    for index in sorted(refused.keys() - served):
+                    refused[index] = _first_refusal(asked[index], step.choice)
+    for index in (index for index in asked if index in refused and index not in served):
         reason = refused[index] or "a fused op runs in their place"
-        named = in_words(rules[index].use)
+        named = in_words(asked[index])
         yield index, f"no node of {plan.graph.name} on {plan.device.device_class} got {named}: {reason}"
 
 
@@ -123,11 +133,11 @@ def tuned_elsewhere(policy: Policy, device: Device) -> Finding | None:
     return Finding(policy.line("tuned_for") or 1, f"{said}: kernelmux tune MODEL measures one there")
 
 
-def _first_refusal(rule: Rule, choice: Choice) -> str:
-    """Why the first of what a rule names was not chosen; empty where a fused op was, for which it was not asked."""
+def _first_refusal(use: Collection[str], choice: Choice) -> str:
+    """Why the first of what a rule uses was not chosen; empty where a fused op was, for which it was not asked."""
     for loser in choice.rejected:
-        if {loser.kernel, loser.kernel.partition(":")[0]} & set(rule.use):
-            return loser.reason if loser.kernel in rule.use else f"{loser.kernel}: {loser.reason}"
+        if {loser.kernel, loser.kernel.partition(":")[0]} & set(use):
+            return loser.reason if loser.kernel in use else f"{loser.kernel}: {loser.reason}"
     return ""
 
 
@@ -155,17 +165,25 @@ def _failed(plan: Plan, record: Record) -> Iterator[str]:
             yield f"{name} runs {op}, by {plan.policy.where(choice.rule)}: {failure}"
 
 
+def _fault(line: str) -> str:
+    """What a line says of a backend that is broken or not there, whoever asked for it; all of any other line."""
+    said = re.search(r" is quarantined: .*| is not installed: .*", line)
+    return said[0] if said else line
+
+
 def notes(plan: Plan, record: Record, max_rows: int) -> tuple[str, ...]:
     """What a person must be told of the policy, though a plan was made: names not to be had, rules that do nothing.
 
-    A broken backend is told of once, and all that matches no node in one line.
+    A backend that is broken or not there is told of once, and all that matches no node in one line.
     """
     policy = plan.policy
     options = len(policy.options)
     elsewhere = tuned_elsewhere(policy, plan.device)
     loud = [f"{policy.source}:{elsewhere.line}: {elsewhere.message}"] if elsewhere else []
-    loud += [str(finding) for finding in absent_names(policy, plan.registry) if finding.weight == "note"]
-    by_fault = {line.partition(" is quarantined: ")[2] or line: line for line in reversed(loud)}
+    loud += [str(finding) for finding in absent_names(policy, plan.registry, plan.device) if finding.weight != "error"]
+    broken = {name: plan.registry.backends[name].fault for name in plan.registry.allowed}
+    loud += [f"{ALLOW} asks for {name}, which is quarantined: {fault}" for name, fault in broken.items() if fault]
+    by_fault = {_fault(line): line for line in reversed(loud)}
     lines = [*reversed(by_fault.values())]
     for index, before, finding in unreached(policy):
         # An option is there to outrank the file.

@@ -57,7 +57,7 @@ class Selector:
             faults = "".join(f"; {b.name}: {b.fault}" for b in registry.backends.values())
             raise BackendError(f"no backend is installed: pip install kernelmux-torch (or kernelmux-reference){faults}")
         if self.locked is None:
-            for finding in absent_names(self.policy, registry):
+            for finding in absent_names(self.policy, registry, self.offers.device):
                 if finding.weight == "error":
                     raise finding.error(self.policy)
 

@@ -23,7 +23,7 @@ from pydantic import (
     field_validator,
 )
 
-from kernelmux.contract import registry
+from kernelmux.contract import names, registry
 from kernelmux.contract.device import PLATFORMS, Device, described_device, known_kinds
 from kernelmux.errors import GraphError, PlanError, nearest
 from kernelmux.graph.domain import Range, admits, parse_range
@@ -31,11 +31,10 @@ from kernelmux.graph.formats import CACHE_FORMATS, FORMATS, lookup
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Op, fused_ops
 
-AUTO = "auto"
-"""In place of a kernel's name: whichever is predicted to take the least time."""
-PARTS = "parts"
-"""In place of a fused op's kernel: none, the plain nodes that it would stand for run instead."""
-_KERNEL_NAME = re.compile(r"[a-z][a-z0-9_-]*(:[A-Za-z0-9_.-]+)?")
+AUTO, PARTS = names.RESERVED
+"""In place of a kernel's name: whichever is predicted to take the least time; in place of a fused op's kernel: none,
+the plain nodes that it would stand for run instead."""
+_KERNEL_NAME = re.compile(f"{names.BACKEND}(:{names.KERNEL})?")
 
 
 def _each(check: Any) -> Any:

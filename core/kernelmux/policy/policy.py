@@ -160,30 +160,33 @@ def _shipped_text(name: str) -> str:
     return resources.files("kernelmux.policy").joinpath(f"{name}.toml").read_text("utf-8")
 
 
-def read_policy(path: str | Path) -> Policy:
-    """Reads a policy file, or one of this package, as `exact`; PolicyError names file, line, and what would work."""
+def read_policy(path: str | Path, written: bytes | None = None) -> Policy:
+    """Reads a policy file, or one of this package, as `exact`; PolicyError names file, line, and what would work.
+
+    `written` is what the file has, where it was read already: a pipe can be read once.
+    """
     if str(path) == DEFAULT and _is_shipped(path):
         return default_policy()
-    return shipped_policy(str(path)) if _is_shipped(path) else parse_policy(policy_text(path), str(path))
+    return shipped_policy(str(path)) if _is_shipped(path) else parse_policy(policy_text(path, written), str(path))
 
 
 def _is_shipped(path: str | Path) -> bool:
     return str(path) in SHIPPED and not Path(path).exists()
 
 
-def policy_text(path: str | Path) -> str:
+def policy_text(path: str | Path, written: bytes | None = None) -> str:
     """The text of a policy file, or of one of this package; PolicyError, with a line where it is read and is none."""
     if _is_shipped(path):
         return _shipped_text(str(path))
     try:
-        written = Path(path).read_bytes()
+        written = Path(path).read_bytes() if written is None else written
         text = written.decode("utf-8-sig")
     except OSError as error:
         message = f"{path}: the policy file cannot be read: {error.strerror}"
         raise PolicyError(message, file=str(path)) from error
     except UnicodeDecodeError as error:
-        line = written.count(b"\n", 0, error.start) + 1
-        message = f"not UTF-8 text (byte {written[error.start]:#04x}): save it as UTF-8"
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text (byte {error.object[error.start]:#04x}): save it as UTF-8"
         raise _mistake(str(path), line, message) from error
     if text.lstrip().startswith("{"):
         message = "JSON, as a plan's lock file is: run it with --plan, compare it with plan --diff"

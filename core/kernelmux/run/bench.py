@@ -15,6 +15,7 @@ from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
+from kernelmux.run.nucleus import Way
 from kernelmux.run.pages import CachedSequence
 from kernelmux.run.progress import Progress
 from kernelmux.run.replaced import Replaced
@@ -77,6 +78,8 @@ class ModelTiming:
     memory: dict[str, int]
     replaced: tuple[Replaced, ...] = ()
     """Kernels that raised meanwhile: what took their place was timed."""
+    notes: tuple[str, ...] = ()
+    """What is to be told of packed weights that are kept on disk."""
 
     @property
     def prefill_rate(self) -> float:
@@ -109,10 +112,17 @@ def _row(work: str, unit: str, timing: Timing, per_second: float | None, launche
 
 
 def time_model(
-    model: Model, plan: Plan, load: Load, tell: Callable[[Progress], object] = lambda progress: None
+    model: Model,
+    plan: Plan,
+    load: Load,
+    tell: Callable[[Progress], object] = lambda progress: None,
+    cache_packed: bool = False,
 ) -> ModelTiming:
-    """Times a model with a plan, telling how far it is; CapacityError where the plan has fewer rows than the batch."""
-    session = _prepared(model, plan, load.tokens, load.batch, tell)
+    """Times a model with a plan, telling how far it is; CapacityError where the plan has fewer rows than the batch.
+
+    With `cache_packed` packed weights are kept on disk, and taken from there, as `Model.session` has it.
+    """
+    session = _prepared(model, plan, load.tokens, load.batch, tell, cache_packed)
     wait = partial(plan.device.platform.synchronize, plan.device)
     prompts = []
     for count in range(PROMPTS + 1):
@@ -131,7 +141,11 @@ def time_model(
         host = Timing.of(_time_enqueueing(session, sequences, load.decode, wait, load.sampling))
     launches = plan.schedule(load.batch, load.batch).launches
     prefill, steps = Timing.of(prompts[1:]), Timing.of(decodes[1:])
-    return ModelTiming(load, prefill, steps, host, launches, _memory(plan, load), tuple(session.replaced))
+    memory, cache = _memory(plan, load), session.packed_cache
+    if cache is not None:
+        memory["weights from the cache on disk"] = cache.mapped_bytes
+    notes = () if cache is None else tuple(cache.notes)
+    return ModelTiming(load, prefill, steps, host, launches, memory, tuple(session.replaced), notes)
 
 
 def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
@@ -158,12 +172,19 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
 
 
 def _prepared(
-    model: Model, plan: Plan, tokens: int, sequences: int, tell: Callable[[Progress], object] = lambda progress: None
+    model: Model,
+    plan: Plan,
+    tokens: int,
+    sequences: int,
+    tell: Callable[[Progress], object] = lambda progress: None,
+    cache_packed: bool = False,
 ) -> Session:
-    """A session with all weights packed."""
-    session = model.session(plan, tokens, sequences)
+    """A session with all weights packed, and kept where they are to be: nothing is written beside what is timed."""
+    session = model.session(plan, tokens, sequences, cache_packed=cache_packed)
     for progress in session.prepare(()):
         tell(progress)
+    if session.packed_cache is not None:
+        session.packed_cache.background.finish()
     return session
 
 
@@ -229,15 +250,15 @@ def _time_enqueueing(
     # Reserves room for all steps, starts the drawing, and makes the state of the next.
     with closing(session.decode(sequences, [0] * len(sequences), steps, sampling)) as first:
         next(first)
-    drawn = not sampling.greedy
-    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences], drawn)
+    way = Way.of([sampling])
+    walk = session.captured_step([Feed(sequence, [0]) for sequence in sequences], way)
     assert walk is not None
     ids = session.ids_copy(len(sequences))
     for _ in range((steps - AHEAD) // IN_A_ROW):
         wait()
         started = time.perf_counter()
         for _ in range(IN_A_ROW):
-            if drawn:
+            if way is not None:
                 session.drawing.send()
             walk()
             ids.start()

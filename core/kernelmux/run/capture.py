@@ -83,7 +83,7 @@ def _record(walk: Walk, platform: Platform) -> LaunchError | None:
             call()
             if not platform.is_capturing():
                 raise RuntimeError("it ended the capture")
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             failure = launch_error(walk.steps, index, walk.device, error)
             failure.args = (f"while a graph was captured: {failure}",)
             failure.reason = f"while a graph was captured: {failure.reason}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
+from kernelmux.contract.packed_cache import PackedCache
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
@@ -20,6 +21,7 @@ from kernelmux.plan.lock import read_lock
 from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
 from kernelmux.run.generate import generate
+from kernelmux.run.host import plainly
 from kernelmux.run.progress import Progress
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
@@ -29,13 +31,17 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+USUAL_TOKENS = 128
+"""Of an answer at most, unless told."""
 
 
+@plainly
 def load(path: str | Path) -> Model:
     """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
     return Model(open_model(path))
 
 
+@plainly
 def load_random(asked: str, device: str = "cpu") -> Model:
     """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
     registry.current()  # A backend may bring the format.
@@ -48,15 +54,25 @@ class Model:
 
     source: Source
     _packed: dict[Device, PackedWeights] = field(default_factory=dict, repr=False)
+    _recent: PackedWeights | None = field(default=None, repr=False)
+    """What the last `generate` or `forward` packed: the next one finds it, unless it is for another plan."""
 
     @property
     def graph(self) -> Graph:
         return self.source.graph
 
-    def locked_plan(self, path: str | Path, device: str | Device = "cpu") -> Plan:
-        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with."""
-        return read_lock(path, self.graph, registry.current(), _device(device))
+    @plainly
+    def locked_plan(
+        self, path: str | Path, device: str | Device = "cpu", *, strict: bool = False, written: bytes | None = None
+    ) -> Plan:
+        """The plan of a lock file; PlanError where graph, kernels or device are not those that it was locked with.
 
+        `strict` is as in `plan`, of the notes that were locked; `written` what the file has, where it was read already.
+        """
+        made = read_lock(path, self.graph, registry.current(), _device(device), written)
+        return _strictly(made, str(path)) if strict else made
+
+    @plainly
     def plan(
         self,
         policy: Policy | str | Path | None = None,
@@ -70,7 +86,8 @@ class Model:
         """Chooses every node's kernel by a policy file, `exact`, or the default one; `use` (`OP=KERNEL`) outranks them.
 
         Where `auto` chooses, then for steps of up to `max_rows` rows, and for `context` cached tokens of each sequence.
-        `strict` makes an error, a PlanError, of whatever the plan's notes have to say.
+        `strict` makes an error, a PlanError, of whatever the plan's notes have to say, and in a walk of a kernel that
+        raises, whatever the policy's `on_error` is.
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """
         if policy is None:
@@ -80,9 +97,7 @@ class Model:
         made = make_plan(
             self.graph, policy.with_use(use), registry.current(), _device(device), max_rows, context=context
         )
-        if strict and made.notes:
-            raise PlanError(f"a plan that is strict has no notes: {'; '.join(made.notes)}", file=policy.source)
-        return made
+        return _strictly(made, policy.source) if strict else made
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids; messages go through the file's chat template."""
@@ -94,6 +109,12 @@ class Model:
             return self._checked_ids(prompt)
         if len(messages) < len(prompt):
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
+        # The template writes the special tokens itself.
+        return tokenizer.encode(self.render(messages), add_special=False)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of chat messages by the file's template, with the opening of the answer; ModelError without one."""
+        tokenizer = self.source.tokenizer
         template = self.source.file.metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
@@ -101,47 +122,66 @@ class Model:
         from kernelmux.models.chat import render_chat
 
         bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
-        text = render_chat(template, messages, bos_token=bos, eos_token=eos)
-        # The template writes the special tokens itself.
-        return tokenizer.encode(text, add_special=False)
+        return render_chat(template, messages, bos_token=bos, eos_token=eos)
 
-    def session(self, plan: Plan, tokens: int, sequences: int = 1) -> Session:
+    def session(self, plan: Plan, tokens: int, sequences: int = 1, *, cache_packed: bool = False) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
 
         Sessions share the weights that they pack alike, and let go of them when the last one is dropped. PlanError
         where the plan is for another graph than the model's, CapacityError where there is no room for what is asked.
+        `cache_packed` keeps on disk what the session packs, and maps what one of an earlier process kept; what is to be
+        told of it (a damaged file, a full disk) are the `notes` of the session's `packed_cache`.
         """
         self._check_plan(plan)
-        packed = self._packed.setdefault(plan.device, PackedWeights(self.source.file.weights, plan.device))
-        return Session(plan, packed.holder(), tokens, sequences)
+        file, device = self.source.file, plan.device
+        packed = self._packed.setdefault(device, PackedWeights(file.weights, device))
+        cache = PackedCache(file.weights, device, file.path, file.stamp) if cache_packed else None
+        return Session(plan, packed.holder(cache), tokens, sequences)
+
+    def _kept_session(self, plan: Plan, tokens: int, cache_packed: bool = False) -> Session:
+        """A session for one answer, whose packed weights the model keeps for the next one."""
+        session = self.session(plan, tokens, cache_packed=cache_packed)
+        packed = session.walker.packed
+        if self._recent is not None and self._recent.device == plan.device:
+            packed.adopt(self._recent, plan.packed_forms)
+        self._recent = packed
+        return session
 
     def generate(
         self,
         prompt: Prompt,
         plan: Plan | None = None,
         *,
-        max_tokens: int = 128,
+        max_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        cache_packed: bool = False,
     ) -> Generation:
-        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold."""
-        if max_tokens < 1:
+        """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold.
+
+        Unless told it has up to 128 tokens, or as many as the model holds after the prompt.
+        """
+        if max_tokens is not None and max_tokens < 1:
             raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
         ids = self.encode(prompt)
-        self._check_length(ids, max_tokens)
+        if max_tokens is None:
+            max_tokens = max(1, min(USUAL_TOKENS, self.source.shape.context - len(ids) + 1))
+        # The last one is drawn, and not read any more.
+        self._check_length(ids, max_tokens - 1)
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        session = self.session(self.plan() if plan is None else plan, len(ids) + max_tokens)
+        plan = self.plan() if plan is None else plan
+        session = self._kept_session(plan, len(ids) + max_tokens, cache_packed)
         return Generation(self.source, session, ids, sampling, max_tokens)
 
     def forward(self, ids: Sequence[int], plan: Plan | None = None) -> torch.Tensor:
         """Logits [len(ids), vocabulary] of every position, in float32."""
         ids = self._checked_ids(ids)
         self._check_length(ids, 0)
-        session = self.session(self.plan() if plan is None else plan, len(ids))
+        session = self._kept_session(self.plan() if plan is None else plan, len(ids))
         return session.feed(session.open(), ids, all_logits=True)
 
     def _check_plan(self, plan: object) -> None:
@@ -174,11 +214,19 @@ class Model:
         context = self.source.shape.context
         if not ids:
             raise ModelError("the prompt has no tokens; give at least one")
+        if len(ids) > context:
+            raise ModelError(f"the prompt has {len(ids)} tokens, the model holds {context}: shorten the prompt")
         if len(ids) + new_tokens > context:
             raise ModelError(
-                f"the prompt has {len(ids)} tokens and {new_tokens} more may follow, the model holds {context}: "
-                "shorten the prompt, or lower --max-tokens"
+                f"the prompt has {len(ids)} tokens and {new_tokens + 1} are to follow, the model holds {context}: "
+                f"shorten the prompt, or ask for up to {context - len(ids) + 1} (--max-tokens)"
             )
+
+
+def _strictly(plan: Plan, source: str) -> Plan:
+    if plan.notes:
+        raise PlanError(f"a plan that is strict has no notes: {'; '.join(plan.notes)}", file=source)
+    return replace(plan, strict=True)
 
 
 def _device(asked: str | Device) -> Device:
@@ -203,7 +251,7 @@ class Generation:
         most = self.session.plan.max_rows
         prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
         rows = {*prompt, 1} if self.max_tokens > 1 else prompt
-        yield from self.session.prepare(rows, drawn=not self.sampling.greedy)
+        yield from self.session.prepare(rows, self.sampling)
 
     def __iter__(self) -> Iterator[str]:
         for _ in self.prepare():

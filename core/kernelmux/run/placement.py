@@ -76,7 +76,7 @@ class Placement:
         for index, step in enumerate(steps):
             try:
                 each.append(self._place(step, schedule.layout, views, host))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 raise launch_error(steps, index, self.plan.device, error) from error
         stored = zip(self.plan.graph.outputs, schedule.outputs, strict=True)
         return PlacedSteps(each, {name: views[physical] for name, physical in stored}, schedule.launches)

@@ -1,7 +1,7 @@
 """By what the next token is drawn: settings, and what a sequence carries on from token to token.
 
-Enters: settings, a seed, the tokens before. Leaves: a uniform number a token, made on the host, so that every device
-draws alike. Touches no logits.
+Enters: settings, a seed, the tokens before. Leaves: uniform numbers for each token, made on the host, so that every
+device draws alike. Touches no logits.
 """
 
 from __future__ import annotations
@@ -9,8 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kernelmux.errors import KernelmuxError
+
+if TYPE_CHECKING:
+    import torch
+
+DRAWS = 16
+"""Random numbers a token, whatever the settings, so that the stream is the same."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +25,10 @@ class Sampling:
     """How the next token is drawn.
 
     Temperature 0 takes the likeliest. Else from softmax(logits / temperature), of the `top_k` likeliest (0: all), of
-    the fewest whose probabilities reach `top_p` (Holtzman et al. 2019, arXiv:1904.09751), and of those that have at
-    least `min_p` of the likeliest one's (Nguyen et al. 2024, arXiv:2407.01082). Before all that logits of tokens that
-    were there before are divided by `repetition_penalty` where they are above 0, else multiplied (Keskar et al. 2019,
-    arXiv:1909.05858).
+    the fewest whose probabilities reach `top_p` of these (Holtzman et al. 2019, arXiv:1904.09751), and of those that
+    have at least `min_p` of the likeliest one's (Nguyen et al. 2024, arXiv:2407.01082). Before all that logits of
+    tokens that were there before are divided by `repetition_penalty` where they are above 0, else multiplied (Keskar et
+    al. 2019, arXiv:1909.05858).
     """
 
     temperature: float = 0.0
@@ -67,22 +74,28 @@ class Sampler:
         self.count = 0
         """Tokens drawn so far."""
         self._generator = torch.Generator().manual_seed(sampling.seed)
-        self._ahead: list[float] = []
+        self._ahead = torch.empty(0, DRAWS, dtype=torch.float64)
 
-    def uniforms(self, first: int, count: int) -> list[float]:
-        """Random numbers from 0 to below 1: of `count` tokens from the `first`-th on, none of which is drawn yet."""
+    def uniforms(self, first: int, count: int) -> torch.Tensor:
+        """Random numbers [count, DRAWS], in float64, of `count` tokens from the `first`-th on, none of which is drawn.
+
+        From 0 to below 1; all 0 where the likeliest is taken, which of ties is then the first.
+        """
         import torch
 
+        if self.sampling.temperature == 0:
+            return torch.zeros(count, DRAWS, dtype=torch.float64)
         start = first - self.count
         if (missing := start + count - len(self._ahead)) > 0:
-            self._ahead += torch.rand(missing, dtype=torch.float64, generator=self._generator).tolist()
+            more = torch.rand(missing, DRAWS, dtype=torch.float64, generator=self._generator)
+            self._ahead = torch.cat([self._ahead, more])
         return self._ahead[start : start + count]
 
     def take(self, id: int) -> None:
         """Makes `id` the token that was drawn."""
         self.seen.add(id)
         self.count += 1
-        del self._ahead[:1]
+        self._ahead = self._ahead[1:]
 
 
 def each_sampler(sampling: Sampling | Sequence[Sampling | Sampler], tokens: Sequence[int]) -> list[Sampler]:

@@ -7,26 +7,29 @@ a captured one: the device feeds itself the likeliest or drawn tokens, and the h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.errors import KernelmuxError, LaunchError
-from kernelmux.graph.formats import as_planes, empty_planes, human_bytes
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
+from kernelmux.run.buffers import make_buffers
 from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.drawing import Drawing
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
+from kernelmux.run.host import check_process, plainly
 from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents
+from kernelmux.run.nucleus import Way, highest
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
 from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
 from kernelmux.run.sampling import Sampler, Sampling, each_sampler
-from kernelmux.run.state import HostCopy, StepState, StreamOrder
+from kernelmux.run.soundness import check_highest, mark, read_ids
+from kernelmux.run.state import HostCopy, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
 
@@ -49,42 +52,33 @@ class Session:
     while a call runs, or a decode has not ended, any other raises BusyError, from whatever thread.
     """
 
+    @plainly
     def __init__(self, plan: Plan, packed: PackedWeights, tokens: int, sequences: int = 1) -> None:
+        import torch
+
         if tokens < 1 or sequences < 1:
             raise CapacityError(f"a session holds at least 1 token of 1 sequence, not {tokens=} and {sequences=}")
         platform = plan.device.platform
+        check_process(plan.device)
         # Each sequence may waste the rest of its last page.
         pages = -(-tokens // PAGE_SIZE) + sequences - 1
         self._pages = Pages(pages)
         self._batch = sequences
         # A captured step may have more rows than it has sequences.
         self._most = 1 << (sequences - 1).bit_length() if platform.captures else sequences
-        extents = {
-            "m": plan.max_rows,
-            "outs": plan.max_rows,
-            "seqs": self._most,
-            "seqs+1": self._most + 1,
-            "width": pages,
-            "pages": pages,
-            "page_size": PAGE_SIZE,
-        }
-        leaves = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "cache"]
-        state = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "state"]
         platform.check_here(plan.device)
-        _check_memory(plan, packed, sum(value.nbytes for value in leaves))
-        self._state = StepState({value.name: value.extents for value in state}, plan.device)
-        leaf_buffers = dict(self._state.buffers)
-        for value in leaves:
-            planes = empty_planes(value, plan.device.torch)
-            for plane in planes:
-                plane.zero_()
-            leaf_buffers[value.name] = as_planes(planes)
+        self._state, leaf_buffers = make_buffers(plan, packed, self._most, pages)
         self.walker = Walker(plan, packed, leaf_buffers, self._state.host, platform.stream(plan.device))
         self._logits = plan.graph.outputs[0]
         vocab = plan.graph.values[self._logits].shape[1]
         assert isinstance(vocab, int)
         self._vocab = vocab
+        self._marked = torch.zeros(self._most, dtype=torch.float32, device=plan.device.torch)
+        """The ids of a captured step, as `mark` writes them."""
+        self._tails: dict[Way | None, Callable[[Walk], None]] = {}
         self._at_work = Lock()
+        self.packed_cache = packed.cache
+        """Where packed weights are kept on disk, with what is to be told of it; None where nobody asked for it."""
         self.replaced: list[Replaced] = []
         """The kernels that raised and gave way to others, as they did."""
 
@@ -98,22 +92,27 @@ class Session:
         """How tokens are drawn where they are not just the likeliest."""
         return Drawing(self._most, self._vocab, self.plan.device)
 
-    def prepare(self, rows: Collection[int] | None = None, drawn: bool = False) -> Iterator[Progress]:
+    @plainly
+    def prepare(self, rows: Collection[int] | None = None, sampling: Sampling | None = None) -> Iterator[Progress]:
         """Packs all weights, then compiles, binds and captures for steps of so many `rows`: a step does none of it.
 
-        Unless told, for all that the session can run: prompts, decoding, batches of both; where tokens are `drawn`, and
-        not just the likeliest taken, for that as well. With no rows it only packs. Without it, the first steps of their
-        extents do it.
+        Unless told, for all that the session can run: prompts, decoding, batches of both; with a `sampling` also for
+        decoding that draws by such settings. With no rows it only packs. Without it, the first steps of their extents
+        do it.
         """
+        for count in rows or ():
+            self.plan.bucket(count)
         with self._alone():
             while True:
                 try:
-                    yield from self._prepare(rows, drawn)
-                    return
+                    yield from self._prepare(rows, Way.of([sampling or Sampling()]))
+                    break
                 except LaunchError as error:
                     self._do_without(error)
+            if self.packed_cache is not None:
+                self.packed_cache.start()
 
-    def _prepare(self, rows: Collection[int] | None, drawn: bool) -> Iterator[Progress]:
+    def _prepare(self, rows: Collection[int] | None, way: Way | None) -> Iterator[Progress]:
         if rows is None:
             eager = [*all_eager_extents(self.plan, self._most)]
             decoding = range(1, self._batch + 1)
@@ -134,8 +133,8 @@ class Session:
             self._write_state([], extents)
             with self._on_stream():
                 if extents in alone:
-                    for how in {False, drawn}:
-                        self._capture(extents["m"], how)
+                    for each in {None, way}:
+                        self._capture(extents["m"], each)
                 else:
                     self.walker.bind(**extents)()
             yield Progress(CAPTURING, count, len(steps))
@@ -159,6 +158,7 @@ class Session:
             self._pages.reserve([sequence], [tokens])
             sequence.length += tokens
 
+    @plainly
     def step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         """Runs one step over several sequences, and returns logits [rows wanted, vocabulary], in the order of `feeds`.
 
@@ -168,6 +168,7 @@ class Session:
         with self._alone():
             return self._step(feeds)
 
+    @plainly
     def feed(self, sequence: CachedSequence, ids: Sequence[int], all_logits: bool = False) -> torch.Tensor:
         """Runs tokens in as many steps as the plan needs; returns a copy of the logits, of the last row or of all."""
         import torch
@@ -175,11 +176,15 @@ class Session:
         if not ids:
             raise CapacityError("a step needs at least one sequence, and every sequence at least one token")
         chunk = self.plan.max_rows
-        parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
+        steps = [[Feed(sequence, ids[at : at + chunk], all_logits)] for at in range(0, len(ids), chunk)]
         with self._alone():
-            logits = [self._step([Feed(sequence, part, all_logits)]).clone() for part in parts]
+            # All of it before any of it: a prompt that does not fit leaves the sequence as it was.
+            counts = [self._check(feeds) for feeds in steps]
+            self._pages.reserve([sequence], [len(ids)])
+            logits = [self._run_checked(feeds, m).clone() for feeds, m in zip(steps, counts, strict=True)]
         return torch.cat(logits) if all_logits else logits[-1]
 
+    @plainly
     def decode(
         self,
         sequences: Sequence[CachedSequence],
@@ -193,7 +198,7 @@ class Session:
         seed's first numbers, and knows the token that is fed as one that was before; a Sampler draws on, and knows
         afterwards of what was yielded. Room for all steps is reserved at once. What was yielded is in the cache, but
         for the last ids. From its first ids to its end, or until it is closed, it has the session to itself: the next
-        step's state is on the device.
+        step's state is on the device. LogitsError takes the place of ids where a sequence's logits are NaN or infinite.
         """
         if len(sequences) != len(tokens):
             raise CapacityError(
@@ -204,26 +209,27 @@ class Session:
         with self._alone():
             self._check(feeds)
             self._pages.reserve(sequences, [steps] * len(feeds))
-            drawn = not all(sampler.sampling.greedy for sampler in samplers)
+            way = Way.of([sampler.sampling for sampler in samplers])
             with self._on_stream():
-                walk = self.captured_step(feeds, drawn)
-                if drawn:
+                walk = self.captured_step(feeds, way)
+                if way is not None:
                     self.drawing.start(samplers)
-            drawing = self.drawing if drawn else None
             if walk is not None:
-                yield from self._decode_on_device(walk, sequences, steps, drawing)
+                yield from self._decode_on_device(walk, sequences, steps, None if way is None else self.drawing)
             else:
-                yield from self._decode_eagerly(feeds, steps, drawing)
+                yield from self._decode_eagerly(feeds, steps, way)
 
-    def _decode_eagerly(self, feeds: Sequence[Feed], steps: int, drawing: Drawing | None) -> Ids:
+    def _decode_eagerly(self, feeds: Sequence[Feed], steps: int, way: Way | None) -> Ids:
         for _ in range(steps):
             logits = self._step(feeds)
-            if drawing is None:
-                ids = logits.argmax(dim=-1).tolist()
+            most, likeliest = logits.max(dim=-1)
+            check_highest(most, self.plan, [feed.sequence for feed in feeds])
+            if way is None:
+                ids = likeliest.tolist()
             else:
-                drawing.send()
-                ids = drawing.draw(logits).tolist()
-                drawing.take(ids)
+                self.drawing.send()
+                ids = self.drawing.draw(logits, way).tolist()
+                self.drawing.take(ids)
             yield ids
             feeds = [Feed(feed.sequence, [token]) for feed, token in zip(feeds, ids, strict=True)]
 
@@ -242,14 +248,16 @@ class Session:
                 walk()
                 copies[index % 2].start()
             if index:
-                ids = copies[(index - 1) % 2].wait()
+                marked = copies[(index - 1) % 2].wait()
                 for sequence in sequences:
                     sequence.length += 1
+                ids = read_ids(marked, self.plan, sequences)
                 if drawing is not None:
                     drawing.take(ids)
                 yield ids
 
-    def captured_step(self, feeds: Sequence[Feed], drawn: bool = False) -> CapturedWalk | None:
+    @plainly
+    def captured_step(self, feeds: Sequence[Feed], way: Way | None = None) -> CapturedWalk | None:
         """The captured step of one token a sequence, its state written; None where the plan captures none.
 
         Each call of it decodes one token more of each sequence, as far as there is room: the likeliest, or as `drawing`
@@ -258,25 +266,27 @@ class Session:
         while (rows := self._padded(feeds)) is not None:
             self._write_state(feeds, captured_extents(rows))
             try:
-                return self._capture(rows, drawn)
+                return self._capture(rows, way)
             except LaunchError as error:
                 self._do_without(error)
         return None
 
     def ids_copy(self, count: int) -> HostCopy:
-        """A place in host memory for the next tokens of `count` sequences."""
-        return HostCopy(self._state.buffers["tokens"][:count], self.plan.device)
+        """A place in host memory for the next tokens of `count` sequences, marked where there are none."""
+        return HostCopy(self._marked[:count], self.plan.device)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """BusyError where the session is at work already, in another thread or in a decode that has not ended."""
+        check_process(self.plan.device)
         if not self._at_work.acquire(blocking=False):
             raise BusyError(
-                "the session is at work, in another thread or in a decode that has neither ended nor been closed: "
-                "take one session a thread (they share the packed weights), and close a decode that is left early"
+                "the session is at work, in another thread or in a decode or prepare that has neither ended nor been "
+                "closed: take one session a thread (they share the packed weights), and close what is left early"
             )
         try:
-            yield
+            with nullcontext() if self.packed_cache is None else self.packed_cache.background.in_use():
+                yield
         finally:
             self._at_work.release()
 
@@ -301,6 +311,10 @@ class Session:
     def _step(self, feeds: Sequence[Feed]) -> torch.Tensor:
         m = self._check(feeds)
         self._pages.reserve([feed.sequence for feed in feeds], [len(feed.ids) for feed in feeds])
+        return self._run_checked(feeds, m)
+
+    def _run_checked(self, feeds: Sequence[Feed], m: int) -> torch.Tensor:
+        """A step of `m` rows that can be run, and for which there is room."""
         with self._on_stream():
             logits = self._run(feeds, m)
         for feed in feeds:
@@ -316,10 +330,13 @@ class Session:
         outs = sum(len(feed.ids) if feed.all_logits else 1 for feed in feeds)
         while True:
             rows = self._padded(feeds)
-            eager = eager_extents(self.plan, m, outs, len(feeds), self._most)
-            self._write_state(feeds, eager if rows is None else captured_extents(rows))
+            if rows is None:
+                extents = eager_extents(self.plan, m, outs, len(feeds), self._most)
+            else:
+                extents = captured_extents(rows)
+            self._write_state(feeds, extents)
             try:
-                walk = self.walker.bind(**eager) if rows is None else self._capture(rows)
+                walk = self.walker.bind(**extents) if rows is None else self._capture(rows)
                 walk()
             except LaunchError as error:
                 self._do_without(error)
@@ -337,36 +354,23 @@ class Session:
         before, self.walker = self.plan, self.walker.without(error)
         self.replaced.append(replaced(error, before, self.plan))
 
-    def _capture(self, rows: int, drawn: bool = False) -> CapturedWalk:
+    def _capture(self, rows: int, way: Way | None = None) -> CapturedWalk:
         """The captured step of so many rows, after which each gets its likeliest token, or one that is drawn."""
-        if drawn:
-            self.drawing.rehearse(rows)
-        return self.walker.capture(self._advance_drawn if drawn else self._advance, **captured_extents(rows))
+        if way is not None:
+            self.drawing.rehearse(rows, way)
+        tail = self._tails.setdefault(way, partial(self._advance, way))
+        return self.walker.capture(tail, **captured_extents(rows))
 
-    def _advance(self, walk: Walk) -> None:
-        """On the device, the state of the next step: each sequence with a length gets its likeliest token."""
-        self._state.advance(walk.outputs[self._logits].argmax(dim=-1))
-
-    def _advance_drawn(self, walk: Walk) -> None:
-        """The same with a token that is drawn."""
-        self._state.advance(self.drawing.draw(walk.outputs[self._logits]))
+    def _advance(self, way: Way | None, walk: Walk) -> None:
+        """On the device, the state of the next step: each sequence with a length gets its token."""
+        logits = walk.outputs[self._logits]
+        if way is None:
+            most, ids = logits.max(dim=-1)
+        else:
+            most, ids = highest(logits), self.drawing.draw(logits, way)
+        mark(ids, most, self._marked[: len(ids)])
+        self._state.advance(ids)
 
     def _write_state(self, feeds: Sequence[Feed], extents: Extents) -> None:
         """Fills the step's buffers, with padding up to a walk's extents."""
         self._state.write(state_rows(feeds, **extents), {"block_table": [feed.sequence.pages for feed in feeds]})
-
-
-def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:
-    """CapacityError where activations, cache and the weights still to pack are more than the device has free."""
-    free = plan.device.platform.free_bytes(plan.device)
-    if free is None:
-        return
-    weights = packed.missing_bytes(plan.packed_forms)
-    activations = max(schedule.layout.nbytes for schedule in plan.schedules.values())
-    if weights + activations + cache > free:
-        copies = f" ({human_bytes(plan.extra_copy_bytes)} of it second copies)" if plan.extra_copy_bytes else ""
-        raise CapacityError(
-            f"{plan.device.torch} ({plan.device.name}) has {human_bytes(free)} free; weights need "
-            f"{human_bytes(weights)}{copies}, activations {human_bytes(activations)}, the cache {human_bytes(cache)}: "
-            "choose smaller kernels, `[weights] copies = 1`, or fewer tokens"
-        )

@@ -94,10 +94,10 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.record()
 
-    def wait(self) -> list[int]:
+    def wait(self) -> list[float]:
         if self._arrived is not None:
             self._arrived.synchronize()
-        numbers: list[int] = self._copy.tolist()
+        numbers: list[float] = self._copy.tolist()
         return numbers
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes
-from kernelmux.errors import LaunchError, where_raised
+from kernelmux.errors import LaunchError, contained, where_raised
 from kernelmux.plan.formats import Step
 
 
@@ -31,7 +31,7 @@ class Walk:
         try:
             for call in pending:
                 call()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             # The iterator knows how far it got, so that a walk that works pays nothing for this.
             index = len(self.calls) - operator.length_hint(pending) - 1
             raise launch_error(self.steps, index, self.device, error) from error
@@ -42,11 +42,12 @@ _SUSPECTS = 4
 """Nodes that the message about a sticky fault names: launches are asynchronous, so an earlier one may be to blame."""
 
 
-def launch_error(steps: Sequence[Step], index: int, device: Device, error: Exception | SystemExit) -> LaunchError:
+def launch_error(steps: Sequence[Step], index: int, device: Device, error: BaseException) -> LaunchError:
     """What to say when the step at `index` has raised.
 
-    A SystemExit is one of a kernel's errors too, as of a library that gives up: the process is not its to end.
+    A SystemExit is one of a kernel's errors too, as of a library that gives up. Ctrl-C is not, and goes on.
     """
+    contained(error)
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
     reason = f"{type(error).__name__}: {error} ({where_raised(error)})"

@@ -8,7 +8,7 @@ of new extents is bound. All of it happens on the stream that it is given.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,7 @@ from kernelmux.plan.formats import Step
 from kernelmux.plan.plan import Plan
 from kernelmux.run.capture import CapturedWalk, capture
 from kernelmux.run.placement import PlacedStep, PlacedSteps, Placement
-from kernelmux.run.progress import BINDING, COMPILING, PACKING, Progress
+from kernelmux.run.progress import BINDING, COMPILING, LOOKING_UP, MAPPING, PACKING, PLACING, Progress
 from kernelmux.run.walk import Walk, launch_error
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Walker:
         nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
         arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
         self.placement = Placement(plan, arena, leaves, host or {})
-        self._packed = packed
+        self.packed = packed
         self._pool = plan.device.platform.graph_pool()
         self._bound = 0
         self._walks: dict[Key, Walk] = {}
@@ -81,15 +81,20 @@ class Walker:
         takes long in them, compiling, is done while the rest is packed.
         """
         missing = {_key(dims): dims for dims in extents if _key(dims) not in self._walks}
-        placed = {key: self.placement.at(dims) for key, dims in missing.items()}
-        kinds = {each.work: each for steps in placed.values() for each in steps.each}
+        placed: dict[Key, PlacedSteps] = {}
+        kinds: dict[Hashable, PlacedStep] = {}
+        for count, (key, dims) in enumerate(missing.items(), 1):
+            placed[key] = self.placement.at(dims)
+            kinds |= {each.work: each for each in placed[key].each}
+            yield Progress(PLACING, count, len(missing))
         waiting = {_form(each.step) for each in kinds.values()}
         device, ready = self.plan.device, dict[PlacedStep, Launch]()
         with ThreadPoolExecutor(THREADS, "compile", device.platform.enter_thread, (device,)) as threads:
             pending: dict[Future[Launch], PlacedStep] = {}
             for form, progress in self._pack(waiting):
                 yield progress
-                waiting.discard(form)
+                if form is not None:
+                    waiting.discard(form)
                 if not waiting and not pending:
                     pending = {threads.submit(self._bind, each): each for each in kinds.values()}
             for count, future in enumerate(as_completed(pending), 1):
@@ -102,45 +107,60 @@ class Walker:
             self._walks[key] = self._walk(steps, ready)
             yield Progress(BINDING, count, len(placed))
 
-    def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form, Progress]]:
-        """Makes every packed form that some schedule needs, some first, and what else is made of their weights."""
+    def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form | None, Progress]]:
+        """Makes every packed form that some schedule needs, some first, and what else is made of their weights.
+
+        What the cache on disk has is mapped before anything is made.
+        """
         wanted = {
             _form(step): (schedule.steps, index)
             for schedule in self.plan.schedules.values()
             for index, step in enumerate(schedule.steps)
         }
+        found = set[Form]()
+        if self.packed.cache is not None:
+            for count, (form, (steps, index)) in enumerate(wanted.items(), 1):
+                if self.packed.find(form, steps[index].choice.kernel):
+                    found.add(form)
+                yield None, Progress(LOOKING_UP, count, len(wanted))
         # All forms of a weight in a row: it travels once.
         places = {names: index for index, (names, _) in reversed([*enumerate(wanted)])}
         early = {names for names, _ in first}
-        forms = sorted(wanted, key=lambda form: (form[0] not in early, places[form[0]]))
-        done, total = 0, self.plan.packed_bytes
-        with self._packed.uploading(forms):
+        forms = sorted(wanted, key=lambda form: (form not in found, form[0] not in early, places[form[0]]))
+        nbytes = self.plan.packed_forms
+        done = {MAPPING: 0, PACKING: 0}
+        total = {MAPPING: sum(nbytes.get(form, 0) for form in found)}
+        total[PACKING] = self.plan.packed_bytes - total[MAPPING]
+        with self.packed.uploading(forms):
             for form in forms:
                 steps, index = wanted[form]
                 choice = steps[index].choice
                 try:
-                    self._packed.get(steps[index].node, choice.name, choice.kernel)
-                except (Exception, SystemExit) as error:
+                    self.packed.get(steps[index].node, choice.name, choice.kernel)
+                except BaseException as error:
                     raise launch_error(steps, index, self.plan.device, error) from error
-                done += self.plan.packed_forms.get(form, 0)
-                yield form, Progress(PACKING, done, total)
+                stage = MAPPING if form in found else PACKING
+                done[stage] += nbytes.get(form, 0)
+                yield form, Progress(stage, done[stage], total[stage])
 
     def without(self, error: LaunchError) -> Walker:
         """A walker over the same memory, on the same stream, whose plan does without the kernel that raised.
 
         Raises the error itself where the policy says so (`on_error`), where the fault is sticky, or where no other
-        kernel takes the node.
+        kernel takes the node; and where the plan is strict.
         """
         at = (error.node, error.kernel)
         choice = next(step.choice for step in self.plan.steps if (step.node.name, step.choice.name) == at)
         if error.sticky or choice.on_error == "error":
             raise error
+        if self.plan.strict:
+            raise error.strictly() from error
         try:
             plan = self.plan.without(error.node, error.kernel)
         except PlanError as nobody:
             raise error from nobody
-        self._packed.keep(plan.packed_forms)
-        return Walker(plan, self._packed, self.placement.leaves, self.placement.host, self.stream)
+        self.packed.keep(plan.packed_forms)
+        return Walker(plan, self.packed, self.placement.leaves, self.placement.host, self.stream)
 
     def bind(self, **dims: int) -> Walk:
         """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; bound once."""
@@ -162,7 +182,7 @@ class Walker:
     @property
     def made(self) -> Made:
         """What was made so far."""
-        return Made(self._packed.made, self._bound, len(self._captured))
+        return Made(self.packed.made, self._bound, len(self._captured))
 
     def _walk(self, placed: PlacedSteps, ready: Mapping[PlacedStep, Launch]) -> Walk:
         steps = [each.step for each in placed.each]
@@ -173,14 +193,14 @@ class Walker:
                     launch = self._bind(each)
                     self._bound += 1
                 calls.append(launch)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 raise launch_error(steps, index, self.plan.device, error) from error
         return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device)
 
     def _bind(self, placed: PlacedStep) -> Launch:
         node = placed.step.node
         with self.plan.device.platform.on(self.stream):
-            tensors = replace(placed.tensors, packed=self._packed.get(node, placed.step.choice.name, placed.kernel))
+            tensors = replace(placed.tensors, packed=self.packed.get(node, placed.step.choice.name, placed.kernel))
             return bound(placed.kernel, node, tensors, self.stream)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from command import assert_one_line_error, call_command
 from kernelmux.contract.cpu import Cpu
 from kernelmux.measure.ceilings import Ceilings
+from tiny_model import write_tiny_llama
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -26,7 +29,7 @@ def fast(monkeypatch: pytest.MonkeyPatch):
 def test_ops_lists_every_kernel_beside_its_peers(tmp_path: Path):
     result = call_command(
         *("bench", "ops", "--shape", "tiny:Q4_0", "--op", "rms_norm", "--op", "add", "--m", "1,3"),
-        *("--json", tmp_path / "ops.json"),
+        *("--save", tmp_path / "ops.json"),
     )
     assert result.code == 0
     lines = [line.split("\t") for line in result.out.splitlines()]
@@ -72,7 +75,7 @@ def test_model_gives_rates_and_memory(tmp_path: Path):
     path = tmp_path / "model.json"
     result = call_command(
         *("bench", "model", "--random", "tiny:Q4_0", "--prompt", 20, "--context", 10, "--batch", 2, "--decode", 3),
-        *("--json", path),
+        *("--save", path),
     )
     assert result.code == 0
     assert [line.split("\t")[0] for line in result.out.splitlines()[1:]] == [
@@ -93,7 +96,7 @@ def test_model_times_drawn_tokens_and_says_how_they_were_drawn(tiny: Path):
 def test_a_result_is_what_the_performance_page_reads(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "results").mkdir()
     arguments = ("bench", "model", tiny, "--prompt", 4, "--context", 4, "--decode", 2)
-    assert call_command(*arguments, "--json", tmp_path / "results" / "tiny.json").code == 0
+    assert call_command(*arguments, "--save", tmp_path / "results" / "tiny.json").code == 0
     # The page's script, and those beside it that it imports.
     monkeypatch.syspath_prepend(str(DOCS))
     for name in ("performance", "choices", "scatter", "tables"):
@@ -105,3 +108,14 @@ def test_a_result_is_what_the_performance_page_reads(tiny: Path, tmp_path: Path,
 def test_model_refuses_more_tokens_than_the_model_holds(tiny: Path):
     result = call_command("bench", "model", tiny, "--prompt", 1000)
     assert_one_line_error(result, "1000 tokens", "holds 256")
+
+
+def test_model_takes_packed_weights_from_disk(tmp_path: Path):
+    path = write_tiny_llama(tmp_path / "tiny.gguf", weight_type=gguf.GGMLQuantizationType.Q4_0)
+    asked = ("bench", "model", path, "--prompt", 5, "--context", 5, "--decode", 3, "--cache-packed")
+    first, second = (call_command(*asked).err for _ in range(2))
+    assert "weights from the cache on disk 0 B" in first
+    assert re.search(r"weights from the cache on disk [\d.]+ [kM]?B", second)
+    assert "weights from the cache on disk 0 B" not in second
+    random = call_command(*("bench", "model", "--random", "tiny:Q4_0"), *asked[3:])
+    assert "random:tiny:Q4_0 is no file" in random.err

@@ -59,7 +59,7 @@ def check(*arguments, **backends):
 
 def checked(*arguments, **backends):
     """The exit code, and the outcomes by case."""
-    result = check("--json", "-", *arguments, **backends)
+    result = check("--json", *arguments, **backends)
     document = json.loads(result.out)
     return result.code, {outcome["case"]: outcome for outcome in document["outcomes"]}
 
@@ -120,7 +120,7 @@ def test_a_name_means_itself_whatever_it_holds(name, monkeypatch):
 
 def test_a_pattern_runs_all_that_it_matches_of_every_kernel():
     fake = backend(silu=[FakeKernel("a", work=compute), FakeKernel("b", work=compute)])
-    result = check("--case", "silu-m1-*", "--json", "-", fake=fake)
+    result = check("--case", "silu-m1-*", "--json", fake=fake)
     outcomes = json.loads(result.out)["outcomes"]
     assert {outcome["kernel"] for outcome in outcomes} == {"fake:a", "fake:b"}
     assert {outcome["case"] for outcome in outcomes} == {name for name in CASES if name.startswith("silu-m1-")}
@@ -157,11 +157,11 @@ def test_large_cases_are_left_out_unless_asked_for_and_smoke_is_a_part():
         for more in (["--large"], [], ["--smoke"])
     )
     assert smoke < usual < every
-    assert all(line.endswith("large") for line in every - usual)
+    assert {line.rpartition("\t")[2] for line in every - usual} == {"large", "huge"}
 
 
 def test_json_and_html_go_to_files_beside_the_text(tmp_path):
-    asked = ("--smoke", "--json", tmp_path / "found.json", "--html", tmp_path / "found.html")
+    asked = ("--smoke", "--save", tmp_path / "found.json", "--html", tmp_path / "found.html")
     result = check(*asked, fake=backend(silu=right()))
     document = json.loads((tmp_path / "found.json").read_text())
     assert result.code == 0
@@ -227,7 +227,7 @@ def test_without_a_name_every_backend_is_checked_and_a_broken_one_is_noted_and_f
         (["--peer", "fake:f33"], ["unknown kernel 'fake:f33'"]),
         (["--device", "tpu"], ["unknown device 'tpu'"]),
         (["--known", "nowhere.toml"], ["nowhere.toml"]),
-        (["--json", "no/such/folder/f.json"], ["no/such/folder"]),
+        (["--save", "no/such/folder/f.json"], ["no/such/folder"]),
     ],
     ids=" ".join,
 )
@@ -393,7 +393,7 @@ def test_a_hook_that_exits_has_failed_as_one_that_raises(hook):
     assert "SystemExit: 0" in whole.out + whole.err
 
 
-@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("option", ["--save", "--html"])
 @pytest.mark.parametrize("read", ["--known", "--cases"])
 def test_a_report_does_not_take_the_place_of_what_is_read(option, read, tmp_path):
     path = known_failures(tmp_path / "read.toml", "silu-m5-n576")
@@ -404,3 +404,11 @@ def test_a_report_does_not_take_the_place_of_what_is_read(option, read, tmp_path
     assert f"Invalid value for {option}: " in said
     assert "asked for: name another file" in said
     assert path.read_text() == before
+
+
+def test_it_stops_at_the_case_that_it_is_told():
+    code, outcomes = checked("--op", "silu", "--until", "silu-m1-n127", fake=backend(silu=right()))
+    assert code == 0
+    assert list(outcomes) == list(CASES)[: list(CASES).index("silu-m1-n127") + 1]
+    missed = check("--op", "silu", "--until", "silu-m5-n57", fake=backend(silu=right()))
+    assert_one_line_error(missed, "is called 'silu-m5-n57' (did you mean 'silu-m5-n576'?)", "--list")

@@ -275,9 +275,12 @@ def test_a_wrong_policy_is_one_line_with_file_line_and_nearest_spelling(
     assert_one_line_error(call_command("plan", q4, "--policy", path), str(tmp_path), *hints)
 
 
-def test_a_policy_may_name_an_official_backend_that_is_not_installed(q4: Path, tmp_path: Path):
+def test_a_policy_may_name_an_official_backend_that_is_not_installed_and_is_told_so(q4: Path, tmp_path: Path):
     path = policy(tmp_path, RULE.replace('"torch"', '"numba", "torch:f32"'))
-    document = planned(q4, "--policy", path)
+    result = call_command("plan", q4, "--policy", path, "--json")
+    said = f"rule 1 ({path}:1) asks for numba, which is not installed: pip install kernelmux-numba"
+    assert (result.code, result.err) == (0, f"kernelmux: {said}\n")
+    document = json.loads(result.out)
     assert kernels(document) == {"torch:f32"}
     query = next(node for node in document["nodes"] if node["op"] == "mul_mat")
     refusals = {loser["kernel"]: loser["reason"] for loser in query["rejected"]}

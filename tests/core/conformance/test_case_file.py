@@ -46,7 +46,7 @@ def cases(captured):
 
 
 def check(*arguments):
-    result = call_command("check", "--json", "-", *arguments)
+    result = call_command("check", "--json", *arguments)
     return result.code, json.loads(result.out)["outcomes"]
 
 

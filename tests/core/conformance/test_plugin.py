@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -51,10 +52,11 @@ def test_of_something_else():
 def run_pytest(folder: Path, test: str, *arguments: str):
     """pytest on one file, no plugin but ours; its exit code, and its output's lines."""
     (folder / "test_it.py").write_text(test)
+    paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", PLUGIN, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -90,6 +92,16 @@ def test_a_line_of_counts_ends_the_run_and_the_files_say_the_same(whole):
     assert f"tiny on cpu: {expected}" in lines
     assert f"{totals['fail']} failed, {totals['pass'] + 2} passed, {totals['refused']} skipped" in lines[-1]
     assert "Conformance of tiny" in (folder / "out" / "found.html").read_text()
+
+
+def test_a_failure_is_the_suites_message_and_no_line_of_its_code(tmp_path):
+    code, lines = run_pytest(tmp_path, SUITE, "--kernelmux-case=silu-m5-n576")
+    assert code == 1
+    first = next(index for index, line in enumerate(lines) if line.startswith("error: "))
+    assert re.search(r"the worst is silu\[\d, \d+\] = \S+, expected \S+ of \[5, 576\]; 100 % of its", lines[first])
+    assert re.fullmatch(r"_+ TestTiny\.test_case\[tiny:\S+\] _+", lines[first - 1])
+    assert lines[first + 1] == "again: kernelmux check --kernel tiny:f32 --case silu-m5-n576"
+    assert not any("hookup.py" in line or line.startswith(">") for line in lines)
 
 
 def test_a_kernel_that_raises_is_named_with_its_line_and_verbosely_with_its_traceback(tmp_path):

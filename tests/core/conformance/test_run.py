@@ -8,6 +8,7 @@ from kernelmux.conformance import Variant, run_case
 from kernelmux.conformance.hookup import all_cases
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
+from wrong.elementwise import Rescaled, ScalesFrom240
 from wrong.kernel import Right
 
 CASES = {case.name: case for case in all_cases()}
@@ -145,3 +146,53 @@ def test_a_bound_of_nothing_is_one():
             return [["f64"]]
 
     assert run("mul-m5-n576", mul=Exact()).passed
+
+
+# Messages.
+
+
+def test_what_is_not_written_is_told_first_and_where():
+    class LeavesTheLastRow(Right):
+        def write(self, node, tensors, results):
+            tensors.outputs[0][:-1] = results[0][:-1]
+
+    first, *others = run("add-m5-n576", add=LeavesTheLastRow()).failures
+    assert first.startswith("written: add[4, 0] is left as it was, expected ")
+    assert first.endswith(" of [5, 576]; 20 % of its elements are, all in the last row")
+    assert any(failure.startswith("finite: add[4, 0] = nan") for failure in others)
+
+
+def test_a_launch_that_differs_from_the_one_before_says_where():
+    class Counts(Right):
+        def bind(self, node, tensors, stream):
+            call, launches = super().bind(node, tensors, stream), []
+
+            def launch():
+                call()
+                launches.append(1)
+                tensors.outputs[0][2, 64:128] += len(launches) - 1
+
+            return launch
+
+    first = run("add-m5-n576", add=Counts()).failures[0]
+    assert first.startswith("repeatable: two launches on the same inputs differ: add[2, 64] = ")
+    assert first.endswith(" of [5, 576]; 2.22 % of its elements are wrong, all in row 2 and columns 64..127")
+
+
+# Scales.
+
+
+def test_a_wrong_scale_is_shown_with_the_one_of_the_contract():
+    (failure,) = run("convert-f32-fp8_row-m5-n256", convert=ScalesFrom240()).failures
+    assert failure.startswith("scales: the scales of convert[")
+    assert ", the largest magnitude over the largest that an element holds; 100 % of its elements" in failure
+
+
+@pytest.mark.parametrize("by", [1 + 1e-6, 1 + 3e-4])
+def test_a_scale_may_be_rounded(by):
+    class Rounded(Rescaled):
+        target = "q8_32"
+
+    kernel = Rounded()
+    kernel.by = by
+    assert run("convert-f32-q8_32-m5-n256", convert=kernel).passed

@@ -1,15 +1,19 @@
 """The registry: each backend loaded and asked by itself, the broken quarantined and named, the others at work."""
 
+import re
 import types
 
 import pytest
 
 from fake_backend import CPU, FakeKernel, chain, plan_for, silu_graph, whole_backend
 from kernelmux.conformance.testing import backend, one_node
-from kernelmux.contract import CONTRACT, Declined, hookimpl, registry
-from kernelmux.contract.registry import ALLOW, Registry
+from kernelmux.contract import CONTRACT, Declined, Kernel, hookimpl, registry
+from kernelmux.contract.installed import ALLOW
+from kernelmux.contract.packed import packed_key
+from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError
 from kernelmux.graph.formats import Value
+from kernelmux.graph.ops import OPS
 
 ADD = one_node("add", Value("a", (1, 8)), Value("b", (1, 8)))
 
@@ -88,6 +92,7 @@ def test_one_of_kernel_classes_has_their_ops_and_no_version_but_its_sources(inst
         ("def broken(:", "SyntaxError"),
         ("raise RuntimeError('no driver\\nsecond line')", "RuntimeError: no driver"),
         ("raise SystemExit('no driver')", "SystemExit"),
+        ("raise BaseException('no\x1b driver')", "BaseException: no\\x1b driver"),
         (GOOD.replace("CONTRACT = 2", ""), "states no contract version"),
         (GOOD.replace("CONTRACT = 2", "CONTRACT = 1"), f"was built for contract 1, this kernelmux speaks {CONTRACT}"),
         (GOOD.replace("(m)", "(m, rows)"), "rows"),
@@ -98,7 +103,7 @@ def test_one_of_kernel_classes_has_their_ops_and_no_version_but_its_sources(inst
         (GOOD.replace("dispatch_add(m)", "kernel_class()"), "kernel_class is no hook (did you mean 'kernel_classes'?)"),
     ],
     ids=[
-        *("import", "syntax", "raise", "exit", "no contract", "wrong contract"),
+        *("import", "syntax", "raise", "exit", "base exception", "no contract", "wrong contract"),
         *("argument", "misspelt", "no prefix", "no marker", "one without marker", "misspelt list"),
     ],
 )
@@ -112,16 +117,21 @@ def test_a_broken_backend_is_quarantined_and_the_others_work(install, source, fa
     assert found.offer(ADD, CPU).declined["mine"] == Declined("none today")
 
 
-def test_two_distributions_that_bring_one_name_are_not_silently_one(install):
+def test_of_two_distributions_that_bring_one_name_neither_is_loaded_until_one_is_chosen(install, monkeypatch):
     install("mine", GOOD, dist="kernelmux-one")
-    install("mine", GOOD, dist="kernelmux-two")
-    try:
-        found = registry.discover()
-    except BackendError as error:
-        message = str(error)
-    else:
-        message = " ".join(record.fault for record in found.backends.values())
-    assert "mine" in message
+    install("mine", CLASSES, dist="kernelmux-two", version="3.4")
+    found = registry.discover()
+    assert "mine" not in found.working
+    fault = found.backends["mine"].fault
+    assert "kernelmux-one and kernelmux-two each bring a backend 'mine'" in fault
+    monkeypatch.setenv(ALLOW, re.search(rf"{ALLOW}=(\S+)", fault)[1])
+    assert registry.discover().backends["mine"].version == "1.2"
+    assert "reference" in registry.current().backends
+    monkeypatch.setenv(ALLOW, "mine@kernelmux-two")
+    assert registry.discover().backends["mine"].version == "3.4"
+    monkeypatch.setenv(ALLOW, "mine@kernelmux-tow")
+    with pytest.raises(BackendError, match=r"'kernelmux-tow' for 'mine' \(did you mean 'kernelmux-two'\?\)"):
+        registry.discover()
 
 
 def test_only_allowed_backends_are_loaded(install, monkeypatch):
@@ -262,3 +272,104 @@ def test_a_modules_own_name_loses_the_projects_prefix():
     plugin = whole_backend()
     plugin.__name__ = "kernelmux_mine"
     assert Registry().register(plugin).name == "mine"
+
+
+def test_register_names_the_rule_of_names_where_a_policy_could_not_spell_it():
+    with registry.isolated():
+        for name, said in NAMES.items():
+            with pytest.raises(BackendError, match=re.escape(said)):
+                registry.register(whole_backend(), name)
+        assert registry.current().backends == {}
+
+
+NAMES = {
+    "AcmeKernels": "cannot be named 'AcmeKernels', which no policy can spell",
+    "3fast": "cannot be named '3fast', which no policy can spell",
+    "n:b": "a lower-case letter comes first, then such letters, digits, _ and -, as 'n-b'",
+    "a b\x1b[31m": r"'a b\x1b[31m'",
+    "auto": "cannot be named 'auto': a policy says it in place of a name",
+    "parts": "cannot be named 'parts'",
+}
+
+
+@pytest.mark.parametrize("name", ["AcmeKernels", "3fast"])
+def test_an_installed_backend_of_such_a_name_is_quarantined_and_the_others_work(install, name):
+    install(name, GOOD)
+    install("mine", GOOD)
+    found = registry.discover()
+    assert f"cannot be named {name!r}" in found.backends[name].fault
+    assert "mine" in found.working
+
+
+@pytest.mark.parametrize("name", ["a:b", "a b", "", 3])
+def test_a_kernel_whose_name_no_policy_can_spell_is_refused(name):
+    odd = type("Odd", (Kernel,), {"ops": ("silu",), "name": name, "precision": 0, "bind": lambda *_: None})
+    listed = types.SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=hookimpl(lambda: [odd]))
+    with registry.isolated(mine=listed) as found:
+        found.offer(one_node("silu", Value("x", (1, 8))), CPU)
+    assert "must be a name without its backend" in found.backends["mine"].fault
+
+
+class Gone(BaseException):
+    """What is no Exception, as a library may raise to get past everybody."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), Gone("boo"), GeneratorExit()], ids=lambda error: type(error).__name__)
+def test_whatever_a_hook_raises_is_contained_and_named(error):
+    def raises(*_):
+        raise error
+
+    listed = types.SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=hookimpl(lambda: raises()))
+    with registry.isolated(bad=backend(silu=raises), listed=listed, good=backend(silu=FakeKernel())) as found:
+        assert list(found.offer(one_node("silu", Value("x", (1, 8))), CPU).kernels) == ["good:f32"]
+        assert _quarantined(found.backends["bad"], type(error).__name__)
+        assert _quarantined(found.backends["listed"], type(error).__name__)
+
+
+def test_ctrl_c_in_a_hook_is_the_users():
+    def interrupted(node, m):
+        raise KeyboardInterrupt
+
+    with registry.isolated(mine=backend(silu=interrupted)) as found, pytest.raises(KeyboardInterrupt):
+        found.offer(one_node("silu", Value("x", (1, 8))), CPU)
+
+
+# In place of one another, and gone.
+
+
+def test_a_backend_takes_anothers_place_as_a_notebooks_cell_that_runs_again():
+    with registry.isolated() as found:
+        registry.replace(backend(silu=FakeKernel("one")), "mine")
+        registry.replace(backend(silu=FakeKernel("two")), "mine")
+        assert list(found.offer(one_node("silu", Value("x", (1, 8))), CPU).kernels) == ["mine:two"]
+        with pytest.raises(BackendError, match="states no contract version"):
+            registry.replace(types.SimpleNamespace(), "mine")
+        assert list(found.offer(one_node("silu", Value("x", (1, 8))), CPU).kernels) == ["mine:two"]
+
+
+def test_what_a_replaced_kernel_packed_is_not_taken_for_its_successors():
+    node = one_node("mul_mat", Value("x", (1, 32)), weight=(Value("w", (32, 32)),))
+    with registry.isolated():
+        keys = []
+        for _ in range(2):
+            registry.replace(backend(mul_mat=FakeKernel()), "mine")
+            kernel = registry.current().offer(node, CPU).kernels["mine:f32"]
+            keys.append(packed_key(node, "mine:f32", kernel))
+    assert keys[0] != keys[1]
+
+
+def test_a_backend_that_is_unregistered_takes_its_ops_along_and_leaves_the_others_theirs():
+    def brings(*names):
+        made = [type("Brought", (type(OPS["silu"]),), {"name": name})() for name in names]
+        return types.SimpleNamespace(
+            CONTRACT=CONTRACT, new_ops=hookimpl(lambda: made), kernel_classes=hookimpl(lambda: [])
+        )
+
+    with registry.isolated(one=brings("alone"), two=brings("both")) as found:
+        assert {"alone", "both"} <= set(OPS)
+        registry.unregister("one")
+        assert "alone" not in OPS
+        assert "both" in OPS
+        assert found.working == ("two",)
+        with pytest.raises(BackendError, match=r"no backend 'one' is registered; known: two"):
+            registry.unregister("one")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from fake_backend import FakeKernel
 from kernelmux.contract import uploads
 from kernelmux.contract.device import PLATFORMS, Device, Platform
+from kernelmux.contract.packed import PackedWeights
+from kernelmux.contract.packed_cache import PackedCache
 from kernelmux.contract.uploads import Uploads
 from kernelmux.graph.formats import Weight
 
@@ -88,6 +95,41 @@ def test_a_weight_larger_than_may_be_ahead_stays_where_it_lies(remote):
     travelling.done("large")
     travelling.take("next")
     assert len(Ring.sent) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_forms_of_the_cache_travel_in_their_weights_place_each_once(remote, monkeypatch, damaged: bool):
+    """Also one that is larger than what may be ahead; what is damaged is found on the device, and packed there."""
+    weights = Looked({"a": 40, "b": 400, "c": 40})
+    kernel, forms = FakeKernel(), [((name,), "torch/form") for name in weights]
+    monkeypatch.setattr(PackedCache, "_event", lambda cache: None)
+
+    def get(form):
+        node = SimpleNamespace(weights=[SimpleNamespace(name=name) for name in form[0]])
+        kernel.packed = "form"
+        return packed.get(node, "torch:f", kernel)
+
+    first = PackedCache(weights, remote, Path("m"), (1, 2))
+    for form in forms[:2]:
+        first.keep(form, kernel, (2 * dict.__getitem__(weights, form[0][0]).planes[0],), [])
+    first.start()
+    first.background.finish()
+    if damaged:
+        for file in Path(os.environ["KERNELMUX_CACHE"], "packed").iterdir():
+            data = file.read_bytes()
+            file.write_bytes(data[:-3] + b"x" + data[-2:])
+    cache = PackedCache(weights, remote, Path("m"), (1, 2))
+    packed = PackedWeights(weights, remote).holder(cache)
+    assert [packed.find(form, kernel) for form in forms] == [True, True, False]
+    with packed.uploading(forms):
+        for name, form in zip(weights, forms, strict=True):
+            factor = 1 if damaged or name == "c" else 2
+            assert get(form)[0].equal(factor * dict.__getitem__(weights, name).planes[0])
+    sent = [plane.nbytes for plane in Ring.sent]
+    assert packed.made == (3 if damaged else 1)
+    assert len(cache.notes) == (2 if damaged else 0)
+    # The large weight stays where it lies, a large form does not.
+    assert sorted(sent) == ([40, 40, 40, 400] if damaged else [40, 40, 400])
 
 
 def test_in_host_memory_nothing_is_copied_and_each_is_looked_up_once():

@@ -83,6 +83,11 @@ def test_names_that_may_be_meant_are_no_findings(text):
     assert check(text) == []
 
 
+def test_with_a_model_a_backend_that_is_not_installed_is_one():
+    said = "rule 1 (p.toml:1) asks for triton:int4, and triton is not installed: pip install kernelmux-triton"
+    assert check(rule("triton:int4"), llama_graph(1)) == [(1, said)]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [

@@ -142,5 +142,6 @@ def test_a_broken_backend_is_told_of():
         raise RuntimeError("no luck")
 
     plan = planned(silu_graph(), a=backend(silu=FakeKernel()), bad=backend(silu=broken))
-    (line,) = (line for line in explain.show(plan, width=1000).splitlines() if line.startswith("bad is quarantined: "))
+    (line,) = (line for line in explain.show(plan, width=1000).splitlines() if "bad is quarantined: " in line)
     assert "no luck" in line
+    assert [line for line in explain.run_summary(plan, width=1000) if "no luck" in line] == [line]

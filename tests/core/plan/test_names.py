@@ -31,9 +31,10 @@ def planned(policy="", more=None, use=()):
             {"policy": '[[rule]]\nuse = "broken"\non_unsupported = "next"\n'},
             r"rule 1 \(p\.toml:1\) asks for broken, which ",
         ),
+        ({"policy": '[defaults]\nuse = ["broken", "a"]\n'}, r"defaults \(p\.toml:2\) asks for broken, which "),
         ({"policy": 'forbid = "broken"\n'}, r"forbid \(p\.toml:1\) names broken, which "),
     ],
-    ids=["rule", "next", "forbid"],
+    ids=["rule", "next", "defaults", "forbid"],
 )
 def test_asking_for_a_quarantined_backend_is_noted_with_its_fault(asked, place):
     plan = planned(**asked)
@@ -45,7 +46,13 @@ def test_asking_for_a_quarantined_backend_is_noted_with_its_fault(asked, place):
 
 def test_nobody_is_told_of_a_broken_backend_that_was_not_asked_for():
     assert planned().notes == ()
-    assert planned('[defaults]\nuse = ["broken", "a"]\n').notes == ()
+
+
+def test_of_the_backends_that_the_environment_names_a_broken_one_is_told_of():
+    with registry.isolated(a=whole_backend(), broken=BROKEN) as found:
+        found.allowed = ("a", "broken")
+        (note,) = plan_for(silu_graph(), found).notes
+    assert note.startswith(f"KERNELMUX_BACKENDS asks for broken, which {FAULT}")
 
 
 def test_it_is_an_error_where_the_rule_says_so():
@@ -186,10 +193,22 @@ def declining(reason="not today"):
         ),
         (
             {"policy": '[[rule]]\nuse = "triton:f32"\n'},
-            "rule 1 (p.toml:1): no node of one on cpu got triton:f32: not installed: pip install kernelmux-triton",
+            "rule 1 (p.toml:1) asks for triton:f32, and triton is not installed: pip install kernelmux-triton",
+        ),
+        (
+            {"policy": '[[rule]]\nuse = ["triton", "a"]\n[defaults]\nuse = ["triton:f32", "a"]\n'},
+            "rule 1 (p.toml:1) asks for triton, which is not installed: pip install kernelmux-triton",
+        ),
+        (
+            {"policy": '[defaults]\nuse = ["triton", "a"]\n'},
+            "defaults (p.toml:2) asks for triton, which is not installed: pip install kernelmux-triton",
+        ),
+        (
+            {"policy": '[defaults]\nuse = ["b"]\n'},
+            "defaults (p.toml:1): no node of one on cpu got b: b:f32: not today",
         ),
     ],
-    ids=["a kernel", "a backend", "a list", "a rule", "not installed"],
+    ids=["a kernel", "a backend", "a list", "a rule", "not installed", "and told once", "of defaults", "defaults"],
 )
 def test_what_no_node_gets_though_it_is_named_is_told_of_with_the_first_reason(asked, said):
     plan = planned(more=declining(), **asked)
@@ -201,11 +220,26 @@ def test_what_no_node_gets_though_it_is_named_is_told_of_with_the_first_reason(a
     "asked",
     [
         {"policy": '[[rule]]\nuse = "b"\non_unsupported = "next"\n'},
+        {"policy": '[[rule]]\nuse = ["triton", "a"]\non_unsupported = "next"\n'},
+        {"policy": '[[rule]]\nuse = ["triton", "a"]\ndevice = "cuda"\n'},
+        {"policy": 'forbid = "triton"\n'},
+        {"policy": '[[require]]\nkernel = ["triton", "a"]\n'},
+        {"policy": '[[rule]]\nuse = "a"\n[defaults]\nuse = ["b"]\n'},
         {"policy": '[defaults]\nuse = ["b", "a"]\n'},
         {"use": ["silu=b,a"]},
         {"policy": '[[rule]]\nuse = "b"\nm = "1"\n[[rule]]\nuse = "a"\n', "use": ["silu=a"]},
     ],
-    ids=["next", "defaults", "another of the list", "outranked by an option"],
+    ids=[
+        "next",
+        "not installed, next",
+        "not installed, for another device",
+        "not installed, forbidden",
+        "not installed, one of several to require",
+        "defaults of no node",
+        "defaults",
+        "another of the list",
+        "outranked by an option",
+    ],
 )
 def test_nothing_is_told_of_what_may_decline(asked):
     assert planned(more=declining(), **asked).notes == ()

@@ -1,4 +1,4 @@
-"""Drawing a token: from the right ones as often as is right, by one random number; the same ids however it is done."""
+"""Drawing a token: the right ones as often as is right; the same ids in a batch, alone, and one token at a time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from fake_backend import CPU
 from kernelmux.contract.device import Device, Platform
 from kernelmux.errors import KernelmuxError
-from kernelmux.run.drawing import CANDIDATES, Drawing, draw_next
-from kernelmux.run.sampling import Sampling
+from kernelmux.run.drawing import Drawing, draw_next
+from kernelmux.run.nucleus import Way
+from kernelmux.run.sampling import DRAWS, Sampling
 
 LOGITS = torch.tensor([1.0, 3.0, 2.5, -1.0, 0.0, 2.0])
 """Of a vocabulary of six, likeliest first: 1, 2, 5, 0, 4, 3."""
@@ -115,7 +115,7 @@ def test_of_a_large_vocabulary_the_same_are_kept_as_by_sorting_all(settings: dic
         probabilities, ids = probabilities[: sampling.top_k], ids[: sampling.top_k]
     before = probabilities.cumsum(dim=0) - probabilities
     keep = (before < sampling.top_p * probabilities.sum()) & (probabilities >= sampling.min_p * probabilities[0])
-    drawn = set(draw(sampling, 300, logits))
+    drawn = set(draw(sampling, 100, logits))
     assert drawn <= set(ids[keep].tolist())
     assert len(drawn) > 1
 
@@ -124,25 +124,26 @@ def test_the_whole_vocabulary_is_sorted_only_where_it_must_be(monkeypatch: pytes
     sort, sizes = torch.Tensor.sort, []
     monkeypatch.setattr(torch.Tensor, "sort", lambda x, **how: sizes.append(x.numel()) or sort(x, **how))
     logits = torch.randn(20_000, generator=torch.Generator().manual_seed(1)) * 4.0
-    for settings in ({}, {"top_k": 2000}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.2}):
+    for settings in ({}, {"top_p": 0.75}, {"min_p": 0.1, "top_p": 0.9}, {"repetition_penalty": 1.2}):
+        draw(Sampling(temperature=1.0, **settings), 3, logits)
+    assert not sizes
+    for settings in ({"top_k": 2000}, {"top_p": 0.5}):
         draw(Sampling(temperature=1.0, **settings), 3, logits)
     assert max(sizes) == 2000
-    draw(Sampling(temperature=1.0, top_p=0.9), 1, logits * 0.01)
+    draw(Sampling(temperature=1.0, top_p=0.5), 1, logits * 0.01)
     assert sizes[-1] == 20_000
 
 
-SETTINGS = {
-    "temperature": Sampling(temperature=0.8),
-    "top_p": Sampling(temperature=1.0, top_p=0.9),
-    "top_p that hardly cuts": Sampling(temperature=1.0, top_p=0.9999),
-    "top_k": Sampling(temperature=0.7, top_k=50),
-    "top_k beyond the candidates": Sampling(temperature=2.0, top_k=CANDIDATES + 500),
-    "min_p": Sampling(temperature=1.0, min_p=0.05),
-    "min_p that hardly cuts": Sampling(temperature=3.0, min_p=1e-12),
-    "all": Sampling(temperature=1.5, top_k=2000, top_p=0.95, min_p=0.001, repetition_penalty=1.3),
-    "greedy but for a penalty": Sampling(repetition_penalty=1.5),
-    "greedy": Sampling(),
-}
+SETTINGS = [
+    Sampling(temperature=0.8),
+    Sampling(temperature=1.0, top_p=0.9),
+    Sampling(temperature=1.0, top_p=0.75, min_p=0.05, repetition_penalty=1.2),
+    Sampling(temperature=2.0, top_p=0.4),
+    Sampling(temperature=0.7, top_k=50),
+    Sampling(temperature=1.5, top_k=2000, top_p=0.95, min_p=0.001, repetition_penalty=1.3),
+    Sampling(repetition_penalty=1.5),
+    Sampling(),
+]
 
 
 def logits_of(kind: str, count: int = 12, vocab: int = 6000) -> torch.Tensor:
@@ -152,7 +153,7 @@ def logits_of(kind: str, count: int = 12, vocab: int = 6000) -> torch.Tensor:
 
 
 @pytest.fixture
-def sorting(monkeypatch: pytest.MonkeyPatch) -> Device:
+def capturing(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A device that draws as one that captures does, in host memory."""
     monkeypatch.setattr(Platform, "captures", True)
     return CPU
@@ -160,97 +161,88 @@ def sorting(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def drawn_by(device: Device, samplings: Sequence[Sampling], steps: Sequence[torch.Tensor]) -> list[list[int]]:
     """The ids [steps][rows] of a batch that is padded by a row of NaN and one of zeros, by one Drawing."""
-    samplers = [each.sampler([7, 8]) for each in samplings]
+    samplers, way = [each.sampler([7, 8]) for each in samplings], Way.of(samplings)
+    assert way is not None
     drawing = Drawing(len(samplers) + 2, steps[0].shape[-1], device)
-    drawing.rehearse(len(samplers))
+    drawing.rehearse(len(samplers), way)
     drawing.start(samplers)
     padding = torch.tensor([[math.nan], [0.0]]).expand(2, steps[0].shape[-1])
     found = []
     for logits in steps:
         drawing.send()
-        ids = drawing.draw(torch.cat([logits.expand(len(samplers), -1), padding])).tolist()
+        ids = drawing.draw(torch.cat([logits.expand(len(samplers), -1), padding]), way).tolist()
         assert all(0 <= token < logits.shape[-1] for token in ids)
         found.append(ids[: len(samplers)])
         drawing.take(found[-1])
     return found
 
 
-@pytest.mark.parametrize("kind", ["steep", "flat", "tied"])
-def test_sorting_all_and_the_likeliest_alone_draw_the_same_ids(sorting: Device, kind: str):
-    """Of a batch with settings of each row, of each row alone, and one token at a time."""
+@pytest.mark.parametrize(("kind", "ahead"), [("steep", 1), ("flat", 256), ("tied", 5)])
+def test_a_batch_in_a_graph_and_each_row_alone_and_one_token_at_a_time_draw_the_same_ids(
+    capturing: Device, monkeypatch: pytest.MonkeyPatch, kind: str, ahead: int
+):
+    """By settings of each row, of which some are drawn by rejection and some sorted; over borders of numbers ahead."""
+    monkeypatch.setattr("kernelmux.run.drawing.NUMBERS_AHEAD", ahead)
     steps = logits_of(kind)
-    samplings = [replace(each, seed=seed) for seed, each in enumerate(SETTINGS.values())]
-    batch = drawn_by(sorting, samplings, steps)
+    samplings = [replace(each, seed=seed) for seed, each in enumerate(SETTINGS)]
+    batch = drawn_by(capturing, samplings, steps)
     for column, sampling in enumerate(samplings):
         sampler = sampling.sampler([7, 8])
         one_by_one = [draw_next(sampler, logits) for logits in steps]
         assert [ids[column] for ids in batch] == one_by_one
-        assert [ids[0] for ids in drawn_by(sorting, [sampling], steps)] == one_by_one
+        if not sampling.greedy:
+            assert [ids[0] for ids in drawn_by(capturing, [sampling], steps)] == one_by_one
 
 
-def test_ids_are_those_of_the_definition_in_float64_with_ties_by_the_lower_id():
-    for kind in ("steep", "flat", "tied"):
-        for sampling in SETTINGS.values():
-            steps, found = logits_of(kind), []
-            seen = {7, 8}
-            sampler = sampling.sampler([7, 8])
-            uniforms = torch.rand(len(steps), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
-            for logits, uniform in zip(steps.double().numpy(), uniforms, strict=True):
-                found.append(_by_definition(logits, sampling, seen, uniform))
-                seen.add(found[-1])
-            assert [draw_next(sampler, logits) for logits in steps] == found
-
-
-def _by_definition(logits: np.ndarray, sampling: Sampling, seen: set[int], uniform: float) -> int:
-    logits = logits.copy()
-    penalty, before = sampling.repetition_penalty, sorted(seen)
-    logits[before] = np.where(logits[before] > 0, logits[before] / penalty, logits[before] * penalty)
-    order = np.argsort(-logits, kind="stable")
-    if sampling.temperature == 0:
-        return int(order[0])
-    order = order[: sampling.top_k or None]
-    weights = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
-    before_it = np.cumsum(weights) - weights
-    order = order[(before_it < sampling.top_p * weights.sum() * (1 - 1e-15)) & (weights >= sampling.min_p)]
-    weights = weights[: len(order)]
-    return int(order[np.searchsorted(np.cumsum(weights), uniform * weights.sum(), side="right")])
-
-
-@pytest.mark.parametrize("how", ["sorted", "of the likeliest"])
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(temperature=1.3), Sampling(temperature=0.9, top_p=0.95), Sampling(temperature=1.0, top_k=30, min_p=0.02)],
-    ids=["temperature", "top_p", "top_k and min_p"],
-)
-def test_what_is_drawn_has_the_softmaxs_frequencies(monkeypatch: pytest.MonkeyPatch, sampling: Sampling, how: str):
-    """Pearson's chi-square over the tokens that are kept: beyond what one fixed seed in a thousand gives."""
-    if how == "sorted":
-        monkeypatch.setattr(Platform, "captures", True)
-    vocab, rows, steps = 60, 50, 200
-    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(4)) * 1.2
-    ids = drawn_by(CPU, [replace(sampling, seed=seed) for seed in range(rows)], [logits] * steps)
-    found = np.bincount(np.ravel(ids), minlength=vocab)
-    weights = (logits.double() / sampling.temperature).softmax(dim=0).numpy()
-    order = np.argsort(-weights)[: sampling.top_k or None]
-    before = np.cumsum(weights[order]) - weights[order]
-    kept = order[(before < sampling.top_p * weights[order].sum()) & (weights[order] >= sampling.min_p * weights.max())]
-    assert found.sum() == found[kept].sum() == rows * steps
-    expected = weights[kept] / weights[kept].sum() * rows * steps
-    assert expected.min() > 5
-    freedom = len(kept) - 1
-    # Wilson and Hilferty's approximation of the quantile, 3.09 deviations.
-    bound = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
-    assert ((found[kept] - expected) ** 2 / expected).sum() < bound
+def test_a_batch_is_drawn_on_a_host_as_one_token_at_a_time():
+    steps = logits_of("steep", count=4)
+    batch = drawn_by(CPU, SETTINGS, steps)
+    for column, sampling in enumerate(SETTINGS):
+        sampler = sampling.sampler([7, 8])
+        assert [ids[column] for ids in batch] == [draw_next(sampler, logits) for logits in steps]
 
 
 def test_random_numbers_are_those_of_the_seed_however_many_are_made_ahead():
-    wanted = torch.rand(600, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).tolist()
+    wanted = torch.rand(600, DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     sampler = Sampling(temperature=1.0, seed=9).sampler()
-    assert sampler.uniforms(0, 300) == wanted[:300]
+    assert sampler.uniforms(0, 300).equal(wanted[:300])
     for _ in range(5):
         sampler.take(0)
-    assert sampler.uniforms(5, 2) == wanted[5:7]
-    assert sampler.uniforms(250, 300) == wanted[250:550]
+    assert sampler.uniforms(5, 2).equal(wanted[5:7])
+    assert sampler.uniforms(250, 300).equal(wanted[250:550])
+
+
+def test_each_token_has_as_many_numbers_whatever_the_settings():
+    """So that what follows does not depend on by which settings others, or those before, were drawn."""
+    numbers = []
+    for sampling in (
+        Sampling(temperature=1.0),
+        Sampling(temperature=1.0, top_p=0.9),
+        Sampling(temperature=1.0, top_k=5),
+    ):
+        sampler = sampling.sampler()
+        draw_next(sampler, LOGITS)
+        numbers.append(sampler.uniforms(1, 4))
+    assert numbers[0].equal(numbers[1])
+    assert numbers[0].equal(numbers[2])
+
+
+def test_numbers_are_sent_once_in_so_many_steps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kernelmux.run.drawing.NUMBERS_AHEAD", 4)
+    hot = Sampling(temperature=1.0)
+    way, drawing, sent = Way.of([hot]), Drawing(1, 6, CPU), []
+    monkeypatch.setattr(drawing, "_made_ahead", lambda make=drawing._made_ahead: sent.append(1) or make())
+    found = []
+    for steps in (4, 9, 2):
+        drawing.start([hot.sampler()])
+        for _ in range(steps):
+            drawing.send()
+            found += drawing.draw(LOGITS[None], way).tolist()
+        # At the end of a block another graph may be made, which draws once.
+        drawing.rehearse(1, Way.of([Sampling(temperature=1.0, top_k=steps)]))
+    assert len(sent) == 1 + 3 + 1
+    ids = draw(hot, 9)
+    assert found == [*ids[:4], *ids, *ids[:2]]
 
 
 def test_a_drawing_begins_anew_with_each_start():
@@ -259,11 +251,12 @@ def test_a_drawing_begins_anew_with_each_start():
     hot, cold = Sampling(temperature=2.0, repetition_penalty=5.0, seed=1), Sampling(repetition_penalty=2.0)
     drawing, found = Drawing(2, 50, CPU), []
     for sampling in (hot, cold, hot):
+        way = Way.of([sampling])
         drawing.start([sampling.sampler()])
         found.append([])
         for _ in range(20):
             drawing.send()
-            found[-1] += drawing.draw(logits).tolist()
+            found[-1] += drawing.draw(logits, way).tolist()
     assert found[0] == found[2]
     alone = cold.sampler()
     assert found[1] == [draw_next(alone, logits[0]) for _ in range(20)]

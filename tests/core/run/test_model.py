@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 import kernelmux
+import kernelmux_torch.mul_mat
 from kernelmux.conformance.measure import compare
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.plan.plan import Plan
@@ -165,16 +166,17 @@ def test_ids_from_an_array_library_are_ids(model: Model):
 
 def test_a_prompt_may_fill_the_context_and_not_exceed_it(model: Model, plan: Plan):
     assert len(model.forward([104] * 256, plan)) == 256
-    with pytest.raises(ModelError, match=r"257 tokens .* holds 256"):
+    with pytest.raises(ModelError, match=r"257 tokens, the model holds 256"):
         model.forward([104] * 257, plan)
 
 
 def test_prompt_and_answer_together_may_fill_the_context_and_not_exceed_it(model: Model, plan: Plan):
-    answer = model.generate([104] * 250, plan, max_tokens=6)
+    # The last token is not fed, and needs no room.
+    answer = model.generate([104] * 250, plan, max_tokens=7)
     "".join(answer)
-    assert len(answer.ids) == 6
-    with pytest.raises(ModelError, match=r"250 tokens and 7 more may follow, the model holds 256"):
-        model.generate([104] * 250, plan, max_tokens=7)
+    assert len(answer.ids) == 7
+    with pytest.raises(ModelError, match=r"250 tokens and 8 are to follow, the model holds 256"):
+        model.generate([104] * 250, plan, max_tokens=8)
 
 
 def test_the_pieces_joined_are_the_text_of_the_ids(model: Model, plan: Plan):
@@ -231,7 +233,7 @@ def test_preparing_an_answer_tells_how_far_it_is_and_changes_no_word(model: Mode
     expected = "".join(model.generate("hello", plan, max_tokens=8))
     answer = model.generate("hello", plan, max_tokens=8)
     last = {each.stage: each for each in answer.prepare()}
-    assert list(last) == ["packing weights", "compiling kernels", "binding steps"]
+    assert list(last) == ["placing steps", "packing weights", "compiling kernels", "binding steps"]
     assert all(each.done == each.total > 0 for each in last.values())
     assert "".join(answer) == expected
 
@@ -246,3 +248,12 @@ def test_4_bit_weights_give_logits_close_to_those_of_the_reference(tmp_path: Pat
     assert "torch:int4" in {step.choice.name for step in steps if step.node.op == "mul_mat"}
     wanted = model.forward(ids, model.plan(use=["*=reference:f32"])).double()
     assert compare(model.forward(ids, plan), wanted, 1e-3).failures == ()
+
+
+def test_answers_one_after_another_pack_once(model: Model, plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    """As a loop over prompts has it: what the last answer packed is there for the next one, and for logits."""
+    fresh = kernelmux.load(model.source.file.path)
+    "".join(fresh.generate("hello", plan, max_tokens=2))
+    monkeypatch.setattr(kernelmux_torch.mul_mat.F32, "prepare", None)
+    assert "".join(fresh.generate("hello", plan, max_tokens=2)) is not None
+    assert len(fresh.forward([1, 2], plan)) == 2

@@ -196,7 +196,7 @@ def test_forms_are_let_go_with_the_last_session_that_packed_them(model: Model, n
     sessions = [model.session(plan, 64) for _ in range(2)]
     _decoded(sessions[0])
     step = plan.schedule(1, 1).steps[-1]
-    parts = [session.walker._packed.get(step.node, step.choice.name, step.choice.kernel) for session in sessions]
+    parts = [session.walker.packed.get(step.node, step.choice.name, step.choice.kernel) for session in sessions]
     assert all(ours is theirs for ours, theirs in zip(*parts, strict=True))
     alive = weakref.ref(parts[0][0])
     del parts, sessions[0]
@@ -211,5 +211,5 @@ def test_forms_are_let_go_with_the_last_session_that_packed_them(model: Model, n
 def test_forms_that_only_a_kernel_that_raised_has_packed_are_let_go(model: Model):
     session = model.session(_plan(model, "acme", on_error="next"), 64)
     _decoded(session)
-    held = session.walker._packed
+    held = session.walker.packed
     assert held.nbytes == session.walker.plan.packed_bytes

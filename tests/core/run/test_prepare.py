@@ -11,9 +11,11 @@ import torch
 import kernelmux
 from fake_backend import FakeKernel, compute, whole_backend
 from kernelmux.contract import registry
+from kernelmux.errors import PlanError
 from kernelmux.policy.policy import parse_policy
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
+from kernelmux.run.pages import CapacityError
 from kernelmux.run.session import Session
 
 
@@ -53,6 +55,24 @@ def test_prepared_for_some_rows_steps_of_others_bind_their_own(model: Model):
     assert session.walker.made == made
     session.feed(sequence, [1] * 21)
     assert session.walker.made.bound == made.bound + len(session.plan.schedule(21, 1).steps)
+
+
+@pytest.mark.parametrize("rows", [0, -1, 41])
+def test_rows_that_no_step_has_are_refused_at_once(model: Model, rows: int):
+    session = model.session(model.plan(max_rows=40), 100)
+    with pytest.raises(PlanError, match="40"):
+        next(session.prepare({1, rows}))
+
+
+def test_a_prompt_that_does_not_fit_leaves_the_sequence_as_it_was(model: Model):
+    session = model.session(model.plan(max_rows=8), 32)
+    sequence = session.open()
+    session.feed(sequence, [1] * 5)
+    before = sequence.length, list(sequence.pages)
+    for ids in ([1] * 400, [1] * 9 + [10**6]):
+        with pytest.raises(CapacityError):
+            session.feed(sequence, ids)
+        assert (sequence.length, sequence.pages) == before
 
 
 def test_with_no_rows_it_only_packs(model: Model):

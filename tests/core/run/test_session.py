@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_decode_without_capture_takes_the_likeliest_of_each_step(model: Model):
 
 DRAWN = [
     Sampling(temperature=1.0, top_p=0.9, seed=1),
-    Sampling(temperature=0.9, repetition_penalty=1.5, seed=2),
+    Sampling(temperature=0.9, top_k=40, repetition_penalty=1.5, seed=2),
     Sampling(),
 ]
 
@@ -147,7 +148,7 @@ def _decode_drawn(session: Session, steps: int, samplings: list[Sampling]):
 def test_drawn_tokens_of_a_batch_are_those_of_each_sequence_alone(
     model: Model, captured, request: pytest.FixtureRequest, monkeypatch
 ):
-    """Each with settings of its own, one of them greedy, with a row of padding; past a block of numbers ahead."""
+    """By rejection, sorted, and greedy, with a row of padding; past a block of numbers ahead."""
     monkeypatch.setattr("kernelmux.run.drawing.NUMBERS_AHEAD", 7)
     plan = model.plan(use=["*=torch:f32,torch:sdpa,torch:rows"])
     if captured:
@@ -177,16 +178,36 @@ def test_a_sampler_draws_on_after_a_decode_that_was_left_early(model: Model, eag
         assert [ids[index] for ids in columns] == _generated(model, plan, prompt, sampling, 12)
 
 
-def test_one_graph_draws_by_all_settings_and_greedy_decoding_has_its_own(model: Model, eager_capture):
+def test_one_graph_draws_by_all_settings_that_take_the_same_way(model: Model, eager_capture):
+    """Greedy decoding has its own, and so has what is drawn by rejection, or sorted."""
     session = model.session(model.plan(use=["*=reference:f32"]), 400, sequences=1)
     sequence, found = session.open(), []
     made = len(eager_capture)
-    for sampling in (Sampling(temperature=1.0), Sampling(temperature=2.0, top_k=3, seed=5), Sampling(), None):
+    hot = Sampling(temperature=2.0, top_k=3, top_p=0.9)
+    each = (Sampling(temperature=1.0), Sampling(temperature=2.0, seed=5), hot, replace(hot, top_k=5), Sampling(), None)
+    for sampling in each:
         sequence.length = 0
         found.append(list(session.decode([sequence], [1], 8, sampling)))
-    assert eager_capture[made:] == [1, 1]
+    assert eager_capture[made:] == [1, 1, 1]
     assert found[0] != found[1]
-    assert found[2] == found[3]
+    assert found[4] == found[5]
+
+
+def test_what_was_prepared_for_some_settings_is_not_captured_as_they_are_drawn(
+    model: Model, eager_capture, monkeypatch
+):
+    monkeypatch.setattr(Platform, "captures", True)
+    session = model.session(model.plan(use=["*=reference:f32"]), 400)
+    hot = Sampling(temperature=0.8, top_p=0.9)
+    list(session.prepare({1}, hot))
+    made = len(eager_capture)
+    sequence = session.open()
+    for sampling in (hot, replace(hot, top_p=0.8, seed=3), None):
+        sequence.length = 0
+        list(session.decode([sequence], [1], 4, sampling))
+    assert len(eager_capture) == made
+    list(session.decode([sequence], [1], 4, replace(hot, repetition_penalty=1.1)))
+    assert len(eager_capture) == made + 1
 
 
 def test_a_decode_takes_settings_for_all_or_for_each(model: Model):

@@ -135,7 +135,7 @@ def test_two_decodes_cannot_take_turns_and_the_first_goes_on_unharmed(model: Mod
     steps = session.decode(sequences[:1], tokens[:1], 6)
     found = [next(steps)[0]]
     for call in (lambda: next(session.decode(sequences[1:], tokens[1:], 6)), lambda: session.close(sequences[0])):
-        with pytest.raises(BusyError, match="close a decode that is left early"):
+        with pytest.raises(BusyError, match="close what is left early"):
             call()
     assert found + [ids for (ids,) in steps] == alone
 

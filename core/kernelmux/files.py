@@ -1,0 +1,72 @@
+"""Files that are written whole or not at all: beside the one that they replace, and renamed.
+
+Enters: a path and text or bytes. Leaves: the file, or an OSError and whatever was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from kernelmux.errors import KernelmuxError
+
+MAGIC = b"GGUF"
+"""What a model file begins with."""
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write that is at `path` once the block has ended, and nowhere where it raised.
+
+    A link stays one: what it points to is replaced. What is no regular file, as a pipe, is written as it is. OSError
+    where the folder takes no file; KernelmuxError where a model would be lost.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
+            yield file
+        return
+    refuse_model(path)
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(13, "Permission denied", str(path))
+    with renamed(target) as file:
+        yield file
+        if target.exists():
+            os.chmod(file.name, target.stat().st_mode & 0o7777)
+
+
+@contextmanager
+def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A new file beside another, to be written in the block and then renamed to it; where the block raises it is gone.
+
+    Another process may look at `target` at the same time. `mode` is as umask leaves it.
+    """
+    part = target.with_name(f"{prefix}{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            yield file
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, data: str | bytes) -> None:
+    """Writes a file as `replacing` does, text in UTF-8."""
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def refuse_model(path: str | Path) -> None:
+    """KernelmuxError where a file to write is a model, which nothing here writes."""
+    start = b""
+    with suppress(OSError):
+        # A pipe would wait for somebody to write to it.
+        if Path(path).is_file():
+            with open(path, "rb") as file:
+                start = file.read(len(MAGIC))
+    if start == MAGIC:
+        raise KernelmuxError(f"{path} is a model, which would be lost: name another file to write", file=str(path))

@@ -1,0 +1,72 @@
+"""A failure that goes away alone is told so, and the command that is printed repeats it."""
+
+import os
+import shlex
+
+import pytest
+
+from command import run_command
+
+# Each test runs the command, or the suite, in processes of their own.
+pytestmark = pytest.mark.slow
+
+BACKEND = """
+import torch
+from kernelmux.contract import Kernel, hookimpl
+from kernelmux.graph.formats import as_tuple
+
+CONTRACT = 2
+seen = []  # Of all kernels: what state of a module's own comes to.
+
+class Wears(Kernel):
+    ops, name, precision = ("silu",), "wears", 1e-9
+
+    def bind(self, node, tensors, stream):
+        seen.append(node.outputs[0].extents)
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        return lambda: torch.mul(x, torch.sigmoid(x), out=y).add_(1 if WRONG else 0)
+
+@hookimpl
+def kernel_classes():
+    return [Wears]
+"""
+AFTER_OTHERS = "seen[0] != (5, 4099) and (1, 576) in seen and y.shape == (5, 576)"
+ALONE = "y.shape == (5, 576)"
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Installs a backend whose results are off by 1 where an expression says so; the environment that finds it."""
+
+    def install(wrong):
+        info = tmp_path / "kernelmux_worn-0.1.dist-info"
+        info.mkdir()
+        (tmp_path / "kernelmux_worn.py").write_text(BACKEND.replace("WRONG", wrong))
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernelmux-worn\nVersion: 0.1\n")
+        (info / "entry_points.txt").write_text("[kernelmux.backends]\nworn = kernelmux_worn\n")
+        paths = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+        return {"PYTHONPATH": os.pathsep.join(paths), "KERNELMUX_BACKENDS": "worn", "HOME": str(tmp_path)}
+
+    return install
+
+
+def test_what_fails_only_after_other_cases_is_told_so_and_its_command_repeats_it(installed):
+    env = installed(AFTER_OTHERS)
+    found = run_command("check", "--backend", "worn", "--case", "silu-m[15]-n576", env=env)
+    assert found.code == 1
+    lines = found.out.splitlines()
+    at = lines.index("fail: worn:wears silu-m5-n576")
+    assert lines[at + 1] == "  repeatable: it fails only after other cases"
+    command = lines[-1 + next(i for i in range(at, len(lines)) if not lines[i])].strip().removeprefix("again: ")
+    assert command == "kernelmux check --kernel worn:wears --op silu --until silu-m5-n576"
+    again = run_command(*shlex.split(command)[1:], env=env)
+    assert again.code == 1
+    assert "fail: worn:wears silu-m5-n576" in again.out
+    assert run_command("check", "--kernel", "worn:wears", "--case", "silu-m5-n576", env=env).code == 0
+
+
+def test_what_fails_alone_is_told_as_it_is(installed):
+    found = run_command("check", "--backend", "worn", "--case", "silu-m[15]-n576", env=installed(ALONE))
+    assert found.code == 1
+    assert "only after" not in found.out
+    assert "again: kernelmux check --kernel worn:wears --case silu-m5-n576" in found.out

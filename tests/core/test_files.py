@@ -1,0 +1,77 @@
+"""Files are written whole or not at all, and never over a model."""
+
+import os
+import stat
+import threading
+
+import pytest
+
+from kernelmux.errors import KernelmuxError
+from kernelmux.files import replacing, write_whole
+
+
+def test_a_file_is_there_once_it_is_whole_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "out.json"
+    with replacing(path) as file:
+        file.write(b"half")
+        assert not path.exists()
+        file.write(b", whole")
+    assert path.read_bytes() == b"half, whole"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_where_writing_fails_the_file_is_what_it_was(tmp_path):
+    path = tmp_path / "out.json"
+    write_whole(path, "old é")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"new", 5])
+    assert path.read_text("utf-8") == "old é"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_replaced(tmp_path):
+    path, link = tmp_path / "real.json", tmp_path / "link.json"
+    link.symlink_to(path)
+    for text in ("first", "second"):
+        write_whole(link, text)
+        assert link.is_symlink()
+        assert path.read_text() == text
+
+
+def test_a_new_file_is_as_others_are_and_one_that_was_there_keeps_its_mode(tmp_path):
+    plain, path = tmp_path / "plain", tmp_path / "out"
+    plain.write_text("")
+    write_whole(path, "")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    path.chmod(0o640)
+    write_whole(path, "again")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such pipes")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    path, read = tmp_path / "pipe", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader.start()
+    write_whole(path, "through")
+    reader.join()
+    assert read == ["through"]
+    assert path.is_fifo()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_model_is_not_replaced(tmp_path, tiny, linked):
+    path = tmp_path / "model"
+    path.write_bytes(tiny.read_bytes())
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to(tmp_path / "model")
+    with pytest.raises(KernelmuxError, match="is a model, which would be lost: name another file to write"):
+        write_whole(path, "{}")
+    assert (tmp_path / "model").read_bytes() == tiny.read_bytes()
+
+
+def test_no_folder_is_the_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "none" / "out.json", "{}")
