@@ -51,13 +51,15 @@ def compare(
     layout: Layout = PLAIN,
     dtype: torch.dtype | None = None,
     precision: float = 0.0,
+    kept: torch.Tensor | None = None,
 ) -> Measured:
     """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), nothing in it far off.
 
     `block` columns with a scale of their own count as a row. `peer` is the NMSE of a kernel that `found` need not be
     closer than, and that kernel's worst element. `batch` holds the rows that `wanted` is one of: a narrow row's sums
     may cancel, so that it has their scale. `layout` is how failures call the output and its places. Where elements are
-    stored as `dtype`, what storing the truth itself costs is no failure of a kernel with `precision` of its own.
+    stored as `dtype`, or `kept` is the truth as blocks with scales hold it, what storing the truth itself costs is no
+    failure of a kernel with `precision` of its own.
     """
     found = found.double()
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
@@ -77,7 +79,7 @@ def compare(
     rows = _row_scales(truth, block, least)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
-    storing = _storing(truth, dtype)
+    storing = _storing(truth, truth.to(dtype) if dtype and kept is None else kept)
     least_error = (float(storing.square().sum()) / (squared or 1.0)) ** 0.5 + math.sqrt(precision)
     allowed = max(bound, peer[0], least_error**2)
     furthest = float((storing / rows).max()) if storing.numel() else 0.0
@@ -101,11 +103,11 @@ def _half_step(dtype: torch.dtype | None) -> float:
     return 0.501 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps if dtype else 0.0
 
 
-def _storing(truth: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """How far off each element of the truth itself is where it is stored as `dtype`."""
-    if dtype is None:
+def _storing(truth: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """How far off each element of the truth itself is as it is stored."""
+    if kept is None:
         return torch.zeros_like(truth)
-    return (truth.to(dtype).double() - truth).abs().nan_to_num(posinf=0.0)
+    return (kept.double() - truth).abs().nan_to_num(posinf=0.0)
 
 
 def _mean_square(truth: torch.Tensor) -> float:

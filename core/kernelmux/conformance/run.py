@@ -28,12 +28,13 @@ from kernelmux.errors import KernelmuxError, contained, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
+from kernelmux.graph.ops.drawn import MARK
 
 ALL = "all"
 """The place of a variant that is about every value in question."""
 MANY, FEW = 100, 3
 """How often a smoke case is launched, with other inputs and another binding by turns: one case in `EVERY`, the rest."""
-EVERY = 10
+EVERY = 20
 THREADED = 20
 """One case in so many has all of torch's threads: most are so small that threads only wait for each other."""
 
@@ -167,9 +168,11 @@ def launches(case: Case, name: str) -> int:
 
     What wears out does so in any case: it is enough that those of many launches are spread over shapes and formats.
     """
-    if "smoke" not in case.marks:
-        return 1
-    return MANY if zlib.crc32(name.encode()) % EVERY == 0 else FEW
+    chosen = zlib.crc32(name.encode()) % EVERY == 0
+    if "smoke" in case.marks:
+        return MANY if chosen else FEW
+    # Sizes and attributes are what a drawn case is for: state shows in all the others.
+    return int(chosen or MARK not in case.marks)
 
 
 def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorNode:

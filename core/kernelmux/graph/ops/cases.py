@@ -63,7 +63,7 @@ COMMON_WEIGHTS = ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8
 
 LARGE = 2**24
 """Weights from which a case is marked `large`: a CPU takes seconds to draw and to multiply them in float64."""
-SMOKE = 2**18
+SMOKE = 2**17
 """Weights, or cached elements, up to which a case may be marked `smoke`."""
 
 

@@ -25,7 +25,7 @@ Feature = tuple[str, Any]
 
 BLIND: frozenset[Feature] = frozenset({("values", "zeros"), ("values", "denormals"), ("padding", "all")})
 """Of these a case tells nothing else: whatever the size or attribute is, results are zeros, or nothing is done."""
-MOST = 2**19
+MOST = 2**18
 """Of `work`, how much a case has unless one extent alone takes more: some milliseconds in float64."""
 FEW = 2
 """Values that a choice has at most for each border of each extent to occur with each of them."""

@@ -86,7 +86,7 @@ class Embed(Op):
             case,
             {"format": all_weights(), **STORED, "as_input": (False, True), "tiny": (False, True)},
             {"m": ROWS, "k": STORED_COLUMNS, "rows": VOCABULARY},
-            work=lambda point: point["rows"] * point["k"] + 2 * point["m"] * point["k"],
+            work=lambda point: (point["rows"] + 2 * point["m"]) * whole_blocks(point["k"], point["format"]),
             holds=holds,
             groups={"block": ("k", "format", block)},
         )

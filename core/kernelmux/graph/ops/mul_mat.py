@@ -156,14 +156,16 @@ class MulMat(Op):
 
 
 def product_work(point: Point, outputs: str = "n") -> int:
-    """Of a product of m rows, n outputs and k inputs."""
-    m, n, k = point["m"], point[outputs], point["k"]
+    """Of a product of m rows, n outputs and k inputs, up to whole blocks of the weight's format, or of several."""
+    formats = (point["format"],) if isinstance(point["format"], str) else point["format"]
+    m, n, k = point["m"], point[outputs], whole_blocks(point["k"], *formats)
     return int(n * k + m * (n + k) + m * n * k // 16)
 
 
 def product_holds(point: Point) -> bool:
     """Whether inputs are as many as the weight's format stores, and sums too many for all of them to cancel."""
-    return point["m"] * point["n"] >= 32 and on_blocks(point["k"], point["format"])
+    rows = 1 if point["values"] == "equal" else point["m"]  # Where rows are alike so are their sums.
+    return rows * point["n"] >= 32 and on_blocks(point["k"], point["format"])
 
 
 def tiny_holds(point: Point) -> bool:

@@ -11,6 +11,7 @@ from kernelmux.graph.ops.axes import (
     CONTEXT,
     FEW_HEADS,
     FUSED_INPUTS,
+    LOUD,
     ROWS,
     SPREADS,
     as_stored,
@@ -72,7 +73,9 @@ class QkvRopeCopy(Fused):
             return cache_work({**point, "kv_heads": kv_heads}) + product_work({**point, "n": width})
 
         def holds(point: Point) -> bool:
-            return point["first"] + point["m"] <= CONTEXT.high and product_holds({**point, "n": point["dim"]})
+            # Products of outliers are more than a cache of float16 holds.
+            fits = point["cache"] != "f16" or point["values"] not in LOUD
+            return fits and point["first"] + point["m"] <= CONTEXT.high and product_holds({**point, "n": point["dim"]})
 
         return Domain(
             case,
