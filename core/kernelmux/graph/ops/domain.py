@@ -194,7 +194,7 @@ def _sound(domain: Domain, features: Sequence[Feature], source: random.Random) -
     # Of extents a few will do.
     free = (
         *((name, v[1:]) for name, v in domain.choices.items()),
-        *((n, e.borders[::6]) for n, e in domain.extents.items()),
+        *((n, (*e.borders[1:3], *e.borders[::6])) for n, e in domain.extents.items()),
     )
     rest = [(name, value) for name, values in free if name not in names for value in values]
     for others in ((), *((other,) for other in rest)):

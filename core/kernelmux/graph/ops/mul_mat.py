@@ -163,9 +163,13 @@ def product_work(point: Point, outputs: str = "n") -> int:
 
 
 def product_holds(point: Point) -> bool:
-    """Whether inputs are as many as the weight's format stores, and sums too many for all of them to cancel."""
+    """Whether inputs are as many as the weight's format stores, and sums too many for all of them to cancel.
+
+    Of one input nothing cancels; of some the roundings are too few for their mean square to be what it is of many.
+    """
     rows = 1 if point["values"] == "equal" else point["m"]  # Where rows are alike so are their sums.
-    return rows * point["n"] >= 32 and on_blocks(point["k"], point["format"])
+    k = whole_blocks(point["k"], point["format"])
+    return rows * point["n"] >= 32 and (k == 1 or rows * k >= 64) and on_blocks(point["k"], point["format"])
 
 
 def tiny_holds(point: Point) -> bool:

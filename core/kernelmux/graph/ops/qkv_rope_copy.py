@@ -73,8 +73,8 @@ class QkvRopeCopy(Fused):
             return cache_work({**point, "kv_heads": kv_heads}) + product_work({**point, "n": width})
 
         def holds(point: Point) -> bool:
-            # Products of outliers are more than a cache of float16 holds.
-            fits = point["cache"] != "f16" or point["values"] not in LOUD
+            # Products of outliers, or of rows thirty times as large, are more than a cache of float16 holds.
+            fits = point["cache"] != "f16" or point["values"] not in (*LOUD, "uneven")
             return fits and point["first"] + point["m"] <= CONTEXT.high and product_holds({**point, "n": point["dim"]})
 
         return Domain(
