@@ -36,6 +36,7 @@ Without pytest:
 
     kernelmux check                                             every installed backend
     kernelmux check --backend hello --smoke                     one backend, the cases that run in seconds
+    kernelmux check --backend hello --fuzz 300                  random cases, of which failures are made small
     kernelmux check --kernel torch:f32 --case 'rope-*'          one kernel, some cases
     kernelmux check --list --op attention                       the cases, one a line
     kernelmux check --device cuda --html report.html            on a GPU, as a page to read
@@ -50,9 +51,29 @@ and where the wrong ones sit: rows, heads, columns or blocks, all of them or som
 
 {checks}
 
-A case has fixed shapes, formats and numbers: its name is the seed. One case of each op, of several rows if the kernel
-takes any, is also run in every format that the kernel declares, one value at a time, then all that may have it:
-`add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.
+A case has fixed shapes, formats and numbers: its name is the seed. Some are written by hand, in the op's file. The
+others, as `mul_mat-drawn:m=4,n=33,k=768,format=Q4_K,bias`, are drawn from the op's **domain**, which stands there too
+(docs/ops.md): the extents, formats, attributes and spreads of values that real models have. Together they hold every
+pair of choices that go together; both sides of every power of two that an extent reaches, and of three of them where
+kernels block by those, with and without what may be switched and with each size of block; short, middle and long
+extents with each other and with every choice. A large extent is paired with small others, so that a case takes
+milliseconds. A test proves the coverage from the domain.
+
+One case of each op, of several rows if the kernel takes any, is also run in every format that the kernel declares, one
+value at a time, then all that may have it: `add-m5-n576@outputs0=f16`, `add-m5-n576@all=f16`.
+
+## Random cases
+
+    kernelmux check --fuzz 300 --seed 1 --backend hello         300 random cases of each op
+    kernelmux check --fuzz 5000 --op rope --device cuda         many of one, on a GPU
+
+The cases are random points of the domains, the same ones for the same seed. Of those on which a kernel fails a check
+the first is made smaller while it still fails: extents halved, attributes dropped, values plain. It is printed as a
+line of a file of cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and comes with the command that runs it:
+
+    kernelmux check --kernel hello:f32 --case silu-drawn:m=3,n=101 --cases fuzz-1.json
+
+`make test-slow` runs 300 an op on reference and torch.
 
 A smoke case is launched over and over, {many} times one case in {every}: with other inputs at the same addresses,
 another binding launched by turns, and after a launch in which torch raises. Cases named `*-huge-offsets` have a weight

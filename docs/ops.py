@@ -12,13 +12,15 @@ from pathlib import Path
 from kernelmux.contract import registry
 from kernelmux.errors import nearest
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
+from kernelmux.graph.ops.domain import Domain
 
 PAGE = Path(__file__).with_name("ops.md")
 HEAD = """# The ops
 
 Each is one file of `kernelmux/graph/ops/`: contract, float64 reference, cost and conformance cases. Made by
 `python docs/ops.py` from those files. A kernel may write an output over an input where the op says that it may be that
-memory. What the hook is told is also what a kernel's `takes` and a policy's `where` select by.
+memory. What the hook is told is also what a kernel's `takes` and a policy's `where` select by. The domain is what
+cases are drawn from (docs/conformance.md).
 """
 
 
@@ -37,8 +39,25 @@ def _section(op: Op) -> str:
         lines.append(f"- Node fields: {', '.join(fields)}.")
     if isinstance(op, Fused):
         lines.append(f"- Equals: {' -> '.join(part.op for part in op.pattern)}.")
+    if domain := op.domain():
+        lines.append(f"- Domain: {_domain(domain)}.")
     lines.append(f"- Hook: `dispatch_{op.name}({', '.join(('node', *op.told, 'device'))})`.")
     return "\n".join([*lines, ""])
+
+
+def _domain(domain: Domain) -> str:
+    """`m 1..512; bias; format f32, Q4_0`: what cases are drawn from."""
+    said = [f"{name} {extent.low}..{extent.high}" for name, extent in domain.extents.items()]
+    for name, values in domain.choices.items():
+        said.append(name if values == (False, True) else f"{name} {', '.join(map(_value, values))}")
+    return "; ".join(said)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        of_text = all(isinstance(part, str) for part in value)
+        return "+".join(dict.fromkeys(value)) if of_text else "/".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _entries(text: str) -> list[str]:

@@ -52,6 +52,7 @@ def answers(seed: str, home: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_every_backend_answers_alike_in_two_processes_and_writes_no_file(tmp_path: Path):
     pytest.importorskip("triton")
     first = answers("0", tmp_path)

@@ -81,6 +81,7 @@ def test_the_tutorial_is_listed_with_its_ops(tutorial: Run):
     assert set(row["ops"]) == {"mul_mat", "rms_norm", "add", "silu"}
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_its_policy_runs_it_in_a_real_model(tutorial: Run, smollm2: Path):
     asked = ("-p", GOLDEN["prompt"], "--max-tokens", TOKENS, "--policy", "policy.toml", "--capture-cases", "model.json")

@@ -40,7 +40,9 @@ def model(smollm2: Path) -> Model:
     return kernelmux.load(smollm2)
 
 
-@pytest.fixture(scope="module", params=[REFERENCE, TORCH], ids=["reference", "torch"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(REFERENCE, marks=pytest.mark.slow), TORCH], ids=["reference", "torch"]
+)
 def use(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -159,7 +159,7 @@ def kernels(plan: Plan) -> dict[str, str]:
     return {step.node.name: step.choice.name for step in plan.schedule(1, 1).steps}
 
 
-@pytest.mark.parametrize("backend", ["acme", "reference"])
+@pytest.mark.parametrize("backend", ["acme", pytest.param("reference", marks=pytest.mark.slow)])
 def test_the_suite_runs_its_ops_and_its_format(found: Registry, backend: str):
     passed: Counter[tuple[str, str]] = Counter()
     names = set()

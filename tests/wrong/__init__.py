@@ -3,7 +3,21 @@
 Each is a right kernel with one mistake, its class named after it, and says which check must catch it.
 """
 
-from wrong import asking, attention, cache, captured, elementwise, keeps, launches, linear, memory, norm, rope, weights
+from wrong import (
+    asking,
+    attention,
+    cache,
+    captured,
+    elementwise,
+    keeps,
+    launches,
+    limits,
+    linear,
+    memory,
+    norm,
+    rope,
+    weights,
+)
 from wrong.kernel import PLANTED, Planted, Right
 
 __all__ = [
@@ -17,6 +31,7 @@ __all__ = [
     "elementwise",
     "keeps",
     "launches",
+    "limits",
     "linear",
     "memory",
     "norm",

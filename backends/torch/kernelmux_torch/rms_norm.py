@@ -12,7 +12,8 @@ from kernelmux_torch.kernel import FLOATS, TorchKernel
 class RmsNorm(TorchKernel):
     ops = ("rms_norm",)
     name = "f32"
-    precision = 1e-11
+    # torch's norm adds a row's columns in order: of 20,480 equal ones each sum is rounded the same way.
+    precision = 1e-10
     packed = "f32"
     # Five calls, and a fill before the norm of a row that torch splits over blocks.
     on_card = 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +14,12 @@ from kernelmux.cli.common import (
     SaveJson,
     Verbose,
     refuse_overwriting,
+    refuse_together,
     traced,
 )
+from kernelmux.cli.fuzz import run_fuzz
 from kernelmux.cli.output import print_json, stdout, tell
+from kernelmux.cli.progress import counting
 from kernelmux.errors import BackendError, nearest
 
 if TYPE_CHECKING:
@@ -58,6 +60,16 @@ def check(
         Path | None,
         typer.Option("--cases", metavar="FILE", help="Of run --capture-cases, in place of the suite's own."),
     ] = None,
+    fuzz: Annotated[
+        int, typer.Option("--fuzz", min=0, metavar="N", help="In place of those, so many random cases of each op.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random cases: each has others.")] = 0,
+    fuzz_cases: Annotated[
+        Path | None,
+        typer.Option(
+            "--fuzz-cases", metavar="FILE", help="Where cases that fail go, the smallest; else fuzz-SEED.json."
+        ),
+    ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="Only list the cases: op, name, marks.")] = False,
     json: Json = False,
     save: SaveJson = None,
@@ -82,10 +94,21 @@ def check(
             raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
     refuse_overwriting("--save", save, **{"known failures": known, "case file": cases})
     refuse_overwriting("--html", html, **{"known failures": known, "case file": cases, "JSON": save})
+    refuse_overwriting("--fuzz-cases", fuzz_cases, JSON=save, page=html)
     current, target = registry.current(), find_device(device)
+    asked = dict.fromkeys(op or [""])
+    if not fuzz and (seed or fuzz_cases):
+        raise typer.BadParameter("it is of random cases: ask for some by --fuzz N", param_hint="--seed, --fuzz-cases")
+    if fuzz:
+        unused = {"case": case, "until": until, "smoke": smoke, "large": large, "cases": cases, "known": known}
+        refuse_together("--fuzz", **unused, peer=peer, list=list_cases)
+        backends = _named(backend, kernel, op or [], current)
+        place = fuzz_cases or Path(f"fuzz-{seed}.json")
+        outcomes = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
+        _write(make_report(outcomes, current.backends, target.device_class), json, save, html, verbose)
+        raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
-    asked = dict.fromkeys(op or [""])
     wanted = [Filter(one, kernel, case, smoke, large or device != "cpu", huge=large) for one in asked]
     chosen = _up_to(until, [job for each in wanted for job in _choose(every, each)])
     if list_cases:
@@ -117,18 +140,33 @@ def check(
         raise typer.Exit(1)
 
 
+def _named(backend: str, kernel: str, ops: Iterable[str], registry: Registry) -> list[str]:
+    """The backends that are asked for, else all that work; BackendError where one, or an op, is unknown."""
+    from kernelmux.graph.ops import OPS
+
+    for op in ops:
+        if op not in OPS:
+            raise BackendError(f"unknown op {op!r}{nearest(op, OPS)}")
+    return [_asked(backend, kernel)] if backend or kernel else list(registry.working)
+
+
+def _asked(backend: str, kernel: str) -> str:
+    """The one backend that is asked for, if any; BackendError where the kernel is not written as one of it."""
+    of_kernel, colon, _ = kernel.partition(":")
+    if kernel and not colon:
+        raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
+    if backend and kernel and backend != of_kernel:
+        raise BackendError(f"{kernel} is no kernel of backend {backend}")
+    return backend or of_kernel
+
+
 def _find_jobs(
     backend: str, kernel: str, registry: Registry, device: str, file: CaseFile | None
 ) -> tuple[list[Job], dict[str, str]]:
     """Every job of the backends asked for, and why any of them cannot be checked; BackendError if none can."""
     from kernelmux.conformance import Filter, jobs
 
-    of_kernel, colon, _ = kernel.partition(":")
-    if kernel and not colon:
-        raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
-    if backend and kernel and backend != of_kernel:
-        raise BackendError(f"{kernel} is no kernel of backend {backend}")
-    if asked := backend or of_kernel:
+    if asked := _asked(backend, kernel):
         return list(jobs(asked, registry, device, Filter(large=True, huge=True), file)), {}
     if not registry.backends:
         raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
@@ -181,17 +219,11 @@ def _require_kernel(name: str, every: Iterable[Job]) -> None:
 
 def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> list[Outcome]:
     """Each job in turn, under a progress bar on stderr; silently where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     outcomes = []
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=len(chosen))
+    with counting(len(chosen)) as count:
         for job in chosen:
-            progress.update(task, description=f"{job.kernel} {job.case.op}")
             outcomes.append(job.run(registry, device, peer))
-            progress.advance(task)
+            count(f"{job.kernel} {job.case.op}")
     return outcomes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from types import TracebackType
@@ -90,6 +90,23 @@ class ProgressBar:
                 typer.echo(f"{latest.stage}: {_told(latest)}, {left:.0f} s left", err=True)
             elif self._stage:
                 typer.echo(f"{self._stage}: {spent:.0f} s so far", err=True)
+
+
+@contextmanager
+def counting(total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """Counts what is done, each under its name, on a bar; silently where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("", total=total)
+
+        def count(name: str) -> None:
+            bars.update(task, description=name, advance=1)
+
+        yield count
 
 
 def _told(progress: Progress) -> str:

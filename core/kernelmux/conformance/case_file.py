@@ -2,29 +2,32 @@
 
 Enters: a Session about to run. Leaves: JSON, one case a line, and Cases from it. Each line is a graph of one op, in the
 graph's own JSON, named as the case; `values` beside it holds the step state as it was (positions, slots, lengths, block
-tables), or a range to draw from. A file holds no weights, no activations and no token ids.
+tables), a range to draw from, or how the numbers are spread. A captured file holds no weights, no activations and no
+token ids; one of drawn cases holds ids, which are nobody's.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kernelmux.errors import GraphError, KernelmuxError, LaunchError
-from kernelmux.files import replacing
+from kernelmux.conformance.draw import draw_case
+from kernelmux.errors import GraphError, KernelmuxError, LaunchError, nearest
+from kernelmux.files import replacing, write_whole
 from kernelmux.graph.formats import Value, lookup
-from kernelmux.graph.graph import LEAF, Graph, TensorNode
+from kernelmux.graph.graph import LEAF, Graph, TensorNode, case_node
 from kernelmux.graph.ops import Case
-from kernelmux.graph.ops.cases import Draw, marks
+from kernelmux.graph.ops.blocks import TinyBlocks
+from kernelmux.graph.ops.cases import marks
 from kernelmux.graph.ops.op import elements
+from kernelmux.graph.ops.spreads import Between, Draw, Like, Listed, spreads
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Of the file; another number is another form."""
+TINY_BLOCKS = "tiny-blocks"
+"""How `values` calls a weight whose scales are next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,42 @@ def _values(node: TensorNode, state: Mapping[str, torch.Tensor]) -> dict[str, An
     return values
 
 
+def write_cases(cases: Iterable[Case], path: Path) -> None:
+    """Writes cases of which all that is no plain noise is named or listed, as those drawn from domains are."""
+    lines = [json.dumps(to_entry(case)) for case in cases]
+    write_whole(path, f'{{"schema": {SCHEMA}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def to_entry(case: Case) -> dict[str, Any]:
+    """A case as a line of the file. GraphError where numbers of it have no name there."""
+    node = case_node(case)
+    graph = replace(_alone(node), name=case.name)
+    (alone,) = graph.ops
+    called = zip((*node.inputs, *node.weights), (*alone.inputs, *alone.weights), strict=True)
+    drawn = draw_case(case).inputs if any(value.format == "i32" for value in case.inputs) else {}
+    values: dict[str, Any] = {}
+    for value, named in called:
+        draw = case.draw.get(value.name)
+        if value.format == "i32":
+            values[named.name] = drawn[value.name][0].tolist()
+        elif isinstance(draw, Like) and draw.spread != "noise":
+            values[named.name] = {"like": draw.spread}
+        elif isinstance(draw, TinyBlocks):
+            values[named.name] = {"like": TINY_BLOCKS}
+        elif isinstance(draw, Between):
+            values[named.name] = {"from": draw.low, "to": draw.high}
+        else:
+            _require(
+                draw is None or isinstance(draw, Like), f"{case.name}: a file has no name for how {value.name} is drawn"
+            )
+    return {**json.loads(graph.to_json()), **({"values": values} if values else {})}
+
+
+def reread(case: Case) -> Case:
+    """The case as it comes back from a file: the same numbers in any process that reads it."""
+    return _case(to_entry(case))
+
+
 # Reading.
 
 
@@ -208,16 +249,20 @@ def _case(entry: Mapping[str, Any]) -> Case:
 
 def _draws(node: TensorNode, values: Mapping[str, Any]) -> dict[str, Draw]:
     """How to draw what `values` states; every index must stay within what it points into."""
-    _require(isinstance(values, dict), "`values` maps the names of tensors to lists or ranges")
+    _require(isinstance(values, dict), "`values` maps the names of tensors to lists, ranges or spreads")
     operands = {value.name: value for value in (*node.inputs, *node.weights)}
     limits = _limits(node)
     draws: dict[str, Draw] = {}
     for name, stated in values.items():
         _require(name in operands, f"`values` names {name!r}; {node.op} has {', '.join(operands)}")
+        if isinstance(stated, dict) and set(stated) == {"like"}:
+            draws[name] = _like(operands[name], stated["like"], operands[name] in node.inputs)
+            continue
         given = _ends(operands[name], stated) if isinstance(stated, dict) else _listed(operands[name], stated)
         low, high = limits.get(name, (-(2**31), 2**31 - 1))
         _require(low <= float(given.min()) and float(given.max()) <= high, f"{name} must be from {low} to {high}")
-        draws[name] = partial(_between if isinstance(stated, dict) else _as_listed, operands[name], given)
+        shape, numbers = operands[name].extents, given.tolist()
+        draws[name] = Between(numbers[0], numbers[1], shape) if isinstance(stated, dict) else Listed(numbers)
     for value in node.inputs:
         _require(value.format != "i32" or value.name in draws, f"{value.name} is i32: `values` must state it")
     return draws
@@ -230,8 +275,15 @@ def _listed(value: Value, stated: Any) -> torch.Tensor:
     return given
 
 
-def _as_listed(value: Value, given: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return given.to(torch.int32)
+def _like(value: Value, spread: Any, activation: bool) -> Draw:
+    """As that spread: an activation is stored in its format, a weight of blocks is drawn as blocks."""
+    format = lookup(value.format)
+    known = set(spreads()) if format.plain or activation else {TINY_BLOCKS} if format.gguf is not None else set()
+    known = set() if value.format == "i32" else known
+    _require(
+        spread in known, f"{value.name} is {value.format}: {spread!r} is no spread of it{nearest(str(spread), known)}"
+    )
+    return TinyBlocks(value) if spread == TINY_BLOCKS else Like(spread, value.extents)
 
 
 def _ends(value: Value, stated: Mapping[str, Any]) -> torch.Tensor:
@@ -240,13 +292,6 @@ def _ends(value: Value, stated: Mapping[str, Any]) -> torch.Tensor:
     fits = fits and lookup(value.format).plain and bool(ends[0] <= ends[1])
     _require(fits, f"{value.name} is {value.format}: {dict(stated)} is no range of it")
     return ends
-
-
-def _between(value: Value, ends: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    low, high = ends.tolist()
-    if value.format == "i32":
-        return torch.randint(low, high + 1, value.extents, generator=generator, dtype=torch.int32)
-    return torch.empty(value.extents).uniform_(low, high, generator=generator)
 
 
 def _tensor(stated: Any) -> torch.Tensor:

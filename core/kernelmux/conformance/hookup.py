@@ -26,6 +26,7 @@ from kernelmux.errors import BackendError, nearest
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
 from kernelmux.graph.ops.cases import all_weights
+from kernelmux.graph.ops.drawn import MARK, covering_cases
 from kernelmux.graph.ops.op import Op
 
 
@@ -87,8 +88,16 @@ def all_cases() -> tuple[Case, ...]:
 
 @cache
 def _cases(op: Op, weights: tuple[str, ...]) -> tuple[Case, ...]:
-    """An op's cases while there are these formats of weights."""
-    return tuple(op.cases())
+    """An op's cases while there are these formats of weights: those of its file, then those that cover its domain."""
+    return (*op.cases(), *covering_cases(op))
+
+
+def require_backend(backend: str, registry: Registry) -> None:
+    """BackendError where a backend is not installed, or is quarantined."""
+    if backend not in registry.backends:
+        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}", backend=backend)
+    if fault := registry.backends[backend].fault:
+        raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
 
 
 def jobs(
@@ -99,10 +108,7 @@ def jobs(
     The cases are those of `file`, or the suite's own.
     BackendError where the backend is not installed, is quarantined, or has no kernel at all.
     """
-    if backend not in registry.backends:
-        raise BackendError(f"unknown backend {backend!r}{nearest(backend, registry.backends)}", backend=backend)
-    if fault := registry.backends[backend].fault:
-        raise BackendError(f"backend {backend!r} is quarantined: {fault}", backend=backend)
+    require_backend(backend, registry)
     cases, source = (file.cases, file.path) if file else (all_cases(), "")
     if wanted and wanted.huge and file is None:
         cases += tuple(huge.case for huge in huge_cases().values())
@@ -123,7 +129,9 @@ def _variants_of(
     target = find_device(device)
     found: dict[str, dict[str, list[Job]]] = {}
     shown: dict[tuple[str, str], tuple[bool, bool]] = {}
-    for case in sorted(cases, key=lambda case: asked_op not in ("", case.op)):
+    # Of the ops' own cases those that are written by hand are enough to tell which kernels there are.
+    telling = [case for case in cases if source or MARK not in case.marks]
+    for case in sorted(telling, key=lambda case: asked_op not in ("", case.op)):
         if shown and asked_op not in ("", case.op):
             # Other ops are asked until it is known that the backend has a kernel at all.
             break

@@ -49,12 +49,17 @@ def compare(
     peer: tuple[float, float] = (0.0, 0.0),
     batch: torch.Tensor | None = None,
     layout: Layout = PLAIN,
+    dtype: torch.dtype | None = None,
+    precision: float = 0.0,
+    kept: torch.Tensor | None = None,
 ) -> Measured:
     """`found` against the float64 `wanted`: finite where that is, within `bound` (NMSE), nothing in it far off.
 
     `block` columns with a scale of their own count as a row. `peer` is the NMSE of a kernel that `found` need not be
     closer than, and that kernel's worst element. `batch` holds the rows that `wanted` is one of: a narrow row's sums
-    may cancel, so that it has their scale. `layout` is how failures call the output and its places.
+    may cancel, so that it has their scale. `layout` is how failures call the output and its places. Where elements are
+    stored as `dtype`, or `kept` is the truth as blocks with scales hold it, what storing the truth itself costs is no
+    failure of a kernel with `precision` of its own.
     """
     found = found.double()
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
@@ -64,28 +69,45 @@ def compare(
         return Measured(math.inf, math.inf, bound, (failure,))
     truth = torch.where(wanted.isfinite(), wanted, 0.0)
     difference = torch.where(wanted.isfinite(), found - wanted, 0.0)
-    # Below the smallest normal float32 precision runs out, and hardware may flush to zero.
-    difference = torch.where(difference.abs() < torch.finfo(torch.float32).tiny, 0.0, difference)
+    # Below the smallest normal float32 precision runs out, and hardware may flush to zero. Below that of float16 half a
+    # step is right.
+    least_step = max(torch.finfo(torch.float32).tiny, _half_step(dtype))
+    difference = torch.where(difference.abs() <= least_step, 0.0, difference)
     least = _mean_square(batch) if batch is not None and truth.shape[-1] < NARROW else 0.0
     squared = max(float(truth.square().sum()), least * truth.numel())
     error = float(difference.square().sum()) / (squared or 1.0)
     rows = _row_scales(truth, block, least)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
-    allowed = max(bound, peer[0])
-    most = max(WORST * math.sqrt(allowed), peer[1])
+    storing = _storing(truth, truth.to(dtype) if dtype and kept is None else kept)
+    least_error = (float(storing.square().sum()) / (squared or 1.0)) ** 0.5 + math.sqrt(precision)
+    allowed = max(bound, peer[0], least_error**2)
+    furthest = float((storing / rows).max()) if storing.numel() else 0.0
+    most = max(WORST * math.sqrt(allowed), peer[1], furthest + WORST * math.sqrt(precision))
     of_a_line = max(LINE * allowed, peer[1] ** 2 / SMALLEST)
     if error > allowed:
         failure = f"NMSE {error:.3g} is over the bound {allowed:.3g}"
     elif worst > most:
         failure = f"an element is {worst:.3g} of its row's root mean square off, where {most:.3g} is allowed"
-    elif lost := _lost_line(truth / rows, relative, of_a_line):
+    elif lost := _lost_line(truth / rows, (relative - storing / rows).clamp(min=0), of_a_line):
         failure = f"{lost}, where {of_a_line:.3g} is allowed"
     else:
         return Measured(error, worst, bound, ())
     wrong = relative > min(ROUNDING * math.sqrt(allowed), worst / 2)
     element = layout.element(first_index(relative == worst), found, wanted)
     return Measured(error, worst, bound, (f"error: {failure}; the worst is {element}; {layout.located(wrong)}",))
+
+
+def _half_step(dtype: torch.dtype | None) -> float:
+    """Half the distance between the smallest numbers of a dtype; a hair more, as float32 sums are rounded too."""
+    return 0.501 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps if dtype else 0.0
+
+
+def _storing(truth: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """How far off each element of the truth itself is as it is stored."""
+    if kept is None:
+        return torch.zeros_like(truth)
+    return (kept.double() - truth).abs().nan_to_num(posinf=0.0)
 
 
 def _mean_square(truth: torch.Tensor) -> float:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import traceback
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import torch
 
 from kernelmux.conformance import checks, declared
 from kernelmux.conformance.draw import draw_case
@@ -25,12 +28,15 @@ from kernelmux.errors import KernelmuxError, contained, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
+from kernelmux.graph.ops.drawn import MARK
 
 ALL = "all"
 """The place of a variant that is about every value in question."""
 MANY, FEW = 100, 3
 """How often a smoke case is launched, with other inputs and another binding by turns: one case in `EVERY`, the rest."""
-EVERY = 10
+EVERY = 20
+THREADED = 20
+"""One case in so many has all of torch's threads: most are so small that threads only wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,22 @@ def run_case(
     huge = huge_cases().get(case.name) if "huge" in case.marks else None
     if huge:
         return _run_huge(huge, node, found, target, blank)
+    with _few_threads(case, name):
+        return _run_drawn(case, node, found, offer, registry, target, variant, blank)
+
+
+def _run_drawn(
+    case: Case,
+    node: TensorNode,
+    found: Kernel,
+    offer: Offer,
+    registry: Registry,
+    target: Device,
+    variant: Variant | None,
+    blank: Outcome,
+) -> Outcome:
+    """The case's numbers drawn, and every check made."""
+    kernel, peer = blank.kernel, blank.peer
     drawn = draw_case(case)
     try:
         # Untold the first, as in a plan that nothing was measured for.
@@ -74,12 +96,24 @@ def run_case(
         declared.precision(trial)
         declared.symbols(trial)
         declared.packed_name(trial, kernel, _packers(node, offer, kernel, registry, target))
-        allowed = _reach(run_case(case, peer, registry, device, variant)) if peer else (0.0, 0.0)
-        outcome = _check(trial, replace(blank, status="pass"), allowed, launches(case, name))
+        allowed = _reach(run_case(case, peer, registry, blank.device, variant)) if peer else (0.0, 0.0)
+        outcome = _check(trial, replace(blank, status="pass"), allowed, launches(case, blank.case))
     except BaseException as error:
         contained(error)
         return _raised(blank, error)
     return replace(outcome, status="fail") if outcome.failures else outcome
+
+
+@contextmanager
+def _few_threads(case: Case, name: str) -> Iterator[None]:
+    """Torch with one thread, but for large cases and one in `THREADED`; by its name, so that alone it has as many."""
+    before = torch.get_num_threads()
+    if "large" not in case.marks and zlib.crc32(name.encode()) % THREADED:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _raised(blank: Outcome, error: BaseException) -> Outcome:
@@ -134,9 +168,11 @@ def launches(case: Case, name: str) -> int:
 
     What wears out does so in any case: it is enough that those of many launches are spread over shapes and formats.
     """
-    if "smoke" not in case.marks:
-        return 1
-    return MANY if zlib.crc32(name.encode()) % EVERY == 0 else FEW
+    chosen = zlib.crc32(name.encode()) % EVERY == 0
+    if "smoke" in case.marks:
+        return MANY if chosen else FEW
+    # Sizes and attributes are what a drawn case is for: state shows in all the others.
+    return int(chosen or MARK not in case.marks)
 
 
 def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorNode:

@@ -143,6 +143,7 @@ def test_a_prompt_beside_which_the_tokens_asked_for_do_not_fit_says_how_many_wou
     assert call_command("run", tiny, "-p", "x" * 200, "--max-tokens", 57).code == 0
 
 
+@pytest.mark.slow
 def test_policies_and_plans_come_from_pipes(tiny: Path, tmp_path: Path):
     (tmp_path / "p.toml").write_text("fuse = false\n")
     lock = tmp_path / "l.lock"

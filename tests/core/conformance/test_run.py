@@ -77,6 +77,30 @@ def test_a_kernel_offered_for_m_rows_takes_one():
     assert failure.endswith(" of [1, 576]; 100 % of its elements are wrong, everywhere, for the last row alone")
 
 
+# Threads.
+
+
+def test_small_cases_have_one_thread_but_for_some_and_the_processes_own_stay_as_they_are():
+    seen = {}
+
+    def counted(node, tensors):
+        seen[names[-1]] = torch.get_num_threads()
+        compute(node, tensors)
+
+    threads, names = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        with registry.isolated(fake=backend(silu=FakeKernel(work=counted))) as current:
+            for name in [name for name in CASES if name.startswith("silu-") and "large" not in CASES[name].marks]:
+                names.append(name)
+                assert run_case(CASES[name], "fake:f32", current).passed
+                assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen.values()) == {1, 3}
+    assert list(seen.values()).count(3) < len(seen) / 5
+
+
 # Peers.
 
 

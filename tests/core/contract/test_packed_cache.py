@@ -413,6 +413,7 @@ def test_the_process_waits_at_its_end_until_all_is_written(path: Path):
     assert len(files()) == MATRICES
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_keep_one_file_a_form_and_see_no_broken_one(path: Path):
     code = """
         from kernelmux.contract.cache import Cache

@@ -322,7 +322,7 @@ def test_asking_for_it_is_served_whatever_it_takes():
     assert {step.choice.asked for step in plan.schedule(1, 1).steps} == {"auto"}
 
 
-@pytest.mark.parametrize("shape", ["llama-8b:Q4_K_M", "llama-8b:Q8_0"])
+@pytest.mark.parametrize("shape", ["llama-8b:Q4_K_M", pytest.param("llama-8b:Q8_0", marks=pytest.mark.slow)])
 def test_two_copies_are_enough_for_what_takes_two(shape):
     """Kernels that write side by side are kept apart from their parts, which would pack the weights a third time."""
     model, card = load_random(shape), described_device("cuda sm_90 NVIDIA H200")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kernelmux.graph.ops.axes import SPREADS
 from kernelmux.graph.ops.op import Elementwise, Operands
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Add(Elementwise):
     inputs = ("a", "b")
     outputs = ("y",)
     in_place = ((0, 0), (1, 0))
+    # As IEEE 754 has it.
+    spreads = (*SPREADS, "large", "f16-subnormals", "nan-and-infinity")
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         a, b = operands.inputs

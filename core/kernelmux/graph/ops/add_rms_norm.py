@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from kernelmux.graph.formats import Value
 from kernelmux.graph.ops.cases import LONG_ROWS, ROW_COUNTS, Case, extreme_cases
+from kernelmux.graph.ops.domain import Domain
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.rms_norm import RmsNorm, norm_case
+from kernelmux.graph.ops.rms_norm import RmsNorm, norm_case, norm_domain
 
 
 class AddRmsNorm(Fused):
@@ -26,6 +27,9 @@ class AddRmsNorm(Fused):
     in_place = ((0, 0), (1, 0))
     pattern = (Part("add", ("a", "b"), ("sum",)), Part("rms_norm", ("sum",), ("y",)))
     told = RmsNorm.told
+
+    def domain(self) -> Domain:
+        return norm_domain(self)
 
     def cases(self) -> Iterator[Case]:
         sizes = [(m, k) for m in ROW_COUNTS for k in (576, 127)]

@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import Case, Draw, extremes
+from kernelmux.graph.ops.axes import (
+    CACHES,
+    CONTEXT,
+    HEAD_DIMS,
+    HEADS,
+    PAGE_SIZES,
+    ROWS,
+    SPREADS,
+    STORED,
+    as_stored,
+    fits_f16,
+)
+from kernelmux.graph.ops.cases import Case, like
+from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
+from kernelmux.graph.ops.spreads import Draw, Like, Listed, extremes
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +109,43 @@ class Attention(Op):
         pages, page_size, *_ = k_cache.extents
         return 4 * m * width * pages * page_size
 
+    def domain(self) -> Domain:
+        return Domain(
+            self._drawn,
+            {
+                "heads": HEADS,
+                "dim": HEAD_DIMS,
+                "step": ("chunk", "decode", "prefill", "mixed"),
+                "cache": CACHES,
+                "page_size": PAGE_SIZES,
+                "window": (0, 17, 1024),
+                "values": tuple(spread for spread in SPREADS if spread != "outliers"),
+                **STORED,
+                "scale": (False, True),
+                "soft_cap": (0.0, 30.0),
+                "padding": (0, 3),
+            },
+            {"context": CONTEXT, "rows": ROWS, "sequences": Extent(1, 512, counts=(1,))},
+            _work,
+            _holds,
+        )
+
+    def _drawn(self, label: str, point: Point) -> Case:
+        heads, kv_heads = point["heads"]
+        stated = {key: point[key] for key in ("dim", "page_size", "window", "soft_cap", "padding")}
+        made = self._case(
+            label,
+            _sequences(point),
+            heads,
+            kv_heads,
+            scale=0.3 if point["scale"] else 0.0,
+            format=point["cache"],
+            **stated,
+        )
+        # Where queries and keys are both large, scores lie so far apart that float32 cannot tell which is the first.
+        ports = ("q", "v_cache") if point["values"] == "uneven" else ("q", "k_cache", "v_cache")
+        return as_stored(like(point["values"], made, *ports), point["stored"])
+
     def cases(self) -> Iterator[Case]:
         yield from self._shapes()
         yield from self._batches()
@@ -129,13 +179,14 @@ class Attention(Op):
             yield self._case(label, sequences)
         yield self._case("batch-of-130", [(1, 1 + index) for index in range(130)], heads=4, kv_heads=2)
         yield self._case("all-empty", [(0, 0), (0, 0)], padding=2)
-        for padding in (1, 3, 6):
+        for padding in (1, 2, 3, 6):
             yield self._case(f"padding-{padding}", [(2, 18), (1, 5)], padding=padding)
 
     def _scores(self) -> Iterator[Case]:
         """Windows, caps, scales and extremes."""
         for window in (1, 8, 16, 17, 40, 100):
             yield self._case(f"window-{window}", [(9, 40), (1, 64), (1, 3)], window=window)
+        yield self._case("window-7", [(4, 40), (1, 64)], window=7)
         # Whole pages and tiles before the window: a maximum over nothing is -inf, and -inf from -inf is NaN.
         yield self._case("window-long", [(1, 300), (40, 200), (150, 150)], window=20)
         for cap in (1.0, 5.0, 50.0):
@@ -195,38 +246,36 @@ class Attention(Op):
         q is `loud` noise, the caches noise in `format`, or all three the extreme that `spread` names; `unseen`: what no
         sequence has written is NaN.
         """
-        import torch
 
         counts, lengths = zip(*sequences, strict=True)
         starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
         dealt, spare = _deal([-(-length // page_size) for length in lengths])
         m, width = starts[-1] + padding, max([*map(len, dealt), 1])
-        noise = extremes()[spread] if spread else lambda generator, shape: torch.randn(shape, generator=generator)
 
         def cache(generator: torch.Generator) -> torch.Tensor:
-            values = noise(generator, cache_shape)
-            if unseen:
-                values[spare] = math.nan
-                for row, length in zip(dealt, lengths, strict=True):
-                    if length % page_size:
-                        values[row[-1], length % page_size :] = math.nan
+            values = like_all[1](generator)
+            values[spare] = math.nan
+            for row, length in zip(dealt, lengths, strict=True):
+                if length % page_size:
+                    values[row[-1], length % page_size :] = math.nan
             return values
 
         cache_shape = (sum(map(len, dealt)) + 1, page_size, kv_heads, dim)
         # Beyond a sequence's pages a row names one that is nobody's.
         table = [row + [spare] * (width - len(row)) for row in dealt]
         state = {"query_start": starts, "kv_len": lengths, "block_table": table}
-        drawn = {name: torch.tensor(numbers, dtype=torch.int32) for name, numbers in state.items()}
+        shapes = {"query_start": (len(starts),), "kv_len": (len(lengths),), "block_table": (len(table), width)}
         inputs = (
             Value("q", (m, heads * dim)),
             *(Value(name, cache_shape, format) for name in ("k_cache", "v_cache")),
-            *(Value(name, tuple(numbers.shape), "i32") for name, numbers in drawn.items()),
+            *(Value(name, shape, "i32") for name, shape in shapes.items()),
         )
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
         fields |= {"scale": scale or dim**-0.5, "window": window, "soft_cap": soft_cap}
-        draw: dict[str, Draw] = {"q": lambda generator: loud * noise(generator, (m, heads * dim))}
-        draw |= {"k_cache": cache, "v_cache": cache}
-        draw |= {name: partial(_given, numbers) for name, numbers in drawn.items()}
+        like_all = Like(spread or "noise", (m, heads * dim)), Like(spread or "noise", cache_shape)
+        draw: dict[str, Draw] = {"q": like_all[0] if loud == 1 else lambda generator: loud * like_all[0](generator)}
+        draw |= dict.fromkeys(("k_cache", "v_cache"), cache if unseen else like_all[1])
+        draw |= {name: Listed(numbers) for name, numbers in state.items()}
         return self.make_case(label, inputs, fields, draw, weights=math.prod(cache_shape))
 
 
@@ -250,8 +299,43 @@ _STEPS: Mapping[str, Sequence[tuple[int, int]]] = {
 }
 
 
-def _given(numbers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return numbers.clone()
+def _sequences(point: Point) -> list[tuple[int, int]]:
+    """(query rows, cached length) of each sequence: the first has the point's context, the others are short.
+
+    In a chunk the point's rows come after its context.
+    """
+    step: str = point["step"]
+    context: int = point["context"]
+    rows: int = point["rows"]
+    first = {"decode": (1, context), "prefill": (context, context)}.get(step, (rows, context + rows))
+    others = {
+        "decode": ((1, 1), (1, 20), (1, 33)),
+        "prefill": ((1, 1), (3, 3), (2, 2)),
+        "chunk": ((2, 9), (1, 17), (3, 20)),
+        # One of each kind: without rows, without anything cached, idle.
+        "mixed": ((0, 0), (1, 18), (2, 0), (0, 5), (3, 3)),
+    }[step]
+    return [first, *(others[index % len(others)] for index in range(point["sequences"] - 1))]
+
+
+def _holds(point: Point) -> bool:
+    step, rows = point["step"], point["rows"]
+    if step == "prefill" and point["context"] > ROWS.high:
+        return False
+    return fits_f16(point) and (rows == 1 or step not in ("decode", "prefill"))
+
+
+def _work(point: Point) -> int:
+    """Caches and rows; scores a quarter, as each is multiplied by a whole head."""
+    query_heads, kv_heads = point["heads"]
+    context, page_size, dim, others = point["context"], point["page_size"], point["dim"], point["sequences"] - 1
+    rows = context if point["step"] == "prefill" else point["rows"]
+    context += rows if point["step"] in ("chunk", "mixed") else 0
+    pages = -(-context // page_size)
+    cached = 2 * (pages + 1 + others * -(-20 // page_size)) * page_size * kv_heads * dim
+    scores = (rows * context + others * 40) * query_heads
+    # Each sequence of the batch is as many small calls.
+    return int(cached + scores * dim // 16 + others * (pages + 500) + 2 * (rows + others * 2) * query_heads * dim)
 
 
 def _deal(counts: Sequence[int]) -> tuple[list[list[int]], int]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value, lookup
-from kernelmux.graph.ops.cases import Draw
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +81,11 @@ def random_blocks(
     return blocks.flatten(-2)
 
 
-def tiny_blocks(weight: Value) -> Draw:
-    """Blocks for a weight whose scales are the smallest that float16 holds, or zero."""
-    return lambda generator: random_blocks(weight.format, weight.extents, generator, tiny=True)
+@dataclass(frozen=True)
+class TinyBlocks:
+    """Draws blocks for a weight whose scales are the smallest that float16 holds, or zero."""
+
+    weight: Value
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        return random_blocks(self.weight.format, self.weight.extents, generator, tiny=True)

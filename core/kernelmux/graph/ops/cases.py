@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import BLOCK_WEIGHTS, FORMATS, SUPERBLOCK_WEIGHTS, Value
+from kernelmux.graph.ops.spreads import Draw, Like, extremes
 
 if TYPE_CHECKING:
-    import torch
-
     from kernelmux.graph.ops.op import Op
-
-Draw = Callable[["torch.Generator"], "torch.Tensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +61,9 @@ def all_weights() -> tuple[str, ...]:
 COMMON_WEIGHTS = ("f32", "bf16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "fp8_row", "fp8_128x128")
 """Those of most model files: each way to keep scales once. What is slow to draw is made for them alone."""
 
-LARGE = 2**25
+LARGE = 2**24
 """Weights from which a case is marked `large`: a CPU takes seconds to draw and to multiply them in float64."""
-SMOKE = 2**18
+SMOKE = 2**17
 """Weights, or cached elements, up to which a case may be marked `smoke`."""
 
 
@@ -78,18 +75,8 @@ def marks(m: int, weights: int = 0) -> frozenset[str]:
 
 
 def loud(n: int, rows: int = 0) -> Draw:
-    """[n], or [rows, n], of noise as large as the products of any weight format are.
-
-    A bias or residual of N(0, 1) is less than the error that a kernel of 8-bit activations may make beside them.
-    """
-    shape = (rows, n) if rows else (n,)
-
-    def draw(generator: torch.Generator) -> torch.Tensor:
-        import torch
-
-        return 256 * torch.randn(shape, generator=generator)
-
-    return draw
+    """[n], or [rows, n], of noise as large as the products of any weight format are."""
+    return Like("loud", (rows, n) if rows else (n,))
 
 
 def linear_fields(
@@ -101,41 +88,17 @@ def linear_fields(
     return {"weight": tuple(Value(f"w{port}", (n, k), format) for port, n, format in products), "bias": biases}
 
 
-class Spread(Protocol):
-    """Draws a tensor of any shape."""
-
-    def __call__(self, generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor: ...
-
-
-def extremes() -> Mapping[str, Spread]:
-    """Inputs that are not plain noise, by name: what breaks sums, scales and divisions."""
-    import torch
-
-    def rows(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.arange(shape[0]).view(-1, *(1 for _ in shape[1:]))
-
-    def outliers(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-        noise = torch.randn(shape, generator=generator)
-        noise[..., 0] *= 1e4
-        return noise
-
-    return {
-        "outliers": outliers,
-        "denormals": lambda generator, shape: torch.randn(shape, generator=generator) * 1e-42,
-        "equal": lambda generator, shape: torch.full(shape, 0.37),
-        # A scale that rows share drowns the small ones; float16 still holds the product of any two.
-        "uneven": lambda generator, shape: torch.randn(shape, generator=generator) * 30.0 ** (1 - rows(shape) % 3),
-        "zeros": lambda generator, shape: torch.zeros(shape),
-        "zero-row": lambda generator, shape: torch.randn(shape, generator=generator) * (rows(shape) != 1),
-    }
-
-
 def at_extremes(make: Callable[[str], Case], *ports: str, prefix: str = "") -> Iterator[Case]:
     """For each extreme the case that `make` gives for its name, the inputs of these ports (all, if none) drawn so."""
-    for label, spread in extremes().items():
-        case = make(prefix + label)
-        wide = {v.name: partial(spread, shape=v.extents) for v in case.inputs if v.name in ports or not ports}
-        yield replace(case, draw={**case.draw, **wide})
+    for label in extremes():
+        yield like(label, make(prefix + label), *ports)
+
+
+def like(spread: str, case: Case, *ports: str) -> Case:
+    """The case with these inputs (all of floats, if none) drawn as that spread."""
+    names = ports or [value.name for value in case.inputs if value.format != "i32"]
+    wide = {value.name: Like(spread, value.extents) for value in case.inputs if value.name in names}
+    return replace(case, draw={**case.draw, **wide})
 
 
 def extreme_cases(op: Op, shape: tuple[int, int], fields: Mapping[str, Any] | None = None) -> Iterator[Case]:

@@ -8,8 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import FORMATS, Value, lookup
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, Draw, at_extremes
+from kernelmux.graph.ops.axes import ROWS, SPREADS, STORED_COLUMNS, block, on_blocks, whole_blocks
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, column_count, row_count
+from kernelmux.graph.ops.spreads import Draw
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,33 @@ class Convert(Op):
     def flops(self, node: TensorNode) -> int:
         return 0
 
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            source, target = point["source"], point["target"]
+            n = whole_blocks(point["n"], source, target)
+            return like(point["values"], self._case(source, target, point["m"], n, label))
+
+        def holds(point: Point) -> bool:
+            both = point["source"], point["target"]
+            if both[0] == both[1] or not on_blocks(point["n"], *both):
+                return False
+            plain = all(lookup(format).plain for format in both)
+            # A block has no scale for what is no number; one scale for all is coarse for the small rows.
+            if point["values"] == "nan-and-infinity":
+                return plain
+            return point["values"] != "uneven" or "fp8_tensor" not in both
+
+        activations = tuple(name for name, format in FORMATS.items() if format.rounding)
+        values = (*SPREADS, "f16-subnormals", "nan-and-infinity")
+        return Domain(
+            case,
+            {"source": activations, "target": (*activations[1:], activations[0]), "values": values},
+            {"m": ROWS, "n": STORED_COLUMNS},
+            work=lambda point: 2 * point["m"] * point["n"],
+            holds=holds,
+            groups={"from blocks": ("n", "source", block), "to blocks": ("n", "target", block)},
+        )
+
     def cases(self) -> Iterator[Case]:
         activations = [name for name, format in FORMATS.items() if format.rounding]
         for source, target in itertools.permutations(activations, 2):
@@ -81,8 +111,9 @@ class Convert(Op):
         drawn = {"x": draw} if draw else {}
         return self.make_case(f"f32-{target}-{label}", [Value("x", (3, 256))], draw=drawn, format=target, smoke=True)
 
-    def _case(self, source: str, target: str, m: int, n: int) -> Case:
-        return self.make_case(f"{source}-{target}-m{m}-n{n}", [Value("x", (m, n), source)], format=target)
+    def _case(self, source: str, target: str, m: int, n: int, label: str = "") -> Case:
+        label = label or f"{source}-{target}-m{m}-n{n}"
+        return self.make_case(label, [Value("x", (m, n), source)], format=target)
 
 
 def _with_zero_blocks(generator: torch.Generator) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
+from kernelmux.graph.ops.axes import CACHES, HEAD_DIMS, KV_HEADS, PAGE_SIZES, ROWS, SPREADS, STORED, as_stored
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
 
 if TYPE_CHECKING:
@@ -60,6 +62,27 @@ class Copy(Op):
 
     def flops(self, node: TensorNode) -> int:
         return 0
+
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            heads, dim = point["kv_heads"], point["dim"]
+            made = self.case(label, point["m"], heads, dim, **copied(point))
+            return as_stored(like(point["values"], made, "k", "v"), point["stored"])
+
+        return Domain(
+            case,
+            {
+                "kv_heads": KV_HEADS,
+                "dim": HEAD_DIMS,
+                **COPIED,
+                "values": (*SPREADS, "f16-subnormals", "nan-and-infinity"),
+                **STORED,
+            },
+            {"m": ROWS},
+            work=lambda point: cache_work(point) + 2 * point["m"] * point["kv_heads"] * point["dim"],
+            # A row with a scale has none for what is no number.
+            holds=lambda point: point["values"] != "nan-and-infinity" or point["cache"] != "fp8_row",
+        )
 
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS[:8]:
@@ -118,3 +141,30 @@ class Copy(Op):
         inputs = (*rows, Value("slots", (m,), "i32"), *caches)
         fields = {"num_kv_heads": heads, "head_dim": dim}
         return self.make_case(label, inputs, fields, {"slots": draw})
+
+
+COPIED: Mapping[str, tuple[Any, ...]] = {
+    "cache": CACHES,
+    "page_size": PAGE_SIZES,
+    "padding": ("none", "some", "all"),
+    "scattered": (False, True),
+}
+"""What the domains of copy, and of ops that copy too, say of the cache and of the slots."""
+
+
+def copied(point: Point) -> dict[str, Any]:
+    """These, as `Copy.case` takes them."""
+    m = point["m"]
+    padding = {"none": 0, "some": -(-m // 3), "all": m}[point["padding"]]
+    return {
+        "format": point["cache"],
+        "page_size": point["page_size"],
+        "padding": padding,
+        "scattered": point["scattered"],
+    }
+
+
+def cache_work(point: Point) -> int:
+    """Of a cache that holds the rows of such a point."""
+    page_size = point["page_size"]
+    return int((2 + point["m"] // page_size) * page_size * point["kv_heads"] * point["dim"] * 2)

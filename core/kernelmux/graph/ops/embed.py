@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value
-from kernelmux.graph.ops.blocks import tiny_blocks
+from kernelmux.graph.ops.axes import ROWS, STORED, STORED_COLUMNS, as_stored, block, on_blocks, whole_blocks
+from kernelmux.graph.ops.blocks import TinyBlocks
 from kernelmux.graph.ops.cases import PLAIN_WEIGHTS, ROW_COUNTS, Case, all_weights
+from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, row_count
+from kernelmux.graph.ops.spreads import Draw, Listed
 
 if TYPE_CHECKING:
     import torch
 
     from kernelmux.graph.graph import TensorNode
+
+
+VOCABULARY = Extent(1, 151_936, known=(32_000, 49_152, 128_256), counts=(1,))
+"""Rows of a table."""
 
 
 class Embed(Op):
@@ -31,6 +39,7 @@ class Embed(Op):
     outputs = ("y",)
     optional_inputs = 1
     optional = ("weight",)
+    tables = (1,)
     told = {
         "m": row_count,
         "k": lambda node: (*node.inputs, *node.weight)[1].shape[1],
@@ -54,6 +63,34 @@ class Embed(Op):
     def flops(self, node: TensorNode) -> int:
         return 0
 
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            m, rows, format = point["m"], point["rows"], point["format"]
+            k = whole_blocks(point["k"], format)
+            made = self._case(label, m, k, format, rows, as_input=point["as_input"])
+            # The last row and the first are always among them.
+            source = random.Random(m)
+            ids = [rows - 1, 0, *(source.randrange(rows) for _ in range(m))][:m]
+            draw: dict[str, Draw] = {"ids": Listed(ids)}
+            if point["tiny"]:
+                draw["table"] = TinyBlocks(Value("table", (rows, k), format))
+            return as_stored(replace(made, draw=draw), point["stored"])
+
+        def holds(point: Point) -> bool:
+            format = point["format"]
+            sound = not point["as_input"] or (format == "f32" and not point["tiny"])
+            blocks = format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS)
+            return sound and (blocks or not point["tiny"]) and on_blocks(point["k"], format)
+
+        return Domain(
+            case,
+            {"format": all_weights(), **STORED, "as_input": (False, True), "tiny": (False, True)},
+            {"m": ROWS, "k": STORED_COLUMNS, "rows": VOCABULARY},
+            work=lambda point: (point["rows"] + 2 * point["m"]) * whole_blocks(point["k"], point["format"]),
+            holds=holds,
+            groups={"block": ("k", "format", block)},
+        )
+
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
             for format in all_weights() if m in (1, 2, 17, 64, 200) else ("f32", "Q8_0", "Q4_K"):
@@ -66,7 +103,7 @@ class Embed(Op):
         for format in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS):
             case = self._case(f"{format}-tiny-scales", 5, 512, format)
             (weight,) = case.fields["weight"]
-            yield replace(case, draw={**case.draw, "table": tiny_blocks(weight)})
+            yield replace(case, draw={**case.draw, "table": TinyBlocks(weight)})
         # More rows than 16 bits count.
         for format in ("f32", "Q8_0"):
             yield self._case(f"{format}-far", 3, 32, format, rows=70_000, ids=(65_535, 65_536, 69_999))

@@ -7,7 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value, lookup
-from kernelmux.graph.ops.blocks import tiny_blocks
+from kernelmux.graph.ops.axes import (
+    INPUTS,
+    OUTPUTS,
+    ROWS,
+    SPREADS,
+    as_stored,
+    block,
+    on_blocks,
+    whole_blocks,
+)
+from kernelmux.graph.ops.blocks import TinyBlocks
 from kernelmux.graph.ops.cases import (
     COMMON_WEIGHTS,
     MANY_ROWS,
@@ -16,10 +26,13 @@ from kernelmux.graph.ops.cases import (
     Case,
     all_weights,
     at_extremes,
+    like,
     linear_fields,
     loud,
 )
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, column_count, has_bias, row_count
+from kernelmux.graph.ops.spreads import Draw
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +90,31 @@ class MulMat(Op):
         n, k = node.weight[0].extents
         return 2 * node.inputs[0].extents[0] * n * k
 
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            m, n, format = point["m"], point["n"], point["format"]
+            k = whole_blocks(point["k"], format)
+            fields = linear_fields([""], [n], [format], k, point["bias"])
+            draw: dict[str, Draw] = {"b": loud(n)}
+            draw |= {"w": TinyBlocks(*fields["weight"])} if point["tiny"] else {}
+            made = self.make_case(label, [Value("x", (m, k))], fields, draw)
+            return as_stored(like(point["values"], made), point["stored"])
+
+        return Domain(
+            case,
+            {
+                "format": all_weights(),
+                "values": SPREADS,
+                "stored": ("f32", "bf16"),
+                "bias": (False, True),
+                "tiny": (False, True),
+            },
+            {"m": ROWS, "n": OUTPUTS, "k": INPUTS},
+            product_work,
+            lambda point: product_holds(point) and (not point["tiny"] or tiny_holds(point)),
+            {"block": ("k", "format", block)},
+        )
+
     def cases(self) -> Iterator[Case]:
         # Sizes of real models, and awkward ones: one output, one off a tile, a prime, two blocks; 56 superblocks in a
         # row, where others have 8 at most.
@@ -108,10 +146,32 @@ class MulMat(Op):
 
     def _tiny_scales(self, format: str) -> Case:
         fields = linear_fields([""], [32], [format], 512)
-        draw = {"w": tiny_blocks(*fields["weight"])}
+        draw = {"w": TinyBlocks(*fields["weight"])}
         return self.make_case(f"{format}-tiny-scales", [Value("x", (5, 512))], fields, draw)
 
     def _extremes(self, format: str) -> Iterator[Case]:
         fields, common = linear_fields([""], [64], [format], 256), format in COMMON_WEIGHTS
         make = partial(self.make_case, inputs=[Value("x", (3, 256))], fields=fields, smoke=common)
         return at_extremes(make, prefix=f"{format}-")
+
+
+def product_work(point: Point, outputs: str = "n") -> int:
+    """Of a product of m rows, n outputs and k inputs, up to whole blocks of the weight's format, or of several."""
+    formats = (point["format"],) if isinstance(point["format"], str) else point["format"]
+    m, n, k = point["m"], point[outputs], whole_blocks(point["k"], *formats)
+    return int(n * k + m * (n + k) + m * n * k // 16)
+
+
+def product_holds(point: Point) -> bool:
+    """Whether inputs are as many as the weight's format stores, and sums too many for all of them to cancel.
+
+    Of one input nothing cancels; of some the roundings are too few for their mean square to be what it is of many.
+    """
+    rows = 1 if point["values"] == "equal" else point["m"]  # Where rows are alike so are their sums.
+    k = whole_blocks(point["k"], point["format"])
+    return rows * point["n"] >= 32 and (k == 1 or rows * k >= 64) and on_blocks(point["k"], point["format"])
+
+
+def tiny_holds(point: Point) -> bool:
+    """Whether the weight's format has scales in float16, and the inputs leave something of them."""
+    return point["format"] in (*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS) and point["values"] != "denormals"

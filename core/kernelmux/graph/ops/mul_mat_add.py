@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, linear_fields, loud
+from kernelmux.graph.ops.axes import FUSED_INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, like, linear_fields, loud
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.mul_mat import MulMat
+from kernelmux.graph.ops.mul_mat import MulMat, product_holds, product_work
 
 
 class MulMatAdd(Fused):
@@ -28,6 +30,23 @@ class MulMatAdd(Fused):
     in_place = ((1, 0),)
     pattern = (Part("mul_mat", ("x",), ("product",), weight=0), Part("add", ("residual", "product"), ("y",)))
     told = MulMat.told
+
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            k = whole_blocks(point["k"], point["format"])
+            sizes = (point["m"], point["n"], k)
+            made = self._case(label, point["format"], *sizes, point["bias"], point["loudly"])
+            return as_stored(like(point["values"], made, "x"), point["stored"])
+
+        switches = {"bias": (False, True), "loudly": (False, True)}
+        return Domain(
+            case,
+            {"format": all_weights(), "values": SPREADS, "stored": ("f32", "bf16"), **switches},
+            {"m": ROWS, "n": OUTPUTS, "k": FUSED_INPUTS},
+            product_work,
+            product_holds,
+            {"block": ("k", "format", block)},
+        )
 
     def cases(self) -> Iterator[Case]:
         for format in ("f32", "bf16", "Q4_0", "Q8_0"):

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kernelmux.errors import GraphError
 from kernelmux.graph.formats import Dim, Value
-from kernelmux.graph.ops.cases import Case, Draw, elementwise_cases, marks
+from kernelmux.graph.ops.axes import COLUMNS, ROWS, SPREADS, STORED, as_stored, fits_f16
+from kernelmux.graph.ops.cases import Case, elementwise_cases, like, marks
+from kernelmux.graph.ops.domain import Domain, Point
+from kernelmux.graph.ops.spreads import Draw
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +92,9 @@ class Op(ABC):
     updates: ClassVar[tuple[tuple[int, int], ...]] = ()
     """(input, output) pairs that are one memory: the op changes the input."""
 
+    tables: ClassVar[tuple[int, ...]] = ()
+    """Inputs whose rows are not the step's, though they may be as many."""
+
     @abstractmethod
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         """The outputs of a node whose inputs are known, stored as `format` where the op leaves it open.
@@ -116,6 +122,10 @@ class Op(ABC):
     @abstractmethod
     def cases(self) -> Iterator[Case]:
         """Named inputs that a kernel of this op is tested with."""
+
+    def domain(self) -> Domain | None:
+        """What a kernel of this op may be given, of which more cases are drawn; None where that is not stated."""
+        return None
 
     def make_case(
         self,
@@ -178,5 +188,28 @@ class Elementwise(Op):
             self.require(fits, node, f"{first.name} is {first.shape}, {other.name} is {other.shape}")
         return (self.output(node, 0, first.shape, format),)
 
+    spreads: ClassVar[tuple[str, ...]] = SPREADS
+    """How the inputs' values may be spread."""
+
     def cases(self) -> Iterator[Case]:
         return elementwise_cases(self)
+
+    def domain(self) -> Domain | None:
+        return elementwise_domain(self, self.spreads)
+
+
+def elementwise_domain(op: Op, values: Sequence[str] = SPREADS) -> Domain:
+    """Of an op without fields whose inputs all have the shape of its output."""
+
+    def case(label: str, point: Point) -> Case:
+        shape = (point["m"], point["n"])
+        made = op.make_case(label, [Value(port, shape) for port in op.inputs])
+        return as_stored(like(point["values"], made), point["stored"])
+
+    return Domain(
+        case,
+        {"values": (*values,), **STORED},
+        {"m": ROWS, "n": COLUMNS},
+        work=lambda point: (len(op.inputs) + 1) * point["m"] * point["n"],
+        holds=fits_f16,
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, linear_fields, loud
+from kernelmux.graph.ops.axes import FUSED_INPUTS, OUTPUTS, ROWS, SPREADS, as_stored, block, whole_blocks
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, at_extremes, like, linear_fields, loud
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
+from kernelmux.graph.ops.mul_mat import product_holds, product_work
 from kernelmux.graph.ops.op import column_count, has_bias, row_count, weight_formats
 
 
@@ -38,6 +42,31 @@ class Products(Fused):
     odd: ClassVar[tuple[int, ...]]
     """Those of 1000 inputs."""
     mixed: ClassVar[tuple[str, ...]]
+
+    def domain(self) -> Domain:
+        count = len(self.widths)
+
+        def case(label: str, point: Point) -> Case:
+            formats = point["format"]
+            # Of heads that share keys and values, as the op's own widths are.
+            widths = [max(1, point["n"] * width // self.widths[0]) for width in self.widths]
+            k = whole_blocks(point["k"], *formats)
+            made = self._labelled(label, formats, point["m"], widths, k, point["bias"])
+            return as_stored(like(point["values"], made), point["stored"])
+
+        def holds(point: Point) -> bool:
+            least = max(1, point["n"] * min(self.widths) // self.widths[0])
+            return all(product_holds({**point, "n": least, "format": format}) for format in point["format"])
+
+        alike = [(format,) * count for format in all_weights()]
+        return Domain(
+            case,
+            {"format": (*alike, self.mixed), "values": SPREADS, "stored": ("f32", "bf16"), "bias": (False, True)},
+            {"m": ROWS, "n": replace(OUTPUTS, plain=32 * self.widths[0] // min(self.widths)), "k": FUSED_INPUTS},
+            lambda point: product_work(point) * count,
+            holds,
+            {"block": ("k", "format", lambda formats: block(formats[0]))},
+        )
 
     def cases(self) -> Iterator[Case]:
         count = len(self.widths)

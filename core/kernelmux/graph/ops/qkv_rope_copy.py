@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
-from kernelmux.graph.formats import Value, lookup
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, Draw, all_weights, linear_fields, loud
+from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.axes import (
+    CONTEXT,
+    FEW_HEADS,
+    FUSED_INPUTS,
+    LOUD,
+    ROWS,
+    SPREADS,
+    as_stored,
+    block,
+    whole_blocks,
+)
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, all_weights, like, linear_fields, loud
+from kernelmux.graph.ops.copy import COPIED, Copy, cache_work, copied
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
+from kernelmux.graph.ops.mul_mat import product_holds, product_work
 from kernelmux.graph.ops.op import column_count, has_bias, row_count, weight_formats
 from kernelmux.graph.ops.qkv import products
-from kernelmux.graph.ops.rope import Rope, Rotation
+from kernelmux.graph.ops.rope import FIRST, TURNED, Rope, Rotation, turned
 
 
 class QkvRopeCopy(Fused):
@@ -43,6 +58,42 @@ class QkvRopeCopy(Fused):
         "cache_format": lambda node: node.inputs[3].format,
     }
 
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            format, slots = point["format"], copied(point)
+            stated: dict[str, Any] = {key: point[key] for key in ("first", "divisors", "bias", "dim")}
+            stated |= {"k": whole_blocks(point["k"], format), "rotation": turned(point), "cache": slots.pop("format")}
+            stated |= dict(zip(("heads", "kv_heads"), point["heads"], strict=True))
+            made = self._made(label, point["m"], format, **stated, **slots)
+            return as_stored(like(point["values"], made, "x"), point["stored"])
+
+        def work(point: Point) -> int:
+            heads, kv_heads = point["heads"]
+            width = (heads + 2 * kv_heads) * point["dim"]
+            return cache_work({**point, "kv_heads": kv_heads}) + product_work({**point, "n": width})
+
+        def holds(point: Point) -> bool:
+            # Products of outliers, or of rows thirty times as large, are more than a cache of float16 holds.
+            fits = point["cache"] != "f16" or point["values"] not in (*LOUD, "uneven")
+            return fits and point["first"] + point["m"] <= CONTEXT.high and product_holds({**point, "n": point["dim"]})
+
+        return Domain(
+            case,
+            {
+                "format": all_weights(),
+                "heads": FEW_HEADS,
+                **TURNED,
+                **COPIED,
+                "bias": (False, True),
+                "values": SPREADS,
+                "stored": ("f32", "bf16"),
+            },
+            {"m": ROWS, "k": FUSED_INPUTS, "first": FIRST},
+            work,
+            holds,
+            {"block": ("k", "format", block)},
+        )
+
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
             yield self._case(f"f32-m{m}", m, "f32")
@@ -65,37 +116,45 @@ class QkvRopeCopy(Fused):
         m: int,
         format: str,
         pairing: Literal["adjacent", "halves"] = "adjacent",
-        bias: bool = False,
-        divisors: bool = False,
-        padding: int = 0,
         first: int = 3,
         stride: int = 1,
         cache: str = "f32",
+        **stated: Any,
     ) -> Case:
+        """Of four small heads, and as few columns as the format's blocks allow, 96 at least."""
         import torch
 
-        heads, kv_heads, dim, page_size = 4, 2, 16, 16
-        # As few columns as the format's blocks allow, 96 at least.
-        block = lookup(format).block
-        k, pages = -(-96 // block) * block, 6 + m // page_size
+        rotation = Rotation(theta=1e4, dims=16, pairing=pairing)
+        made = self._made(label, m, format, whole_blocks(96, format), rotation, 4, 2, 16, cache=cache, **stated)
+        positions = {"positions": lambda generator: (first + stride * torch.arange(m)).to(torch.int32)}
+        return replace(made, draw={**made.draw, **positions})
+
+    def _made(
+        self,
+        label: str,
+        m: int,
+        format: str,
+        k: int,
+        rotation: Rotation,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        *,
+        first: int = 0,
+        bias: bool = False,
+        divisors: bool = False,
+        padding: int = 0,
+        scattered: bool = False,
+        page_size: int = 16,
+        cache: str = "f32",
+    ) -> Case:
+        """A case of rope and one of copy, put together behind three products."""
+        turned = Rope().case(label, m, rotation, first, heads, kv_heads, dim, divisors)
+        pages = 6 + m // page_size
+        kept = Copy().case(label, m, kv_heads, dim, padding, scattered, cache, pages, page_size)
+        (_, _, positions), (_, _, *rest) = turned.inputs, kept.inputs
         widths = (heads * dim, kv_heads * dim, kv_heads * dim)
-        fields: dict[str, Any] = linear_fields("qkv", widths, [format] * 3, k, bias)
-        fields["weight"] += (Value("divisors", (dim // 2,)),) if divisors else ()
-        rotation = Rotation(theta=1e4, dims=dim, pairing=pairing)
-        fields |= {"rotation": rotation, "num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
-        shape = (pages, page_size, kv_heads, dim)
-        ids = [Value(port, (m,), "i32") for port in ("positions", "slots")]
-        inputs = [Value("x", (m, k)), *ids, Value("k_cache", shape, cache), Value("v_cache", shape, cache)]
-
-        def slots(generator: torch.Generator) -> torch.Tensor:
-            order = torch.randperm(pages * page_size, generator=generator)[:m]
-            order[m - padding :] = -1
-            return order
-
-        draw: dict[str, Draw] = {
-            "positions": lambda generator: (first + stride * torch.arange(m)).to(torch.int32),
-            "slots": slots,
-            **{f"b{port}": loud(n) for port, n in zip("qkv", widths, strict=True)},
-            "divisors": lambda generator: 1 + torch.rand(dim // 2, generator=generator) * 7,
-        }
-        return self.make_case(label, inputs, fields, draw)
+        fields: dict[str, Any] = {**turned.fields, **linear_fields("qkv", widths, [format] * 3, k, bias)}
+        fields["weight"] += turned.fields.get("weight", ())
+        draw = {**turned.draw, **kept.draw, **{f"b{port}": loud(n) for port, n in zip("qkv", widths, strict=True)}}
+        return self.make_case(label, [Value("x", (m, k)), positions, *rest], fields, draw)

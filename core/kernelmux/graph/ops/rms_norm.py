@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import LONG_ROWS, MANY_ROWS, ROW_COUNTS, Case, extreme_cases
+from kernelmux.graph.ops.axes import COLUMNS, ROWS, SPREADS, STORED, as_stored, fits_f16
+from kernelmux.graph.ops.cases import LONG_ROWS, MANY_ROWS, ROW_COUNTS, Case, extreme_cases, like
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, column_count, own_fields, row_count
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class RmsNorm(Op):
     def flops(self, node: TensorNode) -> int:
         return 4 * super().flops(node)
 
+    def domain(self) -> Domain:
+        return norm_domain(self)
+
     def cases(self) -> Iterator[Case]:
         sizes = [(m, k) for m in ROW_COUNTS for k in ((576, 640, 2048, 4096, 127, 1) if m < 128 else (576, 127))]
         for m, k in (*sizes, *((5, k) for k in LONG_ROWS), (MANY_ROWS, 3)):
@@ -65,3 +70,20 @@ def norm_case(op: Op, label: str, m: int, k: int, epsilon: float = 1e-5, scale: 
     fields = {"gamma": (Value("gamma", (k,)),), "epsilon": epsilon}
     draw = dict.fromkeys(op.inputs, lambda generator: torch.randn(m, k, generator=generator) * scale)
     return op.make_case(label, [Value(port, (m, k)) for port in op.inputs], fields, draw)
+
+
+def norm_domain(op: Op) -> Domain:
+    """Of an op that takes gamma and epsilon, and whose inputs are all normed or added."""
+
+    def case(label: str, point: Point) -> Case:
+        made = norm_case(op, label, point["m"], point["k"], point["epsilon"])
+        return as_stored(like(point["values"], made), point["stored"])
+
+    return Domain(
+        case,
+        # An outlier decides its row's mean: float32 sums, the rest of which is lost beside it, are a case by hand.
+        {"epsilon": (1e-5, 1e-6), "values": (*(s for s in SPREADS if s != "outliers"), "small", "large"), **STORED},
+        {"m": ROWS, "k": COLUMNS},
+        work=lambda point: (len(op.inputs) + 1) * point["m"] * point["k"],
+        holds=fits_f16,
+    )

@@ -9,8 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernelmux.graph.formats import Value
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
+from kernelmux.graph.ops.axes import CONTEXT, HEAD_DIMS, HEADS, ROWS, SPREADS, STORED, THETAS, as_stored
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
+from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
+from kernelmux.graph.ops.spreads import Between, Draw
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +125,23 @@ class Rope(Op):
     def flops(self, node: TensorNode) -> int:
         return 3 * super().flops(node)
 
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            heads, kv_heads = point["heads"]
+            sizes: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "dim": point["dim"]}
+            order = {"first": point["first"], "divisors": point["divisors"], "shuffled": point["shuffled"]}
+            made = self.case(label, point["m"], turned(point), **sizes, **order)
+            return as_stored(like(point["values"], made, "q", "k"), point["stored"])
+
+        return Domain(
+            case,
+            {"heads": HEADS, **TURNED, "shuffled": (False, True), "values": SPREADS, **STORED},
+            {"m": ROWS, "first": FIRST},
+            work=lambda point: 2 * point["m"] * sum(point["heads"]) * point["dim"],
+            # Shuffled positions lie 131 apart.
+            holds=lambda point: point["first"] + point["m"] * (131 if point["shuffled"] else 1) <= CONTEXT.high,
+        )
+
     def cases(self) -> Iterator[Case]:
         for pairing in ("adjacent", "halves"):
             for label, scaling in SCALINGS.items():
@@ -137,7 +157,7 @@ class Rope(Op):
                 yield self.case(f"{pairing}-{label}", 5, Rotation(1e5, 64, pairing, **scaling), first=3000)
             for dim, dims in ((80, 80), (128, 128), (256, 256), (96, 32), (128, 64), (64, 2)):
                 rotation = Rotation(theta=1e4, dims=dims, pairing=pairing)
-                yield self.case(f"{pairing}-d{dim}-of{dims}", 7, rotation, dim=dim)
+                yield self.case(f"{pairing}-d{dim}-of{dims}", 5, rotation, dim=dim)
             yield self.case(f"{pairing}-divisors", 9, plain, first=77, divisors=True)
             yield self.case(f"{pairing}-shuffled", 17, plain, shuffled=True)
             for m in (128, 200, 512):
@@ -167,10 +187,10 @@ class Rope(Op):
             order = torch.randperm(m, generator=generator) * 131 if shuffled else torch.arange(m)
             return (first + order).to(torch.int32)
 
-        draw = {"positions": positions}
+        draw: dict[str, Draw] = {"positions": positions}
         if divisors:
             fields["weight"] = (Value("divisors", (rotation.dims // 2,)),)
-            draw["divisors"] = lambda generator: 1 + torch.rand(rotation.dims // 2, generator=generator) * 7
+            draw["divisors"] = Between(1.0, 8.0, (rotation.dims // 2,))
         inputs = (Value("q", (m, heads * dim)), Value("k", (m, kv_heads * dim)), Value("positions", (m,), "i32"))
         return self.make_case(label, inputs, fields, draw)
 
@@ -188,6 +208,25 @@ _OTHER_SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "llama3-by-4": {"scaling": "llama3", "factor": 4.0, "original_context": 2048, "low_freq": 2.0, "high_freq": 9.0},
     "yarn-by-16": {"scaling": "yarn", "factor": 16.0, "original_context": 2048, "beta_fast": 20.0, "beta_slow": 2.0},
 }
+
+
+FIRST = Extent(0, 131_071, counts=(1,))
+"""The position of the first row."""
+TURNED: Mapping[str, tuple[Any, ...]] = {
+    "dim": HEAD_DIMS,
+    "part": (1.0, 0.5, 0.25),
+    "pairing": ("adjacent", "halves"),
+    "scaling": ("plain", *(label for label in (*SCALINGS, *_OTHER_SCALINGS) if label != "plain")),
+    "theta": THETAS,
+    "divisors": (False, True),
+}
+"""What the domains of rope, and of ops that turn too, say of the rotation; of each head `part` turns."""
+
+
+def turned(point: Point) -> Rotation:
+    """The rotation of such a point."""
+    scaling = {**SCALINGS, **_OTHER_SCALINGS}[point["scaling"]]
+    return Rotation(point["theta"], 2 * int(point["dim"] * point["part"] / 2), point["pairing"], **scaling)
 
 
 def angles(node: TensorNode, positions: torch.Tensor, divisors: tuple[torch.Tensor, ...] = ()) -> torch.Tensor:

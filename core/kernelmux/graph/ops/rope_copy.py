@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes
-from kernelmux.graph.ops.copy import Copy
+from kernelmux.graph.ops.axes import CONTEXT, HEADS, ROWS, SPREADS, STORED, as_stored
+from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
+from kernelmux.graph.ops.copy import COPIED, Copy, cache_work, copied
+from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.rope import SCALINGS, Rope, Rotation
+from kernelmux.graph.ops.rope import FIRST, SCALINGS, TURNED, Rope, Rotation, turned
 
 PLAIN = Rotation(theta=1e4, dims=64)
 
@@ -37,6 +39,25 @@ class RopeCopy(Fused):
     )
     told = {**Rope.told, "cache_format": lambda node: node.inputs[5].format}
 
+    def domain(self) -> Domain:
+        def case(label: str, point: Point) -> Case:
+            heads, kv_heads = point["heads"]
+            order: dict[str, Any] = {"first": point["first"], "divisors": point["divisors"], "dim": point["dim"]}
+            made = self._case(label, point["m"], turned(point), heads, kv_heads, **order, **copied(point))
+            return as_stored(like(point["values"], made, "q", "k", "v"), point["stored"])
+
+        def work(point: Point) -> int:
+            heads, kv_heads = point["heads"]
+            return cache_work({**point, "kv_heads": kv_heads}) + int(2 * point["m"] * heads * point["dim"])
+
+        return Domain(
+            case,
+            {"heads": HEADS, **TURNED, **COPIED, "values": SPREADS, **STORED},
+            {"m": ROWS, "first": FIRST},
+            work,
+            holds=lambda point: point["first"] + point["m"] <= CONTEXT.high,
+        )
+
     def cases(self) -> Iterator[Case]:
         for m in ROW_COUNTS:
             yield self._case(f"m{m}", m)
@@ -45,7 +66,7 @@ class RopeCopy(Fused):
         for heads, kv_heads, dim in ((32, 8, 128), (28, 4, 128), (8, 1, 96), (4, 2, 80), (2, 1, 256), (1, 1, 64)):
             rotation = Rotation(1e4, dim, "halves" if dim == 96 else "adjacent")
             yield self._case(f"h{heads}-kv{kv_heads}-d{dim}", 5, rotation, heads, kv_heads, dim)
-        yield self._case("part-of-a-head", 7, Rotation(1e4, 32), dim=96)
+        yield self._case("part-of-a-head", 5, Rotation(1e4, 32), dim=96)
         for format in ("bf16", "f16", "fp8_row"):
             yield self._case(f"{format}-cache", 17, format=format, padding=3)
         for m, padding in ((8, 3), (2, 2), (1, 1)):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.axes import SPREADS
 from kernelmux.graph.ops.cases import Case
 from kernelmux.graph.ops.op import Elementwise, Operands
 
@@ -28,6 +29,7 @@ class Silu(Elementwise):
     inputs = ("x",)
     outputs = ("y",)
     in_place = ((0, 0),)
+    spreads = (*SPREADS, "large", "far-below-zero")
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         (x,) = operands.inputs

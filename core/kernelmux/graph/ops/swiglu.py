@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernelmux.graph.formats import Value
+from kernelmux.graph.ops.axes import SPREADS
 from kernelmux.graph.ops.cases import LONG_ROWS, ROW_COUNTS, Case, extreme_cases
+from kernelmux.graph.ops.domain import Domain
 from kernelmux.graph.ops.fused import Fused, Part
-from kernelmux.graph.ops.op import Elementwise
+from kernelmux.graph.ops.op import Elementwise, elementwise_domain
 
 
 class Swiglu(Fused):
@@ -25,6 +27,9 @@ class Swiglu(Fused):
     in_place = ((0, 0), (1, 0))
     pattern = (Part("silu", ("gate",), ("gated",)), Part("mul", ("gated", "up"), ("y",)))
     told = Elementwise.told
+
+    def domain(self) -> Domain:
+        return elementwise_domain(self, (*SPREADS, "far-below-zero"))
 
     def cases(self) -> Iterator[Case]:
         import torch

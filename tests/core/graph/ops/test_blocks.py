@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value, lookup
-from kernelmux.graph.ops.blocks import _BLOCKS, random_blocks, tiny_blocks
+from kernelmux.graph.ops.blocks import _BLOCKS, TinyBlocks, random_blocks
 
 formats = pytest.mark.parametrize("name", [*BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS])
 
@@ -28,7 +28,7 @@ def test_scales_and_minima_have_both_signs(name):
 
 @formats
 def test_tiny_ones_are_subnormal_or_zero(name):
-    for scales in _scales(name, tiny_blocks(Value("w", (16, 2048), name))(torch.Generator().manual_seed(0))):
+    for scales in _scales(name, TinyBlocks(Value("w", (16, 2048), name))(torch.Generator().manual_seed(0))):
         assert (scales == 0).any()
         assert (scales != 0).any()
         assert scales.abs().max() < torch.finfo(torch.float16).tiny

@@ -51,12 +51,14 @@ def _turned(node, rows, positions, divisors):
     if node.rotation.scaling != "none":
         speeds = torch.tensor(node.rotation.frequencies(), dtype=torch.float64)
     angles = positions.double()[:, None] * speeds
-    heads = rows.reshape(len(rows), -1, node.rotation.dims)
+    whole = rows.reshape(len(rows), -1, node.head_dim)
+    heads, rest = whole.split([node.rotation.dims, node.head_dim - node.rotation.dims], dim=-1)
     halves = node.rotation.pairing == "halves"
     pairs = heads.unflatten(-1, (2, -1)).mT if halves else heads.unflatten(-1, (-1, 2))
     turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles)[:, None]
     parts = torch.view_as_real(turned) * node.rotation.magnitude
-    return (parts.mT if halves else parts).reshape(rows.shape)
+    turned_part = (parts.mT if halves else parts).reshape(heads.shape)
+    return torch.cat([turned_part, rest], dim=-1).reshape(rows.shape)
 
 
 def _add_rms_norm(node, operands):

@@ -1,0 +1,68 @@
+"""`kernelmux check --fuzz`: random cases, and what fails as a file of cases with the command that runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from kernelmux.cli.progress import counting
+from kernelmux.errors import BackendError, KernelmuxError
+
+if TYPE_CHECKING:
+    from kernelmux.conformance import Filter, Outcome
+    from kernelmux.graph.ops import Case
+
+
+def run_fuzz(
+    backends: Sequence[str], count: int, seed: int, device: str, wanted: Sequence[Filter], place: Path
+) -> list[Outcome]:
+    """Each backend on so many random cases of each op wanted. What fails goes to `place`, and is printed to stderr."""
+    from kernelmux.conformance.fuzz import fuzz
+    from kernelmux.contract import registry
+
+    if not place.absolute().parent.is_dir():
+        raise BackendError(f"there is no folder {place.parent} to write {place} to")
+
+    outcomes: list[Outcome] = []
+    failing: dict[str, Case] = {}
+    nothing: list[str] = []
+    with counting() as count_one:
+        for backend, each in product(backends, wanted):
+            try:
+                for found in fuzz(backend, registry.current(), count, seed, device, each):
+                    outcome = found.outcome
+                    if outcome.status == "fail":
+                        failing[found.case.name] = found.case
+                        outcome = replace(outcome, cases=str(place))
+                    outcomes.append(outcome)
+                    count_one(f"{outcome.kernel} {outcome.op}")
+            except BackendError as error:
+                # One that is asked for by name must be there; of all of them some are for other devices.
+                if len(backends) == 1:
+                    raise
+                nothing.append(str(error))
+    for said in nothing:
+        typer.echo(f"not checked: {said}", err=True)
+    _save(failing, place)
+    return outcomes
+
+
+def _save(failing: dict[str, Case], place: Path) -> None:
+    from kernelmux.conformance.case_file import to_entry, write_cases
+
+    if not failing:
+        return
+    try:
+        write_cases(failing.values(), place)
+    except OSError as error:
+        raise KernelmuxError(f"cannot write cases to {place}: {error.strerror}", file=str(place)) from error
+    for case in failing.values():
+        typer.echo(json.dumps(to_entry(case)), err=True)
+    many = f"{len(failing)} failing cases" if len(failing) > 1 else "1 failing case"
+    typer.echo(f"{many}, as small as it takes to fail: {place}", err=True)

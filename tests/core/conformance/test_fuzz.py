@@ -1,0 +1,170 @@
+"""`check --fuzz`: random cases, what fails made small, and a file and a command that show it again."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+from command import assert_one_line_error, call_command
+from fake_backend import FakeKernel, compute
+from kernelmux.conformance import Filter
+from kernelmux.conformance.case_file import read_cases
+from kernelmux.conformance.fuzz import fuzz
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import Declined, registry
+from kernelmux.errors import BackendError
+from kernelmux.graph.ops import CORE_OPS
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Where `fuzz-SEED.json` goes unless told."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wrong_where(where, **declared):
+    """Results half as large again where `where(node)` holds."""
+
+    def work(node, tensors):
+        compute(node, tensors)
+        if where(node):
+            tensors.outputs[0].mul_(1.5)
+
+    return FakeKernel(takes=["f32"], emits=["f32"], work=work, **declared)
+
+
+def check(*arguments, **backends):
+    with registry.isolated(**backends):
+        return call_command("check", *arguments)
+
+
+def columns(node):
+    return node.inputs[0].extents[1]
+
+
+def test_a_right_backend_passes_and_leaves_no_file(place):
+    result = check("--fuzz", 20, "--seed", 3, fake=backend(silu=FakeKernel(work=compute), mul=FakeKernel(work=compute)))
+    assert (result.code, result.err) == (0, "")
+    assert "40 pass, 0 refused, 0 fail" in result.out
+    assert list(place.iterdir()) == []
+
+
+def test_a_failure_is_as_small_as_it_fails_and_its_file_and_command_show_it_again(place):
+    fake = backend(silu=wrong_where(lambda node: node.rows >= 3 and columns(node) > 100))
+    result = check("--fuzz", 60, "--op", "silu", "--seed", 7, fake=fake)
+    assert result.code == 1
+    (case,) = read_cases("fuzz-7.json").cases
+    assert case.inputs[0].extents == (3, 101)
+    assert case.name == "silu-drawn:m=3,n=101"
+    assert json.dumps(case.name) in result.err
+    assert "1 failing case, as small as it takes to fail: fuzz-7.json" in result.err
+    (again,) = (line.partition("again: ")[2] for line in result.out.splitlines() if "again: " in line)
+    program, command, *words = shlex.split(again)
+    assert (program, command) == ("kernelmux", "check")
+    repeated = check(*words, fake=fake)
+    assert repeated.code == 1
+    assert "silu-drawn:m=3,n=101" in repeated.out
+    mended = check(*words, fake=backend(silu=FakeKernel(work=compute)))
+    assert mended.code == 0
+
+
+def test_choices_become_plain_unless_the_failure_needs_them():
+    def where(node):
+        return node.rotation.scaling == "yarn" and node.rotation.dims < node.head_dim
+
+    with registry.isolated(fake=backend(rope=wrong_where(where))) as current:
+        failed = [
+            found for found in fuzz("fake", current, 120, 1, wanted=Filter(op="rope")) if found.outcome.status == "fail"
+        ]
+    assert [found.case.name for found in failed] == ["rope-drawn:m=1,first=0,part=0.5,scaling=yarn"]
+
+
+def test_of_several_failures_of_a_kernel_and_check_one_is_told():
+    with registry.isolated(fake=backend(silu=wrong_where(lambda node: True))) as current:
+        found = list(fuzz("fake", current, 30, 0))
+    # Where all is zero half as much again is right.
+    assert [one.outcome.status for one in found].count("fail") == 1
+
+
+def test_the_same_seed_has_the_same_cases_and_another_has_others():
+    with registry.isolated(fake=backend(add=FakeKernel(work=compute))) as current:
+        runs = [
+            [one.case.name for one in fuzz("fake", current, count, seed)] for count, seed in ((9, 1), (20, 1), (9, 2))
+        ]
+    assert runs[1][:9] == runs[0]
+    assert runs[2] != runs[0]
+
+
+def test_a_kernel_that_raises_is_made_small_too(place):
+    def raises(node, tensors):
+        if columns(node) > 64:
+            raise ValueError("too wide")
+        compute(node, tensors)
+
+    result = check("--fuzz", 40, "--op", "mul", "--fuzz-cases", "wide.json", fake=backend(mul=FakeKernel(work=raises)))
+    assert result.code == 1
+    assert "raises: ValueError: too wide" in result.out
+    (case,) = read_cases(place / "wide.json").cases
+    assert case.inputs[0].extents == (1, 65)
+
+
+def test_what_a_kernel_refuses_is_not_run():
+    def few(node, m):
+        return FakeKernel(work=compute) if m <= 8 else Declined("eight rows", kernel="f32")
+
+    with registry.isolated(fake=backend(silu=few)) as current:
+        assert all(one.case.inputs[0].extents[0] <= 8 for one in fuzz("fake", current, 40, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hints"),
+    [
+        (["--fuzz", 5, "--backend", "fakr"], ["unknown backend 'fakr'", "did you mean 'fake'?"]),
+        (["--fuzz", 5, "--op", "silo"], ["unknown op 'silo'", "did you mean 'silu'?"]),
+        (["--fuzz", 5, "--op", "rope"], ["takes none of these cases"]),
+        (["--fuzz", 5, "--kernel", "f32"], ["backend:kernel"]),
+        (["--fuzz", 5, "--kernel", "fake:f33"], ["takes none of these cases"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, hints):
+    assert_one_line_error(check(*arguments, fake=backend(silu=FakeKernel(work=compute))), *hints)
+
+
+@pytest.mark.parametrize("option", [["--smoke"], ["--case", "silu-*"], ["--list"], ["--large"]], ids=str)
+def test_what_has_no_use_beside_it_is_refused(option):
+    result = check("--fuzz", 5, *option, fake=backend(silu=FakeKernel(work=compute)))
+    assert result.code == 2
+    assert f"--fuzz is without {option[0]}" in " ".join(result.err.replace("│", "").split())
+
+
+def test_a_place_that_cannot_be_written_is_one_line():
+    fake = backend(silu=wrong_where(lambda node: True))
+    result = check("--fuzz", 5, "--op", "silu", "--fuzz-cases", "no/such/f.json", fake=fake)
+    assert_one_line_error(result, "no/such/f.json")
+
+
+def test_a_backend_that_breaks_while_it_is_asked_is_an_error():
+    with (
+        registry.isolated(fake=backend(silu=lambda node, m: 1 / 0)) as current,
+        pytest.raises(BackendError, match="broke while it was asked: ZeroDivisionError"),
+    ):
+        list(fuzz("fake", current, 5, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reference", "torch"])
+@pytest.mark.parametrize("op", sorted(CORE_OPS))
+def test_300_random_cases_of_an_op_pass(op, name):
+    """The whole of `check --fuzz 300 --seed 18`, an op a test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = list(fuzz(name, registry.current(), 300, 18, wanted=Filter(op=op)))
+    except BackendError as error:
+        pytest.skip(str(error))
+    finally:
+        torch.set_num_threads(threads)
+    assert not [(one.outcome.command, one.outcome.failures) for one in found if one.outcome.status == "fail"]
