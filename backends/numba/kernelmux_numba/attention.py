@@ -55,9 +55,9 @@ class Shape:
         """Queries up to which a vector is better filled with columns than with queries."""
         return target.lanes + target.lanes // 2
 
-    def found_floats(self, target: Target) -> int:
+    def found_floats(self, lanes: int) -> int:
         """Of what is found in a piece for one query: its sums, in whole vectors, the maximum and the sum of powers."""
-        return -(-self.dim // target.lanes) * target.lanes + target.lanes
+        return -(-self.dim // lanes) * lanes + lanes
 
 
 class Attention(NumbaKernel):
@@ -117,7 +117,7 @@ class Attention(NumbaKernel):
         """Floats of what is found in pieces, and of rows that are not yet in blocks."""
         shape, (m, columns) = self._shape(node), node.inputs[0].extents
         # Of fewer rows more pieces are kept: as many floats for any number of rows.
-        return ROWS * shape.heads * shape.found_floats(self.target), m * columns if shape.whole_rows else 0
+        return ROWS * shape.heads * shape.found_floats(self.lanes), m * columns if shape.whole_rows else 0
 
 
 def most_pieces(rows: int) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from kernelmux.contract import Chain, Efficiency, Kernel, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux_numba.target import Target, target_of
+from kernelmux_numba.target import Target, lanes_of, target_of
 from kernelmux_numba.team import Phase, Piece, Program, chained, piece
 
 ELEMENTS = 2**15
@@ -25,8 +25,13 @@ class NumbaKernel(Kernel):
     chain = Chain(chained)
 
     @property
+    def lanes(self) -> int:
+        """Numbers of 32 bits in a vector."""
+        return lanes_of(self.device)
+
+    @property
     def target(self) -> Target:
-        """What it is compiled for."""
+        """What it is compiled for, on this machine: nothing that is asked of a kernel depends on it."""
         return target_of(self.device)
 
     @abstractmethod

@@ -68,9 +68,8 @@ class Products(NumbaKernel):
         bias: torch.Tensor | None,
     ) -> Piece:
         n, k = weight.extents
-        lanes = self.target.lanes
-        count = panel_count(n, self.target)
-        at_once, parts = shares(count, max(1, PART // (lanes * k * len(y))))
+        count = panel_count(n, self.lanes)
+        at_once, parts = shares(count, max(1, PART // (self.lanes * k * len(y))))
         name, constants = self.function(weight.format)
         x = self.activations(node, weight.format, tensors)
         inputs = k // BLOCK if x[1] is not None else k
@@ -101,7 +100,7 @@ class Int16(Products):
         return tuple(PACKINGS)
 
     def packed_bytes(self, node: TensorNode) -> int:
-        weights = sum(packed_bytes(value.format, *value.extents, self.target) for value in node.weight)
+        weights = sum(packed_bytes(value.format, *value.extents, self.lanes) for value in node.weight)
         return weights + sum(4 * value.extents[0] for value in node.bias)
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
@@ -153,7 +152,7 @@ class Float(Products):
 
     def packed_bytes(self, node: TensorNode) -> int:
         return sum(
-            panel_count(n, self.target) * self.target.lanes * k * (4 if value.format == "f32" else 2)
+            panel_count(n, self.lanes) * self.lanes * k * (4 if value.format == "f32" else 2)
             for value in node.weight
             for n, k in [value.extents]
         ) + sum(4 * value.extents[0] for value in node.bias)

@@ -77,21 +77,21 @@ def packing_of(format: str, target: Target) -> Packing:
     return packing
 
 
-def panel_count(n: int, target: Target) -> int:
+def panel_count(n: int, lanes: int) -> int:
     """Panels of so many outputs."""
-    return -(-n // target.lanes)
+    return -(-n // lanes)
 
 
-def packed_bytes(format: str, n: int, k: int, target: Target) -> int:
+def packed_bytes(format: str, n: int, k: int, lanes: int) -> int:
     """Bytes of a packed weight [n, k]."""
-    return panel_count(n, target) * packing_of(format, target).panel_bytes(target.lanes, k)
+    return panel_count(n, lanes) * PACKINGS[format].panel_bytes(lanes, k)
 
 
 def packed(weight: Weight, target: Target) -> torch.Tensor:
     """A weight [n, k] in panels: uint8 [panels, bytes of a panel]. BackendError where float16 does not hold a scale."""
     n, k = weight.shape
     packing, (blocks,) = packing_of(weight.format, target), weight.planes
-    count, size = panel_count(n, target), packing.panel_bytes(target.lanes, k)
+    count, size = panel_count(n, target.lanes), packing.panel_bytes(target.lanes, k)
     whole = torch.zeros(count, size, dtype=torch.uint8)
     each, parts = shares(count)
     words = (blocks, blocks.stride(0), n, k // BLOCK, whole, size, each)
@@ -108,5 +108,5 @@ def panels_of(weight: Weight, target: Target) -> torch.Tensor:
     """A weight [n, k] in plain numbers in panels: [panels, bytes of a panel], of each input the lanes' numbers."""
     n, k = weight.shape
     numbers = weight.planes[0].view(n, k)
-    padded = torch.nn.functional.pad(numbers, (0, 0, 0, panel_count(n, target) * target.lanes - n))
+    padded = torch.nn.functional.pad(numbers, (0, 0, 0, panel_count(n, target.lanes) * target.lanes - n))
     return padded.view(-1, target.lanes, k).mT.contiguous().flatten(1).view(torch.uint8)

@@ -5,7 +5,6 @@ Enters: a Device, whose class says what may be used (`avx2`: nothing newer, as t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -15,6 +14,9 @@ from kernelmux.contract import Device
 Dot = Literal["vnni", "pairs", "plain"]
 """How four products of bytes are added to 32 bits: by one instruction (AVX-512 VNNI, AVX-VNNI); by pairs, in 16 bits
 first (AVX2's vpmaddubsw, vpmaddwd); or as LLVM sees fit."""
+LANES = {"avx2": 8, "avx512": 8, "avx512_bf16": 16, "amx": 16}
+"""Numbers of 32 bits in a vector, by class of processors; of all others 4. Not all with AVX-512 multiply bytes in its
+vectors, but all with its bfloat16 do."""
 GENERIC = {"avx2": "x86-64-v3", "": "x86-64-v2"}
 """What LLVM calls the processors of a class that this one is newer than. One of no class has SSE4.2."""
 NEWER = {"avx2": "avx512f", "": "avx2"}
@@ -30,12 +32,9 @@ class Target:
     lanes: int
     """Numbers of 32 bits in a vector."""
     dot: Dot
+    x86: bool = True
     triple: str = ""
     """Of another system than this one's."""
-
-    @property
-    def x86(self) -> bool:
-        return self.dot != "plain" or self.cpu.startswith("x86-64")
 
     @property
     def float16(self) -> bool:
@@ -54,23 +53,22 @@ class Target:
         )
 
 
+def lanes_of(device: Device) -> int:
+    """Of a class of processors, wherever it is asked."""
+    return LANES.get(device.arch, 4)
+
+
 @cache
 def target_of(device: Device) -> Target:
     """This machine's processor, with no more than a device's class has."""
     import llvmlite.binding as llvm
 
-    has = llvm.get_host_cpu_features()
+    has, lanes = llvm.get_host_cpu_features(), lanes_of(device)
     if not llvm.get_process_triple().startswith(("x86_64", "i686")):
-        return Target(llvm.get_host_cpu_name(), has.flatten(), 4, "plain")
+        return Target(llvm.get_host_cpu_name(), has.flatten(), lanes, "plain", x86=False)
     if device.arch in NEWER and has.get(NEWER[device.arch]):
-        return Target(GENERIC[device.arch], "", 8 if device.arch else 4, "pairs" if device.arch else "plain")
-    return Target(llvm.get_host_cpu_name(), has.flatten(), *shape_of(has))
-
-
-def shape_of(has: Mapping[str, bool]) -> tuple[int, Dot]:
-    """Lanes and products of an x86 processor with these features."""
-    if has.get("avx512vl") and has.get("avx512bw") and has.get("avx512vnni"):
-        return 16, "vnni"
-    if has.get("avx2") and has.get("fma") and has.get("f16c"):
-        return 8, "vnni" if has.get("avxvnni") else "pairs"
-    return 4, "plain"
+        return Target(GENERIC[device.arch], "", lanes, "pairs" if lanes == 8 else "plain")
+    vnni = has.get("avxvnni") or (has.get("avx512vnni") and has.get("avx512vl"))
+    return Target(
+        llvm.get_host_cpu_name(), has.flatten(), lanes, "plain" if lanes == 4 else "vnni" if vnni else "pairs"
+    )

@@ -48,7 +48,7 @@ def test_panels_hold_the_weights_numbers(format, arch, n, blocks, seed):
     k, target = blocks * lookup(format).block, TARGETS[arch]
     weight = Weight("w", (n, k), format, (random_blocks(format, (n, k), torch.Generator().manual_seed(seed)),))
     panels = packed(weight, target)
-    assert panels.nbytes == packed_bytes(format, n, k, target)
+    assert panels.nbytes == packed_bytes(format, n, k, target.lanes)
     found, wanted = unpacked(panels, format, n, k, target), weight.dequantize().double()
     # Of K-quants scales are products, rounded to float16; other formats lose nothing.
     tolerance = 1e-3 * float(wanted.abs().max()) if format.endswith("_K") else 1e-6

@@ -8,7 +8,6 @@ import threading
 import pytest
 import torch
 
-from kernelmux.contract import Device
 from kernelmux.contract.device import find_device
 from kernelmux_numba.target import target_of
 from kernelmux_numba.team import Program, chained, piece
@@ -114,5 +113,7 @@ print(bool((x == 2).all()), "numba" in sys.modules)
 """
     environment = {**os.environ, "KERNELMUX_CACHE": str(tmp_path)}
     for imported in ("True", "False"):
-        found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+        )
         assert found.stdout.split() == ["True", imported]

@@ -31,7 +31,9 @@ def walk(*chains: Chain | None, calls: Sequence[Launch] = ()) -> Walk:
     steps: list[Any] = []
     for index, chain in enumerate(chains):
         node = SimpleNamespace(name=f"n{index}", op="silu", inputs=(), outputs=())
-        steps.append(SimpleNamespace(node=node, choice=SimpleNamespace(name="a:b", kernel=SimpleNamespace(chain=chain))))
+        steps.append(
+            SimpleNamespace(node=node, choice=SimpleNamespace(name="a:b", kernel=SimpleNamespace(chain=chain)))
+        )
     made = calls or [lambda index=index: CALLED.append(f"n{index}") for index in range(len(chains))]
     return Walk(steps, made, {}, len(chains), Device("cpu"))
 

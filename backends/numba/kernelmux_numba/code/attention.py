@@ -382,7 +382,7 @@ def _sees(shape: Shape) -> Any:
 
 def _found_at(target: Target, shape: Shape) -> Any:
     """Where what is found in a piece for one query is kept."""
-    heads, size = shape.heads, shape.found_floats(target)
+    heads, size = shape.heads, shape.found_floats(target.lanes)
 
     @inner
     def found_at(words: int, row: int, head: int, piece: int) -> int:
@@ -434,7 +434,7 @@ def _zeros(shape: Shape) -> Any:
 
 def _joined(target: Target, shape: Shape) -> Any:
     """One head's result of a row from what its pieces have found."""
-    width, dim, size = width_of(target, shape.dim), shape.dim, shape.found_floats(target)
+    width, dim, size = width_of(target, shape.dim), shape.dim, shape.found_floats(target.lanes)
     found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), unary(power)
 
     @inner
