@@ -32,6 +32,13 @@ def pytest_report_header() -> str:
     return "Triton compiles: without interpreted_*.py, which make test-interpreted runs"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of conformance suites the cases by hand are run by `make test`, those drawn from domains by `make test-slow`."""
+    for item in items:
+        if item.get_closest_marker("drawn"):
+            item.add_marker("slow")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """What this process cannot run; a file that is asked for by name says so itself."""
     foreign = collection_path.name.startswith("interpreted_") != INTERPRETING

@@ -142,11 +142,8 @@ def check(
 
 def _named(backend: str, kernel: str, ops: Iterable[str], registry: Registry) -> list[str]:
     """The backends that are asked for, else all that work; BackendError where one, or an op, is unknown."""
-    from kernelmux.graph.ops import OPS
-
     for op in ops:
-        if op not in OPS:
-            raise BackendError(f"unknown op {op!r}{nearest(op, OPS)}")
+        _require_op(op)
     return [_asked(backend, kernel)] if backend or kernel else list(registry.working)
 
 
@@ -185,12 +182,11 @@ def _find_jobs(
 def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
     """The jobs wanted: a name in full means that case alone. BackendError names what matches nothing."""
     from kernelmux.conformance.hookup import choose
-    from kernelmux.graph.ops import OPS
 
     if chosen := choose(every, wanted):
         return chosen
-    if wanted.op and wanted.op not in OPS:
-        raise BackendError(f"unknown op {wanted.op!r}{nearest(wanted.op, OPS)}")
+    if wanted.op:
+        _require_op(wanted.op)
     if wanted.kernel:
         _require_kernel(wanted.kernel, every)
     filters = {"op": wanted.op, "kernel": wanted.kernel, "case": wanted.case, "smoke": wanted.smoke}
@@ -208,6 +204,13 @@ def _up_to(name: str, chosen: list[Job]) -> list[Job]:
         close = nearest(name, {job.name for job in chosen}).partition(";")[0]
         raise BackendError(f"no case among those chosen is called {name!r}{close}; kernelmux check --list shows them")
     return chosen[: found[-1] + 1]
+
+
+def _require_op(name: str) -> None:
+    from kernelmux.graph.ops import OPS
+
+    if name not in OPS:
+        raise BackendError(f"unknown op {name!r}{nearest(name, OPS)}")
 
 
 def _require_kernel(name: str, every: Iterable[Job]) -> None:

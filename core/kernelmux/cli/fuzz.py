@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from kernelmux.cli.progress import counting
-from kernelmux.errors import BackendError, KernelmuxError
+from kernelmux.errors import BackendError, GraphError, KernelmuxError
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Filter, Outcome
@@ -26,9 +26,7 @@ def run_fuzz(
     from kernelmux.conformance.fuzz import fuzz
     from kernelmux.contract import registry
 
-    if not place.absolute().parent.is_dir():
-        raise BackendError(f"there is no folder {place.parent} to write {place} to")
-
+    _check_place(place)
     outcomes: list[Outcome] = []
     failing: dict[str, Case] = {}
     nothing: list[str] = []
@@ -42,6 +40,10 @@ def run_fuzz(
                         outcome = replace(outcome, cases=str(place))
                     outcomes.append(outcome)
                     count_one(f"{outcome.kernel} {outcome.op}")
+            except KeyboardInterrupt:
+                typer.echo(f"interrupted after {len(outcomes)} cases", err=True)
+                _save(failing, place)
+                raise
             except BackendError as error:
                 # One that is asked for by name must be there; of all of them some are for other devices.
                 if len(backends) == 1:
@@ -51,6 +53,19 @@ def run_fuzz(
         typer.echo(f"not checked: {said}", err=True)
     _save(failing, place)
     return outcomes
+
+
+def _check_place(place: Path) -> None:
+    """An error where no file of cases can be written, or something else would be lost."""
+    from kernelmux.conformance.case_file import read_cases
+
+    if not place.absolute().parent.is_dir():
+        raise BackendError(f"there is no folder {place.parent} to write {place} to")
+    if place.is_file() and place.stat().st_size:
+        try:
+            read_cases(place)
+        except GraphError as error:
+            raise BackendError(f"{place} is there, and is no file of cases: name another by --fuzz-cases") from error
 
 
 def _save(failing: dict[str, Case], place: Path) -> None:
@@ -65,4 +80,4 @@ def _save(failing: dict[str, Case], place: Path) -> None:
     for case in failing.values():
         typer.echo(json.dumps(to_entry(case)), err=True)
     many = f"{len(failing)} failing cases" if len(failing) > 1 else "1 failing case"
-    typer.echo(f"{many}, as small as it takes to fail: {place}", err=True)
+    typer.echo(f"{many}, made small: {place}", err=True)

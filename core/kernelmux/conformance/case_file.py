@@ -115,6 +115,11 @@ def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]]) -> str:
         count = taken[graph.name]
         named = replace(graph, name=f"{graph.name}-{count}") if count > 1 else graph
         lines.append(json.dumps({**json.loads(named.to_json()), **({"values": values} if values else {})}))
+    return _document(lines)
+
+
+def _document(lines: Iterable[str]) -> str:
+    """The file of cases, a line each."""
     return f'{{"schema": {SCHEMA}, "cases": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
@@ -167,7 +172,7 @@ def _values(node: TensorNode, state: Mapping[str, torch.Tensor]) -> dict[str, An
 def write_cases(cases: Iterable[Case], path: Path) -> None:
     """Writes cases of which all that is no plain noise is named or listed, as those drawn from domains are."""
     lines = [json.dumps(to_entry(case)) for case in cases]
-    write_whole(path, f'{{"schema": {SCHEMA}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")
+    write_whole(path, _document(lines))
 
 
 def to_entry(case: Case) -> dict[str, Any]:

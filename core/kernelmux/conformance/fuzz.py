@@ -53,16 +53,19 @@ def fuzz(
         for point in _points(op, domain, count, seed):
             drawn = drawn_case(domain, point)
             takers = _takers(drawn, backend, registry, target, wanted)
-            case = reread(drawn) if takers else drawn
+            if not takers:
+                continue
+            case, taken = reread(drawn), True
             for kernel in takers:
-                taken = True
                 found = Fuzzed(case, run_case(case, kernel, registry, device))
                 if found.outcome.status == "fail":
                     about = kernel, _check(found.outcome)
                     if about in known:
                         continue
                     known.add(about)
-                    found = _smallest(domain, point, found, partial(_run, kernel, registry, device))
+                    found = _smallest(
+                        domain, point, found, partial(run_case, kernel=kernel, registry=registry, device=device)
+                    )
                 yield found
     if not taken:
         raise BackendError(f"backend {backend!r} takes none of these cases on {device}", backend=backend)
@@ -80,10 +83,6 @@ def _takers(case: Case, backend: str, registry: Registry, target: Device, wanted
     if fault := registry.backends[backend].fault:
         raise BackendError(f"backend {backend!r} broke while it was asked: {fault}", backend=backend)
     return [name for name in offer.kernels if wanted.kernel in ("", name)]
-
-
-def _run(kernel: str, registry: Registry, device: str, case: Case) -> Outcome:
-    return run_case(case, kernel, registry, device)
 
 
 def _check(outcome: Outcome) -> str:

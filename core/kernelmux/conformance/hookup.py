@@ -232,7 +232,7 @@ def suite(
     own: Counter[str] = Counter()  # Failures that a kernel has alone, too.
 
     def parameter(job: Job) -> Any:
-        marks = [pytest.mark.smoke] if "smoke" in job.case.marks else []
+        marks = [getattr(pytest.mark, name) for name in ("smoke", MARK) if name in job.case.marks]
         return pytest.param(job, id=f"{job.kernel}-{job.name}", marks=marks)
 
     class TestConformance:

@@ -30,6 +30,9 @@ FEW = 5
 NARROW = 16
 """Columns below which a row's mean square says little: sums may cancel in all of them."""
 
+EDGE = 0.01
+"""How near to the largest number of a dtype, as a share of it, a result may be infinite or not."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -62,6 +65,8 @@ def compare(
     failure of a kernel with `precision` of its own.
     """
     found = found.double()
+    if dtype is not None:
+        wanted = _held(wanted, found, dtype)
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
     alike = torch.where(wanted.isfinite(), found.isfinite(), (found == wanted) | (found.isnan() & wanted.isnan()))
     if not bool(alike.all()):
@@ -96,6 +101,15 @@ def compare(
     wrong = relative > min(ROUNDING * math.sqrt(allowed), worst / 2)
     element = layout.element(first_index(relative == worst), found, wanted)
     return Measured(error, worst, bound, (f"error: {failure}; the worst is {element}; {layout.located(wrong)}",))
+
+
+def _held(wanted: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The truth as a dtype can hold it: beyond its largest number infinite, and near it whichever was found."""
+    largest = torch.finfo(dtype).max
+    infinite = torch.where(wanted > 0, math.inf, -math.inf).to(wanted.dtype)
+    beyond = wanted.isfinite() & (wanted.abs() > largest)
+    near = (wanted.abs() / largest - 1).abs() < EDGE
+    return torch.where(near & (found == infinite), infinite, torch.where(beyond & ~near, infinite, wanted))
 
 
 def _half_step(dtype: torch.dtype | None) -> float:

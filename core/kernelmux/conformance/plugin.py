@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "smoke: a case of a kernelmux suite that runs in a moment")
+    config.addinivalue_line("markers", "drawn: a case of a kernelmux suite that was drawn from its op's domain")
     config.pluginmanager.register(_Results(config), "kernelmux-results")
 
 

@@ -108,12 +108,17 @@ def _run_drawn(
 def _few_threads(case: Case, name: str) -> Iterator[None]:
     """Torch with one thread, but for large cases and one in `THREADED`; by its name, so that alone it has as many."""
     before = torch.get_num_threads()
-    if "large" not in case.marks and zlib.crc32(name.encode()) % THREADED:
+    if "large" not in case.marks and not _one_in(THREADED, name):
         torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _one_in(count: int, name: str) -> bool:
+    """Whether a case is one in so many; by its name, so that it is wherever and with whatever others it runs."""
+    return zlib.crc32(name.encode()) % count == 0
 
 
 def _raised(blank: Outcome, error: BaseException) -> Outcome:
@@ -168,7 +173,7 @@ def launches(case: Case, name: str) -> int:
 
     What wears out does so in any case: it is enough that those of many launches are spread over shapes and formats.
     """
-    chosen = zlib.crc32(name.encode()) % EVERY == 0
+    chosen = _one_in(EVERY, name)
     if "smoke" in case.marks:
         return MANY if chosen else FEW
     # Sizes and attributes are what a drawn case is for: state shows in all the others.

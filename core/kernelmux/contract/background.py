@@ -67,8 +67,10 @@ class Background:
         try:
             self.start()
             self._hurried.set()
-            if self._thread is not None:
+            if (thread := self._thread) is not None:
                 self._over.wait()
+                # What it still frees, tensors among it, must be gone before the interpreter is.
+                thread.join(QUIET)
         except KeyboardInterrupt:
             self.stop()
             raise

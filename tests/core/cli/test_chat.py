@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kernelmux
 from command import TIMEOUT, assert_one_line_error, clean_environment, run_command
 from tiny_model import write_tiny_llama
@@ -71,6 +73,7 @@ def test_a_message_that_does_not_fit_is_told_and_the_next_is_answered(tiny: Path
     assert "the chat holds 128: shorten it" in err
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_and_a_model_without_a_template_are_one_line(tiny: Path, tmp_path: Path):
     code, out, err = chat(b"\xff\xfe\n", tiny)
     assert (code, out) == (2, "")

@@ -104,6 +104,7 @@ def test_json_holds_text_ids_rates_and_kernels(tiny: Path, model: Model):
     assert document["summary"]["kv_per_token"] == plan.kv_bytes_per_token
 
 
+@pytest.mark.slow
 def test_the_time_to_the_first_token_is_told_by_stages(tiny: Path):
     asked = ("run", tiny, "-p", "hello", "--max-tokens", 2, *F32)
     stages = ["starting Python", "importing torch", "opening the model", "planning"]
@@ -128,6 +129,7 @@ def test_the_time_to_the_first_token_is_told_by_stages(tiny: Path):
     assert all(seconds >= 0 for seconds in timing.values())
 
 
+@pytest.mark.slow
 def test_packed_weights_are_kept_and_mapped_where_asked_for(stored: Path):
     asked = ("run", stored, "-p", "hello", "--max-tokens", 4, "--use", "*=torch:f32,torch:sdpa,torch:rows")
     folder = Path(os.environ["KERNELMUX_CACHE"], "packed")

@@ -59,7 +59,7 @@ def test_a_failure_is_as_small_as_it_fails_and_its_file_and_command_show_it_agai
     assert case.inputs[0].extents == (3, 101)
     assert case.name == "silu-drawn:m=3,n=101"
     assert json.dumps(case.name) in result.err
-    assert "1 failing case, as small as it takes to fail: fuzz-7.json" in result.err
+    assert "1 failing case, made small: fuzz-7.json" in result.err
     (again,) = (line.partition("again: ")[2] for line in result.out.splitlines() if "again: " in line)
     program, command, *words = shlex.split(again)
     assert (program, command) == ("kernelmux", "check")
@@ -168,3 +168,33 @@ def test_300_random_cases_of_an_op_pass(op, name):
     finally:
         torch.set_num_threads(threads)
     assert not [(one.outcome.command, one.outcome.failures) for one in found if one.outcome.status == "fail"]
+
+
+def test_extents_are_halved_down_to_where_the_failure_begins(place):
+    fake = backend(silu=wrong_where(lambda node: node.rows % 2 == 1 and node.rows > 1 and columns(node) > 1024))
+    assert check("--fuzz", 80, "--op", "silu", fake=fake).code == 1
+    (case,) = read_cases("fuzz-0.json").cases
+    assert case.name == "silu-drawn:m=3,n=1025"
+
+
+def test_a_file_that_holds_no_cases_is_kept(place):
+    (place / "notes.txt").write_text("mine", "utf-8")
+    result = check(
+        "--fuzz", 2, "--op", "silu", "--fuzz-cases", "notes.txt", fake=backend(silu=FakeKernel(work=compute))
+    )
+    assert_one_line_error(result, "notes.txt is there, and is no file of cases: name another by --fuzz-cases")
+    assert (place / "notes.txt").read_text("utf-8") == "mine"
+
+
+def test_what_was_found_before_ctrl_c_is_kept(place):
+    def work(node, tensors):
+        if columns(node) > 5000:
+            raise KeyboardInterrupt
+        compute(node, tensors)
+        tensors.outputs[0].mul_(1.5)
+
+    fake = backend(silu=FakeKernel(takes=["f32"], emits=["f32"], work=work))
+    result = check("--fuzz", 300, "--op", "silu", fake=fake)
+    assert result.code == 130
+    assert "interrupted after" in result.err
+    assert read_cases("fuzz-0.json").cases

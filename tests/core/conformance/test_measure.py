@@ -154,3 +154,18 @@ def test_a_wide_row_of_a_batch_has_its_own_scale():
     batch = torch.ones(64, 32, dtype=torch.float64)
     batch[-1] = 1e-3
     assert compare(batch[-1:] + 1e-4, batch[-1:], 1e-6, batch=batch).failures
+
+
+def test_what_a_narrow_type_cannot_hold_is_infinite_in_it():
+    wanted = torch.tensor([[1.0, 70_000.0, -70_000.0, 65_510.0]], dtype=torch.float64)
+    right = torch.tensor([[1.0, torch.inf, -torch.inf, 65_504.0]], dtype=torch.float64)
+    wrong = torch.tensor([[1.0, torch.inf, torch.inf, 65_504.0]], dtype=torch.float64)
+    assert compare(right, wanted, BOUND, dtype=torch.float16).failures == ()
+    assert compare(wrong, wanted, BOUND, dtype=torch.float16).failures[0].startswith("finite: ")
+    assert compare(right, wanted, BOUND, dtype=torch.bfloat16).failures[0].startswith("finite: ")
+
+
+@pytest.mark.parametrize("number", [65_504.0, torch.inf])
+def test_near_the_largest_number_of_a_type_a_result_may_be_infinite_or_not(number):
+    wanted, result = torch.tensor([[65_510.0, 1.0]]).double(), torch.tensor([[number, 1.0]]).double()
+    assert compare(result, wanted, BOUND, dtype=torch.float16).failures == ()

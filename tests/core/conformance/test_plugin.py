@@ -83,6 +83,7 @@ def test_where_no_suite_runs_it_loads_nothing_and_says_nothing(tmp_path):
     assert not any("kernelmux" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_line_of_counts_ends_the_run_and_the_files_say_the_same(whole):
     folder, code, lines = whole
     totals = json.loads((folder / "out" / "found.json").read_text())["totals"]
@@ -104,6 +105,7 @@ def test_a_failure_is_the_suites_message_and_no_line_of_its_code(tmp_path):
     assert not any("hookup.py" in line or line.startswith(">") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_raises_is_named_with_its_line_and_verbosely_with_its_traceback(tmp_path):
     raising = SUITE.replace("tensors.outputs[0].add_(1)", "raise OverflowError('too many rows')")
     for flags, traced in (((), False), (("-vv",), True)):

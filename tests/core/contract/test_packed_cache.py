@@ -121,6 +121,7 @@ planes_of = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(drawn=st.lists(planes_of, max_size=3), large=st.booleans())
 def test_any_planes_come_back_with_their_shapes_strides_and_bytes(tmp_path_factory, drawn, large):
     """Whatever their order in memory, and wherever in it they begin; also of more than one piece."""

@@ -40,13 +40,13 @@ def test_a_model_is_timed_at_any_batch(model: Model):
 def stepped(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
     """Of each step that a session takes: for each sequence its length before, and the tokens that it is given."""
     taken: list[list[tuple[int, int]]] = []
-    step = Session._step
+    run = Session._run_checked
 
-    def recorded(self, feeds):
+    def recorded(self, feeds, m):
         taken.append([(feed.sequence.length, len(feed.ids)) for feed in feeds])
-        return step(self, feeds)
+        return run(self, feeds, m)
 
-    monkeypatch.setattr(Session, "_step", recorded)
+    monkeypatch.setattr(Session, "_run_checked", recorded)
     return taken
 
 

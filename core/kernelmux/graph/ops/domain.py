@@ -221,15 +221,16 @@ def any_point(domain: Domain, source: random.Random) -> Point:
 
 
 def smaller(domain: Domain, point: Point) -> Iterator[Point]:
-    """Points that differ from one in a single axis and are smaller, or plainer, there; the smallest first."""
-    for name, extent in domain.extents.items():
-        value = point[name]
-        for less in dict.fromkeys((extent.low, value // 2, value - value // 4, value - 1)):
-            if extent.low <= less < value:
-                yield {**point, name: less}
+    """Points that differ from one in a single axis and are plainer, or smaller, there: the largest steps first."""
     for name, values in domain.choices.items():
         for plainer in values[: values.index(point[name])]:
             yield {**point, name: plainer}
+    for name, extent in domain.extents.items():
+        value = point[name]
+        halves = (value >> shift for shift in range(1, value.bit_length() + 1))
+        for step in dict.fromkeys((value - extent.low, *halves)):
+            if 0 < step <= value - extent.low:
+                yield {**point, name: value - step}
 
 
 def label(domain: Domain, point: Point) -> str:

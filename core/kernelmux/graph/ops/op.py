@@ -195,7 +195,8 @@ class Elementwise(Op):
         return elementwise_cases(self)
 
     def domain(self) -> Domain | None:
-        return elementwise_domain(self, self.spreads)
+        # What fields of its own may be only the op itself can tell.
+        return None if self.fields else elementwise_domain(self, self.spreads)
 
 
 def elementwise_domain(op: Op, values: Sequence[str] = SPREADS) -> Domain:
