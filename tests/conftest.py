@@ -5,17 +5,22 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from absent import without
 from tiny_model import write_tiny_llama
 
 # No test reads or writes the user's cache.
 os.environ.setdefault("KERNELMUX_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "kernelmux"))
+COMPILED = Path(os.environ["KERNELMUX_CACHE"], "numba")
+"""Of numba's kernels, each compiled once; their keys tell them apart."""
+COMPILED.mkdir(parents=True, exist_ok=True)
 NUMBERS = itertools.count()
-"""Of caches: each is a folder that is made once something is kept in it."""
+"""Of caches."""
 
 # An example takes as long as the machine takes.
 settings.register_profile("untimed", deadline=None)
@@ -26,10 +31,19 @@ settings.load_profile("untimed")
 def own_cache(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A cache of the test's own; what runs on a card shares what was compiled for it."""
+    """A cache of the test's own but for what was compiled: tests share that, and those on a card their whole cache."""
     if not request.node.get_closest_marker("gpu"):
         place = tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))
+        place.mkdir(parents=True)
+        (place / COMPILED.name).symlink_to(COMPILED)
         monkeypatch.setenv("KERNELMUX_CACHE", str(place))
+
+
+@pytest.fixture
+def without_numba() -> Iterator[None]:
+    """As where numba's backend is not installed: torch's kernels are the CPU's default."""
+    with without("numba"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_a_file_of_that_name_does_not_take_its_place(tiny: Path, tmp_path: Path,
     assert plan(tiny, "--policy", "exact")["policy"] == "exact"
 
 
-def test_use_outranks_it_within_its_budget(tiny: Path):
+def test_use_outranks_it_within_its_budget(without_numba: None, tiny: Path):
     def products(use):
         nodes = plan(tiny, "--exact", "--use", f"mul_mat={use}")["nodes"]
         return {node["kernel"] for node in nodes if node["op"] == "mul_mat"}

@@ -144,10 +144,17 @@ def test_the_tiny_model_wastes_little_at_any_row_count(tiny):
 
 
 @pytest.mark.model
-def test_smollm2_wastes_little_at_any_row_count(smollm2):
+def test_smollm2_wastes_little_at_any_row_count(without_numba, smollm2):
     graph = open_model(smollm2).graph
     assert _waste(plan_for(graph, registry.current(), BY_NAME, max_rows=512)) <= 1.10
     assert _waste(make_plan(graph, default_policy(), registry.current(), CPU)) <= 1.10
+
+
+@pytest.mark.model
+def test_the_default_wastes_little_of_the_memory_that_all_of_its_steps_share(smollm2):
+    plan = make_plan(open_model(smollm2).graph, default_policy(), registry.current(), CPU)
+    layouts = [schedule.layout for schedule in plan.schedules.values()]
+    assert max(each.nbytes for each in layouts) <= 1.10 * max(each.largest_live for each in layouts)
 
 
 def describe(path):

@@ -197,7 +197,7 @@ def test_every_backend_of_this_project_is_told_of_for_some_kind_of_device(monkey
     ours = (ROOT / "backends").glob("*/pyproject.toml")
     names = {tomllib.loads(path.read_text("utf-8"))["project"]["name"] for path in ours}
     assert {*serving(CPU), *serving(A100)} == names - {"kernelmux-reference"}
-    assert serving(CPU) == ["kernelmux-torch"]
+    assert serving(CPU) == ["kernelmux-torch", "kernelmux-numba"]
 
 
 def test_one_that_is_installed_and_lacks_a_library_says_which():

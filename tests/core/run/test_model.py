@@ -238,7 +238,7 @@ def test_preparing_an_answer_tells_how_far_it_is_and_changes_no_word(model: Mode
     assert "".join(answer) == expected
 
 
-def test_4_bit_weights_give_logits_close_to_those_of_the_reference(tmp_path: Path):
+def test_4_bit_weights_give_logits_close_to_those_of_the_reference(without_numba: None, tmp_path: Path):
     """The default plan at few rows, where it keeps the weights in 4 bits and rounds activations to bfloat16."""
     path = write_tiny_llama(tmp_path / "q4.gguf", weight_type=GGMLQuantizationType.Q4_0)
     model = kernelmux.load(path)
