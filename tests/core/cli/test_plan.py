@@ -14,6 +14,7 @@ from command import assert_one_line_error, call_command, expanded, read_table, s
 from kernelmux.contract.device import find_device
 from tiny_model import write_tiny_llama
 
+pytestmark = pytest.mark.usefixtures("without_numba")
 AVX2 = ("--device-as", "cpu avx2")
 """Of which the choices are the same on every machine."""
 REFERENCE_FIRST = '[[rule]]\nop = "mul_mat"\nuse = ["reference:f64"]\n\n[defaults]\nuse = ["torch"]\n'
@@ -42,7 +43,7 @@ def policy(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_json_gives_every_node_its_kernel_reason_and_refusals(without_numba: None, q4: Path):
+def test_json_gives_every_node_its_kernel_reason_and_refusals(q4: Path):
     document = planned(q4)
     assert document["fingerprint"]
     assert document["policy"] == "default.toml"
@@ -80,7 +81,7 @@ def short(reason: str) -> str:
     return "auto" if reason.startswith("least predicted time") else f"line {line[1]}"
 
 
-def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_reason(without_numba: None, q4: Path):
+def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_reason(q4: Path):
     (heading, *rows), around = table(q4)
     assert heading == ["node", "op", "rows", "kernel", "reason"]
     for count in (1, 8, 9, 512):
@@ -101,7 +102,7 @@ def test_the_table_has_every_node_once_for_each_row_count_with_its_kernel_and_re
     assert "by default.toml" in around
 
 
-def test_alike_layers_are_one_row_for_decoding_and_one_for_prompts(without_numba: None, q4: Path):
+def test_alike_layers_are_one_row_for_decoding_and_one_for_prompts(q4: Path):
     rows, _ = table(q4, *AVX2)
     assert [row[1:4] for row in rows if row[0] == "blk.0..1.attn_q"] == [
         ["mul_mat Q4_0", "1..8", "torch:int4"],
@@ -151,7 +152,7 @@ def test_refusals_stand_under_verbose_once_each(q4: Path):
     assert all(len(line) <= 100 for line in result.out.splitlines())
 
 
-def test_a_backend_that_is_not_here_is_told_of_in_one_line_at_the_end(without_numba: None, q4: Path, tmp_path: Path):
+def test_a_backend_that_is_not_here_is_told_of_in_one_line_at_the_end(q4: Path, tmp_path: Path):
     path = policy(tmp_path, RULE.replace('"torch"', '"numba", "torch:f32"'))
     result = call_command("plan", q4, "--policy", path)
     _, *said = " ".join(result.out.split()).split("not on this device: ")
@@ -170,7 +171,7 @@ def test_a_model_of_32_layers_fits_a_screen(format: str, device: tuple[str, ...]
     assert max(map(len, lines)) <= 100
 
 
-def test_the_row_count_picks_the_choices_that_are_shown(without_numba: None, q4: Path):
+def test_the_row_count_picks_the_choices_that_are_shown(q4: Path):
     few = {"torch:int4", "torch:f32"}
     assert kernels(planned(q4, *AVX2)) == kernels(planned(q4, *AVX2, "--rows", 8)) == few
     assert kernels(planned(q4, *AVX2, "--rows", 9)) == {"torch:f32"}
@@ -275,7 +276,7 @@ def test_a_wrong_policy_is_one_line_with_file_line_and_nearest_spelling(
     assert_one_line_error(call_command("plan", q4, "--policy", path), str(tmp_path), *hints)
 
 
-def test_a_policy_may_name_an_official_backend_that_is_not_installed_and_is_told_so(without_numba: None, q4: Path, tmp_path: Path):
+def test_a_policy_may_name_an_official_backend_that_is_not_installed_and_is_told_so(q4: Path, tmp_path: Path):
     path = policy(tmp_path, RULE.replace('"torch"', '"numba", "torch:f32"'))
     result = call_command("plan", q4, "--policy", path, "--json")
     said = f"rule 1 ({path}:1) asks for numba, which is not installed: pip install kernelmux-numba"
