@@ -30,7 +30,7 @@ Y, Y_SCALES, Y_SUMS, FOUND, PIECES, WHOLE, SHARE = range(13, 20)
 """Results in their planes; what is found in pieces, pieces at most; rows not yet in blocks; parts, or how many things
 a part has."""
 NOTHING = float("-inf")
-inner = njit(error_model="numpy")
+inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """What is called from a part's function, and raises nothing either."""
 
 

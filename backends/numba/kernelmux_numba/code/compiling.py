@@ -32,18 +32,29 @@ define void @{symbol}(i64 %words, i64 %part) {{
 
 def compiled(function: Callable[[int, int], None], target: Target) -> bytes:
     """The object file of a function, for a target."""
-    found: bytes = target.machine().emit_object(llvm.parse_assembly(assembly(function, target)))
+    found: bytes = target.machine().emit_object(optimised(function, target))
     return found
 
 
-def assembly(function: Callable[[int, int], None], target: Target) -> str:
-    """LLVM's text of a function, after numba's optimisations."""
-    before = numba.config.CPU_NAME, numba.config.CPU_FEATURES
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = target.cpu, target.features
+def optimised(function: Callable[[int, int], None], target: Target) -> llvm.ModuleRef:
+    """LLVM's module of a function, optimised once and whole."""
+    module = llvm.parse_assembly(_assembly(function, target))
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = llvm.create_pass_builder(target.machine(), options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
+def _assembly(function: Callable[[int, int], None], target: Target) -> str:
+    """LLVM's text of a function, of which numba has optimised nothing: it would do so with every function it calls."""
+    config, ours = numba.config, {"CPU_NAME": target.cpu, "CPU_FEATURES": target.features, "OPT": 0}
+    before = {name: getattr(config, name) for name in ours}
     try:
+        vars(config).update(ours)
         text = numba.cfunc(SIGNATURE, error_model="numpy", fastmath=FAST)(function).inspect_llvm()
     finally:
-        numba.config.CPU_NAME, numba.config.CPU_FEATURES = before
+        vars(config).update(before)
     (native,) = re.findall(r'^define [^@]*@"?cfunc\.([\w.$]+)"?\(', text, re.MULTILINE)
     kept = re.sub(r'^define [^\n]*@"?cfunc\..*?^}\n', "", text, flags=re.MULTILINE | re.DOTALL)
     return kept + ENTRY.format(symbol=SYMBOL, native=native)

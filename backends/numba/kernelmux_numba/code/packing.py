@@ -20,7 +20,7 @@ from kernelmux_numba.target import Target
 BLOCKS, ROW_BYTES, ROWS, COUNT, PANELS, PANEL_BYTES, EACH = range(7)
 """Blocks and bytes of a row of them; rows; blocks of 32 in a row; panels, bytes of one, how many are a part."""
 octets = pointer(types.uint8)
-inner = njit(error_model="numpy")
+inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def pack(target: Target, format: str) -> Callable[[int, int], None]:

@@ -119,7 +119,7 @@ def _pause(target: Target) -> Any:
     return pause
 
 
-@njit
+@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def open_phase(team: int, program: int, run: int, phase: int) -> None:
     """Opens the first phase from that one on that has parts, or ends the run; wakes who sleeps."""
     phases = word(program, 0)
@@ -134,7 +134,7 @@ def open_phase(team: int, program: int, run: int, phase: int) -> None:
         unlock(team, team + 8 * LOCK)
 
 
-@njit
+@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def do_part(team: int, cursor: int) -> None:
     """Does the part that was taken when the cursor stood so; who does a phase's last one opens the next."""
     program = word(team, PROGRAM)
@@ -156,7 +156,7 @@ def do_part(team: int, cursor: int) -> None:
 def _waiting(target: Target) -> Any:
     pause = _pause(target)
 
-    @njit
+    @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
     def wait(team: int, cursor: int) -> None:
         """Until the cursor is another: at first awake."""
         for _ in range(PAUSES):
