@@ -25,8 +25,8 @@ from kernelmux.measure.report import card, make_report, save_report
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-MEMCHECK = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
-"""Its exit code is a failure, which prints what it found."""
+SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": "RACECHECK SUMMARY: 0 hazards displayed"}
+"""What a tool of compute-sanitizer prints where it found nothing; else what it found is printed."""
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--commit", default="")
     parser.add_argument("--only", default="", metavar="BACKEND", help="its cases, to CARD-BACKEND-test.json")
-    parser.add_argument("--memcheck", action="store_true", help="under compute-sanitizer, the conformance suite alone")
+    parser.add_argument("--sanitizer", choices=SANITIZERS, help="this one looks on, at the conformance suite alone")
     asked = parser.parse_args()
     index, count = map(int, asked.shard.split("/"))
     # A shard is the same cases whatever the number of processes.
@@ -46,10 +46,9 @@ def main() -> int:
     marks = "gpu" if asked.all else "gpu and smoke"
     words = ["-k", f"Test{asked.only.capitalize()}"] if asked.only else []
     conformance = [["-m", marks, *words, str(HERE / "test_conformance.py"), "--shard", share] for share in shares]
-    name = f"{'memcheck' if asked.memcheck else 'conformance'}, {'all' if asked.all else 'smoke'} cases"
-    prefix = MEMCHECK if asked.memcheck else ()
-    rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance, prefix)]
-    if index == count and not asked.memcheck:
+    name = f"{asked.sanitizer or 'conformance'}, {'all' if asked.all else 'smoke'} cases"
+    rows = [_run(f"{name} {asked.shard}" if count > 1 else name, conformance, asked.sanitizer)]
+    if index == count and not asked.sanitizer:
         # Alone on the card: they look at its memory.
         suite_itself = ROOT / "tests" / "core" / "conformance" / "test_wrong_backends.py"
         others = ["-m", "gpu", str(HERE), str(suite_itself), "--ignore", str(HERE / "test_conformance.py")]
@@ -58,9 +57,10 @@ def main() -> int:
     return int(any(row["failed"] for row in rows))
 
 
-def _run(part: str, commands: Sequence[Sequence[str]], prefix: Sequence[str] = ()) -> dict[str, object]:
+def _run(part: str, commands: Sequence[Sequence[str]], sanitizer: str | None = None) -> dict[str, object]:
     """A row with the counts of several runs of pytest side by side; what they print on failure is passed on."""
     started = time.perf_counter()
+    prefix = ("compute-sanitizer", "--tool", sanitizer, "--error-exitcode", "9") if sanitizer else ()
     counts = dict.fromkeys(("passed", "skipped", "failed"), 0)
     # Each process would start as many threads as the machine has cores.
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if len(commands) > 1 else {})
@@ -77,7 +77,7 @@ def _run(part: str, commands: Sequence[Sequence[str]], prefix: Sequence[str] = (
             printed, _ = process.communicate()
             # 1: tests failed, and the report names them. 5: no test of that share is left.
             ended = process.returncode in (0, 1, 5) and report.exists()
-            if not ended or (prefix and "ERROR SUMMARY: 0 errors" not in printed):
+            if not ended or (sanitizer and SANITIZERS[sanitizer] not in printed):
                 print(printed[-6000:])
                 counts["failed"] += 1
                 continue
@@ -101,7 +101,7 @@ def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str, backend
     path = folder / f"{card(device)}-{backend or 'gpu'}-test.json"
     known = {row["part"]: row for row in json.loads(path.read_text("utf-8"))["rows"]} if path.exists() else {}
     known |= {row["part"]: row for row in rows}
-    how = f"`tests/gpu/record.py --only {backend}`, with `--all` or `--memcheck`" if backend else "`make gpu-test`"
+    how = f"`tests/gpu/record.py --only {backend}`, with `--all` or `--sanitizer`" if backend else "`make gpu-test`"
     method = f"{how}; a case that every kernel refuses is skipped with the reason"
     ordered = [known[part] for part in sorted(known)]
     of = f" of {backend}" if backend else ""

@@ -80,7 +80,7 @@ class Attention(NumbaKernel):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         blocked = lookup("q8_32").check((node.num_heads * node.head_dim,)) is None
-        return [("f32", "q8_32") if blocked else ("f32",)]
+        return [("f32", "bf16", "q8_32") if blocked else ("f32", "bf16")]
 
     def workspace(self, node: TensorNode) -> int:
         return 4 * sum(self._sizes(node))

@@ -10,7 +10,7 @@ from kernelmux.contract import Tensors
 from kernelmux.graph.formats import Value, as_tuple
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
-from kernelmux_numba.norm import QUANTISED
+from kernelmux_numba.norm import FOR_PRODUCTS
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.team import Phase, Piece, shares
 
@@ -31,7 +31,7 @@ class Elementwise(NumbaKernel):
 class Swiglu(Elementwise):
     ops = ("swiglu",)
     input_formats = ("f32",)
-    output_formats = QUANTISED
+    output_formats = FOR_PRODUCTS
 
 
 def one_by_one(kernel: NumbaKernel, op: str, inputs: Sequence[Value], output: Value, tensors: Sequence[Any]) -> Piece:

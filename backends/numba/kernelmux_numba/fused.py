@@ -15,7 +15,7 @@ from kernelmux.graph.formats import CACHE_FORMATS, Value
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.elementwise import one_by_one
 from kernelmux_numba.mul_mat import Float, Int16, Products
-from kernelmux_numba.norm import QUANTISED
+from kernelmux_numba.norm import FOR_PRODUCTS
 from kernelmux_numba.rope import turned
 from kernelmux_numba.team import Phase
 
@@ -64,7 +64,7 @@ class _Fused(Products):
 
 class _GateUpSwiglu(_Fused):
     ops = ("gate_up_swiglu",)
-    output_formats = QUANTISED
+    output_formats = FOR_PRODUCTS
 
     def products(self, node: TensorNode) -> TensorNode:
         return _alone(node, "mul_mat_pair", 2)

@@ -10,8 +10,9 @@ from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.kernel import ELEMENTS, NumbaKernel
 from kernelmux_numba.team import Phase, shares
 
-QUANTISED = ("f32", "q8_32")
-"""What is written for products: as float32, or as those in eight bits read it."""
+FOR_PRODUCTS = ("f32", "bf16", "q8_32")
+"""What is written for products: as float32, or as those in bfloat16 or in eight bits read it. Without bfloat16 eight
+bits would be the shortest way to it, and round twice."""
 
 
 class RmsNorm(NumbaKernel):
@@ -20,7 +21,7 @@ class RmsNorm(NumbaKernel):
     precision = 1e-11
     packed = "f32"
     input_formats: Sequence[str] = ("f32",)
-    output_formats: Sequence[str] = QUANTISED
+    output_formats: Sequence[str] = FOR_PRODUCTS
 
     def phases(self, node: TensorNode, tensors: Tensors) -> Sequence[Phase]:
         *sums, y = tensors.outputs
@@ -35,4 +36,4 @@ class AddRmsNorm(RmsNorm):
     ops = ("add_rms_norm",)
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
-        return [("f32",), QUANTISED]
+        return [("f32",), FOR_PRODUCTS]

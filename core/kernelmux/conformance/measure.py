@@ -31,7 +31,7 @@ NARROW = 16
 """Columns below which a row's mean square says little: sums may cancel in all of them."""
 
 EDGE = 0.01
-"""How near to the largest number of a dtype, as a share of it, a result may be infinite or not."""
+"""How near to the largest number of a dtype, as a share of it, any result may be infinite or not."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def compare(
     """
     found = found.double()
     if dtype is not None:
-        wanted = _held(wanted, found, dtype)
+        wanted = _held(wanted, found, dtype, bound)
     # Where the truth is infinite or no number, so must the result be; elsewhere it must be finite.
     alike = torch.where(wanted.isfinite(), found.isfinite(), (found == wanted) | (found.isnan() & wanted.isnan()))
     if not bool(alike.all()):
@@ -103,12 +103,17 @@ def compare(
     return Measured(error, worst, bound, (f"error: {failure}; the worst is {element}; {layout.located(wrong)}",))
 
 
-def _held(wanted: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The truth as a dtype can hold it: beyond its largest number infinite, and near it whichever was found."""
+def _held(wanted: torch.Tensor, found: torch.Tensor, dtype: torch.dtype, bound: float) -> torch.Tensor:
+    """The truth as a dtype can hold it: beyond its largest number infinite, and near it whichever was found.
+
+    Near is what an element may be off by: a row of larger ones has their error.
+    """
     largest = torch.finfo(dtype).max
     infinite = torch.where(wanted > 0, math.inf, -math.inf).to(wanted.dtype)
+    rows = torch.where(wanted.isfinite(), wanted, 0.0).square().mean(dim=-1, keepdim=True).sqrt()
+    off = (WORST * math.sqrt(bound) * rows).clamp(min=EDGE * largest)
     beyond = wanted.isfinite() & (wanted.abs() > largest)
-    near = (wanted.abs() / largest - 1).abs() < EDGE
+    near = (wanted.abs() - largest).abs() < off
     return torch.where(near & (found == infinite), infinite, torch.where(beyond & ~near, infinite, wanted))
 
 

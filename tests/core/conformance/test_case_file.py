@@ -97,7 +97,7 @@ def test_what_was_asked_is_not_in_the_file(captured, tiny):
     assert PROMPT not in captured.read_text()
 
 
-def test_scaled_rotations_are_kept(tmp_path):
+def test_scaled_rotations_are_kept(without_numba, tmp_path):
     scaled = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     model = write_tiny_llama(tmp_path / "scaled.gguf", extra=scaled)
     path = tmp_path / "cases.json"
@@ -136,7 +136,7 @@ def test_every_field_and_format_of_an_op_comes_back(op, tmp_path):
                 assert values(back, port) == drawn.inputs[name][0].tolist()
 
 
-def test_a_walk_that_is_replayed_is_noted_when_it_is_captured(tiny, tmp_path, monkeypatch):
+def test_a_walk_that_is_replayed_is_noted_when_it_is_captured(without_numba, tiny, tmp_path, monkeypatch):
     """On the CPU, where nothing is captured: what CUDA would replay is only bound."""
     monkeypatch.setattr(Walker, "capture", lambda self, tail, **dims: SimpleNamespace(walk=Walker.bind(self, **dims)))
     model = kernelmux.load(tiny)

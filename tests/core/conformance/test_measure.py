@@ -165,6 +165,13 @@ def test_what_a_narrow_type_cannot_hold_is_infinite_in_it():
     assert compare(right, wanted, BOUND, dtype=torch.bfloat16).failures[0].startswith("finite: ")
 
 
+def test_in_a_row_of_larger_numbers_near_is_what_its_elements_may_be_off_by():
+    wanted = torch.tensor([[1e6, -64_000.0, 8.0]]).double()
+    result = torch.tensor([[torch.inf, -torch.inf, 8.0]]).double()
+    assert compare(result, wanted, BOUND, dtype=torch.float16).failures == ()
+    assert compare(result, wanted, 1e-9, dtype=torch.float16).failures[0].startswith("finite: ")
+
+
 @pytest.mark.parametrize("number", [65_504.0, torch.inf])
 def test_near_the_largest_number_of_a_type_a_result_may_be_infinite_or_not(number):
     wanted, result = torch.tensor([[65_510.0, 1.0]]).double(), torch.tensor([[number, 1.0]]).double()

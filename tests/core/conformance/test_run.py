@@ -1,5 +1,7 @@
 """One case on one kernel: what depends on several kernels, or on what was offered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -75,6 +77,49 @@ def test_a_kernel_offered_for_m_rows_takes_one():
     assert failure.startswith("error: NMSE 16 ")
     assert "; the worst is silu[0, " in failure
     assert failure.endswith(" of [1, 576]; 100 % of its elements are wrong, everywhere, for the last row alone")
+
+
+# Rough products inside a fused op.
+
+
+class RoughProducts(Right):
+    """Gate times up, of weights in e4m3 with a scale a row: each product is within 6e-3, what they make is not."""
+
+    precision = 6e-3
+
+    def answer(self, node, operands):
+        gate, up = (
+            operands.inputs[0] @ rounded(weight).T + bias
+            for weight, bias in zip(operands.weight, operands.bias or (0, 0), strict=True)
+        )
+        return (torch.nn.functional.silu(gate) * up,)
+
+
+class UpForGate(RoughProducts):
+    """The same, of the other product the gate."""
+
+    def answer(self, node, operands):
+        swapped = replace(operands, weight=operands.weight[::-1], bias=operands.bias[::-1])
+        return super().answer(node, swapped)
+
+
+def rounded(weight):
+    scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 448
+    return (weight / scales).to(torch.float8_e4m3fn).to(weight.dtype) * scales
+
+
+# Of the first two few elements are large, so that the error of those is that of the whole.
+AMPLIFIED = (
+    "gate_up_swiglu-drawn:m=2,n=16,k=257,format=Q6_K,bias",
+    "gate_up_swiglu-drawn:m=2,n=32,k=1024,format=Q5_1,values=zero-row,stored=bf16",
+    "gate_up_swiglu-Q4_1-m5",
+)
+
+
+@pytest.mark.parametrize("name", AMPLIFIED)
+def test_what_a_fused_op_makes_of_the_error_of_its_products_is_no_failure(name):
+    assert run(name, gate_up_swiglu=RoughProducts()).failures == ()
+    assert run(name, gate_up_swiglu=UpForGate()).failures
 
 
 # Threads.

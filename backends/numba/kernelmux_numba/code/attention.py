@@ -16,7 +16,8 @@ from kernelmux_numba.code import few_queries, query_tiles
 from kernelmux_numba.code.cached import BYTES
 from kernelmux_numba.code.convert import quantise
 from kernelmux_numba.code.few_queries import width_of
-from kernelmux_numba.code.memory import floats, integers, small, word, words_at
+from kernelmux_numba.code.memory import floats, integers, narrow, small, word, words_at
+from kernelmux_numba.code.numbers import ITEM_BYTES, writer
 from kernelmux_numba.code.powers import power
 from kernelmux_numba.code.vectors import laid, stack, unary
 from kernelmux_numba.target import Target
@@ -195,7 +196,7 @@ def _few(target: Target, shape: Shape) -> Any:
         else (score, mix)
     )
     divide, keep = (laid(target, few_queries.divided(shape, normal)) for normal in (True, False))
-    offsets, put, found_at, sees = _offsets(shape), _put(shape), _found_at(target, shape), _sees(shape)
+    offsets, put, found_at, sees = _offsets(shape), _put(target, shape), _found_at(target, shape), _sees(shape)
     # What lies where in a call's own memory.
     queries = 0
     sums = queries + 4 * most * width
@@ -273,7 +274,7 @@ def _many(target: Target, shape: Shape) -> Any:
         for lay in (query_tiles.taken, query_tiles.widened, query_tiles.scored, query_tiles.mixed, query_tiles.weighed)
     )
     divide, keep = (laid(target, query_tiles.divided(shape, normal)) for normal in (True, False))
-    offsets, put, found_at, sees = _offsets(shape), _put(shape), _found_at(target, shape), _sees(shape)
+    offsets, put, found_at, sees = _offsets(shape), _put(target, shape), _found_at(target, shape), _sees(shape)
     # What lies where in a call's own memory.
     queries = 0
     sums = queries + 4 * QUERIES * width
@@ -391,11 +392,14 @@ def _found_at(target: Target, shape: Shape) -> Any:
     return found_at
 
 
-def _put(shape: Shape) -> Any:
+def _put(target: Target, shape: Shape) -> Any:
     """Writes one head's result of a row."""
     heads, dim, blocks = shape.heads, shape.dim, shape.dim // 32
     place = WHOLE if shape.whole_rows else Y
     in_blocks = shape.output == "q8_32" and not shape.whole_rows
+    # Rows that are not yet in blocks are float32.
+    format = "f32" if shape.output == "q8_32" else shape.output
+    item, write = ITEM_BYTES[format], writer(target, format)
 
     @inner
     def put(words: int, row: int, head: int, values: int) -> None:
@@ -405,16 +409,16 @@ def _put(shape: Shape) -> Any:
             for block in range(blocks):
                 quantise(floats(values + 128 * block), qs, scales, sums, of_head * blocks + block)
         else:
-            y, result = floats(word(words, place) + 4 * dim * of_head), floats(values)
+            y, result = word(words, place) + item * dim * of_head, floats(values)
             for column in range(dim):
-                y[column] = result[column]
+                write(y + item * column, result[column])
 
     return put
 
 
 def _zeros(shape: Shape) -> Any:
     """Makes rows zero, from one to before another."""
-    columns, quantised = shape.heads * shape.dim, shape.output == "q8_32"
+    columns, quantised, half = shape.heads * shape.dim, shape.output == "q8_32", shape.output == "bf16"
 
     @inner
     def zero(words: int, first: int, last: int) -> None:
@@ -424,6 +428,10 @@ def _zeros(shape: Shape) -> Any:
                 qs[index] = 0
             for index in range(first * columns // 32, last * columns // 32):
                 scales[index] = sums[index] = float32(0)
+        elif half:
+            bits = narrow(word(words, Y))
+            for index in range(first * columns, last * columns):
+                bits[index] = 0
         else:
             y = floats(word(words, Y))
             for index in range(first * columns, last * columns):
@@ -435,7 +443,7 @@ def _zeros(shape: Shape) -> Any:
 def _joined(target: Target, shape: Shape) -> Any:
     """One head's result of a row from what its pieces have found."""
     width, dim, size = width_of(target, shape.dim), shape.dim, shape.found_floats(target.lanes)
-    found_at, put, memory, raised = _found_at(target, shape), _put(shape), stack(4 * width), unary(power)
+    found_at, put, memory, raised = _found_at(target, shape), _put(target, shape), stack(4 * width), unary(power)
 
     @inner
     def joined(words: int, seq: int, row: int, head: int, pieces: int) -> None:

@@ -24,7 +24,8 @@ class Bf16(mul_mat.Bf16):
 
     ops = ("mul_mat", *STACKED)
     devices = ("cuda",)
-    on_card = SPLIT
+    # At one row the bias is added in one of its own.
+    on_card = SPLIT + 1
     side_by_side = True
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:

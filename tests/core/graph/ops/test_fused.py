@@ -277,3 +277,20 @@ def test_a_pattern_may_use_one_value_twice():
     x = torch.tensor([[0.5, -2.0]], dtype=torch.float64)
     (found,) = Square().reference(node, Operands((x,)))
     torch.testing.assert_close(found, torch.nn.functional.silu(x * x))
+
+
+# Error.
+
+
+def test_products_alone_are_as_far_off_as_they_are_and_gate_times_up_is_further():
+    def amplified(name):
+        drawn = draw_case(next(case for case in CASES if case.name == name))
+        (node,) = drawn.graph.ops
+        inputs = tuple(dequantize_planes(value.format, planes, torch.double) for value, planes in drawn.planes)
+        weights = tuple(drawn.weights[value.name].dequantize(torch.double) for value in node.weight)
+        return OPS[node.op].amplified(node, Operands(inputs, weights, (), ()), 1e-4)
+
+    # An element larger than its row's mean is off by more.
+    assert amplified("qkv-f32-m17") == pytest.approx([1.6e-4] * 3, rel=0.3)
+    (gated,) = amplified("gate_up_swiglu-f32-m17")
+    assert 2e-4 < gated < 1e-3
