@@ -112,5 +112,5 @@ def test_q8_32_is_what_core_stores_of_the_f32_result(heads):
 def test_q8_32_is_offered_where_rows_are_whole_blocks():
     kernel = Attention()
     assert lookup("q8_32").block == 32
-    assert kernel.outputs(Step([(1, 3)], heads=(3, 1, 20)).node) == [("f32",)]
+    assert "q8_32" not in kernel.outputs(Step([(1, 3)], heads=(3, 1, 20)).node)[0]
     assert "q8_32" in kernel.outputs(Step([(1, 3)]).node)[0]

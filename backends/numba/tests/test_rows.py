@@ -153,8 +153,6 @@ def test_swiglu_in_eight_bits_is_swiglu_quantised():
 
 @pytest.mark.parametrize("arch", CLASSES)
 def test_compiled_code_needs_no_library(arch):
-    import llvmlite.binding as llvm
-
     from kernelmux_numba.code import compiling, copy, elementwise, embed, norm, rope
 
     target = target_of(dataclasses.replace(find_device("cpu"), arch=arch))
@@ -167,7 +165,7 @@ def test_compiled_code_needs_no_library(arch):
         "copy": copy.copy(target, "f16"),
     }
     for name, function in functions.items():
-        text = target.machine().emit_assembly(llvm.parse_assembly(compiling.assembly(function, target)))
+        text = target.machine().emit_assembly(compiling.optimised(function, target))
         named = set(re.findall(r"([\w.]+)@(?:GOT|PLT)\w*", text)) | set(
             re.findall(r"^\s+callq?\s+([\w.$]+)", text, re.M)
         )

@@ -48,7 +48,8 @@ def optimised(function: Callable[[int, int], None], target: Target) -> llvm.Modu
 
 def _assembly(function: Callable[[int, int], None], target: Target) -> str:
     """LLVM's text of a function, of which numba has optimised nothing: it would do so with every function it calls."""
-    config, ours = numba.config, {"CPU_NAME": target.cpu, "CPU_FEATURES": target.features, "OPT": 0}
+    config, level = numba.config, type(numba.config.OPT)
+    ours = {"CPU_NAME": target.cpu, "CPU_FEATURES": target.features, "OPT": level(0)}
     before = {name: getattr(config, name) for name in ours}
     try:
         vars(config).update(ours)
