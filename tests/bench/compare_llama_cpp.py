@@ -18,9 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kernelmux.contract.device import Device
-from kernelmux.measure.report import make_report, processor
-
 PROMPT_TOKENS, DECODED, REPEATS = 128, 64, 5
 VERSION = """
 import importlib.metadata as m
@@ -138,6 +135,10 @@ def main() -> None:
 
 
 def _report(asked: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:
+    # llama.cpp's interpreter has no kernelmux.
+    from kernelmux.contract.device import Device
+    from kernelmux.measure.report import make_report, processor
+
     llama, version = subprocess.run(
         [asked.llama_python, "-c", VERSION], check=True, capture_output=True, text=True
     ).stdout.split()
