@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from threading import Lock, Thread
 from typing import Any
 
@@ -95,9 +94,19 @@ class Team:
             self._run(self.address, program)
 
 
-@cache
-def _team(target: Target, threads: int, process: int) -> Team:
-    return Team(target, threads)
+_TEAMS: dict[tuple[Target, int, int], Team] = {}
+"""By target, threads and process; as long as the process, for a team's threads look at its memory all along."""
+_MAKING = Lock()
+
+
+def _team(target: Target, threads: int) -> Team:
+    """This process's team of so many threads: one, whoever asks for it at the same time."""
+    key = target, threads, os.getpid()
+    if key not in _TEAMS:
+        with _MAKING:
+            if key not in _TEAMS:
+                _TEAMS[key] = Team(target, threads)
+    return _TEAMS[key]
 
 
 class Program:
@@ -111,7 +120,7 @@ class Program:
         self._address = self._words.data_ptr()
 
     def __call__(self) -> None:
-        _team(self.target, self._threads, os.getpid()).run(self._address)
+        _team(self.target, self._threads).run(self._address)
 
 
 def chained(programs: Sequence[Program]) -> Program:

@@ -89,6 +89,21 @@ def test_several_threads_of_a_program_may_run_at_the_same_time(threads):
     assert results == [True] * 4
 
 
+def test_threads_that_ask_at_the_same_time_get_one_team():
+    """Another one would be forgotten, with its memory, while its threads still look at it."""
+    count, before = torch.get_num_threads(), set(threading.enumerate())
+    torch.set_num_threads(7)
+    x, start = numbers(100), threading.Barrier(8)
+    programs = [Program([[adding(x, x, 9)]], TARGET, x) for _ in range(start.parties)]
+    torch.set_num_threads(count)
+    callers = [threading.Thread(target=lambda each=each: (start.wait(), each())) for each in programs]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(set(threading.enumerate()) - before) == 7 - 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own(threads):
