@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -10,6 +12,7 @@ from kernelmux.contract import Declined, Device, Efficiency, Tensors
 from kernelmux.contract.weights import dense
 from kernelmux.graph.formats import Value, Weight
 from kernelmux.graph.graph import TensorNode
+from kernelmux_numba.elementwise import FLOATS
 from kernelmux_numba.kernel import NumbaKernel
 from kernelmux_numba.packing import BLOCK, PACKINGS, packed, packed_bytes, packing_of, panel_count, panels_of
 from kernelmux_numba.team import Phase, Piece, shares
@@ -22,19 +25,33 @@ class Products(NumbaKernel):
     """What is alike for integers and for plain numbers."""
 
     ops: tuple[str, ...] = ("mul_mat", "mul_mat_add", "qkv", "mul_mat_pair")
+    input_formats: Sequence[str] = ("f32",)
     output_formats: Sequence[str] = ("f32",)
+    formats: ClassVar[Sequence[str]]
+    """Of weights."""
 
     def refuses(self, node: TensorNode) -> Declined | None:
-        formats = self.formats
-        other = [value.format for value in node.weight if value.format not in formats]
+        other = [value.format for value in node.weight if value.format not in self.formats]
         if other:
-            return Declined(f"it takes weights in {', '.join(formats)}, not {other[0]}", "format")
+            return Declined(f"it takes weights in {', '.join(self.formats)}, not {other[0]}", "format")
         return None
 
-    @property
-    def formats(self) -> Sequence[str]:
-        """Of weights."""
-        raise NotImplementedError
+    def packed_bytes(self, node: TensorNode) -> int:
+        return sum(map(self.panel_bytes, node.weight)) + sum(4 * value.extents[0] for value in node.bias)
+
+    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            self.panels(weight) if len(weight.shape) == 2 else dense(weight, torch.float32, device)
+            for weight in weights
+        )
+
+    @abstractmethod
+    def panel_bytes(self, weight: Value) -> int:
+        """Bytes of a weight [n, k] in panels."""
+
+    @abstractmethod
+    def panels(self, weight: Weight) -> torch.Tensor:
+        """A weight [n, k] in panels."""
 
     def phases(self, node: TensorNode, tensors: Tensors) -> Sequence[Phase]:
         matrices, biases = tensors.packed[: len(node.weight)], tensors.packed[len(node.weight) :]
@@ -49,13 +66,13 @@ class Products(NumbaKernel):
         """What must be done before the products."""
         return []
 
+    @abstractmethod
     def activations(self, node: TensorNode, format: str, tensors: Tensors) -> tuple[torch.Tensor | None, ...]:
         """The activations as a weight of that format wants them: themselves, scales, sums of groups."""
-        raise NotImplementedError
 
+    @abstractmethod
     def function(self, format: str) -> tuple[str, Sequence[object]]:
         """What multiplies by weights of that format, and its constants."""
-        raise NotImplementedError
 
     def _product(
         self,
@@ -92,26 +109,18 @@ class Int16(Products):
     # Scales and minima of K-quants, products of two numbers, are rounded to float16.
     precision = 1e-6
     packed = "panels"
-    input_formats: Sequence[str] = ("f32",)
     efficiency = Efficiency(reading=0.8, multiplying=0.6)
-
-    @property
-    def formats(self) -> Sequence[str]:
-        return tuple(PACKINGS)
+    formats = tuple(PACKINGS)
 
     def reaches(self, node: TensorNode) -> Efficiency:
         # VNNI in whole vectors multiplies integers faster than float32 is multiplied: 1.6 times torch's GEMM.
         return Efficiency(reading=0.8, multiplying=1.4) if self.lanes == 16 else self.efficiency
 
-    def packed_bytes(self, node: TensorNode) -> int:
-        weights = sum(packed_bytes(value.format, *value.extents, self.lanes) for value in node.weight)
-        return weights + sum(4 * value.extents[0] for value in node.bias)
+    def panel_bytes(self, weight: Value) -> int:
+        return packed_bytes(weight.format, *weight.extents, self.lanes)
 
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            packed(weight, self.target) if len(weight.shape) == 2 else dense(weight, torch.float32, device)
-            for weight in weights
-        )
+    def panels(self, weight: Weight) -> torch.Tensor:
+        return packed(weight, self.target)
 
     def workspace(self, node: TensorNode) -> int:
         return sum(self._sizes(node))
@@ -147,25 +156,14 @@ class Float(Products):
     name = "f32"
     precision = 1e-11
     packed = "float panels"
-    input_formats: Sequence[str] = ("f32",)
-    efficiency = Efficiency(reading=0.8, multiplying=0.5)
+    formats = FLOATS
 
-    @property
-    def formats(self) -> Sequence[str]:
-        return ("f32", "bf16", "f16")
+    def panel_bytes(self, weight: Value) -> int:
+        n, k = weight.extents
+        return panel_count(n, self.lanes) * self.lanes * k * (4 if weight.format == "f32" else 2)
 
-    def packed_bytes(self, node: TensorNode) -> int:
-        return sum(
-            panel_count(n, self.lanes) * self.lanes * k * (4 if value.format == "f32" else 2)
-            for value in node.weight
-            for n, k in [value.extents]
-        ) + sum(4 * value.extents[0] for value in node.bias)
-
-    def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            panels_of(weight, self.target) if len(weight.shape) == 2 else dense(weight, torch.float32, device)
-            for weight in weights
-        )
+    def panels(self, weight: Weight) -> torch.Tensor:
+        return panels_of(weight, self.target)
 
     def activations(self, node: TensorNode, format: str, tensors: Tensors) -> tuple[torch.Tensor | None, ...]:
         return (tensors.inputs[0], None, None)

@@ -36,8 +36,8 @@ class Fp8Tensor(TorchKernel):
     precision = 6e-3
     packed = "fp8_tensor"
     input_formats: Sequence[str] = ("fp8_tensor",)
-    # At few rows and long k a second launch adds the parts of a split sum; with sums of fewer bits a third the bias.
-    on_card = 3
+    # At few rows and long k a second launch adds the parts of a split sum.
+    on_card = 2
     efficiency = Efficiency(reading=0.7, multiplying=0.8, arithmetic="fp8")
     side_by_side = True
     fast = False
@@ -65,18 +65,18 @@ class Fp8Tensor(TorchKernel):
         return below(weights, lambda matrix: converted(matrix, self.packed, device), torch.bfloat16, device)
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        (x,), y, (weight, scales, *bias) = tensors.inputs, tensors.matrix, tensors.packed
-        operands = (*x, weight, scales)
+        (x,), y, (weight, scales, *biases) = tensors.inputs, tensors.matrix, tensors.packed
+        operands, bias = (*x, weight, scales), biases[0] if biases else None
         if y.device.type == "cpu":
-            return partial(_multiply_on_cpu, *operands, bias[0] if bias else None, y)
-        if not (self.fast and bias):
-            return scaled_mm(*operands, bias[0] if bias else None, y, self.fast)
+            return partial(_multiply_on_cpu, *operands, bias, y)
+        if bias is None or not self.fast:
+            return scaled_mm(*operands, bias, y, self.fast)
         # cuBLASLt has none of these with a bias at few rows and outputs and long k (1 and 32, from 6144 on).
         multiply = scaled_mm(*operands, None, y, self.fast)
 
         def launch_with_bias() -> None:
             multiply()
-            y.add_(bias[0])
+            y.add_(bias)
 
         return launch_with_bias
 
@@ -100,6 +100,8 @@ class Fp8TensorFast(Fp8Tensor):
     name = "fp8_tensor_fast"
     precision = 7e-3
     fast = True
+    # A bias is added by one of its own.
+    on_card = 3
 
 
 class Fp8RowFast(Fp8Row):
@@ -109,6 +111,8 @@ class Fp8RowFast(Fp8Row):
     name = "fp8_row_fast"
     precision = 7e-3
     fast = True
+    # A bias is added by one of its own.
+    on_card = 3
 
 
 class Fp8Block(Fp8Tensor):

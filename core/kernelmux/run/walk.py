@@ -37,7 +37,7 @@ class Walk:
         except BaseException as error:
             # The iterator knows how far it got, so that a walk that works pays nothing for this.
             index = len(self._chained) - operator.length_hint(pending) - 1
-            raise launch_error(self.steps, self._starts[index], self.device, error) from error
+            raise launch_error(self.steps, self._runs[index][0], self.device, error) from error
         return self.launches
 
     @cached_property
@@ -46,10 +46,6 @@ class Walk:
         chains = [step.choice.kernel.chain for step in self.steps]
         runs = ([*run] for _, run in groupby(range(len(self.steps)), lambda index: chains[index] or index))
         return tuple(runs)
-
-    @cached_property
-    def _starts(self) -> Sequence[int]:
-        return [run[0] for run in self._runs]
 
     @cached_property
     def _chained(self) -> Sequence[Launch]:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from kernelmux_numba.code.vectors import BYTE, FLOAT, INTEGER, Vectors
+from kernelmux_numba.code.numbers import ITEM_BYTES
+from kernelmux_numba.code.vectors import BYTE, FLOAT, INTEGER, SHORT, Vectors
 
-SHORT, BIT = ir.IntType(16), ir.IntType(1)
-BYTES = {"f32": 4, "bf16": 2, "f16": 2, "fp8_row": 1}
+BIT = ir.IntType(1)
+BYTES = {**ITEM_BYTES, "fp8_row": 1}
 
 
 class Heads:
@@ -31,13 +32,11 @@ class Heads:
         at = v.at(address, number * v.lanes * BYTES[self.format])
         if self.format == "f32":
             return self.held(at, FLOAT, number)
-        if self.format == "f16" and v.lanes == 4:
-            return self._half(b.zext(self.held(at, SHORT, number), v.integers))
         if self.format == "f16":
             return v.of_halves(self.held(at, SHORT, number))
         if self.format == "bf16":
             wide = b.zext(self.held(at, SHORT, number), v.integers)
-            return b.bitcast(b.shl(wide, self._all(16)), v.floats)
+            return b.bitcast(b.shl(wide, v.integer(16)), v.floats)
         return self._e4m3(b.zext(self.held(at, BYTE, number), v.integers))
 
     def easiest(self, address: ir.Value, first: int, count: int) -> Sequence[ir.Value]:
@@ -87,41 +86,19 @@ class Heads:
     def _pair(self, address: ir.Value, number: int) -> Sequence[ir.Value]:
         v, b = self.v, self.v.builder
         both = v.load(v.at(address, 2 * number * v.lanes), v.integers)
-        even, odd = b.shl(both, self._all(16)), b.and_(both, self._all(0xFFFF0000))
+        even, odd = b.shl(both, v.integer(16)), b.and_(both, v.integer(0xFFFF0000))
         return [b.bitcast(even, v.floats), b.bitcast(odd, v.floats)]
 
     def _e4m3(self, bits: ir.Value) -> ir.Value:
-        """Sign, four bits of exponent, three of mantissa; all ones are NaN."""
-        size, value = self._decoded(bits, 4, 3)
-        b = self.v.builder
-        value = b.select(b.icmp_signed("==", size, self._all(0x7F)), self.v.constant(math.nan), value)
-        return self._signed(value, bits, 7)
-
-    def _half(self, bits: ir.Value) -> ir.Value:
-        """Float16 without an instruction for it: LLVM would call a function that nobody has."""
-        size, value = self._decoded(bits, 5, 10)
-        b = self.v.builder
-        # Infinity and NaN have the largest exponent in either format.
-        special = b.bitcast(b.add(b.shl(size, self._all(13)), self._all(224 << 23)), self.v.floats)
-        value = b.select(b.icmp_signed(">=", size, self._all(0x7C00)), special, value)
-        return self._signed(value, bits, 15)
-
-    def _decoded(self, bits: ir.Value, exponent: int, mantissa: int) -> tuple[ir.Value, ir.Value]:
-        """The bits below the sign, and the number that they are, the largest exponent being one like the others."""
-        v, b, bias = self.v, self.v.builder, 2 ** (exponent - 1) - 1
-        size = b.and_(bits, self._all(2 ** (exponent + mantissa) - 1))
-        normal = b.bitcast(b.add(b.shl(size, self._all(23 - mantissa)), self._all((127 - bias) << 23)), v.floats)
-        subnormal = b.fmul(b.sitofp(size, v.floats), v.constant(2.0 ** (1 - bias - mantissa)))
-        return size, b.select(b.icmp_signed("<", size, self._all(1 << mantissa)), subnormal, normal)
-
-    def _signed(self, value: ir.Value, bits: ir.Value, place: int) -> ir.Value:
-        """With the sign that is that bit."""
+        """Sign, four bits of exponent with a bias of 7, three of mantissa; all ones are NaN."""
         v, b = self.v, self.v.builder
-        sign = b.shl(b.and_(bits, self._all(1 << place)), self._all(31 - place))
+        size = b.and_(bits, v.integer(0x7F))
+        normal = b.bitcast(b.add(b.shl(size, v.integer(20)), v.integer((127 - 7) << 23)), v.floats)
+        subnormal = b.fmul(b.sitofp(size, v.floats), v.constant(2.0**-9))
+        value = b.select(b.icmp_signed("<", size, v.integer(8)), subnormal, normal)
+        value = b.select(b.icmp_signed("==", size, v.integer(0x7F)), v.constant(math.nan), value)
+        sign = b.shl(b.and_(bits, v.integer(0x80)), v.integer(24))
         return b.bitcast(b.or_(b.bitcast(value, v.integers), sign), v.floats)
-
-    def _all(self, value: int) -> ir.Constant:
-        return ir.Constant(self.v.integers, [value] * self.v.lanes)
 
 
 def picked(v: Vectors, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, int32, njit, types, uint8
+from numba import float32, int32, types, uint8
 
-from kernelmux_numba.code.memory import integers, narrow, pointer, word
+from kernelmux_numba.code.memory import inner, integers, narrow, pointer, word
 from kernelmux_numba.code.numbers import reader, writer
 from kernelmux_numba.code.vectors import stack
 from kernelmux_numba.packing import BLOCK, packing_of
@@ -20,7 +20,6 @@ from kernelmux_numba.target import Target
 BLOCKS, ROW_BYTES, ROWS, COUNT, PANELS, PANEL_BYTES, EACH = range(7)
 """Blocks and bytes of a row of them; rows; blocks of 32 in a row; panels, bytes of one, how many are a part."""
 octets = pointer(types.uint8)
-inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def pack(target: Target, format: str) -> Callable[[int, int], None]:

@@ -6,17 +6,16 @@ once, so that a panel's integers are unpacked once for all of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from kernelmux_numba.code.convert import HIGH
 from kernelmux_numba.code.memory import word
 from kernelmux_numba.code.numbers import load
-from kernelmux_numba.code.vectors import FLOAT, INTEGER, WORD, Products, Vectors, loop
+from kernelmux_numba.code.vectors import FLOAT, INTEGER, WORD, Products, Vectors, laid, loop
 from kernelmux_numba.packing import BLOCK, Packing
 from kernelmux_numba.target import Target
 
@@ -67,7 +66,7 @@ def _by_tiles(target: Target, tile_of: Callable[[int], _Tile]) -> Callable[[int,
     return product
 
 
-class _Tile:
+class _Tile(ABC):
     """Some rows by one panel."""
 
     def __init__(self, target: Target, rows: int) -> None:
@@ -75,20 +74,11 @@ class _Tile:
 
     def laid(self) -> Any:
         """The tile as a function of the words, the panel and the first row."""
+        return laid(self.target, self._lay)
 
-        @intrinsic
-        def tile(typing: Any, words: Any, panel: Any, row: Any) -> Any:
-            def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-                self._lay(Vectors(builder, self.target), *given)
-                return context.get_dummy_value()
-
-            return types.void(types.int64, types.int64, types.int64), emit
-
-        return tile
-
+    @abstractmethod
     def totals(self, v: Vectors, words: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
         """A vector of sums for each row."""
-        raise NotImplementedError
 
     def _lay(self, v: Vectors, words: ir.Value, panel: ir.Value, row: ir.Value) -> None:
         b, lanes = v.builder, self.target.lanes

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from kernelmux_numba.code.memory import WORD, word
+from kernelmux_numba.code.memory import WORD, at_index, inner, instructions, word
 from kernelmux_numba.target import Target
 from kernelmux_numba.team import CALLS, CURSOR, DONE, LOCK, OVER, PROGRAM, SLEEPERS, SYSTEM, WAKE
 
@@ -28,23 +27,10 @@ PAUSES = 600
 def _atomic(emit: Callable[[ir.IRBuilder, ir.Value, Any], ir.Value], operands: int) -> Any:
     """An operation on the word of that index behind an address."""
 
-    @intrinsic
-    def none(typing: Any, base: Any, index: Any) -> Any:
-        return types.int64(types.int64, types.int64), generate
+    def lay(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, *given: ir.Value) -> ir.Value:
+        return emit(builder, at_index(builder, base, index), given)
 
-    @intrinsic
-    def one(typing: Any, base: Any, index: Any, first: Any) -> Any:
-        return types.int64(types.int64, types.int64, types.int64), generate
-
-    @intrinsic
-    def two(typing: Any, base: Any, index: Any, first: Any, second: Any) -> Any:
-        return types.int64(*[types.int64] * 4), generate
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-        place = builder.gep(builder.inttoptr(given[0], WORD.as_pointer()), [given[1]])
-        return emit(builder, place, given[2:])
-
-    return (none, one, two)[operands]
+    return instructions(lay, 2 + operands, types.int64)
 
 
 def _store(builder: ir.IRBuilder, place: ir.Value, given: Any) -> ir.Value:
@@ -70,56 +56,39 @@ replace = _atomic(_replace, 2)
 def _system(name: str, count: int) -> Any:
     """A function of the system's threads library (POSIX): given the team, and as many addresses."""
 
-    @intrinsic
-    def of_one(typing: Any, team: Any, first: Any) -> Any:
-        return types.void(types.int64, types.int64), generate
-
-    @intrinsic
-    def of_two(typing: Any, team: Any, first: Any, second: Any) -> Any:
-        return types.void(types.int64, types.int64, types.int64), generate
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
+    def lay(builder: ir.IRBuilder, team: ir.Value, *given: ir.Value) -> None:
         kind = ir.FunctionType(ir.IntType(32), [WORD] * count)
-        place = builder.gep(builder.inttoptr(given[0], WORD.as_pointer()), [WORD(CALLS + SYSTEM.index(name))])
-        builder.call(builder.inttoptr(builder.load(place), kind.as_pointer()), given[1:])
-        return context.get_dummy_value()
+        function = builder.load(at_index(builder, team, WORD(CALLS + SYSTEM.index(name))))
+        builder.call(builder.inttoptr(function, kind.as_pointer()), given)
 
-    return of_one if count == 1 else of_two
+    return instructions(lay, 1 + count)
 
 
 lock, unlock = _system("pthread_mutex_lock", 1), _system("pthread_mutex_unlock", 1)
 sleep, wake_all = _system("pthread_cond_wait", 2), _system("pthread_cond_broadcast", 1)
 
 
-@intrinsic
-def call(typing: Any, function: Any, arguments: Any, part: Any) -> Any:
-    """Calls the compiled function at an address."""
+def _called(builder: ir.IRBuilder, function: ir.Value, arguments: ir.Value, part: ir.Value) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [WORD, WORD])
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [arguments, part])
 
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-        kind = ir.FunctionType(ir.VoidType(), [WORD, WORD])
-        builder.call(builder.inttoptr(given[0], kind.as_pointer()), given[1:])
-        return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), emit
+call = instructions(_called, 3)
+"""call(function, arguments, part): calls the compiled function at an address."""
 
 
 def _pause(target: Target) -> Any:
     """Tells the processor that this thread only waits."""
 
-    @intrinsic
-    def pause(typing: Any) -> Any:
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-            if target.x86:
-                kind = ir.FunctionType(ir.VoidType(), [])
-                builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-            return context.get_dummy_value()
+    def lay(builder: ir.IRBuilder) -> None:
+        if target.x86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
 
-        return types.void(), emit
-
-    return pause
+    return instructions(lay, 0)
 
 
-@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@inner
 def open_phase(team: int, program: int, run: int, phase: int) -> None:
     """Opens the first phase from that one on that has parts, or ends the run; wakes who sleeps."""
     phases = word(program, 0)
@@ -134,7 +103,7 @@ def open_phase(team: int, program: int, run: int, phase: int) -> None:
         unlock(team, team + 8 * LOCK)
 
 
-@njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@inner
 def do_part(team: int, cursor: int) -> None:
     """Does the part that was taken when the cursor stood so; who does a phase's last one opens the next."""
     program = word(team, PROGRAM)
@@ -156,7 +125,7 @@ def do_part(team: int, cursor: int) -> None:
 def _waiting(target: Target) -> Any:
     pause = _pause(target)
 
-    @njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    @inner
     def wait(team: int, cursor: int) -> None:
         """Until the cursor is another: at first awake."""
         for _ in range(PAUSES):

@@ -14,9 +14,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernelmux_numba.code.memory import WORD, instructions
 from kernelmux_numba.target import Target
 
-BYTE, HALF, INTEGER, FLOAT, WORD = ir.IntType(8), ir.HalfType(), ir.IntType(32), ir.FloatType(), ir.IntType(64)
+BYTE, HALF, INTEGER, FLOAT = ir.IntType(8), ir.HalfType(), ir.IntType(32), ir.FloatType()
 DOUBLE, SHORT = ir.DoubleType(), ir.IntType(16)
 
 
@@ -194,47 +195,34 @@ class Products:
 
 def laid(target: Target, lay: Callable[..., None]) -> Any:
     """Instructions as a function of words for numba's Python: `lay(vectors, *words)` lays them where it is called."""
-
-    def instructions(typing: Any, *words: Any) -> Any:
-        def emit(context: Any, builder: ir.IRBuilder, typed: Any, given: Any) -> ir.Value:
-            lay(Vectors(builder, target), *given)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64 for _ in words]), emit
-
-    # numba wants to know each argument: they are those of `lay`, the vectors being numba's `typing`.
-    instructions.__signature__ = signature(lay)  # type: ignore[attr-defined]
-    return intrinsic(instructions)
+    count = len(signature(lay).parameters) - 1
+    return instructions(lambda builder, *words: lay(Vectors(builder, target), *words), count)
 
 
 def unary(lay: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     """Instructions as a function of a float32 that gives another."""
 
     @intrinsic
-    def instructions(typing: Any, value: Any) -> Any:
+    def found(typing: Any, value: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
             return lay(builder, given[0])
 
         return types.float32(types.float32), emit
 
-    return instructions
+    return found
 
 
 def stack(count: int) -> Any:
     """What gives the address of so many bytes that are a call's own, at a cache line's start."""
 
-    @intrinsic
-    def address(typing: Any) -> Any:
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-            # Not numba's own `alloca_once`, which fills it with zeros.
-            with builder.goto_entry_block():
-                memory = builder.alloca(ir.ArrayType(BYTE, count))
-            memory.align = 64
-            return builder.ptrtoint(memory, WORD)
+    def lay(builder: ir.IRBuilder) -> ir.Value:
+        # Not numba's own `alloca_once`, which fills it with zeros.
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(BYTE, count))
+        memory.align = 64
+        return builder.ptrtoint(memory, WORD)
 
-        return types.int64(), emit
-
-    return address
+    return instructions(lay, 0, types.int64)
 
 
 def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], body: Any) -> Sequence[ir.Value]:
@@ -262,13 +250,7 @@ def loop(builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], bo
 def function_of(lay: Callable[[ir.IRBuilder, ir.Value, ir.Value], None]) -> Callable[[int, int], None]:
     """The function of words and part that consists of the instructions which `lay` lays."""
 
-    @intrinsic
-    def whole(typing: Any, words: Any, part: Any) -> Any:
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> ir.Value:
-            lay(builder, *given)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), emit
+    whole = instructions(lay, 2)
 
     def run(words: int, part: int) -> None:
         whole(words, part)
