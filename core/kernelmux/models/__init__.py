@@ -1,7 +1,8 @@
 """Model files in, graphs out.
 
-Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (read when they are packed), the tokenizer and
-the chat template. Computes nothing. To add an architecture, write its `build` and name it in ARCHITECTURES.
+Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (read when they are packed), the
+tokenizer and the chat template. Computes nothing. To add an architecture, write
+its `build` and name it in ARCHITECTURES.
 """
 
 from __future__ import annotations
