@@ -13,6 +13,7 @@ from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
 from kernelmux.cli.command import Command
 from kernelmux.cli.graph import graph
+from kernelmux.cli.info import info
 from kernelmux.cli.output import open_streams, say, tell
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, chat, plan, tune, graph, backends, check):
+for command in (run, chat, info, plan, tune, graph, backends, check):
     app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")
