@@ -20,6 +20,7 @@ Build = Callable[[Blocks], Graph]
 ARCHITECTURES: Mapping[str, Build] = {
     "llama": llama.build,
     "qwen2": qwen.build_qwen2,
+    "qwen3": qwen.build_qwen3,
 }
 """Core's."""
 
