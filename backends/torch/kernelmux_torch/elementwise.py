@@ -1,5 +1,7 @@
-"""add, mul, scale, silu, gelu and soft_cap in any mix of f32, bf16 and f16: one torch call each, three for an activation
-that changes the format and for soft_cap."""
+"""add, mul, scale, silu, gelu and soft_cap in any mix of f32, bf16 and f16: one torch call each, or three.
+
+Three are those of soft_cap, and of an activation that changes the format.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""rms_norm and qk_norm in five torch calls a tensor, which write where they are told; `torch.rms_norm` allocates, and is
-no faster."""
+"""rms_norm and qk_norm, five torch calls a tensor that write where told; `torch.rms_norm` allocates for no gain."""
 
 from __future__ import annotations
 

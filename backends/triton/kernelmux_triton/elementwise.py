@@ -1,4 +1,4 @@
-"""add, mul, scale, silu, gelu, soft_cap and swiglu on CUDA: one Triton kernel, which also quantises what swiglu gives where asked."""
+"""Elementwise ops on CUDA: one Triton kernel, which also quantises what swiglu gives where asked."""
 
 from __future__ import annotations
 

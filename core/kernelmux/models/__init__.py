@@ -1,7 +1,8 @@
 """Model files in, graphs out.
 
-Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (memory-mapped), the tokenizer and
-the chat template. Computes nothing. What an architecture is made of is in blocks.py; each is a file in architectures/.
+Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (read when they are packed), the
+tokenizer and the chat template. Computes nothing. What architectures are made of is in blocks.py; each is a file in
+architectures/.
 """
 
 from __future__ import annotations

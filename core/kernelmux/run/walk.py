@@ -10,7 +10,7 @@ from itertools import groupby
 
 from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes
-from kernelmux.errors import LaunchError, contained, where_raised
+from kernelmux.errors import LaunchError, ModelError, contained, where_raised
 from kernelmux.plan.formats import Step
 
 
@@ -63,9 +63,12 @@ _SUSPECTS = 4
 def launch_error(steps: Sequence[Step], index: int, device: Device, error: BaseException) -> LaunchError:
     """What to say when the step at `index` has raised.
 
-    A SystemExit is one of a kernel's errors too, as of a library that gives up. Ctrl-C is not, and goes on.
+    A SystemExit is one of a kernel's errors too, as of a library that gives up. Ctrl-C is not, and goes on; nor is it a
+    kernel's that the model file has lost what it held.
     """
     contained(error)
+    if isinstance(error, ModelError):
+        raise error
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
     reason = f"{type(error).__name__}: {error} ({where_raised(error)})"

@@ -20,8 +20,8 @@ from kernelmux.graph.ops.mul import Mul
 from kernelmux.graph.ops.mul_mat import MulMat
 from kernelmux.graph.ops.mul_mat_add import MulMatAdd
 from kernelmux.graph.ops.mul_mat_pair import MulMatPair
-from kernelmux.graph.ops.qk_norm import QkNorm
 from kernelmux.graph.ops.op import Cost, Op, Operands
+from kernelmux.graph.ops.qk_norm import QkNorm
 from kernelmux.graph.ops.qkv import Qkv
 from kernelmux.graph.ops.qkv_rope_copy import QkvRopeCopy
 from kernelmux.graph.ops.rms_norm import RmsNorm
