@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
@@ -39,6 +39,8 @@ class ModelFile:
     weights: Mapping[str, Weight]
     stamp: tuple[int, ...] | None = None
     """Of each file the size, and when it was last changed, in nanoseconds; None where there is no file."""
+    pairing: Literal["adjacent", "halves"] | None = None
+    """Which elements of a head turn together, where that is not what GGUF stores of the architecture."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""
