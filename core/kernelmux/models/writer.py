@@ -63,7 +63,10 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, list):
         if not value or not all(type(item) is int for item in value):
             return (ARRAY, kind_of(value[0])[0] if value else _INT32)
-        return (ARRAY, _INT32 if min(value) >= -(2**31) and max(value) < 2**31 else _INT64)
+        least, most = min(value), max(value)
+        if least >= -(2**31) and most < 2**31:
+            return (ARRAY, _INT32)
+        return (ARRAY, _INT64 if most < 2**63 else _UINT64)
     if isinstance(value, str):
         return (STRING,)
     if isinstance(value, bool | float):
