@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
-from kernelmux.models.header import LONGEST_KEY, LONGEST_NAME, MOST_PAIRS, MOST_TENSORS, Header
+from kernelmux.models.header import LONGEST_KEY, LONGEST_NAME, MOST_PAIRS, MOST_TENSORS, Header, Kind
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 
 VERSIONS = (2, 3)
@@ -41,6 +41,8 @@ class ModelFile:
     """Of each file the size, and when it was last changed, in nanoseconds; None where there is no file."""
     pairing: Literal["adjacent", "halves"] | None = None
     """Which elements of a head turn together, where that is not what GGUF stores of the architecture."""
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """GGUF's types of the metadata's values."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""
@@ -67,7 +69,7 @@ def read(path: str | os.PathLike[str]) -> ModelFile:
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
     asked = _read_part(path)
     if asked.count <= 1:
-        return ModelFile(path, asked.metadata, asked.weights, asked.file.stamp)
+        return ModelFile(path, asked.metadata, asked.weights, asked.file.stamp, kinds=asked.kinds)
     paths = _part_paths(asked)
     parts = [asked if number == asked.number else _read_part(path) for number, path in enumerate(paths)]
     metadata, weights = dict(parts[0].metadata), dict[str, Weight]()
@@ -80,7 +82,8 @@ def read(path: str | os.PathLike[str]) -> ModelFile:
     if len(weights) != (total := metadata.get(f"{_SPLIT}tensors.count", len(weights))):
         raise asked.file.fault(f"its {asked.count} parts have {len(weights)} tensors of {total}; the parts are mixed")
     stamp = tuple(each for part in parts for each in part.file.stamp)
-    return ModelFile(path, {k: v for k, v in metadata.items() if not k.startswith(_SPLIT)}, weights, stamp)
+    metadata = {key: value for key, value in metadata.items() if not key.startswith(_SPLIT)}
+    return ModelFile(path, metadata, weights, stamp, kinds=parts[0].kinds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ class _Part:
 
     file: StoredFile
     metadata: Mapping[str, Any]
+    kinds: Mapping[str, Kind]
     weights: Mapping[str, Weight]
     count: int
     number: int
@@ -98,12 +102,12 @@ class _Part:
 def _read_part(path: Path) -> _Part:
     header = Header(StoredFile(path))
     tensors, pairs = _opening(header)
-    metadata = _metadata(header, pairs)
+    metadata, kinds = _metadata(header, pairs)
     alignment = _alignment(header, metadata)
     table = _table(header, tensors)
     weights = _weights(header, table, _padded(header.at, alignment), alignment)
     count, number = (_split_number(header, metadata, key, default) for key, default in (("count", 1), ("no", 0)))
-    return _Part(header.file, metadata, weights, count, number)
+    return _Part(header.file, metadata, kinds, weights, count, number)
 
 
 def _split_number(header: Header, metadata: Mapping[str, Any], key: str, default: int) -> int:
@@ -166,15 +170,17 @@ def _opening(header: Header) -> tuple[int, int]:
     return tensors, pairs
 
 
-def _metadata(header: Header, pairs: int) -> dict[str, Any]:
+def _metadata(header: Header, pairs: int) -> tuple[dict[str, Any], dict[str, Kind]]:
+    """The values by key, and their types."""
     metadata: dict[str, Any] = {}
+    kinds: dict[str, Kind] = {}
     for index in range(pairs):
         key = header.text(f"key of metadata pair {index}", LONGEST_KEY)
         where = _named("metadata", key)
         if key in metadata:
             header.fail(where, "occurs twice; the file is damaged or was written wrongly")
-        metadata[key] = header.value(where)
-    return metadata
+        metadata[key], kinds[key] = header.value(where)
+    return metadata, kinds
 
 
 def _alignment(header: Header, metadata: Mapping[str, Any]) -> int:
