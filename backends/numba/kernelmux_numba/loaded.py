@@ -32,7 +32,8 @@ def address_of(made: str, target: Target, *constants: Any) -> int:
 @cache
 def _address(made: str, target: Target, constants: tuple[Any, ...]) -> int:
     versions = library_versions(("numba", "llvmlite"))
-    key = Cache.key(source_hash(kernelmux_numba), versions, target.cpu, target.features, made, repr(constants))
+    # All of the target: one processor has code for several numbers of lanes, as it is limited to older classes.
+    key = Cache.key(source_hash(kernelmux_numba), versions, repr(target), made, repr(constants))
     if (code := CACHE.get(key)) is None:
         from kernelmux_numba.code.compiling import compiled
 

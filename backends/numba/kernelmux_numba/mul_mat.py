@@ -106,7 +106,6 @@ class Int16(Products):
     """
 
     name = "int16"
-    # Scales and minima of K-quants, products of two numbers, are rounded to float16.
     precision = 1e-6
     packed = "panels"
     efficiency = Efficiency(reading=0.8, multiplying=0.6)

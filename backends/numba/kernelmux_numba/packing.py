@@ -1,8 +1,9 @@
 """How weights lie in memory for this backend, and what makes them so.
 
 Panels of as many outputs as a vector has lanes, so that each lane sums an output of its own. Along the inputs a
-quantised panel is blocks of 32: first the integers of all blocks, then the scales and the minima of all. An integer is
-cut into its low four bits and the rest:
+quantised panel is blocks of 32: first the integers of all blocks, then the scales and the minima of all. These are
+float16; or, as K-quants have them, bytes, followed by what one of them is worth in each superblock of eight blocks.
+An integer is cut into its low four bits and the rest:
 
     low four bits   for each 8 inputs a vector: input 8 v + b is the low half of byte b of a lane, 8 v + 4 + b the high
     the fifth       one vector: bit t of byte b of a lane is that of input 4 t + b
@@ -26,6 +27,8 @@ from kernelmux_numba.team import Program, piece, shares
 
 BLOCK = 32
 """Inputs of a block."""
+SUPERBLOCK = 8
+"""Blocks of a superblock."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Packing:
     group: int
     minimum: bool
     centre: int
+    steps: bool = False
+    """Whether scales and minima are bytes, in steps of each superblock."""
     signed: bool = False
     """Whether eight bits are held as int8: where products of bytes need no unsigned ones."""
 
@@ -49,12 +54,21 @@ class Packing:
         return BLOCK * lanes * self.bits // 8
 
     def scale_bytes(self, lanes: int) -> int:
-        """Of a block of a panel, minima among them: float16."""
-        return 2 * lanes * self.parts * (2 if self.minimum else 1)
+        """Of a block of a panel, minima among them."""
+        return lanes * self.parts * (2 if self.minimum else 1) * (1 if self.steps else 2)
+
+    def step_bytes(self, lanes: int) -> int:
+        """Of a superblock of a panel: float16, of scales and of minima."""
+        return 2 * lanes * (2 if self.minimum else 1) if self.steps else 0
+
+    def steps_at(self, lanes: int, blocks: int) -> int:
+        """Where in a panel of so many blocks the steps begin."""
+        return blocks * (self.integer_bytes(lanes) + self.scale_bytes(lanes))
 
     def panel_bytes(self, lanes: int, k: int) -> int:
         """A whole number of cache lines."""
-        return -(-k // BLOCK * (self.integer_bytes(lanes) + self.scale_bytes(lanes)) // 64) * 64
+        steps = k // BLOCK // SUPERBLOCK * self.step_bytes(lanes)
+        return -(-(self.steps_at(lanes, k // BLOCK) + steps) // 64) * 64
 
 
 PACKINGS: Mapping[str, Packing] = {
@@ -63,9 +77,9 @@ PACKINGS: Mapping[str, Packing] = {
     "Q5_0": Packing(5, 32, False, 16),
     "Q5_1": Packing(5, 32, True, 0),
     "Q8_0": Packing(8, 32, False, 128),
-    "Q4_K": Packing(4, 32, True, 0),
-    "Q5_K": Packing(5, 32, True, 0),
-    "Q6_K": Packing(6, 16, False, 32),
+    "Q4_K": Packing(4, 32, True, 0, steps=True),
+    "Q5_K": Packing(5, 32, True, 0, steps=True),
+    "Q6_K": Packing(6, 16, False, 32, steps=True),
 }
 
 
@@ -88,7 +102,7 @@ def packed_bytes(format: str, n: int, k: int, lanes: int) -> int:
 
 
 def packed(weight: Weight, target: Target) -> torch.Tensor:
-    """A weight [n, k] in panels: uint8 [panels, bytes of a panel]. BackendError where float16 does not hold a scale."""
+    """A weight [n, k] in panels: uint8 [panels, bytes of a panel]. BackendError where a scale is no finite number."""
     n, k = weight.shape
     packing, (blocks,) = packing_of(weight.format, target), weight.planes
     count, size = panel_count(n, target.lanes), packing.panel_bytes(target.lanes, k)
@@ -96,11 +110,10 @@ def packed(weight: Weight, target: Target) -> torch.Tensor:
     each, parts = shares(count)
     words = (blocks, blocks.stride(0), n, k // BLOCK, whole, size, each)
     Program([[piece("packing:pack", target, (weight.format,), words, parts)]], target)()
-    scales = whole[:, k // BLOCK * packing.integer_bytes(target.lanes) :][
-        :, : k // BLOCK * packing.scale_bytes(target.lanes)
-    ]
-    if not bool(scales.view(torch.float16).isfinite().all()):
-        raise BackendError(f"{weight.name} has a scale that is infinite, or beyond what float16 holds")
+    integers, steps = k // BLOCK * packing.integer_bytes(target.lanes), packing.steps_at(target.lanes, k // BLOCK)
+    halves = whole[:, steps:] if packing.steps else whole[:, integers:steps]
+    if not bool(halves.view(torch.float16).isfinite().all()):
+        raise BackendError(f"{weight.name} has a scale that is infinite, or no number")
     return whole
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from kernelmux_numba.code import (
     rope,
     threads,
 )
+from kernelmux_numba.loaded import address_of
 from kernelmux_numba.packing import packing_of
 from kernelmux_numba.target import Target
 
@@ -49,6 +51,17 @@ def test_arm64_gets_code_of_its_own_and_no_instruction_of_x86(make):
     module = compiling.optimised(make(), ARM)
     assert "llvm.x86" not in str(module)
     assert ARM.machine().emit_object(module)[MACHINE] == AARCH64
+
+
+def test_code_is_kept_by_all_of_what_it_is_compiled_for(tmp_path, monkeypatch):
+    """A processor that is limited to an older class has the same name and features, and fewer lanes."""
+    monkeypatch.setenv("KERNELMUX_CACHE", str(tmp_path))
+    # No other test has this one's features: it is compiled here.
+    eight = Target("x86-64-v3", "+avx2,+fma", 8, "pairs")
+    targets = [eight, replace(eight, lanes=4), replace(eight, dot="plain")]
+    for target in targets:
+        address_of("convert:sixteen_bits", target)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1000]) == len(targets)
 
 
 @pytest.mark.slow

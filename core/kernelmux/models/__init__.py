@@ -1,25 +1,23 @@
 """Model files in, graphs out.
 
 Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (memory-mapped), the tokenizer and
-the chat template. Computes nothing. To add an architecture, write its `build` and name it in ARCHITECTURES.
+the chat template. Computes nothing. What an architecture is made of is in blocks.py; each is a file in architectures/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kernelmux.errors import nearest, shown
+from kernelmux.errors import KernelmuxError, ModelError, shown, where_raised
 from kernelmux.graph.graph import Graph
-from kernelmux.models import llama
+from kernelmux.models.architectures import find_architecture
+from kernelmux.models.blocks import Blocks
 from kernelmux.models.gguf import ModelFile, read
-from kernelmux.models.llama import Shape
 from kernelmux.models.random import RandomWeights, random_file
+from kernelmux.models.shape import Shape
 from kernelmux.models.tokenizer import Tokenizer
-
-ARCHITECTURES: Mapping[str, Callable[[ModelFile], tuple[Graph, Shape]]] = {"llama": llama.build}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,19 +36,30 @@ class Source:
 
 def open_model(path: str | Path) -> Source:
     """Reads a GGUF file; ModelError says what is wrong with it, where, and what would work."""
-    return _build(read(Path(path)))
+    return build_source(read(Path(path)))
 
 
 def open_random(asked: str, device: str = "cpu") -> Source:
     """A model of random weights, as `llama-8b:Q4_K_M`, drawn on a torch device when they are packed."""
-    source = _build(random_file(asked))
+    source = build_source(random_file(asked))
     return replace(source, file=replace(source.file, weights=RandomWeights(source.file.weights, device)))
 
 
-def _build(file: ModelFile) -> Source:
+def build_source(file: ModelFile) -> Source:
+    """The graph of what a file holds; ModelError where a key or a tensor is missing, or is not built in."""
     architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        known = nearest(str(architecture), ARCHITECTURES)
-        raise file.fault(f"unknown architecture {shown(architecture)}{known}")
-    graph, shape = ARCHITECTURES[architecture](file)
-    return Source(file, graph, shape)
+    if not isinstance(architecture, str):
+        raise file.fault(f"general.architecture is {shown(architecture)}; the name of one is needed")
+    try:
+        build = find_architecture(architecture)
+    except ModelError as error:
+        raise file.fault(str(error)) from error
+    blocks = Blocks(file, architecture)
+    try:
+        graph = build(blocks)
+    except KernelmuxError:
+        raise
+    except Exception as error:  # whatever a distribution's builder raises
+        said = f"{type(error).__name__} at {where_raised(error)}: {error}"
+        raise file.fault(f"architecture {shown(architecture)}: {said}") from error
+    return Source(blocks.finish(), graph, blocks.shape)

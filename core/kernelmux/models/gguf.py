@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
@@ -44,6 +44,8 @@ class ModelFile:
     weights: Mapping[str, Weight]
     stamp: tuple[int, int] | None = None
     """The file's size, and when it was last changed, in nanoseconds; None where there is no file."""
+    pairing: Literal["adjacent", "halves"] | None = None
+    """Which elements of a head turn together, where that is not what GGUF stores of the architecture."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""

@@ -8,26 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import float32, int32, types, uint8
+from numba import int32, types, uint8, uint16
 
 from kernelmux_numba.code.memory import inner, integers, narrow, pointer, word
-from kernelmux_numba.code.numbers import reader, writer
 from kernelmux_numba.code.vectors import stack
-from kernelmux_numba.packing import BLOCK, packing_of
+from kernelmux_numba.packing import BLOCK, SUPERBLOCK, packing_of
 from kernelmux_numba.target import Target
 
 # The words that packing is given.
 BLOCKS, ROW_BYTES, ROWS, COUNT, PANELS, PANEL_BYTES, EACH = range(7)
 """Blocks and bytes of a row of them; rows; blocks of 32 in a row; panels, bytes of one, how many are a part."""
+STEPS = {"Q4_K": (144, (0, 2)), "Q5_K": (176, (0, 2)), "Q6_K": (210, (208,))}
+"""Bytes of a superblock, and where in it the steps of its scales and minima are, float16."""
 octets = pointer(types.uint8)
 
 
 def pack(target: Target, format: str) -> Callable[[int, int], None]:
     """The panels of a weight in a format."""
     packing, lanes = packing_of(format, target), target.lanes
-    bits, parts, minimum, flip = packing.bits, packing.parts, packing.minimum, packing.centre == 128
-    size, scale_size = packing.integer_bytes(lanes), packing.scale_bytes(lanes)
-    take, memory = _taken(target, format), stack(BLOCK + 16)
+    bits, flip, fields = packing.bits, packing.centre == 128, packing.parts * (2 if packing.minimum else 1)
+    size, scale_size, in_steps = packing.integer_bytes(lanes), packing.scale_bytes(lanes), packing.steps
+    take, put_steps, memory = _taken(format), _steps(lanes, format), stack(BLOCK + 16)
 
     def run(words: int, part: int) -> None:
         at = memory()
@@ -36,20 +37,38 @@ def pack(target: Target, format: str) -> Callable[[int, int], None]:
         last = min(first + word(words, EACH), (rows + lanes - 1) // lanes)
         for panel in range(first, last):
             start = word(words, PANELS) + panel * word(words, PANEL_BYTES)
-            for block in range(count):
-                into = integers(start + block * size)
-                scales = narrow(start + count * size + block * scale_size)
-                for lane in range(min(lanes, rows - panel * lanes)):
-                    source = word(words, BLOCKS) + (panel * lanes + lane) * row_bytes
+            for lane in range(min(lanes, rows - panel * lanes)):
+                source = word(words, BLOCKS) + (panel * lanes + lane) * row_bytes
+                for block in range(count):
                     take(source, block, at)
-                    four, halves = integers(at), narrow(at + BLOCK)
-                    _put(bits, flip, lanes, into, lane, four)
-                    for index in range(parts):
-                        scales[index * lanes + lane] = halves[index]
-                        if minimum:
-                            scales[(parts + index) * lanes + lane] = halves[2 + index]
+                    _put(bits, flip, lanes, integers(start + block * size), lane, integers(at))
+                    scales, found = start + count * size + block * scale_size, at + BLOCK
+                    for index in range(fields):
+                        if in_steps:
+                            octets(scales)[index * lanes + lane] = octets(found)[index]
+                        else:
+                            narrow(scales)[index * lanes + lane] = narrow(found)[index]
+                if in_steps:
+                    put_steps(source, count // SUPERBLOCK, start + count * (size + scale_size), lane)
 
     return run
+
+
+def _steps(lanes: int, format: str) -> Any:
+    """What puts a row's steps, the negative ones of minima, into a lane; nothing where a format has none."""
+    size, places = STEPS.get(format, (0, (0,)))
+    count, first, last = len(places), places[0], places[-1]
+
+    @inner
+    def put(row: int, superblocks: int, to: int, lane: int) -> None:
+        into = narrow(to)
+        for index in range(superblocks):
+            start = row + index * size
+            into[index * count * lanes + lane] = narrow(start + first)[0]
+            if count == 2:
+                into[(index * count + 1) * lanes + lane] = narrow(start + last)[0] ^ uint16(0x8000)
+
+    return put
 
 
 @inner
@@ -75,9 +94,11 @@ def _put(bits: int, flip: bool, lanes: int, into: Any, lane: int, four: Any) -> 
             into[(4 + half) * lanes + lane] = more
 
 
-def _taken(target: Target, format: str) -> Any:
-    """What takes one block of 32 of a row: its integers, two scales, two minima (float16) go to an address."""
-    return _taken_k(target, format) if format.endswith("_K") else _taken_plain(format)
+def _taken(format: str) -> Any:
+    """What takes one block of 32 of a row: its integers, then its scales and minima go to an address."""
+    if format.endswith("_K"):
+        return _taken_k(format)
+    return _taken_plain(format)
 
 
 def _taken_plain(format: str) -> Any:
@@ -93,7 +114,7 @@ def _taken_plain(format: str) -> Any:
         halves, found = narrow(to + BLOCK), narrow(row + block * size)
         halves[0] = found[0]
         if minimum:
-            halves[2] = found[1]
+            halves[1] = found[1]
         if eight:
             for column in range(32):
                 into[column] = source[start + column]
@@ -109,9 +130,8 @@ def _taken_plain(format: str) -> Any:
     return take
 
 
-def _taken_k(target: Target, format: str) -> Any:
+def _taken_k(format: str) -> Any:
     """Q4_K to Q6_K: superblocks of eight blocks."""
-    half, put = reader(target, "f16"), writer(target, "f16")
     fifth = format == "Q5_K"
 
     @inner
@@ -125,8 +145,7 @@ def _taken_k(target: Target, format: str) -> Any:
             low = source[8 + number]
             scale = (low & uint8(15)) | (source[number] >> uint8(6) << uint8(4))
             least = (low >> uint8(4)) | (source[4 + number] >> uint8(6) << uint8(4))
-        put(to + BLOCK, half(start) * float32(scale))
-        put(to + BLOCK + 4, -(half(start + 2) * float32(least)))
+        into[BLOCK], into[BLOCK + 1] = scale, least
         levels = (48 if fifth else 16) + number // 2 * 32
         shift = uint8(4 * (number % 2))
         for column in range(32):
@@ -140,10 +159,8 @@ def _taken_k(target: Target, format: str) -> Any:
         source, into = octets(start), octets(to)
         number = block % 8
         upper, quarter = number // 4, number % 4
-        step = half(start + 208)
         for index in range(2):
-            stored = int32(source[192 + 2 * number + index])
-            put(to + BLOCK + 2 * index, step * float32(stored - 256 if stored > 127 else stored))
+            into[BLOCK + index] = source[192 + 2 * number + index]
         for column in range(32):
             low = (source[64 * upper + 32 * (quarter % 2) + column] >> uint8(4 * (quarter // 2))) & uint8(15)
             high = (source[128 + 32 * upper + column] >> uint8(2 * quarter)) & uint8(3)

@@ -15,8 +15,8 @@ from llvmlite import ir
 from kernelmux_numba.code.convert import HIGH
 from kernelmux_numba.code.memory import word
 from kernelmux_numba.code.numbers import load
-from kernelmux_numba.code.vectors import FLOAT, INTEGER, WORD, Products, Vectors, laid, loop
-from kernelmux_numba.packing import BLOCK, Packing
+from kernelmux_numba.code.vectors import BYTE, FLOAT, INTEGER, WORD, Products, Vectors, laid, loop
+from kernelmux_numba.packing import BLOCK, SUPERBLOCK, Packing
 from kernelmux_numba.target import Target
 
 # The words that a product is given.
@@ -26,6 +26,8 @@ ones, their scales and the sums of their groups; results, and bytes from one row
 likewise, or 0; a bias or 0; panels of a part."""
 
 
+Fields = tuple[Sequence[ir.Value], Sequence[ir.Value]]
+"""Scales and minima of a block, of each group a vector."""
 AT_MOST = {16: (8, 4, 2), 8: (4, 3, 2), 4: (4, 3, 2)}
 """By lanes: the rows of tiles, beside those of one row. A row's sums and totals are to stay in registers."""
 
@@ -125,7 +127,7 @@ class _Quantised(_Tile):
     def totals(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
         b, packing, lanes = v.builder, self.packing, self.target.lanes
         integers = b.add(given[PANELS], b.mul(panel, given[PANEL_BYTES]))
-        scales = b.add(integers, b.mul(given[INPUTS], WORD(packing.integer_bytes(lanes))))
+        read = self._scales(v, integers, given[INPUTS])
         of_row = [b.mul(b.add(row, WORD(number)), given[INPUTS]) for number in range(self.rows)]
         plane = b.mul(b.mul(given[ROWS], given[INPUTS]), WORD(BLOCK))
         planes = [given[X], b.add(given[X], plane)]
@@ -136,7 +138,7 @@ class _Quantised(_Tile):
         def block(index: ir.Value, *totals: ir.Value) -> Sequence[ir.Value]:
             here = b.add(integers, b.mul(index, WORD(packing.integer_bytes(lanes))))
             weights = _unpacked(v, here, packing.bits)
-            of_weights = b.add(scales, b.mul(index, WORD(packing.scale_bytes(lanes))))
+            scales, minima = read(index)
             x = [[b.add(start, b.mul(index, WORD(BLOCK))) for start in row] for row in xs]
             step = [v.all_lanes(v.load(b.add(start, b.mul(index, WORD(4))), FLOAT, 4)) for start in steps]
             found = list(totals)
@@ -149,10 +151,6 @@ class _Quantised(_Tile):
                     for row_dots, starts in zip(dots, x, strict=True):
                         for products, start in zip(row_dots, starts, strict=True):
                             products.add(w, v.load(v.at(start, 4 * vector), INTEGER, 4))
-                scale = load(v, "f16", v.at(of_weights, 2 * lanes * part))
-                least = (
-                    load(v, "f16", v.at(of_weights, 2 * lanes * (packing.parts + part))) if packing.minimum else None
-                )
                 for number, row_dots in enumerate(dots):
                     of_x = b.mul(index, WORD(4 * packing.parts))
                     sum_x = v.all_lanes(v.load(v.at(b.add(sums[number], of_x), 4 * part), FLOAT, 4))
@@ -161,12 +159,39 @@ class _Quantised(_Tile):
                         product = v.fma(product, step[number], b.fmul(sum_x, v.constant(-packing.centre)))
                     else:
                         product = b.fmul(product, step[number])
-                    found[number] = v.fma(product, scale, found[number])
-                    if least is not None:
-                        found[number] = v.fma(least, sum_x, found[number])
+                    found[number] = v.fma(product, scales[part], found[number])
+                    if packing.minimum:
+                        found[number] = v.fma(minima[part], sum_x, found[number])
             return found
 
         return loop(b, given[INPUTS], [v.constant(0.0)] * self.rows, block)
+
+    def _scales(self, v: Vectors, panel: ir.Value, blocks: ir.Value) -> Callable[[ir.Value], Fields]:
+        """What reads a block's scales and minima, of each group."""
+        b, packing, lanes = v.builder, self.packing, self.target.lanes
+        start = b.add(panel, b.mul(blocks, WORD(packing.integer_bytes(lanes))))
+        steps = b.add(start, b.mul(blocks, WORD(packing.scale_bytes(lanes))))
+        count = packing.parts * (2 if packing.minimum else 1)
+
+        def read(block: ir.Value) -> Fields:
+            at = b.add(start, b.mul(block, WORD(packing.scale_bytes(lanes))))
+            if not packing.steps:
+                found = [load(v, "f16", v.at(at, 2 * lanes * number)) for number in range(count)]
+                return found[: packing.parts], found[packing.parts :]
+            superblock = b.lshr(block, WORD(SUPERBLOCK.bit_length() - 1))
+            step = b.add(steps, b.mul(superblock, WORD(packing.step_bytes(lanes))))
+            integers = [v.load(v.at(at, lanes * number), ir.VectorType(BYTE, lanes)) for number in range(count)]
+            # Scales of formats without minima have signs.
+            numbers = [
+                b.uitofp(integer, v.floats) if packing.minimum else b.sitofp(integer, v.floats) for integer in integers
+            ]
+            found = [
+                b.fmul(number, load(v, "f16", v.at(step, 2 * lanes * (index // packing.parts))))
+                for index, number in enumerate(numbers)
+            ]
+            return found[: packing.parts], found[packing.parts :]
+
+        return read
 
     def _total(self, v: Vectors, dots: Sequence[Products]) -> ir.Value:
         high, low = (products.total() for products in dots)

@@ -30,6 +30,7 @@ class Rotation:
     `scaling`: `none`; `linear` divides positions by `factor` (Chen et al. 2023, arXiv:2306.15595); `llama3` divides low
     frequencies by `factor` and blends between `low_freq` and `high_freq` (Llama 3.1's reference code); `yarn` the same
     by rotation counts, with attention's temperature folded in (Peng et al. 2023, arXiv:2309.00071).
+    `attention_factor` multiplies what is turned, whatever the scaling.
     """
 
     theta: float
@@ -42,11 +43,13 @@ class Rotation:
     high_freq: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    attention_factor: float = 1.0
 
     @property
     def magnitude(self) -> float:
         """What sine and cosine are multiplied by."""
-        return 1.0 + 0.1 * math.log(self.factor) if self.scaling == "yarn" and self.factor > 1 else 1.0
+        tempered = 1.0 + 0.1 * math.log(self.factor) if self.scaling == "yarn" and self.factor > 1 else 1.0
+        return tempered * self.attention_factor
 
     def frequencies(self) -> list[float]:
         """Radians a position, one a pair."""
@@ -207,6 +210,7 @@ _OTHER_SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "linear-by-2.5": {"scaling": "linear", "factor": 2.5},
     "llama3-by-4": {"scaling": "llama3", "factor": 4.0, "original_context": 2048, "low_freq": 2.0, "high_freq": 9.0},
     "yarn-by-16": {"scaling": "yarn", "factor": 16.0, "original_context": 2048, "beta_fast": 20.0, "beta_slow": 2.0},
+    "attention-factor": {"attention_factor": 1.19},
 }
 
 

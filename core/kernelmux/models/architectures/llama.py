@@ -1,0 +1,21 @@
+"""llama, 1 to 3.x, and mistral, which GGUF calls llama too: the pre-norm transformer of Touvron et al. 2023.
+
+A layer is rms_norm, q, k, v, rope, copy, attention, o, add, rms_norm, gate, up, silu, mul, down, add
+(arXiv:2302.13971); biases are added where a file has them. Mistral's rows see a window of positions
+(Jiang et al. 2023, arXiv:2310.06825).
+"""
+
+from __future__ import annotations
+
+from kernelmux.graph.graph import Graph
+from kernelmux.models.blocks import Attention, Blocks
+
+
+def build(t: Blocks) -> Graph:
+    """GGUF stores llama's queries and keys permuted, so that neighbours turn together."""
+    window = t.keys.count("attention.sliding_window", 0, least=0)
+    how = Attention(t.rotation("adjacent"), t.divisors(), window)
+    x = t.embedding()
+    for layer in range(t.shape.layers):
+        x = t.pre_norm_layer(layer, x, how)
+    return t.logits(x)

@@ -1,0 +1,173 @@
+"""What architectures share: step state, embedding, norms, linear layers, attention over a cache, feed-forward, head.
+
+Enters: a ModelFile and an architecture's calls. Leaves: a Graph; ModelError where the file does not hold such a model.
+Tensors have GGUF's names: blk.N.attn_q, blk.N.ffn_up and so on, and nodes are called as their tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kernelmux.errors import label
+from kernelmux.graph.formats import Dim, Value
+from kernelmux.graph.graph import Builder, Graph
+from kernelmux.graph.ops import Rotation
+from kernelmux.models.gguf import ModelFile
+from kernelmux.models.hyperparameters import Hyperparameters
+from kernelmux.models.shape import Pairing, read_rotation, read_shape
+from kernelmux.models.tensors import Tensors
+
+STEP_STATE: Mapping[str, tuple[Dim, ...]] = {
+    "tokens": ("m",),
+    "positions": ("m",),
+    "slots": ("m",),
+    "logit_rows": ("outs",),
+    "query_start": ("seqs+1",),
+    "kv_len": ("seqs",),
+    "block_table": ("seqs", "width"),
+}
+"""The step's buffers, all i32: what changes from one walk to the next."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a layer attends."""
+
+    rotation: Rotation | None
+    """None where queries and keys have no positions."""
+    divisors: str = ""
+    """The tensor of what the rotation's frequencies are divided by; none where it is empty."""
+    window: int = 0
+    """How many positions a row sees, itself included; 0: all."""
+    scale: float = 0.0
+    """What scores are multiplied by; 0: one over the root of the head's size."""
+    soft_cap: float = 0.0
+    norm: Literal["", "head", "row"] = ""
+    """Whether queries and keys are normed, each head by itself or whole rows."""
+
+
+class Blocks:
+    """Builds the graph of one file: state leaves first, then what the architecture asks for."""
+
+    def __init__(self, file: ModelFile, architecture: str) -> None:
+        self.keys = Hyperparameters(file, architecture)
+        self.shape = read_shape(self.keys)
+        self.tensors = Tensors(file, architecture, self.shape.layers)
+        self._leaves: dict[str, Value] = {}
+        self._builder = Builder(label(str(file.metadata.get("general.name", file.path.stem))))
+        self._state = {name: self._builder.leaf(name, dims, "i32", role="state") for name, dims in STEP_STATE.items()}
+
+    def finish(self) -> ModelFile:
+        """The file whose weights are the graph's; ModelError where a key or a tensor of it was left out."""
+        self.keys.finish()
+        return self.tensors.finish()
+
+    def rotation(self, pairing: Pairing) -> Rotation:
+        """The rotary embedding that the file states."""
+        return read_rotation(self.keys, self.shape, pairing)
+
+    def divisors(self) -> str:
+        """The tensor that divides the frequencies of any rotation, where the file has one."""
+        return "rope_freqs.weight" if "rope_freqs.weight" in self.tensors else ""
+
+    def embedding(self, scale: float = 1.0) -> Value:
+        """Rows of the table by the step's tokens, times `scale`."""
+        table = self._weight("token_embd.weight", self.shape.vocab, self.shape.hidden)
+        x = self._builder.value("embed", "embed", self._state["tokens"], weight=(table,))
+        return self.scaled("embed_scale", x, scale)
+
+    def logits(self, x: Value, scale: float = 1.0, soft_cap: float = 0.0) -> Graph:
+        """The whole graph, which hands back logits of those rows that the step asks for.
+
+        The head is the table of embeddings, unless the file has one of its own.
+        """
+        b, s = self._builder, self.shape
+        x = b.value("embed", "logit_rows.select", self._state["logit_rows"], x)
+        x = self.norm("output_norm", x)
+        name = "output.weight" if "output.weight" in self.tensors else "token_embd.weight"
+        changed = scale != 1 or soft_cap
+        y = b.value("mul_mat", "output" if changed else "logits", x, weight=(self._weight(name, s.vocab, s.hidden),))
+        if scale != 1:
+            y = b.value("scale", "output_scale" if soft_cap else "logits", y, scale=scale)
+        if soft_cap:
+            y = b.value("soft_cap", "logits", y, soft_cap=soft_cap)
+        return b.build(y)
+
+    def norm(self, name: str, x: Value, layer: int | None = None) -> Value:
+        """Rows of unit root mean square, times `name`.weight."""
+        (width,) = _columns(x)
+        gamma = self._weight(f"{name}.weight", width)
+        return self._builder.value("rms_norm", name, x, gamma=(gamma,), epsilon=self.shape.epsilon, layer=layer)
+
+    def linear(self, name: str, x: Value, n: int, layer: int | None = None) -> Value:
+        """x times `name`.weight, and `name`.bias where the file has one."""
+        (k,) = _columns(x)
+        bias = (self._weight(f"{name}.bias", n),) if f"{name}.bias" in self.tensors else ()
+        weight = self._weight(f"{name}.weight", n, k)
+        return self._builder.value("mul_mat", name, x, weight=(weight,), bias=bias, layer=layer)
+
+    def add(self, name: str, x: Value, y: Value, layer: int | None = None) -> Value:
+        return self._builder.value("add", name, x, y, layer=layer)
+
+    def scaled(self, name: str, x: Value, scale: float, layer: int | None = None) -> Value:
+        """x times a number; x itself where that is 1."""
+        return x if scale == 1 else self._builder.value("scale", name, x, scale=scale, layer=layer)
+
+    def pre_norm_layer(
+        self, layer: int, x: Value, how: Attention, feed_forward: Callable[[int, Value], Value] | None = None
+    ) -> Value:
+        """A whole layer: attention and feed-forward (its own, unless told), each after a norm and added to what was."""
+        at = f"blk.{layer}"
+        mixed = self.attention(layer, self.norm(f"{at}.attn_norm", x, layer), how)
+        x = self.add(f"{at}.attn_add", x, mixed, layer)
+        made = (feed_forward or self.feed_forward)(layer, self.norm(f"{at}.ffn_norm", x, layer))
+        return self.add(f"{at}.ffn_add", x, made, layer)
+
+    def attention(self, layer: int, x: Value, how: Attention) -> Value:
+        """From normed rows to attention's output projection, through the layer's cache."""
+        b, s, state, at = self._builder, self.shape, self._state, f"blk.{layer}"
+        heads: dict[str, Any] = {"num_heads": s.heads}
+        kept: dict[str, Any] = {"num_kv_heads": s.kv_heads, "head_dim": s.head_dim, "layer": layer}
+        extents = ("pages", "page_size", s.kv_heads, s.head_dim)
+        cache: Sequence[Value] = [b.leaf(f"{at}.{part}_cache", extents, role="cache") for part in "kv"]
+        counts = {"q": s.heads, "k": s.kv_heads, "v": s.kv_heads}
+        q, k, v = (self.linear(f"{at}.attn_{part}", x, n * s.head_dim, layer) for part, n in counts.items())
+        if how.norm == "row":
+            q, k = (self.norm(f"{at}.attn_{part}_norm", rows, layer) for part, rows in (("q", q), ("k", k)))
+        elif how.norm == "head":
+            gamma = tuple(self._weight(f"{at}.attn_{part}_norm.weight", s.head_dim) for part in "qk")
+            normed: dict[str, Any] = {"gamma": gamma, "epsilon": s.epsilon}
+            q, k = b.node("qk_norm", f"{at}.qk_norm", q, k, **normed, **heads, **kept)
+        if how.rotation is not None:
+            divisors = (self._weight(how.divisors, how.rotation.dims // 2),) if how.divisors else ()
+            turned: dict[str, Any] = {"rotation": how.rotation, "weight": divisors}
+            q, k = b.node("rope", f"{at}.rope", q, k, state["positions"], **turned, **heads, **kept)
+        cache = b.node("copy", f"{at}.copy", k, v, state["slots"], *cache, **kept)
+        read = (q, *cache, *(state[name] for name in ("query_start", "kv_len", "block_table")))
+        seen: dict[str, Any] = {"window": how.window, "soft_cap": how.soft_cap}
+        seen["scale"] = how.scale or s.head_dim**-0.5
+        mixed = b.value("attention", f"{at}.attention", *read, **seen, **heads, **kept)
+        return self.linear(f"{at}.attn_output", mixed, s.hidden, layer)
+
+    def feed_forward(self, layer: int, x: Value, activation: Literal["silu", "gelu"] = "silu") -> Value:
+        """From normed rows to the down projection of a gated layer."""
+        b, s, at = self._builder, self.shape, f"blk.{layer}"
+        gate = self.linear(f"{at}.ffn_gate", x, s.feed_forward, layer)
+        up = self.linear(f"{at}.ffn_up", x, s.feed_forward, layer)
+        gated = b.value(activation, f"{at}.ffn_{activation}", gate, layer=layer)
+        product = b.value("mul", f"{at}.ffn_mul", gated, up, layer=layer)
+        return self.linear(f"{at}.ffn_down", product, s.hidden, layer)
+
+    def _weight(self, name: str, *shape: int) -> Value:
+        """The leaf of a stored tensor, made when it is first read."""
+        if name not in self._leaves:
+            self._leaves[name] = self._builder.leaf(name, shape, self.tensors.take(name, *shape).format)
+        return self._leaves[name]
+
+
+def _columns(x: Value) -> tuple[int]:
+    columns = x.shape[1]
+    assert isinstance(columns, int)
+    return (columns,)
