@@ -18,7 +18,7 @@ from tokenizers.normalizers import Precompiled
 
 from kernelmux.errors import ModelError
 from kernelmux.models.byte_level import unwritable
-from kernelmux.models.vocabulary import TokenKind, Vocabulary
+from kernelmux.models.vocabulary import SpacePrefix, TokenKind, Vocabulary
 
 SPACE = "\u2581"
 PIECES = frozenset(map(int, (TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.UNDEFINED)))
@@ -50,7 +50,7 @@ class ScoredBPE:
             for index, (token, kind) in enumerate(rows)
             if kind == TokenKind.BYTE and (byte := byte_of(token)) is not None
         }
-        self._space_prefix = vocabulary.space_prefix
+        self._space_prefix = vocabulary.space_prefix is not SpacePrefix.NONE
         # No merge reaches over a space after any other character: then words are merged alone, and kept.
         self._glued = set(_BEFORE_SPACE.findall("\0".join(self._ids)))
         self._word = lru_cache(WORDS_KEPT)(self._merged)
@@ -125,7 +125,7 @@ class UnigramPieces:
         self._unigram = tokenizers.Tokenizer(Unigram(pieces, vocabulary.unk_id, byte_fallback=False))
         self._normalizer = _charsmap(vocabulary)
         self._merges_spaces = vocabulary.merges_spaces
-        self._space_prefix = vocabulary.space_prefix
+        self._space_prefix = vocabulary.space_prefix is not SpacePrefix.NONE
 
     def encode(self, text: str, begins: bool) -> list[int]:
         """The ids of `text`, normalised."""

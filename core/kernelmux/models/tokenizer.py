@@ -1,28 +1,31 @@
 """Text to token ids and back, with the tokenizer that a model brings.
 
-Enters: a file's `tokenizer.ggml.*` metadata. Leaves: ids for a text, text for ids, and text piece by piece while ids
-come in. A control token that is written out in a text is text like any other, unless asked for. Chat templates are in
-chat.py.
+Enters: a GGUF file's `tokenizer.ggml.*` metadata, or a folder with a tokenizer.json. Leaves: ids for a text, text for
+ids, and text piece by piece while ids come in. A control token that is written out in a text is text like any other,
+unless asked for. Chat templates are in chat.py.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from kernelmux.errors import ModelError
 from kernelmux.models.byte_level import ByteLevelBPE, spelled_bytes
 from kernelmux.models.pieces import SPACE, ScoredBPE, UnigramPieces, byte_of
 from kernelmux.models.special import SpecialTokens
-from kernelmux.models.vocabulary import TokenKind, Vocabulary, read_vocabulary
+from kernelmux.models.tokenizer_json import PROBE, read_folder
+from kernelmux.models.vocabulary import SpacePrefix, TokenKind, Vocabulary, read_vocabulary
 
 
 class Encoder(Protocol):
-    """What makes ids of a text that has no special tokens."""
+    """What makes ids of text."""
 
-    def encode(self, text: str, begins: bool) -> list[int]:
-        """The ids of `text`, which begins or follows a special token, or goes on."""
+    def encode(self, text: str, parse_special: bool, begins: bool, quote: str) -> list[int]:
+        """As `Tokenizer.encode`, without what is put around texts; `begins` is False where `text` goes on."""
 
 
 ENCODERS: Mapping[str, type[ByteLevelBPE | ScoredBPE | UnigramPieces]] = {
@@ -32,32 +35,66 @@ ENCODERS: Mapping[str, type[ByteLevelBPE | ScoredBPE | UnigramPieces]] = {
 }
 
 
+class FragmentEncoder:
+    """What a GGUF file says, at work: its special tokens, and between them the encoder of its model."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._fragments = ENCODERS[vocabulary.model](vocabulary)
+        self._all_special = SpecialTokens(vocabulary.special(), vocabulary.stripping)
+        self._user_defined = SpecialTokens(vocabulary.special(controlling=False), vocabulary.stripping)
+
+    def encode(self, text: str, parse_special: bool, begins: bool, quote: str) -> list[int]:
+        return list(self._ids(text, parse_special, begins, quote))
+
+    def _ids(self, text: str, parse_special: bool, begins: bool, quote: str) -> Iterator[int]:
+        for part in (self._all_special if parse_special else self._user_defined).split(text):
+            if isinstance(part, int):
+                yield part
+            elif quote and quote in part:
+                yield from self._ids(part.replace(quote, ""), False, begins, "")
+            else:
+                yield from self._fragments.encode(part, begins)
+            begins = isinstance(part, int)
+
+
 class Tokenizer:
     """A model's vocabulary at work; ids are those of the file."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, encoder: Encoder) -> None:
         self.vocabulary = vocabulary
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.eos_id
-        self.add_bos = vocabulary.add_bos
-        self.add_eos = vocabulary.add_eos
         self.end_ids = vocabulary.end_ids
-        self._encoder: Encoder = ENCODERS[vocabulary.model](vocabulary)
+        self._encoder = encoder
         special, user_defined = vocabulary.special(), vocabulary.special(controlling=False)
         self._special_ids = frozenset(special.values())
-        self.control_tokens = special.keys() - user_defined.keys()
+        self.control_tokens = frozenset(special.keys() - user_defined.keys())
         """The spellings that control a model, and are text where a user writes them."""
-        self._all_special = SpecialTokens(special, vocabulary.stripping)
-        self._user_defined = SpecialTokens(user_defined, vocabulary.stripping)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:
         """The tokenizer of a model file's metadata; ModelError, which names `source`, where it is not built in."""
-        return cls(read_vocabulary(metadata, source))
+        vocabulary = read_vocabulary(metadata, source)
+        return cls(vocabulary, FragmentEncoder(vocabulary))
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder (tokenizer.json); ModelError where it has none that is built in."""
+        return cls(*read_folder(Path(path)))
 
     @property
     def vocab_size(self) -> int:
         return len(self.vocabulary.tokens)
+
+    @property
+    def add_bos(self) -> bool:
+        return self.bos_id is not None and self.bos_id in self.vocabulary.opening
+
+    @cached_property
+    def goes_on(self) -> bool:
+        """Whether `encode` can go on after an id: some folders' tokenizers put a space before whatever they get."""
+        ids = self.encode(PROBE, add_special=False)
+        return self.text_bytes(self.encode(PROBE, add_special=False, after=ids[-1]), after=ids[-1]) == PROBE.encode()
 
     def token(self, token_id: int) -> str:
         """The token as the file spells it: bytes in GPT-2's alphabet, SentencePiece's spaces as U+2581."""
@@ -68,39 +105,34 @@ class Tokenizer:
         return self.vocabulary.tokens[token_id]
 
     def encode(
-        self, text: str, add_special: bool = True, *, parse_special: bool = False, after: int | None = None
+        self,
+        text: str,
+        add_special: bool = True,
+        *,
+        parse_special: bool = False,
+        after: int | None = None,
+        quote: str = "",
     ) -> list[int]:
         """The ids of `text`; `parse_special` takes control tokens that are written in it for what they are.
 
         `add_special=False` leaves out the tokens that begin and end a text; one that a chat template made has them
-        already. `after` is the id that the text goes on from, where it does not begin. ModelError where the vocabulary
-        lacks a byte of the text, which would otherwise vanish.
+        already. `after` is the id that the text goes on from, where it does not begin. `quote` is a mark that is no
+        part of the text, and keeps what it stands in from being a control token. ModelError where the vocabulary lacks
+        a byte of the text, which would otherwise vanish.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ModelError(f"text: character {error.start} is half a surrogate pair, not text") from error
-        ids = list(self._fragments(text, parse_special, after is None or after in self._special_ids))
-        if add_special and self.add_bos and self.bos_id is not None:
-            ids.insert(0, self.bos_id)
-        if add_special and self.add_eos and self.eos_id is not None:
-            ids.append(self.eos_id)
-        return ids
-
-    def _fragments(self, text: str, parse_special: bool, begins: bool) -> Iterator[int]:
-        for part in (self._all_special if parse_special else self._user_defined).split(text):
-            if isinstance(part, int):
-                yield part
-            else:
-                yield from self._encoder.encode(part, begins)
-            begins = isinstance(part, int)
+        ids = self._encoder.encode(text, parse_special, self._begins(after), quote)
+        return [*self.vocabulary.opening, *ids, *self.vocabulary.closing] if add_special else ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 that a token stands for, which may begin or end within a character."""
         token = self.token(token_id)
         if token_id in self._special_ids:
             return token.encode()
-        if self.vocabulary.model == "gpt2":
+        if self.vocabulary.byte_level:
             return spelled_bytes(token)
         if self.vocabulary.kinds[token_id] == TokenKind.BYTE and (byte := byte_of(token)) is not None:
             return bytes([byte])
@@ -108,24 +140,29 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens as they are spelled; bytes that are not UTF-8 become U+FFFD."""
-        stream = self.stream()
-        return "".join(map(stream.push, ids)) + stream.flush()
+        return self.text_bytes(ids).decode(errors="replace")
 
     def text_bytes(self, ids: Iterable[int], after: int | None = None) -> bytes:
-        """The same in UTF-8, without the spaces that `encode` puts before a text; `after` as there."""
-        begins = after is None or after in self._special_ids
+        """The same in UTF-8, whole or not, without the spaces that `encode` put before a text; `after` as there."""
         parts = []
         for token_id in ids:
             part = self.token_bytes(token_id)
-            if begins and self.vocabulary.space_prefix and token_id not in self._special_ids:
+            if self._begins(after) and token_id not in self._special_ids:
                 part = part.removeprefix(b" ")
-            begins = token_id in self._special_ids
+            after = token_id
             parts.append(part)
         return b"".join(parts)
 
     def stream(self, after: int | None = None) -> TextStream:
         """A decoder for ids that come one by one, `after` another one unless they begin a text."""
         return TextStream(self, after)
+
+    def _begins(self, after: int | None) -> bool:
+        """Whether what comes after an id is encoded as if a space stood before it."""
+        prefix = self.vocabulary.space_prefix
+        if prefix is SpacePrefix.NONE:
+            return False
+        return after is None or (prefix is SpacePrefix.FRAGMENTS and after in self._special_ids)
 
 
 class TextStream:

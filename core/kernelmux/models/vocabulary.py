@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any, NoReturn, TypeVar
 
 from kernelmux.errors import ModelError, nearest, shown
@@ -41,28 +41,38 @@ CONTROLLING = frozenset(map(int, (TokenKind.CONTROL, TokenKind.UNKNOWN)))
 SPECIAL = CONTROLLING | {int(TokenKind.USER_DEFINED)}
 
 
+class SpacePrefix(Enum):
+    """Before what a vocabulary has text encoded as if a space stood there: which is not said when ids are decoded."""
+
+    NONE, TEXT, FRAGMENTS = range(3)
+    """TEXT is the whole; FRAGMENTS also what follows each special token."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens by id, and what is known of them."""
 
     source: str
     """The file, for messages."""
-    model: str
     tokens: Sequence[str]
     kinds: Sequence[int]
     """A TokenKind for each token."""
+    byte_level: bool
+    """True where tokens are spelled in GPT-2's alphabet of bytes, False where U+2581 is a space in them."""
     bos_id: int | None = None
     eos_id: int | None = None
     unk_id: int | None = None
-    add_bos: bool = False
-    add_eos: bool = False
+    opening: tuple[int, ...] = ()
+    """What a text begins with."""
+    closing: tuple[int, ...] = ()
     end_ids: frozenset[int] = frozenset()
-    space_prefix: bool = False
-    """True where a text, and what follows a special token, is encoded as if a space stood before it."""
+    space_prefix: SpacePrefix = SpacePrefix.NONE
     merges_spaces: bool = False
     """True where spaces at both ends are dropped, and several between words are one."""
     stripping: frozenset[int] = frozenset()
     """The special tokens that take blanks after them along."""
+    model: str = ""
+    """`tokenizer.ggml.model`: what makes ids of text; "" where a tokenizer.json does."""
     pre: str = ""
     """The name of the split, for byte-level BPE."""
     merges: Sequence[tuple[str, str]] = field(default=(), repr=False)
@@ -115,21 +125,23 @@ def read_vocabulary(metadata: Mapping[str, Any], source: str) -> Vocabulary:
         default if ids[name] is None and default is not None and default < len(tokens) else ids[name]
         for name, default in (("bos", implied.bos_id), ("eos", implied.eos_id), ("unknown", implied.unk_id))
     )
-    add_bos = _added(keys, "bos", bos_id, SPLITS[pre].add_bos if pre else implied.add_bos)
+    opening = _around(keys, "bos", bos_id, SPLITS[pre].add_bos if pre else implied.add_bos)
+    prefix = model != "gpt2" and keys.get("add_space_prefix", bool, implied.space_prefix)
     return Vocabulary(
         source,
-        model,
         tokens,
         kinds,
+        model == "gpt2",
         bos_id,
         eos_id,
         unk_id,
-        add_bos,
-        _added(keys, "eos", eos_id, implied.add_eos),
+        opening,
+        _around(keys, "eos", eos_id, implied.add_eos),
         _ends(tokens, kinds, {eos_id, ids["eot"], ids["eom"]}),
-        keys.get("add_space_prefix", bool, implied.space_prefix) if model != "gpt2" else False,
-        keys.get("remove_extra_whitespaces", bool, False) if model == "t5" else False,
+        SpacePrefix.FRAGMENTS if prefix else SpacePrefix.NONE,
+        model == "t5" and keys.get("remove_extra_whitespaces", bool, False),
         _stripping(metadata, tokens, kinds),
+        model,
         pre,
         _merges(keys, tokens) if model == "gpt2" else (),
         _scores(keys, len(tokens)) if model != "gpt2" else (),
@@ -206,12 +218,13 @@ def _kinds(keys: _Keys, tokens: int) -> list[int]:
     return kinds or [TokenKind.NORMAL] * tokens
 
 
-def _added(keys: _Keys, name: str, token: int | None, default: bool) -> bool:
-    """Whether a text begins (`bos`) or ends (`eos`) with a token."""
-    added = keys.get(f"add_{name}_token", bool, default)
-    if added and token is None:
+def _around(keys: _Keys, name: str, token: int | None, default: bool) -> tuple[int, ...]:
+    """What a text begins (`bos`) or ends (`eos`) with."""
+    if not keys.get(f"add_{name}_token", bool, default):
+        return ()
+    if token is None:
         keys.fail(f"add_{name}_token", f"asks for a token that tokenizer.ggml.{name}_token_id does not name")
-    return added
+    return (token,)
 
 
 def _ends(tokens: Sequence[str], kinds: Sequence[int], stated: set[int | None]) -> frozenset[int]:

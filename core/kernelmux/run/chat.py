@@ -115,7 +115,7 @@ class Chat:
         tokenizer = self._model.source.tokenizer
         text = self._model.render(self.messages).encode(errors="surrogatepass")
         held = tokenizer.text_bytes(self._held)
-        if not held or not text.startswith(held):
+        if not held or not text.startswith(held) or not tokenizer.goes_on:
             return []
         try:
             rest = text[len(held) :].decode()

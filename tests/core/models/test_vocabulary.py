@@ -7,7 +7,7 @@ import pytest
 from kernelmux.errors import ModelError
 from kernelmux.models import vocabulary
 from kernelmux.models.tokenizer import Tokenizer
-from kernelmux.models.vocabulary import read_vocabulary
+from kernelmux.models.vocabulary import SpacePrefix, read_vocabulary
 from tiny_model import byte_alphabet, tokenizer_metadata
 from vocabularies import piece_vocabulary
 
@@ -87,11 +87,11 @@ def test_a_normalisation_that_cannot_be_read():
 def test_what_a_model_implies_where_the_file_does_not_say():
     said = read(piece_vocabulary(), dict.fromkeys(("bos_token_id", "eos_token_id", "unknown_token_id")))
     assert (said.bos_id, said.eos_id, said.unk_id) == (1, 2, 0)
-    assert (said.add_bos, said.add_eos, said.space_prefix) == (True, False, True)
+    assert (said.opening, said.closing, said.space_prefix) == ((1,), (), SpacePrefix.FRAGMENTS)
     said = read(piece_vocabulary("t5"), {})
-    assert (said.add_bos, said.add_eos, said.space_prefix) == (False, True, False)
+    assert (said.opening, said.closing, said.space_prefix) == ((), (2,), SpacePrefix.NONE)
     said = read(tokenizer_metadata(), {"token_type": None, "bos_token_id": None, "add_bos_token": None})
-    assert (said.bos_id, said.add_bos, set(said.kinds)) == (None, False, {1})
+    assert (said.bos_id, said.opening, set(said.kinds)) == (None, (), {1})
 
 
 def test_a_vocabulary_may_be_filled_up_with_empty_tokens():
