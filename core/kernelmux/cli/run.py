@@ -39,6 +39,7 @@ from kernelmux.cli.common import (
     tell_replaced,
     traced,
 )
+from kernelmux.cli.observe import CheckNan, Observing
 from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
@@ -81,6 +82,7 @@ def run(
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
     ] = None,
     cache_packed: CachePacked = False,
+    check_nan: CheckNan = False,
     timing: Annotated[bool, typer.Option("--timing", help="Say where the time to the first token went.")] = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -93,6 +95,7 @@ def run(
     start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
+    observing = Observing(check_nan)
     text = asked_prompt(prompt)
     # Here, so that what it refuses is told before anything is opened.
     asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -123,7 +126,8 @@ def run(
                 for progress in answer.prepare():
                     bar.show(progress)
                 bar.begin("reading the prompt")
-                pieces, interrupted = _stream(answer, bar, echo=not json)
+                with observing.over(answer.session):
+                    pieces, interrupted = _stream(answer, bar, echo=not json)
         finally:
             tell_replaced(answer.session)
     cache = answer.session.packed_cache
