@@ -39,7 +39,7 @@ from kernelmux.cli.common import (
     tell_replaced,
     traced,
 )
-from kernelmux.cli.observe import CheckNan, Observing
+from kernelmux.cli.observe import Annotating, CheckNan, Observing, ShadowBound, Shadowed, WatchdogSeconds
 from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
@@ -83,6 +83,10 @@ def run(
     ] = None,
     cache_packed: CachePacked = False,
     check_nan: CheckNan = False,
+    shadow: Shadowed = None,
+    shadow_bound: ShadowBound = None,
+    watchdog: WatchdogSeconds = None,
+    annotate: Annotating = False,
     timing: Annotated[bool, typer.Option("--timing", help="Say where the time to the first token went.")] = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -95,7 +99,7 @@ def run(
     start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
-    observing = Observing(check_nan)
+    observing = Observing(check_nan, shadow, shadow_bound, watchdog, annotate)
     text = asked_prompt(prompt)
     # Here, so that what it refuses is told before anything is opened.
     asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -134,9 +138,11 @@ def run(
     try:
         told = stages.told(answer.prompt_seconds)
         if json:
-            print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
+            described = {**_describe(answer, "".join(pieces), interrupted), **observing.described()}
+            print_json({**described, "timing": told})
         else:
-            _print_statistics(answer, told if timing else {})
+            _print_statistics(answer, told if timing else {}, observing.observes)
+        observing.tell()
     except KeyboardInterrupt:
         interrupted = True
     if interrupted and cache is not None:
@@ -177,8 +183,8 @@ def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str]
     return pieces, False
 
 
-def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
-    """To stderr, so that stdout holds the answer alone."""
+def _print_statistics(answer: Generation, timing: Mapping[str, float], observed: bool) -> None:
+    """To stderr, so that stdout holds the answer alone. What was `observed` is slower than predicted."""
     from kernelmux.plan.explain import run_summary
     from kernelmux.plan.table import wrapped
 
@@ -193,8 +199,9 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),
         *capturing(plan),
-        *(part for line in _slower_than_predicted(answer) for part in wrapped(line, line_width(), "  ")),
     ]
+    if not observed:
+        lines += (part for line in _slower_than_predicted(answer) for part in wrapped(line, line_width(), "  "))
     for line in lines:
         typer.echo(line, err=True)
 

@@ -54,12 +54,14 @@ class LiveRows:
         """Tokens of the step."""
         return len(self._slots)
 
-    def outputs(self, index: int, memory: Sequence[Planes] | None = None) -> list[Rows]:
-        """What the step at `index` has written, in its own memory or in other that is laid out alike."""
-        node = self._walk.steps[index].node
-        memory = self._walk.tensors[index].outputs if memory is None else memory
-        updated = {target for _, target in node.contract.updates}
-        return list(self._taken(node.outputs, self._steps[index].node.outputs, memory, updated))
+    def outputs(self, index: int) -> list[Rows]:
+        """What the step at `index` has written."""
+        return self.written(index, self._walk.steps[index].node.outputs, self._walk.tensors[index].outputs)
+
+    def written(self, index: int, values: Sequence[Value], memory: Sequence[Planes]) -> list[Rows]:
+        """The same of other memory, which another kernel has written, in the formats of `values`."""
+        node = self._steps[index].node
+        return list(self._taken(values, node.outputs, memory, {target for _, target in node.contract.updates}))
 
     def inputs(self, index: int, memory: Sequence[Planes] | None = None) -> list[Rows]:
         """What it reads, but for ids, lengths and what it updates."""
