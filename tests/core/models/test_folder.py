@@ -5,9 +5,12 @@ import shutil
 import struct
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 import kernelmux
+from command import call_command
 from kernelmux.errors import ModelError
 
 CONFIG = {
@@ -85,8 +88,21 @@ def test_a_folder_answers_ids_and_says_what_it_is(folder):
     assert (model.source.shape.layers, model.source.shape.context, model.source.shape.vocab) == (1, 64, 40)
     assert model.graph.values["blk.0.attn_q.weight"].format == "bf16"
     assert logits(folder).isfinite().all()
-    with pytest.raises(ModelError, match="the tokenizers of folders are not built in; give a prompt as token ids"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json: no such file"):
         model.encode("hello")
+
+
+def test_a_folder_with_a_tokenizer_answers_text(folder):
+    bytes_ = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(models.BPE(bytes_, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    configure(folder, vocab_size=256)
+    save(folder / "model.safetensors", {**SHAPES, "model.embed_tokens.weight": (256, 32)})
+    done = call_command("run", folder, "-p", "hello", "--max-tokens", "3", "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert (len(document["prompt_ids"]), len(document["ids"])) == (5, 3)
 
 
 def test_shards_are_one_model(folder):
