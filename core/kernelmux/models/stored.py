@@ -124,6 +124,11 @@ class StoredPlane:
         """So many of the plane's bytes, from its byte `start` on."""
         return self.file.read(self.offset + start, size)
 
+    def rows(self, rows: slice) -> StoredPlane:
+        """Some of the first axis."""
+        of_row, shape = self.nbytes // self.shape[0], (rows.stop - rows.start, *self.shape[1:])
+        return StoredPlane(self.file, self.offset + rows.start * of_row, self.dtype, shape, shape[0] * of_row)
+
     def tensor(self) -> torch.Tensor:
         """The plane in memory of its own, read now."""
         import torch
@@ -146,6 +151,13 @@ class StoredWeight(Weight):
     @property
     def planes(self) -> tuple[torch.Tensor, ...]:
         return tuple(plane.tensor() if isinstance(plane, StoredPlane) else plane for plane in self.stored)
+
+    def rows(self, name: str, rows: slice) -> Weight:
+        """As of any weight; of a matrix of one plane, whose rows lie one after the other, none is read for it."""
+        (plane,) = self.stored if len(self.stored) == 1 else (None,)
+        if not isinstance(plane, StoredPlane) or len(self.shape) != 2:
+            return super().rows(name, rows)
+        return StoredWeight(name, (rows.stop - rows.start, self.shape[1]), self.format, (plane.rows(rows),))
 
 
 def loaded(weight: Weight) -> Weight:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kernelmux.errors import label, shown
-from kernelmux.graph.formats import Weight, lookup, planes_of_rows
+from kernelmux.graph.formats import Weight, lookup
 from kernelmux.models.gguf import ModelFile
 
 VECTORS = ("f32", "f16", "bf16")
@@ -54,8 +54,7 @@ class Tensors:
         for part, rows in parts.items():
             if any(plane.rows > 1 and first % plane.rows for plane in lookup(whole.format).planes):
                 raise self._file.fault(f"tensor {name!r}: its blocks of {whole.format} reach over {part!r}")
-            planes = planes_of_rows(whole.format, whole.planes, slice(first, first + rows))
-            self._parts[part] = Weight(part, (rows, columns), whole.format, planes)
+            self._parts[part] = whole.rows(part, slice(first, first + rows))
             first += rows
 
     def finish(self) -> ModelFile:
