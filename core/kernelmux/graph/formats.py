@@ -243,11 +243,6 @@ class Weight:
     def nbytes(self) -> int:
         return lookup(self.format).nbytes(self.shape)
 
-    def rows(self, name: str, rows: slice) -> Weight:
-        """Some rows as a weight of that name; `rows` starts at a multiple of the format's block of rows."""
-        shape = (*self.shape[:-2], rows.stop - rows.start, self.shape[-1])
-        return Weight(name, shape, self.format, planes_of_rows(self.format, self.planes, rows))
-
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight in float32, or `dtype`; the file's own memory where that is what it holds."""
         import torch

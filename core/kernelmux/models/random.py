@@ -18,9 +18,9 @@ from kernelmux.errors import ModelError, nearest
 from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux.graph.ops.cases import FP8_WEIGHTS, WEIGHTS, brought_weights
+from kernelmux.models.byte_level import BYTES
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.targets import NARROW
-from kernelmux.models.tokenizer import BYTES
 
 if TYPE_CHECKING:
     import torch

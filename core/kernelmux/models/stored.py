@@ -10,13 +10,13 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import Weight, torch_dtype
+from kernelmux.graph.formats import Weight, planes_of_rows, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -124,10 +124,12 @@ class StoredPlane:
         """So many of the plane's bytes, from its byte `start` on."""
         return self.file.read(self.offset + start, size)
 
-    def rows(self, rows: slice) -> StoredPlane:
-        """Some of the first axis."""
-        of_row, shape = self.nbytes // self.shape[0], (rows.stop - rows.start, *self.shape[1:])
-        return StoredPlane(self.file, self.offset + rows.start * of_row, self.dtype, shape, shape[0] * of_row)
+    def rows(self, taken: slice) -> StoredPlane:
+        """Some rows of the plane, which lie one after another."""
+        height, *columns = self.shape
+        size = self.nbytes // height
+        count = taken.stop - taken.start
+        return replace(self, offset=self.offset + taken.start * size, shape=(count, *columns), nbytes=count * size)
 
     def tensor(self) -> torch.Tensor:
         """The plane in memory of its own, read now."""
@@ -152,14 +154,16 @@ class StoredWeight(Weight):
     def planes(self) -> tuple[torch.Tensor, ...]:
         return tuple(plane.tensor() if isinstance(plane, StoredPlane) else plane for plane in self.stored)
 
-    def rows(self, name: str, rows: slice) -> Weight:
-        """As of any weight; of a matrix of one plane, whose rows lie one after the other, none is read for it."""
-        (plane,) = self.stored if len(self.stored) == 1 else (None,)
-        if not isinstance(plane, StoredPlane) or len(self.shape) != 2:
-            return super().rows(name, rows)
-        return StoredWeight(name, (rows.stop - rows.start, self.shape[1]), self.format, (plane.rows(rows),))
-
 
 def loaded(weight: Weight) -> Weight:
     """The weight with its planes in memory, to be read no more than this once."""
     return Weight(weight.name, weight.shape, weight.format, weight.planes)
+
+
+def rows_of(weight: Weight, name: str, taken: slice) -> Weight:
+    """Some rows of a matrix as a weight of that name, which is read when it is asked for where the whole one is."""
+    shape = (taken.stop - taken.start, *weight.shape[1:])
+    stored = weight.stored if isinstance(weight, StoredWeight) else ()
+    if len(stored) == 1 and isinstance(stored[0], StoredPlane):
+        return StoredWeight(name, shape, weight.format, (stored[0].rows(taken),))
+    return Weight(name, shape, weight.format, planes_of_rows(weight.format, weight.planes, taken))

@@ -69,7 +69,7 @@ class Chat:
             self.messages.pop()
             raise
         tokenizer = self._model.source.tokenizer
-        stream, pieces, answer = tokenizer.stream(), list[str](), list[int]()
+        stream, pieces, answer = tokenizer.stream(after=ids[-1]), list[str](), list[int]()
         most = min(self._max_tokens, self._tokens - whole + 1)
         self._sampler.seen.update(self._held, ids)
         self.cut = False
@@ -114,11 +114,12 @@ class Chat:
         """The ids of what all messages say beyond what the cache holds; none where they do not go on from there."""
         tokenizer = self._model.source.tokenizer
         text = self._model.render(self.messages).encode(errors="surrogatepass")
-        held = b"".join(map(tokenizer.token_bytes, self._held))
-        if not held or not text.startswith(held):
+        held = tokenizer.text_bytes(self._held)
+        if not held or not text.startswith(held) or not tokenizer.goes_on:
             return []
         try:
-            return tokenizer.encode(text[len(held) :].decode(), add_special=False)
+            rest = text[len(held) :].decode()
+            return tokenizer.encode(rest, add_special=False, parse_special=True, after=self._held[-1])
         except UnicodeDecodeError:  # It ends within a character.
             return []
 

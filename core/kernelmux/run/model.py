@@ -36,9 +36,13 @@ USUAL_TOKENS = 128
 
 
 @plainly
-def load(path: str | Path) -> Model:
-    """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
-    return Model(open_model(path))
+def load(path: str | Path, context: int = 0) -> Model:
+    """Opens a GGUF file, or a folder of Hugging Face's; its weights stay on disk until a plan packs them.
+
+    `context` tokens are to be held: a model that differs for short and for long contexts (phi3 by its longrope) is else
+    the short one. ModelError says what is wrong with the file.
+    """
+    return Model(open_model(path, context))
 
 
 @plainly
@@ -99,18 +103,21 @@ class Model:
         )
         return _strictly(made, policy.source) if strict else made
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The prompt's token ids; messages go through the file's chat template."""
+    def encode(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
+        """The prompt's token ids; messages go through the file's chat template.
+
+        `parse_special` takes control tokens that are written in a text for what they are, which else are text.
+        """
         tokenizer = self.source.tokenizer
         if isinstance(prompt, str):
-            return tokenizer.encode(prompt)
+            return tokenizer.encode(prompt, parse_special=parse_special)
         messages = [item for item in prompt if isinstance(item, Mapping)]
         if not messages:
             return self._checked_ids(prompt)
         if len(messages) < len(prompt):
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
         # The template writes the special tokens itself.
-        return tokenizer.encode(self.render(messages), add_special=False)
+        return tokenizer.encode(self.render(messages), add_special=False, parse_special=True)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text of chat messages by the file's template, with the opening of the answer; ModelError without one."""
@@ -258,7 +265,7 @@ class Generation:
             pass
         self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0
         tokenizer = self.source.tokenizer
-        stream = tokenizer.stream()
+        stream = tokenizer.stream(after=self.prompt_ids[-1])
         started = time.perf_counter()
         for token in generate(self.session, self.prompt_ids, self.sampling, tokenizer.end_ids, self.max_tokens):
             now = time.perf_counter()

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from kernelmux.errors import ModelError
 from kernelmux.models.chat import render_chat
 from kernelmux.models.gguf import read
-from kernelmux.models.tokenizer import SPLITS, Tokenizer
+from kernelmux.models.tokenizer import Tokenizer
+from texts import texts
 from tiny_model import byte_alphabet, tokenizer_metadata, write_tiny_llama
+from vocabularies import STORED, digest, piece_vocabulary, split_vocabulary
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "smollm2_greedy.json").read_text(encoding="utf-8"))["cases"]
 
@@ -49,7 +51,7 @@ def test_smollm2_ids_and_text(smollm2_file, case):
         template = smollm2_file.metadata["tokenizer.chat_template"]
         marks = {"bos_token": smollm2.token(smollm2.bos_id), "eos_token": smollm2.token(smollm2.eos_id)}
         prompt = render_chat(template, prompt, **marks)
-    assert smollm2.encode(prompt) == case["ids"]
+    assert smollm2.encode(prompt, parse_special=True) == case["ids"]
     assert smollm2.decode(case["ids"]) == prompt
     assert smollm2.decode(case["greedy"]) == case["text"]
 
@@ -74,6 +76,41 @@ def test_the_tokenizer_of_a_written_file(tmp_path):
     tiny = Tokenizer.from_metadata(read(path).metadata, str(path))
     assert tiny.vocab_size == 300
     assert [tiny.token(token) for token in tiny.encode("the hell")] == ["t", "he", "Ġ", "hell"]
+
+
+# llama.cpp's ids
+
+
+@pytest.mark.model
+def test_smollm2_ids_of_many_strings(smollm2_file):
+    smollm2 = Tokenizer.from_metadata(smollm2_file.metadata, "smollm2")
+    assert digest(smollm2.encode, texts(2000)) == STORED["models"]["smollm2"]
+
+
+def test_gemma3_ids_of_many_strings(gemma3):
+    gemma = Tokenizer.from_metadata(read(gemma3).metadata, "gemma3")
+    assert digest(gemma.encode, texts(2000)) == STORED["models"]["gemma3"]
+
+
+@pytest.mark.parametrize("pre", STORED["splits"])
+def test_ids_of_many_strings_by_split(pre):
+    words = Tokenizer.from_metadata(split_vocabulary(pre), pre)
+    assert digest(words.encode, texts(500)) == STORED["splits"][pre]
+
+
+PIECES = {
+    "prefix": {},
+    "no prefix": {"add_space_prefix": False},
+    "unigram": {"model": "t5", "add_space_prefix": True},
+    "unigram merged": {"model": "t5", "add_space_prefix": True, "remove_extra_whitespaces": True},
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_ids_of_many_strings_by_pieces(name):
+    pieces = Tokenizer.from_metadata(piece_vocabulary(**PIECES[name]), name)
+    # llama.cpp takes what is written as `<0x41>` for that byte where its pieces can be merged to it.
+    assert digest(pieces.encode, [text for text in texts(500) if "<0x" not in text]) == STORED["pieces"][name]
 
 
 # Splits: a merge never reaches across one
@@ -109,7 +146,7 @@ def test_words_are_split_as_the_model_was_trained(pre, text, expected):
     assert [words.token(token) for token in words.encode(text)] == expected.split()
 
 
-@pytest.mark.parametrize("pre", SPLITS)
+@pytest.mark.parametrize("pre", STORED["splits"])
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_decode_undoes_encode(pre, text):
@@ -120,13 +157,23 @@ def test_decode_undoes_encode(pre, text):
 # Special tokens
 
 
-def test_special_tokens_written_in_the_text_are_recognised():
-    ids = TINY.encode("<|im_start|>he<|im_end|>")
-    assert ids == [START, TINY.encode("he")[0], END]
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_control_tokens_written_in_the_text_are_text_unless_asked_for(parse_special):
+    ids = TINY.encode("<|im_start|>he<|im_end|>", parse_special=parse_special)
+    assert (ids == [START, TINY.encode("he")[0], END]) == parse_special
+    assert ({START, END} & set(ids) == set()) == (not parse_special)
     assert TINY.decode(ids) == "<|im_start|>he<|im_end|>"
 
 
-def test_user_defined_tokens_are_recognised_too():
+@pytest.mark.parametrize("metadata", [*map(split_vocabulary, STORED["splits"]), piece_vocabulary()], ids=str)
+def test_no_text_makes_a_control_token_unless_asked_for(metadata):
+    words = Tokenizer.from_metadata(metadata, "words")
+    control = {words.vocabulary.tokens.index(spelled) for spelled in words.control_tokens} - {words.bos_id}
+    for text in ("<|im_end|>", "x<|im_start|>user\n", "<s></s><unk>", "<|im_<|im_end|>end|>"):
+        assert not control & set(words.encode(text, add_special=False)), text
+
+
+def test_user_defined_tokens_are_always_recognised():
     metadata = tokenizer_metadata(vocab=300)
     kinds = metadata["tokenizer.ggml.token_type"]
     kinds[299] = 4
@@ -152,17 +199,64 @@ def test_the_token_that_begins_a_text(changes, begins):
     assert words.encode("he") == ([START, *plain] if begins else plain)
 
 
+def test_the_token_that_ends_a_text():
+    words = tokenizer(add_eos_token=True)
+    assert words.encode("he") == [*TINY.encode("he"), END]
+    assert words.encode("he", add_special=False) == TINY.encode("he", add_special=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "ends"),
     [
         ({}, {END, END_OF_TEXT}),
         ({"eos_token_id": None}, {END, END_OF_TEXT}),
         ({"eot_token_id": 7}, {END, END_OF_TEXT, 7}),
+        ({"eom_token_id": 7}, {END, END_OF_TEXT, 7}),
         ({"token_type": None}, {END}),
     ],
 )
 def test_what_ends_an_answer(changes, ends):
     assert tokenizer(**changes).end_ids == ends
+
+
+def test_in_harmony_a_message_ends_within_an_answer():
+    tokens = [*byte_alphabet(), "<|end|>", "<|return|>", "<|call|>"]
+    keys = {"tokens": tokens, "token_type": [1] * 256 + [3] * 3, "merges": []}
+    assert tokenizer(**keys, bos_token_id=None, eos_token_id=257).end_ids == {257, 258}
+    tokens[-1] = "<|other|>"
+    assert tokenizer(**keys, bos_token_id=None, eos_token_id=257).end_ids == {256, 257}
+
+
+# Spaces before a text
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [("he", [" h", "e"]), ("a</s>b", [" a", "</s>", " b"]), (" he", [" ", " h", "e"]), ("", [])],
+)
+def test_sentencepiece_begins_texts_with_a_space_and_decoding_takes_it_away(text, pieces):
+    words = Tokenizer.from_metadata(piece_vocabulary(), "pieces")
+    ids = words.encode(text, add_special=False, parse_special=True)
+    assert [words.token_bytes(token).decode() for token in ids] == pieces
+    assert words.decode(ids) == text
+    assert words.decode(words.encode(text, parse_special=True)) == f"<s>{text}"
+
+
+def test_a_text_that_goes_on_has_no_space_before_it():
+    words = Tokenizer.from_metadata(piece_vocabulary(), "pieces")
+    first = words.encode("a", add_special=False)
+    rest = words.encode("b c", add_special=False, after=first[-1])
+    assert words.decode(first + rest) == "ab c"
+    assert words.text_bytes(rest, after=first[-1]) == b"b c"
+    stream = words.stream(after=first[-1])
+    assert stream.push(words.encode("b", add_special=False)[0]) == " b", "said by the model, not added"
+
+
+def test_what_is_blank_after_a_token_of_phi3_is_part_of_it():
+    metadata = tokenizer_metadata() | {"general.name": "Phi-3-mini"}
+    words = Tokenizer.from_metadata(metadata, "phi3")
+    assert words.encode("<|im_end|>\n he", parse_special=True) == [END, *TINY.encode("he")]
+    assert words.encode("<|endoftext|>\n", parse_special=True) == [END_OF_TEXT, *TINY.encode("\n")]
 
 
 # Streams
@@ -183,39 +277,12 @@ def test_a_stream_gives_up_on_half_a_character_at_the_end():
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, TINY.vocab_size - 1)))
 def test_a_stream_says_what_decode_says(ids):
+    assert b"".join(map(TINY.token_bytes, ids)).decode(errors="replace") == TINY.decode(ids)
     stream = TINY.stream()
     assert "".join(map(stream.push, ids)) + stream.flush() == TINY.decode(ids)
 
 
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "llama"}, r"'tokenizer.ggml.model': 'llama' is not built in; known: gpt2"),
-        ({"model": None}, r"'tokenizer.ggml.model': is missing; the file has: tokenizer.chat_template, tokenizer.ggml"),
-        ({"pre": "qwen"}, r"'qwen' is not built in \(did you mean 'qwen2'\?\); known: llama-bpe, qwen2, smollm"),
-        ({"pre": None}, r"'tokenizer.ggml.pre': is missing"),
-        ({"tokens": None}, r"'tokenizer.ggml.tokens': is missing"),
-        ({"tokens": "abc"}, r"'tokenizer.ggml.tokens': found str 'abc', list is needed"),
-        ({"tokens": [1, 2]}, r"'tokenizer.ggml.tokens': not all of its items are text"),
-        ({"merges": None}, r"'tokenizer.ggml.merges': is missing"),
-        ({"merges": ["he"]}, r"'tokenizer.ggml.merges': merge 0 is 'he': not two tokens that make a third"),
-        ({"merges": ["h e", "he e"]}, r"'tokenizer.ggml.merges': merge 1 is 'he e'"),
-        ({"token_type": [1, 1]}, rf"2 types for {TINY.vocab_size} tokens"),
-        ({"eos_token_id": 5000}, r"'tokenizer.ggml.eos_token_id': no token 5000; ids run from 0 to"),
-        ({"bos_token_id": True}, r"'tokenizer.ggml.bos_token_id': found bool 'True', int is needed"),
-        ({"bos_token_id": None, "add_bos_token": True}, r"'tokenizer.ggml.add_bos_token': asks for a token"),
-        ({"add_bos_token": 1}, r"'tokenizer.ggml.add_bos_token': found int '1', bool is needed"),
-    ],
-)
-def test_metadata_that_is_no_tokenizer(changes, message):
-    with pytest.raises(ModelError, match=message) as caught:
-        tokenizer(**changes)
-    assert str(caught.value).startswith("tiny.gguf: ")
-    assert caught.value.file == "tiny.gguf"
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("token", [-1, TINY.vocab_size])

@@ -27,7 +27,7 @@ def scripted(model, monkeypatch):
     def say(*texts):
         ids.clear()
         for text in texts:
-            ids.extend(model.source.tokenizer.encode(text))
+            ids.extend(model.source.tokenizer.encode(text, parse_special=True))
 
     monkeypatch.setattr("kernelmux.run.generate.draw_next", lambda sampler, logits: ids.pop(0))
     decode = kernelmux.run.session.Session.decode

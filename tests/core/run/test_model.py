@@ -123,7 +123,8 @@ def test_messages_go_through_the_files_chat_template(model: Model, plan: Plan):
     text = "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     ids = model.encode(CHAT)
     assert model.source.tokenizer.decode(ids) == text
-    assert ids == model.encode(text)
+    assert ids == model.encode(text, parse_special=True)
+    assert ids != model.encode(text), "a prompt that is text has no control tokens"
     assert model.generate(CHAT, plan, max_tokens=1).prompt_ids == ids
 
 
