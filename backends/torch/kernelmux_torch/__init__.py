@@ -22,7 +22,9 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(cuda_mul_mat.Bf16, cuda_mul_mat.F16, cuda_mul_mat.F32, cuda_mul_mat.Bf16Add),
         *(fp8.Fp8Tensor, fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8RowFast, fp8.Fp8Block),
         *(attention.Sdpa, cuda_attention.Sdpa, cuda_attention.SdpaHalf),
-        *(elementwise.Add, elementwise.Mul, elementwise.Silu, rms_norm.RmsNorm, rope.Rope, copy.Copy),
+        *(elementwise.Add, elementwise.Mul, elementwise.Scale),
+        *(elementwise.Silu, elementwise.Gelu, elementwise.SoftCap),
+        *(rms_norm.RmsNorm, rms_norm.QkNorm, rope.Rope, copy.Copy),
         *(cuda_embed.Bf16, cuda_embed.F32, embed.Rows),
         *(convert.Convert, convert.Quantize, convert.Dequantize),
     ]

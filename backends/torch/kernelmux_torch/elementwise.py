@@ -1,4 +1,7 @@
-"""add, mul and silu in any mix of f32, bf16 and f16: one torch call each, three for a silu that changes the format."""
+"""add, mul, scale, silu, gelu and soft_cap in any mix of f32, bf16 and f16: one torch call each, or three.
+
+Three are those of soft_cap, and of an activation that changes the format.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,17 @@ def _rounded_once(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> bool:
     return torch.promote_types(a.dtype, b.dtype) in (torch.float32, y.dtype)
 
 
+class Scale(_Elementwise):
+    ops = ("scale",)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        # In float32, which a number of no dimensions would leave where both are in less.
+        return partial(torch.mul, x, torch.tensor([node.scale], device=y.device), out=y)
+
+
 class Silu(_Elementwise):
-    ops = ("silu",)
+    ops: tuple[str, ...] = ("silu",)
     # Where it writes another format than it reads, through float32 scratch.
     on_card = 3
 
@@ -55,14 +67,47 @@ class Silu(_Elementwise):
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
         if x.dtype == y.dtype:
-            return partial(torch.ops.aten.silu.out, x, out=y)
-        # torch's silu writes no other type than it reads.
+            return self.activation(x, y)
+        # torch's activations write no other type than they read.
         assert tensors.workspace is not None
         wide = tensors.workspace.view(torch.float32).view(x.shape)
+        in_place = self.activation(wide, wide)
 
         def launch() -> None:
             wide.copy_(x)
-            torch.ops.aten.silu.out(wide, out=wide)
+            in_place()
             y.copy_(wide)
+
+        return launch
+
+    def activation(self, x: torch.Tensor, y: torch.Tensor) -> Launch:
+        return partial(torch.ops.aten.silu.out, x, out=y)
+
+
+class Gelu(Silu):
+    ops = ("gelu",)
+
+    def activation(self, x: torch.Tensor, y: torch.Tensor) -> Launch:
+        return partial(torch.ops.aten.gelu.out, x, approximate="tanh", out=y)
+
+
+class SoftCap(_Elementwise):
+    ops = ("soft_cap",)
+    on_card = 3
+
+    def workspace(self, node: TensorNode) -> int:
+        (y,) = node.outputs
+        return 0 if y.format == "f32" else 4 * math.prod(y.extents)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        (x,), (y,) = tensors.inputs, tensors.outputs
+        wide = y if tensors.workspace is None or y.dtype == torch.float32 else tensors.workspace.view(torch.float32)
+        wide = wide.view(x.shape)
+        cap = torch.tensor([node.soft_cap], device=y.device)
+
+        def launch() -> None:
+            torch.div(x, cap, out=wide)
+            torch.tanh(wide, out=wide)
+            torch.mul(wide, cap, out=y)
 
         return launch

@@ -1,16 +1,19 @@
-"""rms_norm in five torch calls that write where they are told; `torch.rms_norm` allocates, and is no faster."""
+"""rms_norm and qk_norm, five torch calls a tensor that write where told; `torch.rms_norm` allocates for no gain."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from kernelmux.contract import Launch, Tensors
+from kernelmux.contract.kernel import in_turn
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch.kernel import FLOATS, TorchKernel
 
 
 class RmsNorm(TorchKernel):
-    ops = ("rms_norm",)
+    ops: tuple[str, ...] = ("rms_norm",)
     name = "f32"
     # torch's norm adds a row's columns in order: of 20,480 equal ones each sum is rounded the same way.
     precision = 1e-10
@@ -27,17 +30,43 @@ class RmsNorm(TorchKernel):
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
         assert tensors.workspace is not None
-        m, k = x.shape
+        return _normed(x, y, gamma, node.epsilon, tensors.workspace.view(torch.float32))
+
+
+class QkNorm(RmsNorm):
+    """Heads are rows of their own."""
+
+    ops = ("qk_norm",)
+    on_card = 12
+
+    def workspace(self, node: TensorNode) -> int:
+        # Queries and keys take turns with it.
+        m, widest = node.inputs[0].extents[0], max(node.num_heads, node.num_kv_heads)
+        return 4 * m * widest * (node.head_dim + 1)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        assert tensors.workspace is not None
         scratch = tensors.workspace.view(torch.float32)
-        scaled, norm = scratch[: m * k].view(m, k), scratch[m * k :].view(m, 1)
-        epsilon = torch.tensor(node.epsilon, device=x.device)
-        share = 1 / k
+        queries, keys = (
+            _normed(*(t.view(len(t), -1, node.head_dim) for t in (x, y)), gamma, node.epsilon, scratch)
+            for x, y, gamma in zip(tensors.inputs, tensors.outputs, tensors.packed, strict=True)
+        )
+        return in_turn(queries, keys)
 
-        def launch() -> None:
-            torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
-            torch.addcmul(epsilon, norm, norm, value=share, out=norm)
-            norm.rsqrt_()
-            torch.mul(x, norm, out=scaled)
-            torch.mul(scaled, gamma, out=y)
 
-        return launch
+def _normed(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, epsilon: float, scratch: torch.Tensor) -> Launch:
+    """The calls that norm x [..., k] into y, which may be the same memory."""
+    *rows, k = x.shape
+    scaled, rest = scratch[: x.numel()].view(x.shape), scratch[x.numel() :]
+    norm = rest[: math.prod(rows)].view(*rows, 1)
+    least = torch.tensor(epsilon, device=x.device)
+    share = 1 / k
+
+    def launch() -> None:
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
+        torch.addcmul(least, norm, norm, value=share, out=norm)
+        norm.rsqrt_()
+        torch.mul(x, norm, out=scaled)
+        torch.mul(scaled, gamma, out=y)
+
+    return launch

@@ -44,7 +44,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(fp8.Fp8Row, fp8.Fp8Tensor, fp8.Fp8RowFast, fp8.Fp8TensorFast, fp8.Fp8Block),
         *(fp8.Fp8RowStacked, fp8.Fp8RowFastStacked, fp8.Fp8BlockStacked),
         *(decode.Decode, decode.DecodeF32, prefill.Prefill, prefill.PrefillF32),
-        *(norm.RmsNorm, norm.AddRmsNorm),
+        *(norm.RmsNorm, norm.AddRmsNorm, norm.QkNorm),
         *(elementwise.Elementwise, elementwise.Swiglu),
         *(rope.Rope, rope_copy.RopeCopy, copy.Copy),
         *(embed.Bf16, embed.F32, embed.Rows),

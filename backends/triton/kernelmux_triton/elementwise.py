@@ -1,4 +1,4 @@
-"""add, mul, silu and swiglu on CUDA: one Triton kernel, which also quantises what swiglu gives where asked."""
+"""Elementwise ops on CUDA: one Triton kernel, which also quantises what swiglu gives where asked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST = 32768
 class Elementwise(Kernel):
     """In float32, rounded once."""
 
-    ops: tuple[str, ...] = ("add", "mul", "silu")
+    ops: tuple[str, ...] = ("add", "mul", "scale", "silu", "gelu", "soft_cap")
     name = "f32"
     precision = 1e-11
     input_formats = output_formats = FLOATS
@@ -33,7 +33,9 @@ class Elementwise(Kernel):
         m, n = a.shape
         group, column_major = scaling(node.outputs[0].format, n)
         wide = max(group, min(TILE, triton.next_power_of_2(n)))
-        args = (a, b, *planes(tensors.outputs[0]), node.op, a.stride(0), b.stride(0), n, group, column_major, wide)
+        number = node.scale or node.soft_cap
+        laid = (a.stride(0), b.stride(0), n, group, column_major, wide)
+        args = (a, b, *planes(tensors.outputs[0]), node.op, number, *laid)
         return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, stream=stream, num_warps=warps(wide))
 
 
@@ -50,20 +52,39 @@ class Swiglu(Elementwise):
 @triton.jit
 def _elementwise(
     a, b, y, scales, sums,
-    OP: tl.constexpr, STRIDE: tl.constexpr, OTHER: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
-    COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
+    OP: tl.constexpr, NUMBER: tl.constexpr, STRIDE: tl.constexpr, OTHER: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """a, b [m, COLUMNS] in rows STRIDE and OTHER apart, y [m, COLUMNS]; a program takes WIDE columns of a row, once."""
+    """a, b [m, COLUMNS] in rows STRIDE and OTHER apart, y [m, COLUMNS]; a program takes WIDE columns of a row, once.
+
+    NUMBER is what scale or soft_cap state.
+    """
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * WIDE
     column = first + tl.arange(0, WIDE)
     values = tl.load(a + row * STRIDE + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
     if OP == "silu" or OP == "swiglu":
         values = values / (1.0 + tl.exp(-values))
-    if OP != "silu":
+    if OP == "gelu":
+        # (1 + tanh(u)) / 2 is the sigmoid of 2u; the factor is twice the root of 2 / pi.
+        inner = 1.5957691216057308 * (values + 0.044715 * values * values * values)
+        values = values / (1.0 + tl.exp(-inner))
+    if OP == "scale":
+        values *= NUMBER
+    if OP == "soft_cap":
+        values = NUMBER * tanh(values / NUMBER)
+    if OP == "add" or OP == "mul" or OP == "swiglu":
         other = tl.load(b + row * OTHER + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
         if OP == "add":
             values += other
         else:
             values *= other
     store_row(y, scales, sums, row, tl.num_programs(0), first, values, COLUMNS, GROUP, COLUMN_MAJOR)
+
+
+@triton.jit
+def tanh(x):
+    """By the sigmoid, and near 0, where that cancels, by its series up to x⁷."""
+    square = x * x
+    series = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
+    return tl.where(tl.abs(x) < 0.25, series, 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x)))

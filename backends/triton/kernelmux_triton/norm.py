@@ -1,5 +1,6 @@
-"""rms_norm and add_rms_norm on CUDA: a row a program of one Triton kernel, which also quantises the norm where asked.
+"""rms_norm, add_rms_norm and qk_norm on CUDA: a row, or a head, a program of one Triton kernel.
 
+The first two also quantise the norm where asked.
 The sum and the norm are computed in float32 and rounded once, when they are written.
 """
 
@@ -54,6 +55,53 @@ class AddRmsNorm(RmsNorm):
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [FLOATS, emitted(node.outputs[1])]
+
+
+class QkNorm(Kernel):
+    """Queries and keys in one launch; they may be columns of one matrix."""
+
+    ops = ("qk_norm",)
+    name = "f32"
+    precision = 1e-11
+    packed = "f32"
+    strided = True
+    input_formats = output_formats = FLOATS
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        q, k = tensors.inputs
+        wide = triton.next_power_of_2(node.head_dim)
+        sizes = (node.num_heads, node.num_kv_heads, node.head_dim, q.stride(0), k.stride(0))
+        args = (q, k, *tensors.packed, *tensors.outputs, node.epsilon, *sizes, wide)
+        grid = (len(q), node.num_heads + node.num_kv_heads)
+        return bind(_heads_normed, grid, *args, stream=stream, num_warps=warps(wide))
+
+
+@triton.jit
+def _heads_normed(
+    q, k, q_gamma, k_gamma, q_out, k_out,
+    EPSILON: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, Q_STRIDE: tl.constexpr,
+    K_STRIDE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """q [m, QUERIES, DIM] and k [m, KEYS, DIM] in rows Q_STRIDE and K_STRIDE apart; a program a head of either."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    if head < QUERIES:
+        _head_normed(q + row * Q_STRIDE + head * DIM, q_gamma, q_out + (row * QUERIES + head) * DIM, EPSILON, DIM, WIDE)
+    else:
+        head -= QUERIES
+        _head_normed(k + row * K_STRIDE + head * DIM, k_gamma, k_out + (row * KEYS + head) * DIM, EPSILON, DIM, WIDE)
+
+
+@triton.jit
+def _head_normed(x, gamma, y, EPSILON: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr):
+    """x, gamma and y [DIM]."""
+    column = tl.arange(0, WIDE)
+    inside = column < DIM
+    values = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
+    values *= tl.rsqrt(tl.sum(values * values, axis=0) / DIM + EPSILON) * tl.load(
+        gamma + column, mask=inside, other=0.0
+    )
+    tl.store(y + column, values.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -12,13 +12,13 @@ from kernelmux_triton import norm
 from offered import offered_on
 from triton_interpreter import interpreted_jobs
 
-OPS = ("rms_norm", "add_rms_norm", "add", "mul", "silu", "swiglu", "embed")
+OPS = ("rms_norm", "add_rms_norm", "add", "mul", "scale", "silu", "gelu", "soft_cap", "swiglu", "qk_norm", "embed")
 
 REGISTRY, CASES = interpreted_jobs(backend(**dict.fromkeys(OPS, offered_on())))
 
 
-# numpy, which the interpreter computes with, warns of the infinity that silu of far negative numbers divides by.
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+# numpy, which the interpreter computes with, warns of the infinity that activations of far numbers divide by.
+@pytest.mark.filterwarnings("ignore:overflow encountered in (exp|multiply)")
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
     pass_or_skip(job, REGISTRY)

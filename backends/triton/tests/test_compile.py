@@ -85,6 +85,14 @@ def roped_and_copied(**fields):
     return rope_copy.RopeCopy(), node
 
 
+def heads_normed():
+    """Of eight heads and four, in two formats."""
+    q, k = rows("bf16", k=1024)[0], replace(rows("f32", k=512)[0], name="k")
+    gamma = tuple(Value(f"{port}_gamma", (128,)) for port in "qk")
+    heads = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 128}
+    return norm.QkNorm(), made("qk_norm", [q, k], ["f32", "bf16"], gamma=gamma, epsilon=1e-6, **heads)
+
+
 def cached(format):
     caches = [Value(name, (9, 16, 8, 128), format) for name in ("k_cache", "v_cache")]
     return [Value("slots", (M,), "i32"), *caches]
@@ -102,6 +110,10 @@ NODES = {
     "add": (elementwise.Elementwise(), made("add", BF16_F32, ["f16"])),
     "mul of odd rows": (elementwise.Elementwise(), made("mul", rows("f16", "f16", k=33), ["f16"])),
     "silu": (elementwise.Elementwise(), made("silu", rows("bf16"), ["bf16"])),
+    "gelu": (elementwise.Elementwise(), made("gelu", rows("bf16"), ["f32"])),
+    "scale": (elementwise.Elementwise(), made("scale", rows("f32"), ["bf16"], scale=12.0)),
+    "soft_cap": (elementwise.Elementwise(), made("soft_cap", rows("bf16"), ["f32"], soft_cap=30.0)),
+    "qk_norm": heads_normed(),
     "swiglu fp8_row": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["fp8_row"])),
     "swiglu fp8_block": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["fp8_block"])),
     "swiglu q8_32": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["q8_32"])),

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from kernelmux.run.sampling import Sampling
     from kernelmux.run.session import Session
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file.", show_default=False)]
-OptionalModelPath = Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file.", show_default=False)]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A GGUF file, or a model's folder.", show_default=False)
+]
+OptionalModelPath = Annotated[
+    Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file, or a model's folder.", show_default=False)
+]
 RandomModel = Annotated[
     str | None,
     typer.Option("--random", metavar="SHAPE:FORMAT", help="Random weights instead of a file, as llama-8b:Q4_K_M."),
@@ -122,7 +126,7 @@ def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Mo
         return load(path)
     if path is None and random is not None:
         return load_random(random, find_device(device).torch)
-    raise typer.BadParameter("name a GGUF file, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")
+    raise typer.BadParameter("name a model, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")
 
 
 def refuse_together(option: str, **others: object) -> None:

@@ -25,7 +25,7 @@ def check(
         Path, typer.Argument(metavar="FILE", help="A policy file (TOML), or `default`.", show_default=False)
     ],
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="MODEL", help="Also check it against this GGUF file.")
+        Path | None, typer.Option("--model", metavar="MODEL", help="Also check it against this model.")
     ] = None,
     device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,

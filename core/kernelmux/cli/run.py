@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -109,7 +110,7 @@ def run(
     asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     with ProgressBar(stages) as bar:
         # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
-        if model is None or model.is_file():
+        if model is None or os.path.isfile(model):
             with bar.stage("importing torch"):
                 import torch  # noqa: F401
         with bar.stage("opening the model"):

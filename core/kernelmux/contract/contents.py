@@ -1,6 +1,6 @@
 """What the weights of a model file hold, as checksums by name: read once, and known again as long as it is that file.
 
-Enters: weights, mapped; when their file was last changed. Leaves: a checksum for each. The file's path says nothing:
+Enters: weights; when their file was last changed. Leaves: a checksum for each. The file's path says nothing:
 moved and copied files hold what they held.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kernelmux.contract.cache import Cache, read_table, update_table
 from kernelmux.contract.checksum import checksum, hex_checksum
 from kernelmux.graph.formats import Weight
+from kernelmux.models.stored import StoredPlane, StoredWeight
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ class Contents:
     differs every byte is read, so that a copy is known by what it holds, and a file that was written to is another.
     """
 
-    def __init__(self, weights: Mapping[str, Weight], stamp: tuple[int, int]) -> None:
+    def __init__(self, weights: Mapping[str, Weight], stamp: tuple[int, ...]) -> None:
         self._weights = weights
         self._stamp = stamp
         self._new: dict[str, list[str]] = {}
@@ -64,11 +65,17 @@ class Contents:
     def _key(self) -> str:
         samples = hashlib.sha256()
         for weight in self._weights.values():
-            for plane in map(_bytes, weight.planes):
-                middle = max(len(plane) - SAMPLE, 0) // 2
-                samples.update(plane[middle : middle + SAMPLE].numpy().tobytes())
+            for plane in weight.stored if isinstance(weight, StoredWeight) else weight.planes:
+                samples.update(_sample(plane))
         table = [(weight.name, weight.format, weight.shape) for weight in self._weights.values()]
         return Cache.key(self._stamp, table, samples.hexdigest())
+
+
+def _sample(plane: torch.Tensor | StoredPlane) -> bytes:
+    start = max(plane.nbytes - SAMPLE, 0) // 2
+    if isinstance(plane, StoredPlane):
+        return bytes(plane.read(start, min(plane.nbytes, SAMPLE)))
+    return _bytes(plane)[start : start + SAMPLE].numpy().tobytes()
 
 
 def _bytes(plane: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.uploads import Uploads
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
+from kernelmux.models.stored import loaded
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,7 @@ class PackedWeights:
         names, _ = key
         self.made += 1
         uploads = self._uploads
-        weights = [self.weights[name] if uploads is None else uploads.take(name) for name in names]
+        weights = [loaded(self.weights[name]) if uploads is None else uploads.take(name) for name in names]
         form = kernel.prepare(weights, self.device)
         if uploads is not None:
             for name in names:

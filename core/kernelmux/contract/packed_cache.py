@@ -42,10 +42,9 @@ class PackedCache:
     """
 
     def __init__(
-        self, weights: Mapping[str, Weight], device: Device, path: Path, stamp: tuple[int, int] | None
+        self, weights: Mapping[str, Weight], device: Device, path: Path, stamp: tuple[int, ...] | None
     ) -> None:
         self._device = device
-        self._file, self._stamp = path, stamp
         self._contents = None if stamp is None else Contents(weights, stamp)
         self.background = Background(self._failed)
         """What writes: `in_use` is for those who are not to be disturbed."""
@@ -114,24 +113,13 @@ class PackedCache:
     def _write(self, form: Form, kernel: Kernel, planes: tuple[torch.Tensor, ...], made: Any) -> None:
         if made is not None:
             made.synchronize()
-        self._check_file()
         key = self._key(form, kernel)
         with self._device.platform.on(self._stream), replacing(self._path(key)) as file:
             write_form(file, key, form, planes, self.background.go_on)
 
     def _remember(self) -> None:
         assert self._contents is not None
-        self._check_file()
         self._contents.remember()
-
-    def _check_file(self) -> None:
-        """What is mapped changes with the file: OSError where that has been written to since it was opened."""
-        try:
-            found = self._file.stat()
-        except FileNotFoundError:
-            return  # Deleted or moved it stays mapped as it was.
-        if (found.st_size, found.st_mtime_ns) != self._stamp:
-            raise OSError(f"{self._file} was written to meanwhile")
 
     @cached_property
     def _stream(self) -> Any:

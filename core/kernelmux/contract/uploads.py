@@ -1,4 +1,4 @@
-"""Weights on their way from a mapped file to a device's memory: once each, in large pinned pieces, ahead of their use.
+"""Weights on their way from a file to a device's memory: once each, in large pinned pieces, ahead of their use.
 
 Enters: a model's weights by name, and packed forms that a cache holds; the order in which packing wants them, each as
 often as it does. Leaves: the same with their planes on the device. While the device packs one, threads bring the next.
@@ -14,7 +14,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
 from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight
+from kernelmux.graph.formats import Weight, torch_dtype
+from kernelmux.models.stored import StoredPlane, StoredWeight, loaded
 
 if TYPE_CHECKING:
     import torch
@@ -104,15 +105,18 @@ class Uploads:
     def _start(self, wanted: Weight | MappedForm) -> None:
         self._waiting.pop(wanted.name, None)
         if self._ring is None or self._stays(wanted):
-            self._here[wanted.name] = wanted, ()
+            self._here[wanted.name] = loaded(wanted) if isinstance(wanted, StoredWeight) else wanted, ()
             return
-        sent = [self._ring.send(plane) for plane in wanted.planes]
+        stored = wanted.stored if isinstance(wanted, StoredWeight) else wanted.planes
+        sent = [self._ring.send(plane) for plane in stored]
         planes = tuple(plane for plane, _ in sent)
         self._here[wanted.name] = replace(wanted, planes=planes), [piece for _, pieces in sent for piece in pieces]
 
     def _stays(self, wanted: Weight | MappedForm) -> bool:
         """Whether it is taken where it lies: not a form, which is sent whole however large it is."""
-        return isinstance(wanted, Weight) and (wanted.nbytes > AHEAD or wanted.planes[0].device.type != "cpu")
+        if not isinstance(wanted, Weight):
+            return False
+        return wanted.nbytes > AHEAD or (not isinstance(wanted, StoredWeight) and wanted.planes[0].device.type != "cpu")
 
 
 class _Ring:
@@ -125,30 +129,37 @@ class _Ring:
         self._free: SimpleQueue[tuple[torch.Tensor, torch.Event]] = SimpleQueue()
         self._made = 0
 
-    def send(self, plane: torch.Tensor) -> tuple[torch.Tensor, list[Future[torch.Event]]]:
-        """Memory on the device for a plane in host memory, and the events after which each piece of it is there."""
+    def send(self, plane: torch.Tensor | StoredPlane) -> tuple[torch.Tensor, list[Future[torch.Event]]]:
+        """Memory on the device for a plane in host memory or a file, and the events after which each piece is there."""
         import torch
 
-        target = torch.empty(plane.shape, dtype=plane.dtype, device=self._device.torch)
+        dtype = torch_dtype(plane.dtype) if isinstance(plane, StoredPlane) else plane.dtype
+        target = torch.empty(plane.shape, dtype=dtype, device=self._device.torch)
         # The memory may have been another tensor's until now: what reads that one on the current stream comes first.
         vacant = torch.Event(self._device.torch)
         vacant.record()
-        source, room = (part.reshape(-1).view(torch.uint8) for part in (plane, target))
-        pieces = zip(torch.split(source, PIECE), torch.split(room, PIECE), strict=True)
-        return target, [self._threads.submit(self._send, *piece, vacant) for piece in pieces]
+        source = plane if isinstance(plane, StoredPlane) else plane.reshape(-1).view(torch.uint8)
+        pieces = enumerate(torch.split(target.reshape(-1).view(torch.uint8), PIECE))
+        return target, [self._threads.submit(self._send, source, n * PIECE, piece, vacant) for n, piece in pieces]
 
-    def _send(self, source: torch.Tensor, target: torch.Tensor, vacant: torch.Event) -> torch.Event:
+    def _send(
+        self, source: torch.Tensor | StoredPlane, start: int, target: torch.Tensor, vacant: torch.Event
+    ) -> torch.Event:
         import numpy as np
         import torch
 
         pinned, sent = self._buffer()
         sent.synchronize()
+        size = len(target)
         # Outside Python's lock, and by this thread alone.
-        np.copyto(pinned[: len(source)].numpy(), source.numpy())
+        if isinstance(source, StoredPlane):
+            source.read_into(start, pinned[:size].numpy().data)
+        else:
+            np.copyto(pinned[:size].numpy(), source[start : start + size].numpy())
         arrived = torch.Event(self._device.torch)
         with self._device.platform.on(self._stream):
             vacant.wait()
-            target.copy_(pinned[: len(source)], non_blocking=True)
+            target.copy_(pinned[:size], non_blocking=True)
             arrived.record()
         self._free.put((pinned, arrived))
         return arrived

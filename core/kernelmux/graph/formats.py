@@ -232,7 +232,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A stored tensor of a model: its planes as the file holds them (memory-mapped), never copied before `prepare`."""
+    """A stored tensor of a model: its planes as the file holds them."""
 
     name: str
     shape: tuple[int, ...]

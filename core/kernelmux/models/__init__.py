@@ -1,7 +1,8 @@
 """Model files in, graphs out.
 
-Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (memory-mapped), the tokenizer and
-the chat template. Computes nothing. What an architecture is made of is in blocks.py; each is a file in architectures/.
+Enters: a path, or the name of a random model. Leaves: the graph, the stored weights (read when they are packed), the
+tokenizer and the chat template. Computes nothing. What architectures are made of is in blocks.py; each is a file in
+architectures/.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from kernelmux.errors import KernelmuxError, ModelError, shown, where_raised
 from kernelmux.graph.graph import Graph
 from kernelmux.models.architectures import find_architecture
 from kernelmux.models.blocks import Blocks
+from kernelmux.models.folder import read_folder
 from kernelmux.models.gguf import ModelFile, read
 from kernelmux.models.random import RandomWeights, random_file
 from kernelmux.models.shape import Shape
@@ -31,12 +33,18 @@ class Source:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The file's own tokenizer; ModelError where it has none that is known."""
+        if self.file.path.is_dir():
+            raise self.file.fault("the tokenizers of folders are not built in; give a prompt as token ids")
         return Tokenizer.from_metadata(self.file.metadata, str(self.file.path))
 
 
-def open_model(path: str | Path) -> Source:
-    """Reads a GGUF file; ModelError says what is wrong with it, where, and what would work."""
-    return build_source(read(Path(path)))
+def open_model(path: str | Path, context: int = 0) -> Source:
+    """Reads a GGUF file, or a folder; ModelError says what is wrong with it, where, and what would work.
+
+    `context` is as in `build_source`.
+    """
+    path = Path(path)
+    return build_source(read_folder(path) if path.is_dir() else read(path), context)
 
 
 def open_random(asked: str, device: str = "cpu") -> Source:
@@ -45,18 +53,21 @@ def open_random(asked: str, device: str = "cpu") -> Source:
     return replace(source, file=replace(source.file, weights=RandomWeights(source.file.weights, device)))
 
 
-def build_source(file: ModelFile) -> Source:
-    """The graph of what a file holds; ModelError where a key or a tensor is missing, or is not built in."""
+def build_source(file: ModelFile, context: int = 0) -> Source:
+    """The graph of what a file holds; ModelError where a key or a tensor is missing, or is not built in.
+
+    `context` tokens are to be held, where a model differs for short and for long contexts: phi3 by its longrope.
+    """
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise file.fault(f"general.architecture is {shown(architecture)}; the name of one is needed")
     try:
-        build = find_architecture(architecture)
+        made = find_architecture(architecture)
     except ModelError as error:
         raise file.fault(str(error)) from error
-    blocks = Blocks(file, architecture)
+    blocks = Blocks(file, architecture, context)
     try:
-        graph = build(blocks)
+        graph = made.build(blocks)
     except KernelmuxError:
         raise
     except Exception as error:  # whatever a distribution's builder raises

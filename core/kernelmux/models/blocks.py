@@ -7,7 +7,7 @@ Tensors have GGUF's names: blk.N.attn_q, blk.N.ffn_up and so on, and nodes are c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kernelmux.errors import label
@@ -31,6 +31,11 @@ STEP_STATE: Mapping[str, tuple[Dim, ...]] = {
 """The step's buffers, all i32: what changes from one walk to the next."""
 
 
+DIVISORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+
+Activation = Literal["silu", "gelu"]
+
+
 @dataclass(frozen=True)
 class Attention:
     """How a layer attends."""
@@ -49,12 +54,18 @@ class Attention:
 
 
 class Blocks:
-    """Builds the graph of one file: state leaves first, then what the architecture asks for."""
+    """Builds the graph of one file: state leaves first, then what the architecture asks for.
 
-    def __init__(self, file: ModelFile, architecture: str) -> None:
+    `context` tokens are to be held: a file that has divisors for short and for long contexts is built with one of them.
+    """
+
+    def __init__(self, file: ModelFile, architecture: str, context: int = 0) -> None:
         self.keys = Hyperparameters(file, architecture)
         self.shape = read_shape(self.keys)
         self.tensors = Tensors(file, architecture, self.shape.layers)
+        if context > self.shape.context:
+            raise file.fault(f"a context of {context} tokens was asked for, the model holds {self.shape.context}")
+        self._context = context
         self._leaves: dict[str, Value] = {}
         self._builder = Builder(label(str(file.metadata.get("general.name", file.path.stem))))
         self._state = {name: self._builder.leaf(name, dims, "i32", role="state") for name, dims in STEP_STATE.items()}
@@ -69,8 +80,34 @@ class Blocks:
         return read_rotation(self.keys, self.shape, pairing)
 
     def divisors(self) -> str:
-        """The tensor that divides the frequencies of any rotation, where the file has one."""
-        return "rope_freqs.weight" if "rope_freqs.weight" in self.tensors else ""
+        """The tensor that divides the rotation's frequencies, where the file has one.
+
+        Of those for short and for long contexts it is the short one's, and the model holds no more, unless more tokens
+        are to be held.
+        """
+        if SHORT not in self.tensors:
+            return DIVISORS if DIVISORS in self.tensors else ""
+        short = self.keys.count("rope.scaling.original_context_length", self.shape.context)
+        wanted, other = (LONG, SHORT) if self._context > short else (SHORT, LONG)
+        self.tensors.leave(other)
+        if wanted == SHORT:
+            self.shape = replace(self.shape, context=min(short, self.shape.context))
+        return wanted
+
+    def windows(self, period: int = 0) -> list[int]:
+        """How many positions each layer's rows see, itself included; 0: all.
+
+        Where the file has a window and does not say of which layers it is, the last of each `period` sees all; of a
+        period of 0 none does.
+        """
+        layers, pattern = self.shape.layers, "attention.sliding_window_pattern"
+        window = self.keys.count("attention.sliding_window", 0, least=0)
+        if self.keys.is_list(pattern):
+            slides = self.keys.flags_of_layers(pattern, layers)
+        else:
+            period = self.keys.count(pattern, period, least=0)
+            slides = [not period or layer % period < period - 1 for layer in range(layers)]
+        return [window if each else 0 for each in slides]
 
     def embedding(self, scale: float = 1.0) -> Value:
         """Rows of the table by the step's tokens, times `scale`."""
@@ -151,7 +188,7 @@ class Blocks:
         mixed = b.value("attention", f"{at}.attention", *read, **seen, **heads, **kept)
         return self.linear(f"{at}.attn_output", mixed, s.hidden, layer)
 
-    def feed_forward(self, layer: int, x: Value, activation: Literal["silu", "gelu"] = "silu") -> Value:
+    def feed_forward(self, layer: int, x: Value, activation: Activation = "silu") -> Value:
         """From normed rows to the down projection of a gated layer."""
         b, s, at = self._builder, self.shape, f"blk.{layer}"
         gate = self.linear(f"{at}.ffn_gate", x, s.feed_forward, layer)

@@ -1,35 +1,30 @@
-"""Reads a GGUF file: metadata as plain Python values, weights as views of the mapped file.
+"""Reads a GGUF file: metadata as plain Python values, and where in the file each weight lies.
 
-Enters: a path. Leaves: a ModelFile, its tensors mapped copy-on-write and never copied. Every count, length and extent
-is checked against the size of the file before it is used; the gguf package's own reader trusts the header, and takes
+Enters: a path. Leaves: a ModelFile, whose weights are read when they are packed. Every count, length and extent is
+checked against the size of the file before it is used; the gguf package's own reader trusts the header, and takes
 seconds for a vocabulary. What a model needs (keys, tensors, a tokenizer) is not judged here.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
+from kernelmux.models.header import LONGEST_KEY, LONGEST_NAME, MOST_PAIRS, MOST_TENSORS, Header, Kind
+from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
-LONGEST_HEADER = 1 << 26
-"""Bytes. The largest vocabularies with their merges take a few tens of MB; what claims more is damage."""
+MOST_PARTS = 1000
+_SPLIT = "split."
 
-# The numbers that a metadata value's type may have, with struct's letter for each.
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING = 8
-_ARRAY = 9
-_LENGTH = struct.Struct("<Q")
 # The shortest entry: an empty name, then a type and one byte of value; or a type, no dimension and an offset.
 _LEAST_PAIR_BYTES = 8 + 4 + 1
 _LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
@@ -42,10 +37,12 @@ class ModelFile:
     path: Path
     metadata: Mapping[str, Any]
     weights: Mapping[str, Weight]
-    stamp: tuple[int, int] | None = None
-    """The file's size, and when it was last changed, in nanoseconds; None where there is no file."""
+    stamp: tuple[int, ...] | None = None
+    """Of each file the size, and when it was last changed, in nanoseconds; None where there is no file."""
     pairing: Literal["adjacent", "halves"] | None = None
     """Which elements of a head turn together, where that is not what GGUF stores of the architecture."""
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """GGUF's types of the metadata's values."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""
@@ -63,85 +60,97 @@ class _Tensor:
 
 
 def read(path: str | os.PathLike[str]) -> ModelFile:
-    """The model in a GGUF file (version 2 or 3, little-endian, one part); ModelError at the first fault."""
+    """The model in a GGUF file (version 2 or 3, little-endian); ModelError at the first fault.
+
+    Of a file that `llama-gguf-split` made any part is as good as another: all are opened, by their names.
+    """
     path = Path(path)
-    data, stamp = _mapped(path)
-    header = _Header(str(path), data)
-    tensors, pairs = _opening(header)
-    metadata = _metadata(header, pairs)
-    alignment = _alignment(header, metadata)
-    table = _table(header, tensors)
-    start = _padded(header.at, alignment)
-    return ModelFile(path, metadata, _weights(header, table, start, alignment), stamp)
-
-
-def _mapped(path: Path) -> tuple[mmap.mmap, tuple[int, int]]:
-    """The file's bytes, and its stamp."""
     if path.is_dir():
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file", file=str(path))
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_size == 0:
-                raise ModelError(f"{path}: is empty, 0 bytes; fetch it again", file=str(path))
-            # Copy-on-write, for torch warns of a tensor over memory that it may not write to.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), (found.st_size, found.st_mtime_ns)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}", file=str(path)) from error
+    asked = _read_part(path)
+    if asked.count <= 1:
+        return ModelFile(path, asked.metadata, asked.weights, asked.file.stamp, kinds=asked.kinds)
+    paths = _part_paths(asked)
+    parts = [asked if number == asked.number else _read_part(path) for number, path in enumerate(paths)]
+    metadata, weights = dict(parts[0].metadata), dict[str, Weight]()
+    for number, part in enumerate(parts):
+        _check_part(part, number, parts[0])
+        for name, weight in part.weights.items():
+            if name in weights:
+                raise part.file.fault(f"{_named('tensor', name)}: is in an earlier part too; the parts are mixed")
+            weights[name] = weight
+    if len(weights) != (total := metadata.get(f"{_SPLIT}tensors.count", len(weights))):
+        raise asked.file.fault(f"its {asked.count} parts have {len(weights)} tensors of {total}; the parts are mixed")
+    stamp = tuple(each for part in parts for each in part.file.stamp)
+    metadata = {key: value for key, value in metadata.items() if not key.startswith(_SPLIT)}
+    return ModelFile(path, metadata, weights, stamp, kinds=parts[0].kinds)
 
 
-class _Header:
-    """A position in the header, which moves on only over bytes that are there."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One file, which may be one of several parts of a model."""
 
-    def __init__(self, source: str, data: mmap.mmap) -> None:
-        self.source = source
-        self.data = data
-        self.at = 0
-        self.end = min(len(data), LONGEST_HEADER)
-
-    def fail(self, where: str, found: str) -> NoReturn:
-        raise ModelError(f"{self.source}: {where}: {found}", file=self.source)
-
-    def numbers(self, letters: str, where: str, count: int = 1) -> tuple[Any, ...]:
-        """`count` times the numbers of struct's `letters`."""
-        size = count * struct.calcsize(f"<{letters}")
-        if size > self.end - self.at:
-            self.overrun(where, size)
-        self.at += size
-        return struct.unpack_from(f"<{letters if count == 1 else f'{count}{letters}'}", self.data, self.at - size)
-
-    def texts(self, where: str, count: int = 1) -> list[str]:
-        """`count` strings, each a 64-bit length and then UTF-8."""
-        if count > (self.end - self.at) // _LENGTH.size:
-            self.overrun(where, count * _LENGTH.size)
-        data, end, at = self.data, self.end, self.at  # locals: a vocabulary is a hundred thousand turns of this loop
-        found = []
-        for _ in range(count):
-            start = at + _LENGTH.size
-            if start > end:
-                self.overrun(where, _LENGTH.size, at)
-            (length,) = _LENGTH.unpack_from(data, at)
-            at = start + length
-            if at > end:
-                self.overrun(where, length, start)
-            try:
-                found.append(data[start:at].decode())
-            except UnicodeDecodeError as error:
-                self.fail(where, f"text at byte {start} is not UTF-8 ({error.reason}); the file is damaged")
-        self.at = at
-        return found
-
-    def overrun(self, where: str, size: int, at: int | None = None) -> NoReturn:
-        limit = "the end of the file" if self.end == len(self.data) else "the longest header that is read"
-        at = self.at if at is None else at
-        self.fail(where, f"{size} bytes at byte {at} run past {limit} ({self.end}); it is truncated or damaged")
+    file: StoredFile
+    metadata: Mapping[str, Any]
+    kinds: Mapping[str, Kind]
+    weights: Mapping[str, Weight]
+    count: int
+    number: int
+    """From 0 on."""
 
 
-def _opening(header: _Header) -> tuple[int, int]:
+def _read_part(path: Path) -> _Part:
+    header = Header(StoredFile(path))
+    tensors, pairs = _opening(header)
+    metadata, kinds = _metadata(header, pairs)
+    alignment = _alignment(header, metadata)
+    table = _table(header, tensors)
+    weights = _weights(header, table, _padded(header.at, alignment), alignment)
+    count, number = (_split_number(header, metadata, key, default) for key, default in (("count", 1), ("no", 0)))
+    return _Part(header.file, metadata, kinds, weights, count, number)
+
+
+def _split_number(header: Header, metadata: Mapping[str, Any], key: str, default: int) -> int:
+    value = metadata.get(f"{_SPLIT}{key}", default)
+    if type(value) is not int or not 0 <= value <= MOST_PARTS:
+        header.fail(f"metadata '{_SPLIT}{key}'", f"found {shown(value)}; a number up to {MOST_PARTS} is needed")
+    return value
+
+
+def _part_paths(part: _Part) -> list[Path]:
+    """Where all parts of a model lie, by the name of one: `NAME-00001-of-00003.gguf`, as `llama-gguf-split` names them.
+
+    ModelError where that is not named so, or one is missing.
+    """
+    path, end = part.file.path, f"-{part.number + 1:05d}-of-{part.count:05d}.gguf"
+    if part.number >= part.count or not path.name.endswith(end):
+        raise part.file.fault(f"is part {part.number + 1} of {part.count}: name it NAME{end}, and the others likewise")
+    start = path.name.removesuffix(end)
+    paths = [path.with_name(f"{start}-{number:05d}-of-{part.count:05d}.gguf") for number in range(1, part.count + 1)]
+    if missing := [each.name for each in paths if not os.path.lexists(each)]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise part.file.fault(f"is one of {part.count} parts, {missing[0]}{more} is missing beside it; fetch it")
+    return paths
+
+
+def _check_part(part: _Part, number: int, first: _Part) -> None:
+    """ModelError where a file is not this part of the model that the first part begins."""
+    if (part.count, part.number) != (first.count, number):
+        found = (
+            f"says that it is part {part.number + 1} of {part.count}; by its name it is {number + 1} of {first.count}"
+        )
+        raise part.file.fault(found)
+    for key, value in part.metadata.items():
+        if key != f"{_SPLIT}no" and key != "general.alignment" and value != first.metadata.get(key):
+            ours = shown(first.metadata.get(key))
+            raise part.file.fault(
+                f"{_named('metadata', key)}: {shown(value)}, the first part has {ours}; they are mixed"
+            )
+
+
+def _opening(header: Header) -> tuple[int, int]:
     """How many tensors and how many metadata pairs the file states."""
-    magic = header.data[: len(MAGIC)]
+    magic = bytes(header.file.read(0, min(len(MAGIC), header.file.size)))
     if magic != MAGIC:
         header.fail("magic", f"starts with {magic!r}, a GGUF file starts with {MAGIC!r}; is it another format?")
     header.at = len(MAGIC)
@@ -153,58 +162,38 @@ def _opening(header: _Header) -> tuple[int, int]:
         known = " and ".join(map(str, VERSIONS))
         header.fail("version", f"found {version}; versions {known} are read, convert the model anew")
     tensors, pairs = header.numbers("QQ", "counts")
-    left = header.end - header.at
-    if tensors * _LEAST_TENSOR_BYTES + pairs * _LEAST_PAIR_BYTES > left:
-        header.fail(
-            "counts", f"{tensors} tensors and {pairs} metadata pairs do not fit into {left} bytes; it is damaged"
-        )
+    found = f"{tensors} tensors and {pairs} metadata pairs"
+    if tensors * _LEAST_TENSOR_BYTES + pairs * _LEAST_PAIR_BYTES > header.left:
+        header.fail("counts", f"{found} do not fit into {header.left} bytes; it is damaged")
+    if tensors > MOST_TENSORS or pairs > MOST_PAIRS:
+        header.fail("counts", f"{found}; up to {MOST_TENSORS} and {MOST_PAIRS} are read")
     return tensors, pairs
 
 
-def _metadata(header: _Header, pairs: int) -> dict[str, Any]:
+def _metadata(header: Header, pairs: int) -> tuple[dict[str, Any], dict[str, Kind]]:
+    """The values by key, and their types."""
     metadata: dict[str, Any] = {}
+    kinds: dict[str, Kind] = {}
     for index in range(pairs):
-        (key,) = header.texts(f"key of metadata pair {index}")
+        key = header.text(f"key of metadata pair {index}", LONGEST_KEY)
         where = _named("metadata", key)
         if key in metadata:
             header.fail(where, "occurs twice; the file is damaged or was written wrongly")
-        metadata[key] = _value(header, where)
-    parts = metadata.get("split.count", 1)
-    if parts != 1:
-        header.fail("metadata 'split.count'", f"one of {parts} parts; merge them first (llama-gguf-split --merge)")
-    return metadata
+        metadata[key], kinds[key] = header.value(where)
+    return metadata, kinds
 
 
-def _value(header: _Header, where: str) -> Any:
-    (kind,) = header.numbers("I", where)
-    if kind != _ARRAY:
-        return _items(header, where, kind, 1)[0]
-    kind, count = header.numbers("IQ", where)
-    if kind == _ARRAY:
-        header.fail(where, "an array of arrays; arrays of numbers, of bools and of strings are read")
-    return _items(header, where, kind, count)
-
-
-def _items(header: _Header, where: str, kind: int, count: int) -> list[Any]:
-    if kind == _STRING:
-        return header.texts(where, count)
-    if kind not in _NUMBERS:
-        known = ", ".join(map(str, sorted([*_NUMBERS, _STRING, _ARRAY])))
-        header.fail(where, f"value type {kind} is unknown; known: {known}")
-    return list(header.numbers(_NUMBERS[kind], where, count))
-
-
-def _alignment(header: _Header, metadata: Mapping[str, Any]) -> int:
+def _alignment(header: Header, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
         header.fail("metadata 'general.alignment'", f"found {shown(alignment)}; a power of two from 8 on is needed")
     return alignment
 
 
-def _table(header: _Header, tensors: int) -> list[_Tensor]:
+def _table(header: Header, tensors: int) -> list[_Tensor]:
     table: dict[str, _Tensor] = {}
     for index in range(tensors):
-        (name,) = header.texts(f"name of tensor {index}")
+        name = header.text(f"name of tensor {index}", LONGEST_NAME)
         where = _named("tensor", name)
         if name in table:
             header.fail(where, "occurs twice; the file is damaged or was written wrongly")
@@ -212,7 +201,7 @@ def _table(header: _Header, tensors: int) -> list[_Tensor]:
     return list(table.values())
 
 
-def _row(header: _Header, name: str, where: str) -> _Tensor:
+def _row(header: Header, name: str, where: str) -> _Tensor:
     (dimensions,) = header.numbers("I", where)
     if not 1 <= dimensions <= MOST_DIMENSIONS:
         header.fail(where, f"{dimensions} dimensions; from 1 to {MOST_DIMENSIONS} are read")
@@ -229,7 +218,7 @@ def _row(header: _Header, name: str, where: str) -> _Tensor:
     return _Tensor(name, shape, fmt, offset)
 
 
-def _weights(header: _Header, table: list[_Tensor], start: int, alignment: int) -> dict[str, Weight]:
+def _weights(header: Header, table: list[_Tensor], start: int, alignment: int) -> dict[str, Weight]:
     """The weights, which lie one after the other from byte `start` on, each padded to `alignment`, as ggml demands."""
     weights = {}
     expected = 0
@@ -242,16 +231,15 @@ def _weights(header: _Header, table: list[_Tensor], start: int, alignment: int) 
     return weights
 
 
-def _weight(header: _Header, tensor: _Tensor, begin: int) -> Weight:
-    import torch
-
+def _weight(header: Header, tensor: _Tensor, begin: int) -> Weight:
     fmt, shape = tensor.format, tensor.shape
     size = fmt.nbytes(shape)
-    if size > len(header.data) - begin:
-        found = f"{fmt.name} {shape} takes {size} bytes from byte {begin} on, the file has {len(header.data)}"
+    if size > header.file.size - begin:
+        found = f"{fmt.name} {shape} takes {size} bytes from byte {begin} on, the file has {header.file.size}"
         header.fail(_named("tensor", tensor.name), f"{found}; it is truncated or damaged, fetch it again")
-    stored = torch.frombuffer(header.data, dtype=fmt.dtype, count=size // fmt.dtype.itemsize, offset=begin)
-    return Weight(tensor.name, shape, fmt.name, (stored.view(fmt.planes[0].shape(shape)),))
+    (plane,) = fmt.planes
+    stored = StoredPlane(header.file, begin, plane.dtype, plane.shape(shape), size)
+    return StoredWeight(tensor.name, shape, fmt.name, (stored,))
 
 
 def _padded(size: int, alignment: int) -> int:

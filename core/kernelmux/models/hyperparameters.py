@@ -80,18 +80,12 @@ class Hyperparameters:
         """The same of a key that may be absent or 0: 0."""
         return 0.0 if self._get(key, 0.0) == 0 else self.number(key)
 
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            self.fail(key, "true or false is needed")
-        return value
-
     def flags_of_layers(self, key: str, layers: int) -> list[bool]:
         """One flag a layer."""
         value = self._get(key, None)
-        if not isinstance(value, list) or len(value) != layers or not all(isinstance(each, bool) for each in value):
+        if not isinstance(value, list) or len(value) != layers or not all(each in (0, 1) for each in value):
             self.fail(key, f"true or false for each of {layers} layers is needed")
-        return value
+        return [bool(each) for each in value]
 
     def choice(self, key: str, known: tuple[str, ...], default: str) -> str:
         """One of the words that are known."""

@@ -14,7 +14,7 @@ from kernelmux.models.hyperparameters import Hyperparameters
 Pairing = Literal["adjacent", "halves"]
 
 SCALINGS = ("none", "linear", "yarn", "longrope")
-"""What `rope.scaling.type` may be; longrope's divisors are tensors of the file, and its frequencies else unscaled."""
+"""What `rope.scaling.type` may be. longrope's divisors are tensors of the file."""
 
 
 @dataclass(frozen=True)

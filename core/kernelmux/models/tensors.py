@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kernelmux.errors import label, shown
-from kernelmux.graph.formats import Weight, lookup, planes_of_rows
+from kernelmux.graph.formats import Weight, lookup
 from kernelmux.models.gguf import ModelFile
+from kernelmux.models.stored import rows_of
 
 VECTORS = ("f32", "f16", "bf16")
 """How norms, biases and divisors may be stored."""
@@ -47,6 +48,10 @@ class Tensors:
         self._used.add(name)
         return weight
 
+    def leave(self, name: str) -> None:
+        """A tensor that the graph does without on purpose."""
+        self._used.add(name)
+
     def split(self, name: str, columns: int, parts: Mapping[str, int]) -> None:
         """From now on the rows of a stored matrix are tensors of their own, so many of each name in turn."""
         whole = self.take(name, sum(parts.values()), columns)
@@ -54,8 +59,7 @@ class Tensors:
         for part, rows in parts.items():
             if any(plane.rows > 1 and first % plane.rows for plane in lookup(whole.format).planes):
                 raise self._file.fault(f"tensor {name!r}: its blocks of {whole.format} reach over {part!r}")
-            planes = planes_of_rows(whole.format, whole.planes, slice(first, first + rows))
-            self._parts[part] = Weight(part, (rows, columns), whole.format, planes)
+            self._parts[part] = rows_of(whole, part, slice(first, first + rows))
             first += rows
 
     def finish(self) -> ModelFile:

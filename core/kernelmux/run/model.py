@@ -37,9 +37,13 @@ USUAL_TOKENS = 128
 
 
 @plainly
-def load(path: str | Path) -> Model:
-    """Opens a GGUF file; its weights stay on disk until a plan packs them. ModelError says what is wrong with it."""
-    return Model(open_model(path))
+def load(path: str | Path, context: int = 0) -> Model:
+    """Opens a GGUF file, or a folder of Hugging Face's; its weights stay on disk until a plan packs them.
+
+    `context` tokens are to be held: a model that differs for short and for long contexts (phi3 by its longrope) is else
+    the short one. ModelError says what is wrong with the file.
+    """
+    return Model(open_model(path, context))
 
 
 @plainly

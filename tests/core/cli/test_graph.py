@@ -119,7 +119,7 @@ def test_a_wrong_shape_is_shown_beside_the_right_one(tmp_path: Path):
 
 def test_an_unknown_architecture_is_answered_with_the_known_ones(tmp_path: Path):
     path = write_tiny_llama(tmp_path / "model.gguf", architecture="lama")
-    assert_one_line_error(call_command("graph", path), "'lama'", "did you mean 'llama'?", "known: llama")
+    assert_one_line_error(call_command("graph", path), "'lama'", "did you mean 'llama'?", "known: gemma")
 
 
 def test_a_missing_key_of_the_metadata_is_named(tmp_path: Path):
@@ -131,5 +131,5 @@ def test_a_file_that_does_not_exist_is_named(tmp_path: Path):
     assert_one_line_error(call_command("graph", tmp_path / "none.gguf"), "none.gguf", "no such file")
 
 
-def test_a_directory_is_told_from_a_file(tmp_path: Path):
-    assert_one_line_error(call_command("graph", tmp_path), "is a directory", ".gguf")
+def test_a_directory_that_is_no_model_is_told(tmp_path: Path):
+    assert_one_line_error(call_command("graph", tmp_path), "without config.json", ".gguf")

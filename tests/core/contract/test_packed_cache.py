@@ -28,6 +28,7 @@ from kernelmux.contract.cache import Cache
 from kernelmux.contract.device import Device
 from kernelmux.contract.packed_cache import PackedCache
 from kernelmux.contract.packed_file import LAYOUT, MAGIC
+from kernelmux.errors import ModelError
 from kernelmux.graph.formats import Weight
 from kernelmux_torch.mul_mat import F32
 from tiny_model import write_tiny_llama
@@ -502,16 +503,25 @@ def test_what_a_step_packs_is_kept_too(path: Path):
     assert session.feed(session.open(), [1, 2, 3]).equal(before)
 
 
-def test_what_is_packed_while_the_file_changes_is_not_kept(path: Path):
-    """What is mapped changes with the file: its forms would be kept under the name of what it held before."""
+def test_what_was_packed_before_the_file_changed_is_kept_as_what_it_held(path: Path):
     model = kernelmux.load(path)
     session = model.session(model.plan(use=USE, max_rows=8), 20, cache_packed=True)
     for _ in session.prepare(()):
         pass
+    before, copied = logits(session), Path(shutil.copy2(path, path.with_name("copied.gguf")))
     other = write_model(path.with_name("other.gguf"), seed=1).read_bytes()
     with path.open("r+b") as file:
         file.write(other)
+    session.packed_cache.background.finish()
+    assert logits(start(copied)).equal(before)
+    assert not logits(start(path)).equal(before)
+
+
+def test_a_file_that_changes_before_it_is_packed_is_one_error(path: Path):
+    model = kernelmux.load(path)
+    session = model.session(model.plan(use=USE, max_rows=8), 20, cache_packed=True)
     os.utime(path, ns=(1, 1))
+    with pytest.raises(ModelError, match="was written to since it was opened; load it again"):
+        logits(session)
     session.packed_cache.background.finish()
     assert files() == []
-    assert any("was written to meanwhile" in note for note in session.packed_cache.notes)

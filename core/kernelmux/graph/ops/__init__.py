@@ -15,17 +15,21 @@ from kernelmux.graph.ops.copy import Copy
 from kernelmux.graph.ops.embed import Embed
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.gate_up_swiglu import GateUpSwiglu
+from kernelmux.graph.ops.gelu import Gelu
 from kernelmux.graph.ops.mul import Mul
 from kernelmux.graph.ops.mul_mat import MulMat
 from kernelmux.graph.ops.mul_mat_add import MulMatAdd
 from kernelmux.graph.ops.mul_mat_pair import MulMatPair
 from kernelmux.graph.ops.op import Cost, Op, Operands
+from kernelmux.graph.ops.qk_norm import QkNorm
 from kernelmux.graph.ops.qkv import Qkv
 from kernelmux.graph.ops.qkv_rope_copy import QkvRopeCopy
 from kernelmux.graph.ops.rms_norm import RmsNorm
 from kernelmux.graph.ops.rope import Rope, Rotation
 from kernelmux.graph.ops.rope_copy import RopeCopy
+from kernelmux.graph.ops.scale import Scale
 from kernelmux.graph.ops.silu import Silu
+from kernelmux.graph.ops.soft_cap import SoftCap
 from kernelmux.graph.ops.swiglu import Swiglu
 
 _PLAIN: tuple[Op, ...] = (
@@ -39,6 +43,10 @@ _PLAIN: tuple[Op, ...] = (
     Silu(),
     Embed(),
     Convert(),
+    Gelu(),
+    Scale(),
+    SoftCap(),
+    QkNorm(),
 )
 _FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy(), RopeCopy(), MulMatPair())
 

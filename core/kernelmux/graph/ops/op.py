@@ -199,17 +199,20 @@ class Elementwise(Op):
         return None if self.fields else elementwise_domain(self, self.spreads)
 
 
-def elementwise_domain(op: Op, values: Sequence[str] = SPREADS) -> Domain:
-    """Of an op without fields whose inputs all have the shape of its output."""
+def elementwise_domain(
+    op: Op, values: Sequence[str] = SPREADS, fields: Mapping[str, tuple[Any, ...]] | None = None
+) -> Domain:
+    """Of an op whose inputs all have the shape of its output, and of `fields` what each may be."""
+    fields = fields or {}
 
     def case(label: str, point: Point) -> Case:
         shape = (point["m"], point["n"])
-        made = op.make_case(label, [Value(port, shape) for port in op.inputs])
+        made = op.make_case(label, [Value(port, shape) for port in op.inputs], {key: point[key] for key in fields})
         return as_stored(like(point["values"], made), point["stored"])
 
     return Domain(
         case,
-        {"values": (*values,), **STORED},
+        {"values": (*values,), **fields, **STORED},
         {"m": ROWS, "n": COLUMNS},
         work=lambda point: (len(op.inputs) + 1) * point["m"] * point["n"],
         holds=fits_f16,

@@ -8,14 +8,17 @@ A layer is rms_norm, q, k, v, rope, copy, attention, o, add, rms_norm, gate, up,
 from __future__ import annotations
 
 from kernelmux.graph.graph import Graph
+from kernelmux.models.architecture import Architecture, Folder
 from kernelmux.models.blocks import Attention, Blocks
 
 
 def build(t: Blocks) -> Graph:
     """GGUF stores llama's queries and keys permuted, so that neighbours turn together."""
-    window = t.keys.count("attention.sliding_window", 0, least=0)
-    how = Attention(t.rotation("adjacent"), t.divisors(), window)
+    rotation, divisors = t.rotation("adjacent"), t.divisors()
     x = t.embedding()
-    for layer in range(t.shape.layers):
-        x = t.pre_norm_layer(layer, x, how)
+    for layer, window in enumerate(t.windows()):
+        x = t.pre_norm_layer(layer, x, Attention(rotation, divisors, window))
     return t.logits(x)
+
+
+LLAMA = Architecture(build, {"llama": Folder(), "mistral": Folder()})

@@ -1,0 +1,118 @@
+"""Reads a folder as Hugging Face's libraries write it: config.json, safetensors, and the text's own files.
+
+Enters: the path of a folder. Leaves: a ModelFile in GGUF's words: metadata by its keys, weights by its names; what of
+the folder is not built in is a ModelError. Weights lie as they are stored and are read when they are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kernelmux.errors import ModelError, shown
+from kernelmux.graph.formats import Weight
+from kernelmux.models.architecture import Folder
+from kernelmux.models.architectures import find_model_type
+from kernelmux.models.config import translated
+from kernelmux.models.gguf import ModelFile
+from kernelmux.models.names import IGNORED, gguf_name
+from kernelmux.models.safetensors import json_object, read_safetensors
+from kernelmux.models.stored import StoredFile, StoredWeight
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file."""
+
+
+def read_folder(path: Path) -> ModelFile:
+    """The model in a folder; ModelError says which file of it is missing, or what is wrong with it."""
+    if not (path / CONFIG).exists():
+        raise ModelError(f"{path}: a folder without {CONFIG}; name a .gguf file, or a model's folder", file=str(path))
+    config_file = StoredFile(path / CONFIG)
+    config = read_json(config_file)
+    architecture, folder = find_model_type(config_file, config.get("model_type"))
+    said = translated(config_file, config, folder)
+    stored, stamp = _stored(path)
+    weights = _renamed(path, stored, folder)
+    if said.tied:
+        weights.pop("output.weight", None)
+    elif "output.weight" not in weights:
+        raise ModelError(
+            f"{path}: tensor 'lm_head.weight' is missing, and tie_word_embeddings is false", file=str(path)
+        )
+    weights |= {name: _divisors(name, numbers) for name, numbers in said.divisors.items()}
+    metadata = {"general.architecture": architecture, "general.name": path.resolve().name}
+    metadata |= {f"{architecture}.{key}": value for key, value in said.keys.items()}
+    return ModelFile(path, {**metadata, **_template(path)}, weights, (*config_file.stamp, *stamp), "halves")
+
+
+def read_json(file: StoredFile) -> dict[str, Any]:
+    """The object of a JSON file, of a bounded size."""
+    if file.size > LARGEST_JSON:
+        raise file.fault(f"{file.size} bytes of JSON; up to {LARGEST_JSON} are read")
+    return json_object(file, file.read(0, file.size))
+
+
+def _stored(path: Path) -> tuple[dict[str, Weight], tuple[int, ...]]:
+    """The tensors of all files by the names that they have there, and the files' stamps."""
+    if not (path / INDEX).exists():
+        return read_safetensors(path / WHOLE)
+    where = read_json(StoredFile(path / INDEX)).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ModelError(f"{path / INDEX}: weight_map: the file of each tensor is needed", file=str(path / INDEX))
+    weights: dict[str, Weight] = {}
+    stamp: tuple[int, ...] = ()
+    for name in sorted(set(where.values())):
+        if Path(name).name != name:
+            raise ModelError(f"{path / INDEX}: file {shown(name)} is not in the folder", file=str(path / INDEX))
+        found, of_file = read_safetensors(path / name)
+        for tensor in found:
+            if where.get(tensor) != name:
+                told = f"tensor {shown(tensor)} lies in {name}, the index says {shown(where.get(tensor))}"
+                raise ModelError(f"{path}: {told}", file=str(path))
+        weights |= found
+        stamp += of_file
+    if missing := [tensor for tensor in where if tensor not in weights]:
+        told = f"tensor {shown(missing[0])} is not in {shown(where[missing[0]])}, where the index says it is"
+        raise ModelError(f"{path}: {told}", file=str(path))
+    return weights, stamp
+
+
+def _renamed(path: Path, stored: Mapping[str, Weight], folder: Folder) -> dict[str, Weight]:
+    """The weights by GGUF's names, with norms as GGUF stores them."""
+    weights: dict[str, Weight] = {}
+    for name, weight in stored.items():
+        if IGNORED.fullmatch(name):
+            continue
+        target = gguf_name(name, folder.names)
+        if target in weights:
+            raise ModelError(f"{path}: two tensors are {target}, one of them {shown(name)}", file=str(path))
+        if folder.norms_from_zero and target.endswith("norm.weight"):
+            weight = Weight(target, weight.shape, "f32", (1.0 + weight.dequantize(),))
+        elif isinstance(weight, StoredWeight):
+            weight = StoredWeight(target, weight.shape, weight.format, weight.stored)
+        weights[target] = weight
+    return weights
+
+
+def _divisors(name: str, numbers: list[float]) -> Weight:
+    import torch
+
+    return Weight(name, (len(numbers),), "f32", (torch.tensor(numbers),))
+
+
+def _template(path: Path) -> dict[str, Any]:
+    """The chat template, from a file of its own or the tokenizer's configuration."""
+    if (own := path / "chat_template.jinja").exists():
+        file = StoredFile(own)
+        try:
+            return {"tokenizer.chat_template": file.read(0, min(file.size, LARGEST_JSON)).decode()}
+        except UnicodeDecodeError as error:
+            raise file.fault(f"is not UTF-8 ({error.reason})") from error
+    if (path / "tokenizer_config.json").exists():
+        template = read_json(StoredFile(path / "tokenizer_config.json")).get("chat_template")
+        return {} if template is None else {"tokenizer.chat_template": template}
+    return {}

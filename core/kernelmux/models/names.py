@@ -1,0 +1,47 @@
+"""What tensors are called: in folders as modules of transformers, in GGUF and in graphs by what they do.
+
+Enters: a tensor's name in a folder. Leaves: GGUF's, or the same where there is none, so that messages have it.
+Names: https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mapping.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+OUTSIDE: Mapping[str, str] = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+IN_LAYER: Mapping[str, str] = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Modules of a layer."""
+
+IGNORED = re.compile(r"(?:model\.layers\.\d+\.self_attn\.)?(?:model\.)?rotary_emb\.inv_freq")
+"""Frequencies, which older folders store though config.json states them."""
+
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.(.+)\.(weight|bias)")
+
+
+def gguf_name(name: str, own: Mapping[str, str]) -> str:
+    """GGUF's name; `own` are modules of a layer that a model type calls otherwise, or has alone."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    if found := _LAYER.fullmatch(name):
+        layer, module, kind = found.groups()
+        if target := {**IN_LAYER, **own}.get(module):
+            return f"blk.{int(layer)}.{target}.{kind}"
+    return name

@@ -1,0 +1,102 @@
+"""Reads safetensors files, of which a model has one or several: where in them each tensor lies.
+
+Enters: paths. Leaves: weights by name, which are read when they are packed; ModelError at the first fault. Every offset
+is checked against the size of the file, and tensors may neither overlap nor leave gaps.
+Layout: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kernelmux.errors import shown
+from kernelmux.graph.formats import Weight, lookup
+from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
+
+DTYPES: Mapping[str, str] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+LONGEST_HEADER = 1 << 26
+"""Bytes; a header has some hundred for each tensor."""
+MOST_DIMENSIONS = 4
+_LENGTH = 8
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Weight], tuple[int, int]]:
+    """The weights of one file, and its stamp."""
+    file = StoredFile(path)
+    if file.size < _LENGTH:
+        raise file.fault(f"{file.size} bytes are no safetensors file; it is truncated, fetch it again")
+    length = int.from_bytes(file.read(0, _LENGTH), "little")
+    if length > file.size - _LENGTH:
+        raise file.fault(f"a header of {length} bytes in a file of {file.size}; it is truncated or no safetensors file")
+    if length > LONGEST_HEADER:
+        raise file.fault(f"a header of {length} bytes; up to {LONGEST_HEADER} are read")
+    table = json_object(file, file.read(_LENGTH, length))
+    table.pop("__metadata__", None)
+    start = _LENGTH + length
+    weights: dict[str, Weight] = {}
+    planes: dict[str, StoredPlane] = {}
+    for name, row in table.items():
+        format, plane = _stored(file, name, row, start)
+        planes[name] = plane
+        weights[name] = StoredWeight(name, plane.shape, format, (plane,))
+    _check_extents(file, planes, start)
+    return weights, file.stamp
+
+
+def json_object(file: StoredFile, data: bytes | bytearray) -> dict[str, Any]:
+    """A JSON object, each key of which stands once; ModelError where the bytes are none."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        found = json.loads(data, object_pairs_hook=once, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise file.fault(f"is not JSON: {shown(str(error))}") from error
+    if not isinstance(found, dict):
+        raise file.fault(f"is JSON, but of a {type(found).__name__}; an object is needed")
+    return found
+
+
+def _stored(file: StoredFile, name: str, row: Any, start: int) -> tuple[str, StoredPlane]:
+    """A tensor's format, and where it lies by its row of the header; the file's data begins at byte `start`."""
+    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+        raise file.fault(f"tensor {shown(name)}: dtype, shape and data_offsets are needed, found {shown(row)}")
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise file.fault(f"tensor {shown(name)} is stored as {shown(dtype)}; {', '.join(DTYPES)} are read")
+    if not _are_counts(shape) or not 1 <= len(shape) <= MOST_DIMENSIONS or 0 in shape:
+        raise file.fault(f"tensor {shown(name)}: shape {shown(shape)}; 1 to {MOST_DIMENSIONS} positive counts are read")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise file.fault(f"tensor {shown(name)}: data_offsets {shown(offsets)}; a first and a last byte are needed")
+    (plane,) = lookup(DTYPES[dtype]).planes
+    size = lookup(DTYPES[dtype]).nbytes(tuple(shape))
+    first, last = offsets
+    if last - first != size or start + last > file.size:
+        found = f"{dtype} {shown(shape)} takes {size} bytes, bytes {first} to {last} of {file.size - start} are stated"
+        raise file.fault(f"tensor {shown(name)}: {found}; it is truncated or damaged, fetch it again")
+    return DTYPES[dtype], StoredPlane(file, start + first, plane.dtype, tuple(shape), size)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
+
+
+def _check_extents(file: StoredFile, planes: Mapping[str, StoredPlane], start: int) -> None:
+    """ModelError unless tensors lie one after another up to the end of the file."""
+    end = start
+    for name, plane in sorted(planes.items(), key=lambda each: each[1].offset):
+        if plane.offset != end:
+            raise file.fault(f"tensor {shown(name)} begins at byte {plane.offset}, not at {end}; it is damaged")
+        end += plane.nbytes
+    if end != file.size:
+        raise file.fault(f"its tensors end at byte {end}, the file has {file.size}; it is damaged")

@@ -1,0 +1,93 @@
+"""Every architecture gives transformers' logits, from folders and from GGUF, in one step and token by token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernelmux
+import kernelmux.errors
+from checkpoints import CONFIGS, LONGROPE, WINDOW, make_checkpoint, write_gguf_of
+from kernelmux.models.architectures import ARCHITECTURES
+
+pytest.importorskip("transformers", reason="transformers, whose models these are held against, is not installed")
+
+EXACT = ("*=reference:f32",)
+MOST = 1e-4
+IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+"""More than three windows."""
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def checkpoint(request, tmp_path_factory):
+    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return kernelmux.load(checkpoint.folder)
+
+
+@pytest.fixture(scope="module")
+def truth(checkpoint):
+    with torch.no_grad():
+        return checkpoint.model(torch.tensor([IDS])).logits[0]
+
+
+def off(found, truth):
+    return float((found - truth).abs().max())
+
+
+def test_a_prompt_in_one_step(model, truth):
+    assert off(model.forward(IDS, model.plan(use=EXACT)), truth) < MOST
+
+
+def test_chunks_and_then_tokens_beyond_the_window(model, truth):
+    session = model.session(model.plan(use=EXACT), len(IDS))
+    sequence, ends = session.open(), [5, 14, *range(15, len(IDS) + 1)]
+    starts = [0, *ends[:-1]]
+    rows = [session.feed(sequence, IDS[a:b], all_logits=True) for a, b in zip(starts, ends, strict=True)]
+    assert len(IDS) // 3 > WINDOW
+    assert off(torch.cat(rows), truth) < MOST
+
+
+def test_the_same_from_gguf(checkpoint, model, truth, tmp_path):
+    opened = kernelmux.load(write_gguf_of(checkpoint.folder, model.source.shape, tmp_path / "same.gguf"))
+    assert replace(opened.source.shape, epsilon=model.source.shape.epsilon) == model.source.shape
+    assert off(opened.forward(IDS, opened.plan(use=EXACT)), truth) < MOST
+
+
+def check_default(model, truth):
+    """In nats a token; of kernels that take 8-bit activations it would be some 1e-3."""
+    wanted, found = (logits.log_softmax(dim=-1) for logits in (truth, model.forward(IDS, model.plan())))
+    assert float((wanted.exp() * (wanted - found)).sum(dim=-1).mean()) < 1e-6
+    assert found.argmax(dim=-1).equal(wanted.argmax(dim=-1))
+
+
+def test_the_default_choice_of_torch_is_near(without_numba, model, truth):
+    check_default(model, truth)
+
+
+@pytest.mark.slow
+def test_the_default_choice_is_near(model, truth):
+    check_default(model, truth)
+
+
+def test_every_architecture_is_among_them(tmp_path):
+    stems = {name.partition("-")[0] for name in CONFIGS}
+    assert set(ARCHITECTURES) <= stems
+
+
+def test_a_longer_context_has_divisors_of_its_own(tmp_path):
+    """transformers takes them from a length on, for all positions."""
+    made = make_checkpoint("phi3-longrope", tmp_path)
+    short, long = kernelmux.load(tmp_path), kernelmux.load(tmp_path, context=40)
+    assert (short.source.shape.context, long.source.shape.context) == (LONGROPE["original_max_position_embeddings"], 64)
+    ids = [*IDS, *IDS][:40]
+    with torch.no_grad():
+        truth = made.model(torch.tensor([ids])).logits[0]
+    assert off(long.forward(ids, long.plan(use=EXACT)), truth) < MOST
+    with pytest.raises(kernelmux.errors.ModelError, match="a context of 65 tokens was asked for, the model holds 64"):
+        kernelmux.load(tmp_path, context=65)
