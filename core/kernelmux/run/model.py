@@ -126,9 +126,8 @@ class Model:
 
         Control tokens that are written in a text, or in messages, are text unless the options ask for them.
         """
-        tokenizer = self.source.tokenizer
         if isinstance(prompt, str):
-            return tokenizer.encode(prompt, parse_special=options.parse_special)
+            return self._encoded(prompt, parse_special=options.parse_special)
         messages = [item for item in prompt if isinstance(item, Mapping)]
         if not messages:
             return self._checked_ids(prompt)
@@ -136,7 +135,12 @@ class Model:
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
         text, quote = self.rendered(messages, options)
         # The template writes the special tokens itself.
-        return tokenizer.encode(text, add_special=False, parse_special=True, quote=quote)
+        return self._encoded(text, add_special=False, parse_special=True, quote=quote)
+
+    def _encoded(self, text: str, **asked: Any) -> list[int]:
+        ids = self.source.tokenizer.encode(text, **asked)
+        # A folder's tokenizer may have more tokens than its model.
+        return ids if max(ids, default=0) < self.source.shape.vocab else self._checked_ids(ids)
 
     def render(self, messages: Sequence[Mapping[str, Any]], options: PromptOptions = PROMPT_OPTIONS) -> str:
         """The text of chat messages by the template, with the opening of the answer; ModelError where there is none."""
