@@ -51,8 +51,11 @@ def write_quantized(
 ) -> Iterator[QuantizedTensor]:
     """Writes the file while it is iterated over, and tells of each tensor; ModelError where one cannot be stored so.
 
-    Metadata is as the model has it, but for what says how it is stored: `format` is what most tensors are.
+    Metadata is as the model has it, but for what says how it is stored: `format` is what most tensors are. A folder has
+    its queries and keys otherwise than GGUF, and is refused.
     """
+    if model.pairing is not None:
+        raise model.fault("queries and keys are not as GGUF has them; convert the folder to GGUF first")
     metadata = {**model.metadata, "general.file_type": FILE_TYPES[format]}
     if any(not lookup(target.format).plain for target in targets):
         metadata["general.quantization_version"] = QUANTIZATION_VERSION

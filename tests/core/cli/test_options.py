@@ -71,6 +71,7 @@ def test_json_is_the_same_switch_of_every_command_that_has_it():
     assert {
         "run",
         "info",
+        "quantize",
         "plan",
         "graph",
         "backends",
