@@ -34,7 +34,7 @@ class Source:
     def tokenizer(self) -> Tokenizer:
         """The file's own tokenizer; ModelError where it has none that is known."""
         if self.file.path.is_dir():
-            raise self.file.fault("the tokenizers of folders are not built in; give a prompt as token ids")
+            return Tokenizer.from_folder(self.file.path, self.shape.vocab)
         return Tokenizer.from_metadata(self.file.metadata, str(self.file.path))
 
 
