@@ -19,7 +19,7 @@ from kernelmux.models.folder import read_folder
 from kernelmux.models.gguf import ModelFile, read
 from kernelmux.models.splits import SPLITS
 from kernelmux.models.tokenizer import Tokenizer
-from kernelmux.models.tokenizer_json import read_folder as read_tokenizer
+from kernelmux.models.tokenizer_json import read_tokenizer
 from kernelmux.models.vocabulary import TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _in_order(source: Source, weight: Weight, dims: int) -> Weight:
 def _tokenizer_keys(source: Source) -> dict[str, Any]:
     """The folder's tokenizer as `tokenizer.ggml.*`, whose ids for PROBES are the folder's own."""
     file = source.file
-    vocabulary, encoder = read_tokenizer(file.path)
+    vocabulary, encoder = read_tokenizer(file.path, source.shape.vocab)
     model = json.loads(encoder.tokenizer.to_str())["model"]
     if model.get("type") != "BPE" or not vocabulary.byte_level:
         raise file.fault("its tokenizer is no byte-level BPE, and only those are written into GGUF files")
@@ -108,8 +108,6 @@ def _vocabulary_keys(source: Source, vocabulary: Vocabulary) -> dict[str, Any]:
     tokens, kinds = list(vocabulary.tokens), list(vocabulary.kinds)
     if len(tokens) > source.shape.vocab:
         raise source.file.fault(f"{len(tokens)} tokens, of which the model knows {source.shape.vocab}")
-    tokens += [""] * (source.shape.vocab - len(tokens))
-    kinds += [int(TokenKind.UNUSED)] * (len(tokens) - len(kinds))
     for number, spelled in enumerate(tokens):
         if not spelled:
             tokens[number], kinds[number] = f"[PAD{number}]", int(TokenKind.UNUSED)
