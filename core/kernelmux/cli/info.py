@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def describe(path: Path) -> dict[str, Any]:
         source = open_model(path)
         file = source.file
     except ModelError as error:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise
         # What is wrong with the file itself is said again by reading it.
         file, reason = read(path), str(error)
@@ -61,7 +62,9 @@ def describe(path: Path) -> dict[str, Any]:
         "runs": reason is None,
         "reason": reason,
         "sizes": {} if source is None else {name: getattr(source.shape, name) for name in SIZES},
-        "tokenizer": _tokenizer(metadata) if source is None or not path.is_dir() else _tokenizer_of_folder(source),
+        "tokenizer": _tokenizer(metadata)
+        if source is None or not os.path.isdir(path)
+        else _tokenizer_of_folder(source),
         "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
         "parameters": sum(math.prod(weight.shape) for weight in weights),
         "weight_bytes": sum(weight.nbytes for weight in weights),

@@ -7,6 +7,7 @@ model does not run, or a folder has what is not to be had in GGUF's words.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -36,7 +37,7 @@ PROBES = (
 
 def exported(path: Path) -> ModelFile:
     """The model of a file or a folder in GGUF's words, each tensor as it is stored there."""
-    file = read_folder(path) if path.is_dir() else read(path)
+    file = read_folder(path) if os.path.isdir(path) else read(path)
     source = build_source(file)
     if file.pairing is None:
         return file

@@ -80,6 +80,9 @@ def test_a_template_is_told_of_not_printed(tmp_path, extra):
 
 def test_no_file_is_one_line(tmp_path):
     assert_one_line_error(call_command("info", tmp_path / "none.gguf"), "none.gguf: no such file")
+    for command in (("info",), ("graph",), ("quantize", "--to", "f32", "-o", tmp_path / "q.gguf")):
+        result = call_command(command[0], tmp_path / ("n" * 300), *command[1:])
+        assert_one_line_error(result, "the path is too long for the file system")
 
 
 def test_torch_is_not_imported_for_it(tiny):
