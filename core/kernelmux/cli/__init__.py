@@ -13,9 +13,11 @@ from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
 from kernelmux.cli.command import Command
 from kernelmux.cli.graph import graph
+from kernelmux.cli.info import info
 from kernelmux.cli.output import open_streams, say, tell
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
+from kernelmux.cli.quantize import quantize
 from kernelmux.cli.run import run
 from kernelmux.cli.tune import tune
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
@@ -28,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, chat, plan, tune, graph, backends, check):
+for command in (run, chat, info, quantize, plan, tune, graph, backends, check):
     app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")

@@ -1,4 +1,4 @@
-"""Bit fields and numbers within blocks of bytes, wherever they lie and at whatever byte they start."""
+"""Bit fields and numbers within blocks of bytes, wherever they lie and at whatever byte they start; and the inverse."""
 
 from __future__ import annotations
 
@@ -36,3 +36,26 @@ def fields(packed: torch.Tensor, bits: int) -> torch.Tensor:
 def in_order(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """The fields of bytes [blocks, w], those of a byte beside each other, lowest first: [blocks, 8 / bits * w]."""
     return fields(packed, bits).mT.flatten(1)
+
+
+def joined(parts: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of `fields`: numbers below 2^bits in bytes [blocks, ..., 8 / bits, w] as bytes [blocks, ..., w]."""
+    found = parts[..., 0, :].clone()
+    for number in range(1, 8 // bits):
+        found |= parts[..., number, :] << bits * number
+    return found
+
+
+def as_bytes(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers [blocks, n] as their bytes [blocks, n * their size]."""
+    import torch
+
+    return numbers.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
+def as_half(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers as float16 holds them, in float32: those too small for it keep their sign, as its least magnitude."""
+    import torch
+
+    least = torch.where(numbers == 0, 0.0, torch.copysign(torch.full_like(numbers, 2.0**-24), numbers))
+    return torch.where(numbers.abs() < 2.0**-24, least, numbers.half().float())

@@ -34,7 +34,7 @@ class Source:
     def tokenizer(self) -> Tokenizer:
         """The file's own tokenizer; ModelError where it has none that is known."""
         if self.file.path.is_dir():
-            return Tokenizer.from_folder(self.file.path)
+            return Tokenizer.from_folder(self.file.path, self.shape.vocab)
         return Tokenizer.from_metadata(self.file.metadata, str(self.file.path))
 
 

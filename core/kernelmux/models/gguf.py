@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
-from kernelmux.models.header import LONGEST_KEY, LONGEST_NAME, MOST_PAIRS, MOST_TENSORS, Header
+from kernelmux.models.header import LONGEST_KEY, LONGEST_NAME, MOST_PAIRS, MOST_TENSORS, Header, Kind
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
+MOST_PARTS = 1000
+_SPLIT = "split."
 
 # The shortest entry: an empty name, then a type and one byte of value; or a type, no dimension and an offset.
 _LEAST_PAIR_BYTES = 8 + 4 + 1
@@ -39,6 +41,8 @@ class ModelFile:
     """Of each file the size, and when it was last changed, in nanoseconds; None where there is no file."""
     pairing: Literal["adjacent", "halves"] | None = None
     """Which elements of a head turn together, where that is not what GGUF stores of the architecture."""
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """GGUF's types of the metadata's values."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""
@@ -56,17 +60,92 @@ class _Tensor:
 
 
 def read(path: str | os.PathLike[str]) -> ModelFile:
-    """The model in a GGUF file (version 2 or 3, little-endian, one part); ModelError at the first fault."""
+    """The model in a GGUF file (version 2 or 3, little-endian); ModelError at the first fault.
+
+    Of a file that `llama-gguf-split` made any part is as good as another: all are opened, by their names.
+    """
     path = Path(path)
     if path.is_dir():
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
+    asked = _read_part(path)
+    if asked.count <= 1:
+        return ModelFile(path, asked.metadata, asked.weights, asked.file.stamp, kinds=asked.kinds)
+    paths = _part_paths(asked)
+    parts = [asked if number == asked.number else _read_part(path) for number, path in enumerate(paths)]
+    metadata, weights = dict(parts[0].metadata), dict[str, Weight]()
+    for number, part in enumerate(parts):
+        _check_part(part, number, parts[0])
+        for name, weight in part.weights.items():
+            if name in weights:
+                raise part.file.fault(f"{_named('tensor', name)}: is in an earlier part too; the parts are mixed")
+            weights[name] = weight
+    if len(weights) != (total := metadata.get(f"{_SPLIT}tensors.count", len(weights))):
+        raise asked.file.fault(f"its {asked.count} parts have {len(weights)} tensors of {total}; the parts are mixed")
+    stamp = tuple(each for part in parts for each in part.file.stamp)
+    metadata = {key: value for key, value in metadata.items() if not key.startswith(_SPLIT)}
+    return ModelFile(path, metadata, weights, stamp, kinds=parts[0].kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One file, which may be one of several parts of a model."""
+
+    file: StoredFile
+    metadata: Mapping[str, Any]
+    kinds: Mapping[str, Kind]
+    weights: Mapping[str, Weight]
+    count: int
+    number: int
+    """From 0 on."""
+
+
+def _read_part(path: Path) -> _Part:
     header = Header(StoredFile(path))
     tensors, pairs = _opening(header)
-    metadata = _metadata(header, pairs)
+    metadata, kinds = _metadata(header, pairs)
     alignment = _alignment(header, metadata)
     table = _table(header, tensors)
-    start = _padded(header.at, alignment)
-    return ModelFile(path, metadata, _weights(header, table, start, alignment), header.file.stamp)
+    weights = _weights(header, table, _padded(header.at, alignment), alignment)
+    count, number = (_split_number(header, metadata, key, default) for key, default in (("count", 1), ("no", 0)))
+    return _Part(header.file, metadata, kinds, weights, count, number)
+
+
+def _split_number(header: Header, metadata: Mapping[str, Any], key: str, default: int) -> int:
+    value = metadata.get(f"{_SPLIT}{key}", default)
+    if type(value) is not int or not 0 <= value <= MOST_PARTS:
+        header.fail(f"metadata '{_SPLIT}{key}'", f"found {shown(value)}; a number up to {MOST_PARTS} is needed")
+    return value
+
+
+def _part_paths(part: _Part) -> list[Path]:
+    """Where all parts of a model lie, by the name of one: `NAME-00001-of-00003.gguf`, as `llama-gguf-split` names them.
+
+    ModelError where that is not named so, or one is missing.
+    """
+    path, end = part.file.path, f"-{part.number + 1:05d}-of-{part.count:05d}.gguf"
+    if part.number >= part.count or not path.name.endswith(end):
+        raise part.file.fault(f"is part {part.number + 1} of {part.count}: name it NAME{end}, and the others likewise")
+    start = path.name.removesuffix(end)
+    paths = [path.with_name(f"{start}-{number:05d}-of-{part.count:05d}.gguf") for number in range(1, part.count + 1)]
+    if missing := [each.name for each in paths if not os.path.lexists(each)]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise part.file.fault(f"is one of {part.count} parts, {missing[0]}{more} is missing beside it; fetch it")
+    return paths
+
+
+def _check_part(part: _Part, number: int, first: _Part) -> None:
+    """ModelError where a file is not this part of the model that the first part begins."""
+    if (part.count, part.number) != (first.count, number):
+        found = (
+            f"says that it is part {part.number + 1} of {part.count}; by its name it is {number + 1} of {first.count}"
+        )
+        raise part.file.fault(found)
+    for key, value in part.metadata.items():
+        if key != f"{_SPLIT}no" and key != "general.alignment" and value != first.metadata.get(key):
+            ours = shown(first.metadata.get(key))
+            raise part.file.fault(
+                f"{_named('metadata', key)}: {shown(value)}, the first part has {ours}; they are mixed"
+            )
 
 
 def _opening(header: Header) -> tuple[int, int]:
@@ -91,18 +170,17 @@ def _opening(header: Header) -> tuple[int, int]:
     return tensors, pairs
 
 
-def _metadata(header: Header, pairs: int) -> dict[str, Any]:
+def _metadata(header: Header, pairs: int) -> tuple[dict[str, Any], dict[str, Kind]]:
+    """The values by key, and their types."""
     metadata: dict[str, Any] = {}
+    kinds: dict[str, Kind] = {}
     for index in range(pairs):
         key = header.text(f"key of metadata pair {index}", LONGEST_KEY)
         where = _named("metadata", key)
         if key in metadata:
             header.fail(where, "occurs twice; the file is damaged or was written wrongly")
-        metadata[key] = header.value(where)
-    parts = metadata.get("split.count", 1)
-    if parts != 1:
-        header.fail("metadata 'split.count'", f"one of {parts} parts; merge them first (llama-gguf-split --merge)")
-    return metadata
+        metadata[key], kinds[key] = header.value(where)
+    return metadata, kinds
 
 
 def _alignment(header: Header, metadata: Mapping[str, Any]) -> int:

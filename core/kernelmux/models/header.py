@@ -34,9 +34,11 @@ PIECE = 1 << 20
 """Bytes that are read at once."""
 
 # The numbers that a metadata value's type may have, with struct's letter for each.
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING = 8
-_ARRAY = 9
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING = 8
+ARRAY = 9
+Kind = tuple[int, ...]
+"""GGUF's type of a metadata value; of an array also that of its items."""
 _LENGTH = struct.Struct("<Q")
 
 
@@ -70,29 +72,33 @@ class Header:
         """A string of so many bytes at most: a 64-bit length and then UTF-8."""
         return self._texts(where, 1, longest)[0]
 
-    def value(self, where: str) -> Any:
-        """A metadata value: its type, and a number, bool, string or array of them."""
+    def value(self, where: str) -> tuple[Any, Kind]:
+        """A metadata value, which is a number, bool, string or a list of them, and GGUF's type of it."""
         (kind,) = self.numbers("I", where)
-        if kind != _ARRAY:
-            return self.text(where, LONGEST_TEXT) if kind == _STRING else self._numbers_of(where, kind, 1)[0]
+        if kind == STRING:
+            return self.text(where, LONGEST_TEXT), (STRING,)
+        if kind != ARRAY:
+            return self._numbers_of(where, kind, 1)[0], (kind,)
         kind, count = self.numbers("IQ", where)
-        if kind == _ARRAY:
+        if kind == ARRAY:
             self.fail(where, "an array of arrays; arrays of numbers, of bools and of strings are read")
-        least = _LENGTH.size if kind == _STRING else struct.calcsize(self._letter(where, kind))
+        least = _LENGTH.size if kind == STRING else struct.calcsize(self._letter(where, kind))
         if count * least > self.left:
             self.overrun(where, count * least, self.at)
         if count > MOST_ITEMS:
             self.fail(where, f"an array of {count} items; up to {MOST_ITEMS} are read")
-        return self._texts(where, count, LONGEST_ITEM) if kind == _STRING else self._numbers_of(where, kind, count)
+        strings = kind == STRING
+        found = self._texts(where, count, LONGEST_ITEM) if strings else self._numbers_of(where, kind, count)
+        return found, (ARRAY, kind)
 
     def _numbers_of(self, where: str, kind: int, count: int) -> list[Any]:
         return list(self.numbers(self._letter(where, kind), where, count))
 
     def _letter(self, where: str, kind: int) -> str:
-        if kind not in _NUMBERS:
-            known = ", ".join(map(str, sorted([*_NUMBERS, _STRING, _ARRAY])))
+        if kind not in NUMBERS:
+            known = ", ".join(map(str, sorted([*NUMBERS, STRING, ARRAY])))
             self.fail(where, f"value type {kind} is unknown; known: {known}")
-        return _NUMBERS[kind]
+        return NUMBERS[kind]
 
     def _texts(self, where: str, count: int, longest: int) -> list[str]:
         at, first = self.at, self.at

@@ -20,6 +20,7 @@ from kernelmux.graph.ops.blocks import random_blocks
 from kernelmux.graph.ops.cases import FP8_WEIGHTS, WEIGHTS, brought_weights
 from kernelmux.models.byte_level import BYTES
 from kernelmux.models.gguf import ModelFile
+from kernelmux.models.targets import NARROW
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +55,8 @@ MIXED = "Q4_K_M"
 STORED = (*WEIGHTS, MIXED)
 """What the matrices of a random model may be stored as, beside formats that backends bring; its norms are f32."""
 
-NARROW = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""What llama.cpp stores instead where a row is no multiple of 256: for Q2_K and Q3_K IQ4_NL, as large as Q4_0."""
+SHORTER: Mapping[str, str] = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", **NARROW}
+"""What is stored where a row is no multiple of 256; llama.cpp makes IQ4_NL of Q2_K and Q3_K, as large as Q4_0."""
 
 
 def random_file(asked: str) -> ModelFile:
@@ -67,7 +68,7 @@ def random_file(asked: str) -> ModelFile:
     if stored.lower() not in known:
         raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, known.values())}")
     sizes, stored = SHAPES[shape], known[stored.lower()]
-    if stored != MIXED and stored not in NARROW and (fault := lookup(stored).check((sizes.hidden,))):
+    if stored != MIXED and stored not in SHORTER and (fault := lookup(stored).check((sizes.hidden,))):
         raise ModelError(f"--random {asked}: {fault}; ask for another format, or another shape")
     weights = {
         name: Weight(name, extents, stored_as(name, extents, stored, sizes), ())
@@ -146,7 +147,7 @@ def stored_as(name: str, extents: tuple[int, ...], stored: str, sizes: Sizes) ->
         return "bf16"
     if stored == MIXED:
         stored = "Q6_K" if _is_delicate(name, sizes) else "Q4_K"
-    return NARROW[stored] if stored in NARROW and extents[-1] % lookup(stored).block else stored
+    return SHORTER[stored] if stored in SHORTER and extents[-1] % lookup(stored).block else stored
 
 
 def _is_delicate(name: str, sizes: Sizes) -> bool:

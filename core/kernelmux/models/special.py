@@ -25,6 +25,13 @@ class SpecialTokens:
         self._lengths = {first: sorted(found) for first, found in lengths.items()}
         self._first = re.compile(f"[{re.escape(''.join(lengths))}]") if lengths else None
 
+    def __bool__(self) -> bool:
+        return bool(self._ids)
+
+    def written(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where each token that is written in `text` begins and ends, also one over another."""
+        return ((start, end) for _, _, start, end in self._written(text))
+
     def split(self, text: str) -> Iterator[str | int]:
         """The parts of `text` in order: ids of the tokens that are written in it, and what stands between them."""
         at = 0

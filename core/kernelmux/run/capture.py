@@ -15,6 +15,7 @@ from kernelmux.contract.kernel import Planes
 from kernelmux.errors import LaunchError
 from kernelmux.measure.steps import CAPTURED_ROWS
 from kernelmux.run.walk import Walk, launch_error
+from kernelmux.run.watch import Observer
 
 if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
@@ -33,14 +34,33 @@ def captured_rows(plan: Plan, rows: int) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class CapturedWalk:
-    """A walk as a graph of the device: a call replays it on torch's current stream, and returns the launches."""
+    """A walk as a graph of the device: a call replays it on torch's current stream, and returns the launches.
+
+    A replay that somebody wants to look at is made launch by launch instead, on the stream that it was captured on.
+    """
 
     walk: Walk
     graph: Any
+    tail: Callable[[Walk], object]
+    """What the graph holds after the walk."""
+    stream: Any
 
     def __call__(self) -> int:
-        self.graph.replay()
+        observer = self.walk.watch.observer
+        if observer is not None and observer.wants(self.walk):
+            self._observed(observer)
+        else:
+            self.graph.replay()
         return self.walk.launches
+
+    def _observed(self, observer: Observer) -> None:
+        platform = self.walk.device.platform
+        callers = platform.current(self.walk.device)
+        self.stream.wait_stream(callers)
+        with platform.on(self.stream):
+            self.walk.observed(observer)
+            self.tail(self.walk)
+        callers.wait_stream(self.stream)
 
     @property
     def outputs(self) -> Mapping[str, Planes]:
@@ -56,7 +76,7 @@ def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], obje
     """
     platform = device.platform
     with platform.on(stream):
-        walk()
+        walk.unobserved()
     platform.synchronize(device)
     graph = platform.graph()
     failure: LaunchError | None = None
@@ -73,7 +93,7 @@ def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], obje
             raise LaunchError(message, walk.steps[-1].node.name, walk.steps[-1].choice.name) from error
     if failure is not None:
         raise failure
-    return CapturedWalk(walk, graph)
+    return CapturedWalk(walk, graph, tail, stream)
 
 
 def _record(walk: Walk, platform: Platform) -> LaunchError | None:

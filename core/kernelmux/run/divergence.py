@@ -5,7 +5,7 @@ Enters: a model, two plans for it, token ids. Leaves: nats a token. KL(p || q) =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,14 @@ def divergence(model: Model, plan: Plan, exact: Plan, ids: Sequence[int], rows: 
     The plan is fed `rows` tokens a step, as many as it takes unless told: 1 measures the kernels that decode. Logits
     are held a step of the exact plan at a time. ModelError where there is no token, or not room for them all.
     """
+    pairs = logits_of_both(model, plan, exact, ids, rows)
+    return sum(float(nats_by_row(wanted, found).sum()) for wanted, found in pairs) / len(ids)
+
+
+def logits_of_both(
+    model: Model, plan: Plan, exact: Plan, ids: Sequence[int], rows: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For some tokens at a time the logits [tokens, vocabulary] of the exact plan and of the other, as `divergence`."""
     step = plan.max_rows if rows is None else min(rows, plan.max_rows)
     if not ids or len(ids) > model.source.shape.context or step < 1:
         raise ModelError(
@@ -39,22 +47,21 @@ def divergence(model: Model, plan: Plan, exact: Plan, ids: Sequence[int], rows: 
         )
     ours, theirs = model.session(plan, len(ids)), model.session(exact, len(ids))
     sequence, expected = ours.open(), theirs.open()
-    total = 0.0
     for start in range(0, len(ids), exact.max_rows):
         window = ids[start : start + exact.max_rows]
         wanted = theirs.feed(expected, window, all_logits=True)
         for at in range(0, len(window), step):
-            found = ours.feed(sequence, window[at : at + step], all_logits=True)
-            total += _summed(wanted[at : at + step], found)
-    return total / len(ids)
+            yield wanted[at : at + step], ours.feed(sequence, window[at : at + step], all_logits=True)
 
 
-def _summed(wanted: torch.Tensor, found: torch.Tensor) -> float:
-    """Of logits [rows, vocabulary] each: the divergences of all rows together."""
-    total = 0.0
+def nats_by_row(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Of logits [rows, vocabulary] each: the divergence of each row, float64 [rows]."""
+    import torch
+
+    parts = []
     for at in range(0, len(wanted), ROWS_AT_ONCE):
         rows = slice(at, at + ROWS_AT_ONCE)
         p = wanted[rows].double().log_softmax(-1)
         q = found[rows].to(p.device).double().log_softmax(-1)
-        total += float((p.exp() * (p - q)).sum())
-    return total
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(parts)

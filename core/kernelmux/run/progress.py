@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """So much of a stage is done: bytes where it packs or maps, else forms, launches or steps."""
+    """So much of a stage is done: bytes where it packs, maps or quantises, else forms, launches or steps."""
 
     stage: str
     done: int
@@ -15,9 +15,10 @@ class Progress:
 
     @property
     def counts_bytes(self) -> bool:
-        return self.stage in (MAPPING, PACKING)
+        return self.stage in (MAPPING, PACKING, QUANTISING)
 
 
 LOOKING_UP, MAPPING = "looking up packed weights", "mapping packed weights"
 PLACING, PACKING, COMPILING = "placing steps", "packing weights", "compiling kernels"
 BINDING, CAPTURING = "binding steps", "capturing steps"
+QUANTISING = "quantising"

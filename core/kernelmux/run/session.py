@@ -32,6 +32,7 @@ from kernelmux.run.soundness import check_highest, mark, read_ids
 from kernelmux.run.state import HostCopy, StreamOrder
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
+from kernelmux.run.watch import Observer
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,12 @@ class Session:
     def plan(self) -> Plan:
         """The plan that it walks: not the one that it was made with, once a kernel was replaced."""
         return self.walker.plan
+
+    @contextmanager
+    def watched(self, observer: Observer) -> Iterator[None]:
+        """Every launch of the walks within the block that the observer wants passes before it; results are the same."""
+        with self.walker.watch.by(observer):
+            yield
 
     @cached_property
     def drawing(self) -> Drawing:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
 from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
-from kernelmux.contract.kernel import Launch, Planes
+from kernelmux.contract.kernel import Launch, Planes, Tensors
 from kernelmux.errors import LaunchError, ModelError, contained, where_raised
 from kernelmux.plan.formats import Step
+from kernelmux.run.watch import Observer, Watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,18 @@ class Walk:
     """The graph's outputs by name; the next walk overwrites them."""
     launches: int
     device: Device
+    tensors: Sequence[Tensors] = ()
+    """What each step reads and writes, but for packed weights."""
+    watch: Watch = field(default_factory=Watch)
 
     def __call__(self) -> int:
+        observer = self.watch.observer
+        if observer is not None and observer.wants(self):
+            return self.observed(observer)
+        return self.unobserved()
+
+    def unobserved(self) -> int:
+        """The launches, whoever would like to look."""
         pending = iter(self._chained)
         try:
             for call in pending:
@@ -38,6 +49,18 @@ class Walk:
             # The iterator knows how far it got, so that a walk that works pays nothing for this.
             index = len(self._chained) - operator.length_hint(pending) - 1
             raise launch_error(self.steps, self._runs[index][0], self.device, error) from error
+        return self.launches
+
+    def observed(self, observer: Observer) -> int:
+        """The same launches one by one, each before an observer's eyes."""
+        for index, call in enumerate(self.calls):
+            observer.before(self, index)
+            try:
+                observer.launch(self, index, call)
+            except BaseException as error:
+                raise launch_error(self.steps, index, self.device, error) from error
+            observer.after(self, index)
+        observer.end(self)
         return self.launches
 
     @cached_property

@@ -23,6 +23,7 @@ from kernelmux.run.capture import CapturedWalk, capture
 from kernelmux.run.placement import PlacedStep, PlacedSteps, Placement
 from kernelmux.run.progress import BINDING, COMPILING, LOOKING_UP, MAPPING, PACKING, PLACING, Progress
 from kernelmux.run.walk import Walk, launch_error
+from kernelmux.run.watch import Watch
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ class Walker:
 
     `leaves`, of state and caches, are as `Placement` has them. `host` holds mirrors of the step state in host memory,
     for kernels that read it there; on the CPU the buffers are their own mirrors. `stream` is the one that kernels
-    launch on.
+    launch on. `watch` is who looks at its walks.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Walker:
         leaves: Mapping[str, Planes],
         host: Mapping[str, torch.Tensor] | None = None,
         stream: Any = None,
+        watch: Watch | None = None,
     ) -> None:
         import torch
 
@@ -65,6 +67,7 @@ class Walker:
             raise PlanError(f"the walker was given no buffer for {', '.join(missing)}")
         self.plan = plan
         self.stream = stream
+        self.watch = watch or Watch()
         nbytes = max(schedule.layout.nbytes for schedule in plan.schedules.values())
         arena = torch.empty(nbytes, dtype=torch.uint8, device=plan.device.torch)
         self.placement = Placement(plan, arena, leaves, host or {})
@@ -160,7 +163,7 @@ class Walker:
         except PlanError as nobody:
             raise error from nobody
         self.packed.keep(plan.packed_forms)
-        return Walker(plan, self.packed, self.placement.leaves, self.placement.host, self.stream)
+        return Walker(plan, self.packed, self.placement.leaves, self.placement.host, self.stream, self.watch)
 
     def bind(self, **dims: int) -> Walk:
         """The walk at exact extents, as `bind(m=5, outs=1, seqs=1)`; bound once."""
@@ -195,7 +198,8 @@ class Walker:
                 calls.append(launch)
             except BaseException as error:
                 raise launch_error(steps, index, self.plan.device, error) from error
-        return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device)
+        tensors = [each.tensors for each in placed.each]
+        return Walk(steps, calls, placed.outputs, placed.launches, self.plan.device, tensors, self.watch)
 
     def _bind(self, placed: PlacedStep) -> Launch:
         node = placed.step.node

@@ -68,7 +68,19 @@ def test_json_is_the_same_switch_of_every_command_that_has_it():
         for param in command.params  # type: ignore[attr-defined]
         if "--json" in param.opts
     }
-    assert {"run", "plan", "graph", "backends", "check", "tune", "bench ops", "bench model", "policy check"} == {*found}
+    assert {
+        "run",
+        "info",
+        "quantize",
+        "plan",
+        "graph",
+        "backends",
+        "check",
+        "tune",
+        "bench ops",
+        "bench model",
+        "policy check",
+    } == {*found}
     assert all(param.is_flag for param in found.values())
 
 

@@ -5,12 +5,10 @@ import shutil
 import struct
 
 import pytest
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
 
 import kernelmux
-from command import call_command
+from folders import write_tokenizer
 from kernelmux.errors import ModelError
 
 CONFIG = {
@@ -88,21 +86,27 @@ def test_a_folder_answers_ids_and_says_what_it_is(folder):
     assert (model.source.shape.layers, model.source.shape.context, model.source.shape.vocab) == (1, 64, 40)
     assert model.graph.values["blk.0.attn_q.weight"].format == "bf16"
     assert logits(folder).isfinite().all()
-    with pytest.raises(ModelError, match=r"tokenizer\.json: no such file"):
+    with pytest.raises(ModelError, match=r"tokenizer.json: no such file, so that prompts are token ids"):
         model.encode("hello")
 
 
-def test_a_folder_with_a_tokenizer_answers_text(folder):
-    bytes_ = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = tokenizers.Tokenizer(models.BPE(bytes_, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    configure(folder, vocab_size=256)
-    save(folder / "model.safetensors", {**SHAPES, "model.embed_tokens.weight": (256, 32)})
-    done = call_command("run", folder, "-p", "hello", "--max-tokens", "3", "--json")
-    assert done.code == 0, done.err
-    document = json.loads(done.out)
-    assert (len(document["prompt_ids"]), len(document["ids"])) == (5, 3)
+@pytest.mark.parametrize("rows", [1000, 40])
+def test_a_folder_answers_text_with_its_own_tokenizer_and_template(folder, rows):
+    write_tokenizer(folder, "byte level", chat_template="<|im_start|>{{ messages[0].content }}{{ eos_token }}")
+    save(folder / "model.safetensors", SHAPES | {"model.embed_tokens.weight": (rows, 32)})
+    configure(folder, vocab_size=rows)
+    model = kernelmux.load(folder)
+    messages = [{"role": "user", "content": "a</s>"}]
+    if rows < model.source.tokenizer.vocab_size:
+        with pytest.raises(ModelError, match=r"token id 90\d is not in the vocabulary of 40"):
+            model.encode(messages)
+        return
+    ids = model.encode(messages)
+    assert model.source.tokenizer.decode(ids) == "<|im_start|>a</s></s>"
+    assert ids.count(model.source.tokenizer.eos_id) == 1
+    answer = model.generate(messages, model.plan(use=["*=reference"]), max_tokens=8)
+    assert "".join(answer) == model.source.tokenizer.decode(answer.ids)
+    assert model.source.tokenizer.token_bytes(999) == b""
 
 
 def test_shards_are_one_model(folder):

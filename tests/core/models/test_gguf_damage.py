@@ -63,7 +63,15 @@ BAD = {
     "endless array of text": (_file([_pair("k", ARRAY, _array(TEXT, HUGE))]), "metadata 'k': .* run past the end"),
     "array of text cut short": (_file([_pair("k", ARRAY, _array(TEXT, 5, _text("a" * 9)))], data=0), "'k': 8 bytes at"),
     "key twice": (_file([_pair("k", U8, b"1"), _pair("k", U8, b"2")]), "metadata 'k': occurs twice"),
-    "one of several parts": (_file([_pair("split.count", U8, b"\x03")]), "one of 3 parts; merge them"),
+    "one of several parts": (_file([_pair("split.count", U8, b"\x03")]), "is part 1 of 3: name it NAME-00001-of-00003"),
+    "parts in words": (
+        _file([_pair("split.count", TEXT, _text("3"))]),
+        "'split.count': found '3'; a number up to 1000",
+    ),
+    "a part beyond all": (
+        _file([_pair("split.count", U8, b"\x03"), _pair("split.no", U8, b"\x03")]),
+        "is part 4 of 3: name it",
+    ),
     "alignment of no power": (_file([_pair("general.alignment", U32, struct.pack("<I", 24))]), "found 24; a power"),
     "alignment of zero": (_file([_pair("general.alignment", U32, bytes(4))]), "found 0; a power of two"),
     "alignment in words": (_file([_pair("general.alignment", TEXT, _text("32"))]), "found '32'; a power"),

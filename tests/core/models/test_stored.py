@@ -14,7 +14,7 @@ import pytest
 import kernelmux
 from kernelmux.errors import ModelError
 from kernelmux.models.gguf import read
-from kernelmux.models.stored import LARGEST_READ, StoredFile, StoredWeight, loaded
+from kernelmux.models.stored import LARGEST_READ, StoredFile, StoredWeight, loaded, rows_of
 from tiny_model import write_tiny_llama
 
 
@@ -148,3 +148,15 @@ def test_a_file_that_is_written_to_is_not_read_on(tmp_path):
     os.utime(path, ns=(1, 1))
     with pytest.raises(ModelError, match="was written to since it was opened; load it again"):
         weights["output_norm.weight"].dequantize()
+
+
+def test_some_rows_of_a_matrix_are_read_alone(tmp_path):
+    """Of fused projections each part is a weight of its own, and opening the model reads none of them."""
+    weight = read(write_tiny_llama(tmp_path / "m.gguf")).weights["token_embd.weight"]
+    part = rows_of(weight, "part", slice(2, 5))
+    assert isinstance(part, StoredWeight)
+    assert (part.name, part.shape, part.format) == ("part", (3, weight.shape[1]), weight.format)
+    assert part.dequantize().equal(weight.dequantize()[2:5])
+    assert part.nbytes == sum(plane.nbytes for plane in part.stored)
+    again = rows_of(loaded(weight), "part", slice(2, 5))
+    assert again.dequantize().equal(part.dequantize())

@@ -1,0 +1,310 @@
+"""The nodes, kernels and row counts to blame for wrong results: those without which the results are right.
+
+Enters: a model, a plan, token ids. Leaves: a Verdict, proved by a plan that does without just those. One run is held
+against another in which the reference makes every launch, on the same memory and in the same formats: what is swapped
+changes no layout, no fusion and no other kernel. A fault that only shows where launches are replayed or chained is
+looked for by plans instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kernelmux.contract.answers import bound
+from kernelmux.contract.kernel import Launch
+from kernelmux.debug.search import accomplices, to_blame
+from kernelmux.errors import LaunchError, ModelError, PlanError
+from kernelmux.graph.domain import Range
+from kernelmux.plan.plan import Plan
+from kernelmux.policy.grammar import Rule
+from kernelmux.policy.policy import Policy
+from kernelmux.run.feeds import Feed
+from kernelmux.run.ladder import eager_extents
+from kernelmux.run.model import Model
+from kernelmux.run.session import Session
+from kernelmux.run.walk import Walk
+from kernelmux.run.watch import Observer
+
+if TYPE_CHECKING:
+    import torch
+
+REFERENCE = "reference"
+TRUTH = "reference:f32"
+"""The kernel that makes a launch in another's place."""
+SLACK = 10.0
+"""Times what all kernels of a walk say that they err by, which is what logits may be off by unless told."""
+LEAST_BOUND = 1e-4
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A node of a plan at some row counts, and its kernel."""
+
+    node: str
+    op: str
+    kernel: str
+    rows: tuple[int, int]
+    """From as many to as many, of which it was run at some."""
+    parts: tuple[str, ...] = ()
+    """The plain nodes that a fused one stands for."""
+
+    def __str__(self) -> str:
+        low, high = self.rows
+        return f"{self.kernel} at {self.node} ({self.op}), {f'{low}' if low == high else f'{low} to {high}'} rows"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is to blame for an error, if anybody."""
+
+    error: float
+    """Of the plan: NMSE of the worst row of logits, each less its mean."""
+    position: int
+    """Of that row."""
+    bound: float
+    blamed: tuple[Suspect, ...]
+    """Empty where the error is within the bound, and where no kernel is to blame."""
+    accomplices: tuple[Suspect, ...]
+    """Without which those to blame do no harm."""
+    healed: float | None
+    """The error of a plan that does without those to blame."""
+    replayed: bool
+    """Whether the fault shows only where launches are captured or chained."""
+    runs: int
+    """How often the tokens were run, beside the run that the others are held against."""
+    proved_after: int
+    """Runs until those to blame were proved to be; what follows leaves out row counts, and looks for accomplices."""
+    policy: Policy | None
+    """Works around the fault."""
+
+
+def bisect(
+    model: Model,
+    plan: Plan,
+    ids: Sequence[int],
+    decoded: int = 0,
+    *,
+    instead: Sequence[str] = (REFERENCE,),
+    limit: float | None = None,
+    show: Callable[[int, float], object] = lambda runs, error: None,
+) -> Verdict:
+    """Runs `ids`, the last `decoded` of them a step each, until it is known who is to blame for an error over `limit`.
+
+    `instead` are the kernels that the policy which works around it uses. `show` is told of every run. ModelError where
+    there are no tokens to run.
+    """
+    if not 0 <= decoded < len(ids) <= model.source.shape.context:
+        raise ModelError(
+            f"a fault is looked for in 1 to {model.source.shape.context} tokens of which the last may be decoded, "
+            f"not in {len(ids)} of which {decoded} are"
+        )
+    return _Search(model, plan, ids, decoded, instead, limit, show).verdict()
+
+
+def stated_error(plan: Plan) -> float:
+    """What the kernels of a plan's largest walk say that they err by, together."""
+    return sum(step.choice.kernel.precision for step in plan.schedule(plan.max_rows, plan.max_rows).steps)
+
+
+class _Search:
+    """Runs of one text, each with some launches made by the reference, or by another plan."""
+
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        ids: Sequence[int],
+        decoded: int,
+        instead: Sequence[str],
+        limit: float | None,
+        show: Callable[[int, float], object],
+    ) -> None:
+        self.model, self.ids, self.decoded = model, ids, decoded
+        self.instead, self.show = tuple(instead), show
+        self.limit = max(LEAST_BOUND, SLACK * stated_error(plan)) if limit is None else limit
+        self.runs = 0
+        self.fails_one_by_one = False
+        self._healed: dict[frozenset[Suspect], float] = {}
+        """The errors of plans that do without some."""
+        # Kept, so that every run finds its weights packed.
+        self._first = model.session(plan, len(ids))
+        self._found = self._run(self._first)
+        # Where a kernel raised and gave way to another, that one is suspected.
+        self.plan = self._first.plan
+        nodes: dict[str, list[Suspect]] = {}
+        for suspect in _suspects(self.plan, self._row_counts()):
+            nodes.setdefault(suspect.node, []).append(suspect)
+        self.nodes = list(nodes.values())
+        self._truth = self._run(self._session(), _all(self.nodes))
+
+    def verdict(self) -> Verdict:
+        error, position = self._error(self._found)
+        if error <= self.limit:
+            return Verdict(error, position, self.limit, (), (), None, False, self.runs, self.runs, None)
+        found = to_blame(self.nodes, self._heals, self._proves)
+        # Where nothing ever failed before an observer's eyes it may be that nothing does.
+        replayed = not self.fails_one_by_one and self._heals(())
+        if replayed:
+            found = to_blame(self.nodes, self._proves, self._proves)
+        proved_after = self.runs
+        blamed = self._fewer(found or ())
+        return Verdict(
+            error=error,
+            position=position,
+            bound=self.limit,
+            blamed=blamed,
+            accomplices=() if replayed or not blamed else self._accomplices(blamed),
+            healed=self._healed[frozenset(blamed)] if blamed else None,
+            replayed=replayed,
+            runs=self.runs,
+            proved_after=proved_after,
+            policy=without(self.plan.policy, blamed, self.instead) if blamed else None,
+        )
+
+    def _heals(self, nodes: Sequence[Sequence[Suspect]]) -> bool:
+        """Whether all is right where the reference makes the launches of some nodes."""
+        within = self._error(self._run(self._session(), _all(nodes)))[0] <= self.limit
+        self.fails_one_by_one = self.fails_one_by_one or not within
+        return within
+
+    def _proves(self, nodes: Sequence[Sequence[Suspect]]) -> bool:
+        """Whether all is right with a plan that does without some nodes' kernels."""
+        some = frozenset(_all(nodes))
+        if some not in self._healed:
+            self._healed[some] = self._error(self._run_without(sorted(some, key=_all(self.nodes).index)))[0]
+        return self._healed[some] <= self.limit
+
+    def _fewer(self, nodes: Sequence[Sequence[Suspect]]) -> tuple[Suspect, ...]:
+        """Of those to blame the nodes and row counts that none can be left out of, where there are several."""
+        kept = _all(nodes)
+        by_rows = [[other for other in kept if other.rows == rows] for rows in dict.fromkeys(s.rows for s in kept)]
+        for some in (*by_rows, *([suspect] for suspect in kept)):
+            rest = [other for other in kept if other not in some]
+            if 0 < len(rest) < len(kept) and self._proves([rest]):
+                kept = rest
+        return tuple(kept)
+
+    def _accomplices(self, blamed: Sequence[Suspect]) -> tuple[Suspect, ...]:
+        every = _all(self.nodes)
+
+        def fails(kept: Sequence[Suspect]) -> bool:
+            swapped = [suspect for suspect in every if suspect not in kept]
+            return self._error(self._run(self._session(), swapped))[0] > self.limit
+
+        return tuple(accomplices(every, blamed, fails))
+
+    def _row_counts(self) -> set[int]:
+        """Those of the walks, which may be padded."""
+        prompt, most = len(self.ids) - self.decoded, self.plan.max_rows
+        counts = {prompt % most, most if prompt >= most else 0, 1 if self.decoded else 0} - {0}
+        return {eager_extents(self.plan, rows, rows, 1, 1)["m"] for rows in counts}
+
+    def _session(self) -> Session:
+        return self.model.session(self.plan, len(self.ids))
+
+    def _run_without(self, some: Sequence[Suspect]) -> torch.Tensor:
+        """As a plan runs that does without them."""
+        policy = without(self.plan.policy, some, self.instead)
+        plan = self.model.plan(policy, device=self.plan.device, max_rows=self.plan.max_rows, context=self.plan.context)
+        return self._run(self.model.session(plan, len(self.ids)))
+
+    def _run(self, session: Session, swapped: Collection[Suspect] | None = None) -> torch.Tensor:
+        """Logits [tokens, vocabulary] of all positions; NaN from where a kernel raises.
+
+        Where some are swapped, even none, launches are made one by one.
+        """
+        import torch
+
+        sequence, parts, prompt = session.open(), list[torch.Tensor](), len(self.ids) - self.decoded
+        watched = nullcontext() if swapped is None else session.watched(_Swap(session, swapped))
+        try:
+            with watched:
+                parts.append(session.feed(sequence, self.ids[:prompt], all_logits=True).cpu())
+                # The next step overwrites what one returns.
+                parts += (session.step([Feed(sequence, [token])]).cpu().clone() for token in self.ids[prompt:])
+        except LaunchError as error:
+            if error.sticky:
+                raise
+        missing = len(self.ids) - sum(map(len, parts))
+        return torch.cat([*parts, torch.full((missing, self.model.source.shape.vocab), math.nan)]).float()
+
+    def _error(self, found: torch.Tensor) -> tuple[float, int]:
+        """Of a run the NMSE of the worst row, and which it is; no number is worse than any."""
+        self.runs += 1
+        wanted = self._truth.double()
+        spread = (wanted - wanted.mean(-1, keepdim=True)).square().sum(-1).clamp(min=1e-300)
+        errors = (found.double() - wanted).square().sum(-1).div(spread).nan_to_num(nan=math.inf)
+        self.show(self.runs, float(errors.max()))
+        return float(errors.max()), int(errors.argmax())
+
+
+def _all(nodes: Sequence[Sequence[Suspect]]) -> list[Suspect]:
+    return [suspect for node in nodes for suspect in node]
+
+
+def _suspects(plan: Plan, counts: Collection[int]) -> Iterator[Suspect]:
+    """The steps of the walks at these row counts but for the reference's own, in the order of the walks.
+
+    Each is told of as many rows as the next smaller walk has not, the last up to what the plan takes.
+    """
+    low = 1
+    for count in sorted(counts):
+        high = plan.max_rows if count == max(counts) else count
+        for step in plan.schedule(count, count).steps:
+            if step.choice.backend != REFERENCE:
+                parts = plan.fused.get(step.node.name, ())
+                yield Suspect(step.node.name, step.node.op, step.choice.name, (low, high), parts)
+        low = count + 1
+
+
+def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -> Policy:
+    """The policy with a rule before all others for each of those to blame, and for what a fused one stands for."""
+    rules, names = [], []
+    for suspect in blamed:
+        low, high = suspect.rows
+        nodes = tuple(_literal(name) for name in (suspect.node, *suspect.parts))
+        rules.append(Rule(node=nodes, m=Range(low, high), use=tuple(instead)))
+        names.append(f"{suspect.node}={','.join(instead)}")
+    document = policy.document.model_copy(update={"rule": (*rules, *policy.document.rule)})
+    return replace(policy, document=document, options=(*names, *policy.options))
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that only it matches."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
+
+
+class _Swap(Observer):
+    """Makes the launches of some suspects by the reference, on the memory that their own kernels would have used."""
+
+    def __init__(self, session: Session, swapped: Collection[Suspect]) -> None:
+        self.session = session
+        self.swapped = dict[str, list[Range]]()
+        for suspect in swapped:
+            self.swapped.setdefault(suspect.node, []).append(Range(*suspect.rows))
+        self._launches: dict[tuple[Walk, int], Launch] = {}
+
+    def launch(self, walk: Walk, index: int, call: Launch) -> None:
+        rows = walk.steps[0].node.rows
+        if not any(rows in swapped for swapped in self.swapped.get(walk.steps[index].node.name, ())):
+            call()
+            return
+        if (walk, index) not in self._launches:
+            self._launches[walk, index] = self._bound(walk, index)
+        self._launches[walk, index]()
+
+    def _bound(self, walk: Walk, index: int) -> Launch:
+        node, walker = walk.steps[index].node, self.session.walker
+        offer = walker.plan.registry.offer(node, walk.device, REFERENCE)
+        kernel = offer.kernels.get(TRUTH)
+        if kernel is None:
+            raise PlanError(
+                f"{TRUTH} does not take {node.name} ({node.op}); install kernelmux-reference to look for faults"
+            )
+        with walk.device.platform.on(walker.stream):
+            packed = walker.packed.get(node, TRUTH, kernel)
+            return bound(kernel, node, replace(walk.tensors[index], packed=packed), walker.stream)
