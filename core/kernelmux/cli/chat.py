@@ -8,17 +8,21 @@ import typer
 
 from kernelmux.cli.common import (
     CachePacked,
+    ChatTemplatePath,
     DeviceName,
+    DocumentsPath,
     Exact,
     LockedPlan,
     MaxRows,
     MinP,
     ModelPath,
+    ParseSpecial,
     PolicyPath,
     RepetitionPenalty,
     Seed,
     Strict,
     Temperature,
+    ToolsPath,
     TopK,
     TopP,
     Use,
@@ -34,7 +38,7 @@ from kernelmux.cli.common import (
 from kernelmux.cli.observe import Observing, WatchdogSeconds
 from kernelmux.cli.output import say, tell
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.cli.prompt import said_lines
+from kernelmux.cli.prompt import asked_options, said_lines
 from kernelmux.errors import ModelError
 
 if TYPE_CHECKING:
@@ -48,6 +52,10 @@ USUAL_CONTEXT = 4096
 def chat(
     model: ModelPath,
     system: Annotated[str, typer.Option("--system", metavar="TEXT", help="What the model is told first.")] = "",
+    chat_template: ChatTemplatePath = None,
+    tools: ToolsPath = None,
+    documents: DocumentsPath = None,
+    parse_special: ParseSpecial = False,
     policy: PolicyPath = None,
     exact: Exact = False,
     locked: LockedPlan = None,
@@ -80,6 +88,7 @@ def chat(
     start_device(device)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
     sampling = asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    options = asked_options(parse_special, chat_template, tools, documents)
     with ProgressBar() as bar:
         bar.begin("opening the model")
         opened = open_asked(model, None, device)
@@ -88,7 +97,7 @@ def chat(
         bar.begin("planning")
         made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         tokens = context or min(USUAL_CONTEXT, held)
-        talk = Chat(opened, made, sampling, tokens, max_tokens, system, cache_packed=cache_packed)
+        talk = Chat(opened, made, sampling, tokens, max_tokens, system, cache_packed=cache_packed, options=options)
         for progress in talk.prepare():
             bar.show(progress)
     try:

@@ -75,6 +75,20 @@ CachePacked = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for a script to read.")]
 SaveJson = Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Also write the JSON there.")]
+ParseSpecial = Annotated[
+    bool,
+    typer.Option("--parse-special", help="Take control tokens that are written in what is said for what they are."),
+]
+ChatTemplatePath = Annotated[
+    Path | None,
+    typer.Option("--chat-template", metavar="FILE", help="A chat template in place of the model's own."),
+]
+ToolsPath = Annotated[
+    Path | None, typer.Option("--tools", metavar="FILE", help="Tools for the chat template: a JSON list of objects.")
+]
+DocumentsPath = Annotated[
+    Path | None, typer.Option("--documents", metavar="FILE", help="Documents for it: a JSON list of objects.")
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option("--max-tokens", min=1, show_default=False, help="Tokens of an answer at most, else 128 if they fit."),

@@ -1,15 +1,20 @@
-"""What a user says to a model: an option's text, all of stdin, or stdin line by line."""
+"""What a user says to a model: an option's text, all of stdin, or stdin line by line; and with what tools."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kernelmux.cli.output import lent_stdout, tell
 from kernelmux.errors import ModelError
+
+if TYPE_CHECKING:
+    from kernelmux.run.model import PromptOptions
 
 STDIN = "-"
 """In place of a prompt: stdin."""
@@ -23,6 +28,38 @@ def asked_prompt(text: str) -> str:
     with suppress(UnicodeError):
         return os.fsencode(text).decode()
     return text
+
+
+def asked_options(
+    parse_special: bool, chat_template: Path | None, tools: Path | None, documents: Path | None
+) -> PromptOptions:
+    """How what is said becomes token ids, by the files that options name; ModelError for one that is not as needed."""
+    from kernelmux.run.model import PromptOptions
+
+    template = None if chat_template is None else _text(chat_template)
+    return PromptOptions(parse_special, template, _objects(tools), _objects(documents))
+
+
+def _objects(path: Path | None) -> list[Any] | None:
+    """A JSON list of objects."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: is no JSON: {error}", file=str(path)) from error
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ModelError(f"{path}: a JSON list of objects is needed", file=str(path))
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}", file=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: not UTF-8 text ({error.reason})", file=str(path)) from error
 
 
 def said_lines() -> Iterator[str]:

@@ -12,7 +12,9 @@ import typer
 
 from kernelmux.cli.common import (
     CachePacked,
+    ChatTemplatePath,
     DeviceName,
+    DocumentsPath,
     Exact,
     Json,
     LockedPlan,
@@ -20,12 +22,14 @@ from kernelmux.cli.common import (
     MaxTokens,
     MinP,
     OptionalModelPath,
+    ParseSpecial,
     PolicyPath,
     RandomModel,
     RepetitionPenalty,
     Seed,
     Strict,
     Temperature,
+    ToolsPath,
     TopK,
     TopP,
     Use,
@@ -43,7 +47,7 @@ from kernelmux.cli.observe import Annotating, CheckNan, Observing, ShadowBound, 
 from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.cli.prompt import asked_prompt
+from kernelmux.cli.prompt import asked_options, asked_prompt
 from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
@@ -63,6 +67,10 @@ def run(
     model: OptionalModelPath = None,
     random: RandomModel = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
+    chat_template: ChatTemplatePath = None,
+    tools: ToolsPath = None,
+    documents: DocumentsPath = None,
+    parse_special: ParseSpecial = False,
     policy: PolicyPath = None,
     exact: Exact = False,
     locked: LockedPlan = None,
@@ -100,8 +108,12 @@ def run(
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
     observing = Observing(check_nan, shadow, shadow_bound, watchdog, annotate)
+    for option, path in {"--chat-template": chat_template, "--tools": tools, "--documents": documents}.items():
+        if path is not None and not chat:
+            raise typer.BadParameter("it is for a chat template: ask with --chat", param_hint=option)
     text = asked_prompt(prompt)
-    # Here, so that what it refuses is told before anything is opened.
+    # Here, so that what they refuse is told before anything is opened.
+    options = asked_options(parse_special, chat_template, tools, documents)
     asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     with ProgressBar(stages) as bar:
         # By itself, so that it is told apart from what needs it first; not to say that there is no such file.
@@ -124,6 +136,7 @@ def run(
                 repetition_penalty=repetition_penalty,
                 seed=seed,
                 cache_packed=cache_packed,
+                options=options,
             )
         try:
             with _capturing(answer, capture):

@@ -19,11 +19,11 @@ from kernelmux.contract.kernel import Launch
 from kernelmux.debug.search import accomplices, to_blame
 from kernelmux.errors import LaunchError, ModelError, PlanError
 from kernelmux.graph.domain import Range
-from kernelmux.plan.buckets import first_row
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.grammar import Rule
 from kernelmux.policy.policy import Policy
 from kernelmux.run.feeds import Feed
+from kernelmux.run.ladder import eager_extents
 from kernelmux.run.model import Model
 from kernelmux.run.session import Session
 from kernelmux.run.walk import Walk
@@ -48,7 +48,7 @@ class Suspect:
     op: str
     kernel: str
     rows: tuple[int, int]
-    """The least and the largest of the bucket."""
+    """From as many to as many, of which it was run at some."""
     parts: tuple[str, ...] = ()
     """The plain nodes that a fused one stands for."""
 
@@ -75,7 +75,9 @@ class Verdict:
     replayed: bool
     """Whether the fault shows only where launches are captured or chained."""
     runs: int
-    """How often the tokens were run, beside the one that the others are held against."""
+    """How often the tokens were run, beside the run that the others are held against."""
+    proved_after: int
+    """Runs until those to blame were proved to be; what follows leaves out row counts, and looks for accomplices."""
     policy: Policy | None
     """Works around the fault."""
 
@@ -121,66 +123,85 @@ class _Search:
         limit: float | None,
         show: Callable[[int, float], object],
     ) -> None:
-        self.model, self.plan, self.ids, self.decoded = model, plan, ids, decoded
+        self.model, self.ids, self.decoded = model, ids, decoded
         self.instead, self.show = tuple(instead), show
         self.limit = max(LEAST_BOUND, SLACK * stated_error(plan)) if limit is None else limit
         self.runs = 0
+        self.fails_one_by_one = False
+        self._healed: dict[frozenset[Suspect], float] = {}
+        """The errors of plans that do without some."""
         # Kept, so that every run finds its weights packed.
-        self.first = model.session(plan, len(ids))
-        self.suspects = list(_suspects(plan, self._row_counts()))
-        self.truth = self._run(self.first, self.suspects)
+        self._first = model.session(plan, len(ids))
+        self._found = self._run(self._first)
+        # Where a kernel raised and gave way to another, that one is suspected.
+        self.plan = self._first.plan
+        nodes: dict[str, list[Suspect]] = {}
+        for suspect in _suspects(self.plan, self._row_counts()):
+            nodes.setdefault(suspect.node, []).append(suspect)
+        self.nodes = list(nodes.values())
+        self._truth = self._run(self._session(), _all(self.nodes))
 
     def verdict(self) -> Verdict:
-        error, position = self._error(self._run(self.first))
+        error, position = self._error(self._found)
         if error <= self.limit:
-            return Verdict(error, position, self.limit, (), (), None, False, self.runs, None)
-        healed = dict[tuple[Suspect, ...], float]()
-
-        def proves(some: Sequence[Suspect]) -> bool:
-            healed[tuple(some)] = self._error(self._run_without(some))[0]
-            return healed[tuple(some)] <= self.limit
-
-        failed = False
-
-        def heals(some: Sequence[Suspect]) -> bool:
-            nonlocal failed
-            within = self._error(self._run(self._session(), some))[0] <= self.limit
-            failed = failed or not within
-            return within
-
-        found = to_blame(self.suspects, heals, proves)
+            return Verdict(error, position, self.limit, (), (), None, False, self.runs, self.runs, None)
+        found = to_blame(self.nodes, self._heals, self._proves)
         # Where nothing ever failed before an observer's eyes it may be that nothing does.
-        replayed = not failed and self._is_sound_one_by_one()
+        replayed = not self.fails_one_by_one and self._heals(())
         if replayed:
-            found = to_blame(self.suspects, proves, proves)
-        blamed = tuple(sorted(found or (), key=self.suspects.index))
+            found = to_blame(self.nodes, self._proves, self._proves)
+        proved_after = self.runs
+        blamed = self._fewer(found or ())
         return Verdict(
             error=error,
             position=position,
             bound=self.limit,
             blamed=blamed,
             accomplices=() if replayed or not blamed else self._accomplices(blamed),
-            healed=healed.get(tuple(found)) if found else None,
+            healed=self._healed[frozenset(blamed)] if blamed else None,
             replayed=replayed,
             runs=self.runs,
+            proved_after=proved_after,
             policy=without(self.plan.policy, blamed, self.instead) if blamed else None,
         )
 
-    def _is_sound_one_by_one(self) -> bool:
-        return self._error(self._run(self._session(), ()))[0] <= self.limit
+    def _heals(self, nodes: Sequence[Sequence[Suspect]]) -> bool:
+        """Whether all is right where the reference makes the launches of some nodes."""
+        within = self._error(self._run(self._session(), _all(nodes)))[0] <= self.limit
+        self.fails_one_by_one = self.fails_one_by_one or not within
+        return within
+
+    def _proves(self, nodes: Sequence[Sequence[Suspect]]) -> bool:
+        """Whether all is right with a plan that does without some nodes' kernels."""
+        some = frozenset(_all(nodes))
+        if some not in self._healed:
+            self._healed[some] = self._error(self._run_without(sorted(some, key=_all(self.nodes).index)))[0]
+        return self._healed[some] <= self.limit
+
+    def _fewer(self, nodes: Sequence[Sequence[Suspect]]) -> tuple[Suspect, ...]:
+        """Of those to blame the nodes and row counts that none can be left out of, where there are several."""
+        kept = _all(nodes)
+        by_rows = [[other for other in kept if other.rows == rows] for rows in dict.fromkeys(s.rows for s in kept)]
+        for some in (*by_rows, *([suspect] for suspect in kept)):
+            rest = [other for other in kept if other not in some]
+            if 0 < len(rest) < len(kept) and self._proves([rest]):
+                kept = rest
+        return tuple(kept)
 
     def _accomplices(self, blamed: Sequence[Suspect]) -> tuple[Suspect, ...]:
+        every = _all(self.nodes)
+
         def fails(kept: Sequence[Suspect]) -> bool:
-            swapped = [suspect for suspect in self.suspects if suspect not in kept]
+            swapped = [suspect for suspect in every if suspect not in kept]
             return self._error(self._run(self._session(), swapped))[0] > self.limit
 
-        return tuple(accomplices(self.suspects, blamed, fails))
+        return tuple(accomplices(every, blamed, fails))
 
     def _row_counts(self) -> set[int]:
-        """Of the buckets that the run walks, the largest row counts."""
+        """Those of the walks, which may be padded."""
         prompt, most = len(self.ids) - self.decoded, self.plan.max_rows
         counts = {prompt % most, most if prompt >= most else 0, 1 if self.decoded else 0} - {0}
-        return {self.plan.bucket(rows) for rows in counts}
+        return {eager_extents(self.plan, rows, rows, 1, 1)["m"] for rows in counts}
 
     def _session(self) -> Session:
         return self.model.session(self.plan, len(self.ids))
@@ -203,35 +224,41 @@ class _Search:
         try:
             with watched:
                 parts.append(session.feed(sequence, self.ids[:prompt], all_logits=True).cpu())
-                parts += (session.step([Feed(sequence, [token])]).cpu() for token in self.ids[prompt:])
+                # The next step overwrites what one returns.
+                parts += (session.step([Feed(sequence, [token])]).cpu().clone() for token in self.ids[prompt:])
         except LaunchError as error:
             if error.sticky:
                 raise
         missing = len(self.ids) - sum(map(len, parts))
-        vocab = self.model.source.shape.vocab
-        return torch.cat([*parts, torch.full((missing, vocab), math.nan)]).float()
+        return torch.cat([*parts, torch.full((missing, self.model.source.shape.vocab), math.nan)]).float()
 
     def _error(self, found: torch.Tensor) -> tuple[float, int]:
         """Of a run the NMSE of the worst row, and which it is; no number is worse than any."""
         self.runs += 1
-        wanted = self.truth.double()
+        wanted = self._truth.double()
         spread = (wanted - wanted.mean(-1, keepdim=True)).square().sum(-1).clamp(min=1e-300)
         errors = (found.double() - wanted).square().sum(-1).div(spread).nan_to_num(nan=math.inf)
         self.show(self.runs, float(errors.max()))
         return float(errors.max()), int(errors.argmax())
 
 
-def _suspects(plan: Plan, tops: Collection[int]) -> Iterator[Suspect]:
-    """All steps of the walks at these row counts, a node's next to each other, in the order of the walk."""
-    found: dict[str, list[Suspect]] = {}
-    for top in sorted(tops):
-        rows = first_row(plan.buckets, top), top
-        for step in plan.schedule(top, top).steps:
-            node = step.node
-            suspect = Suspect(node.name, node.op, step.choice.name, rows, plan.fused.get(node.name, ()))
-            if not step.choice.name.startswith(f"{REFERENCE}:"):
-                found.setdefault(node.name, []).append(suspect)
-    return (suspect for each in found.values() for suspect in each)
+def _all(nodes: Sequence[Sequence[Suspect]]) -> list[Suspect]:
+    return [suspect for node in nodes for suspect in node]
+
+
+def _suspects(plan: Plan, counts: Collection[int]) -> Iterator[Suspect]:
+    """The steps of the walks at these row counts but for the reference's own, in the order of the walks.
+
+    Each is told of as many rows as the next smaller walk has not, the last up to what the plan takes.
+    """
+    low = 1
+    for count in sorted(counts):
+        high = plan.max_rows if count == max(counts) else count
+        for step in plan.schedule(count, count).steps:
+            if step.choice.backend != REFERENCE:
+                parts = plan.fused.get(step.node.name, ())
+                yield Suspect(step.node.name, step.node.op, step.choice.name, (low, high), parts)
+        low = count + 1
 
 
 def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -> Policy:
@@ -256,12 +283,14 @@ class _Swap(Observer):
 
     def __init__(self, session: Session, swapped: Collection[Suspect]) -> None:
         self.session = session
-        self.swapped = {(suspect.node, suspect.rows[1]) for suspect in swapped}
+        self.swapped = dict[str, list[Range]]()
+        for suspect in swapped:
+            self.swapped.setdefault(suspect.node, []).append(Range(*suspect.rows))
         self._launches: dict[tuple[Walk, int], Launch] = {}
 
     def launch(self, walk: Walk, index: int, call: Launch) -> None:
-        top = self.session.plan.bucket(walk.steps[0].node.rows)
-        if (walk.steps[index].node.name, top) not in self.swapped:
+        rows = walk.steps[0].node.rows
+        if not any(rows in swapped for swapped in self.swapped.get(walk.steps[index].node.name, ())):
             call()
             return
         if (walk, index) not in self._launches:

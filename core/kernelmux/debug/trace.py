@@ -8,9 +8,11 @@ What a node takes at least are its bytes and products at the machine's ceilings,
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 from kernelmux.contract.device import Ceilings
@@ -21,9 +23,10 @@ from kernelmux.measure.predict import human_time, least_of, moved_bytes
 from kernelmux.measure.timing import Timing
 from kernelmux.measure.works import Batch, Work
 from kernelmux.plan.plan import Plan
-from kernelmux.run.bench import prepared_session, random_ids, time_decoding, time_prompt
+from kernelmux.run.bench import prepared_session, random_ids, time_prompt
 from kernelmux.run.capture import captured_rows
 from kernelmux.run.model import Model
+from kernelmux.run.pages import CachedSequence
 from kernelmux.run.progress import Progress
 from kernelmux.run.session import Session
 from kernelmux.run.walk import Walk
@@ -216,22 +219,33 @@ def _trace_decoding(
     ceilings: Ceilings,
     tell: Callable[[Progress], object],
 ) -> StepTrace:
-    wait = partial(session.plan.device.platform.synchronize, session.plan.device)
-    times, whole = times_of(session), []
+    times, whole = times_of(session), list[float]()
     sequences = [session.open() for _ in range(batch)]
     for index, sequence in enumerate(sequences):
         session.feed(sequence, random_ids(model, prompt, index))
     turns = min(TURNS, decode)
-    time_decoding(session, sequences, 1, wait)
+    _step_times(session, sequences, 1)
     for count in range(turns):
         tell(Progress("tracing decoding", count, turns))
         with session.watched(times):
-            time_decoding(session, sequences, decode // turns, wait)
-        whole.append(time_decoding(session, sequences, decode // turns, wait))
+            _step_times(session, sequences, decode // turns)
+        whole += _step_times(session, sequences, decode // turns)
     rows = _walked(times).steps[0].node.rows
     nodes = _nodes(session, times, Batch(batch, 1, prompt + 1), rows, ceilings)
     captured = captured_rows(session.plan, batch) is not None
     return StepTrace(f"decode at {batch} x {prompt}", batch, captured, Timing.of(whole), nodes)
+
+
+def _step_times(session: Session, sequences: Sequence[CachedSequence], steps: int) -> list[float]:
+    """Microseconds of each of so many steps but the first, if there are more; the sequences are as long afterwards."""
+    lengths = [sequence.length for sequence in sequences]
+    marks = [time.perf_counter()]
+    for _ in session.decode(sequences, [0] * len(sequences), steps):
+        marks.append(time.perf_counter())
+    for sequence, length in zip(sequences, lengths, strict=True):
+        sequence.length = length
+    samples = [(end - began) * 1e6 for began, end in pairwise(marks)]
+    return samples[1:] or samples
 
 
 def _walked(times: Times) -> Walk:

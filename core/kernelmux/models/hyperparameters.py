@@ -78,7 +78,8 @@ class Hyperparameters:
 
     def number_or_none(self, key: str) -> float:
         """The same of a key that may be absent or 0: 0."""
-        return 0.0 if self._get(key, 0.0) == 0 else self.number(key)
+        value = self._get(key, 0.0)
+        return 0.0 if value == 0 and not isinstance(value, bool) else self.number(key)
 
     def flags_of_layers(self, key: str, layers: int) -> list[bool]:
         """One flag a layer."""
@@ -99,7 +100,12 @@ class Hyperparameters:
         return isinstance(self._values.get(key), list)
 
     def finish(self) -> None:
-        """ModelError at the first key that was not read and may matter."""
+        """ModelError at the first key that was not read and may matter, or that would be read but for its prefix."""
+        for key in self.file.metadata:
+            prefix, _, rest = key.partition(".")
+            if prefix != self.architecture and rest in self._read and rest not in self._values:
+                found = f"metadata {shown(key)}: is it {self.architecture}.{rest}? That is missing; the file is damaged"
+                raise self.file.fault(found)
         for key in self._values:
             if key in self._read or key in INERT:
                 continue

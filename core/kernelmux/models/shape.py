@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kernelmux.errors import shown
 from kernelmux.graph.ops import Rotation
 from kernelmux.models.hyperparameters import Hyperparameters
 
@@ -43,7 +44,9 @@ def read_shape(keys: Hyperparameters) -> Shape:
         raise keys.file.fault(f"{heads} query heads do not divide over {kv_heads} kv heads")
     if keys.count("attention.value_length", head_dim) != head_dim:
         keys.fail("attention.value_length", f"keys have {head_dim} elements; values of another size are not built in")
-    tokens = keys.file.metadata.get("tokenizer.ggml.tokens", ())
+    tokens = keys.file.metadata.get("tokenizer.ggml.tokens", [])
+    if not isinstance(tokens, list):
+        raise keys.file.fault(f"tokenizer.ggml.tokens is {shown(tokens)}; a list is needed")
     stated = keys.count("vocab_size", len(tokens) or None)
     return Shape(
         layers=layers,
@@ -70,8 +73,11 @@ def read_rotation(keys: Hyperparameters, shape: Shape, pairing: Pairing) -> Rota
     older = keys.number_or_none("rope.scale_linear")
     factor = keys.number_or_none("rope.scaling.factor") or older or 1.0
     original = keys.count("rope.scaling.original_context_length", shape.context)
+    theta = keys.number("rope.freq_base", 10_000.0)
+    if theta <= 1:
+        keys.fail("rope.freq_base", "a number above 1 is needed")
     return Rotation(
-        theta=keys.number("rope.freq_base", 10_000.0),
+        theta=theta,
         dims=dims,
         pairing=keys.file.pairing or pairing,
         # By a factor of 1 nothing is scaled.

@@ -17,7 +17,7 @@ from kernelmux.errors import ModelError
 from kernelmux.models.byte_level import ByteLevelBPE, spelled_bytes
 from kernelmux.models.pieces import SPACE, ScoredBPE, UnigramPieces, byte_of
 from kernelmux.models.special import SpecialTokens
-from kernelmux.models.tokenizer_json import PROBE, read_folder
+from kernelmux.models.tokenizer_json import PROBE, read_tokenizer
 from kernelmux.models.vocabulary import SpacePrefix, TokenKind, Vocabulary, read_vocabulary
 
 
@@ -78,9 +78,12 @@ class Tokenizer:
         return cls(vocabulary, FragmentEncoder(vocabulary))
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face folder (tokenizer.json); ModelError where it has none that is built in."""
-        return cls(*read_folder(Path(path)))
+    def from_folder(cls, path: str | Path, vocabulary: int = 0) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder (tokenizer.json); ModelError where it has none that is built in.
+
+        Up to `vocabulary` ids that it does not have stand for nothing, as a model's that has more.
+        """
+        return cls(*read_tokenizer(Path(path), vocabulary))
 
     @property
     def vocab_size(self) -> int:

@@ -18,11 +18,11 @@ from typing import Any
 import tokenizers
 
 from kernelmux.errors import ModelError, contained, shown
+from kernelmux.models.folder import read_json
 from kernelmux.models.special import SpecialTokens
+from kernelmux.models.stored import StoredFile
 from kernelmux.models.vocabulary import END_TOKENS, SpacePrefix, TokenKind, Vocabulary, without_messages_end
 
-LARGEST_FILE = 1 << 27
-"""Bytes. Gemma 3's tokenizer.json has 33 million."""
 ROLES = frozenset({"bos_token", "eos_token", "unk_token"})
 PROBE = "a"
 """A text that shows which tokens a file puts around texts."""
@@ -82,30 +82,34 @@ class JsonEncoder:
         return tokenizer, aliases, {tokenizer.get_vocab()[spelled]: id for spelled, id in own.items()}
 
 
-def read_folder(path: Path) -> tuple[Vocabulary, JsonEncoder]:
-    """The tokenizer of a folder; ModelError, which names the file, where it has none or one that is not built in."""
+def read_tokenizer(path: Path, vocabulary: int = 0) -> tuple[Vocabulary, JsonEncoder]:
+    """The tokenizer of a folder; ModelError, which names the file, where it has none or one that is not built in.
+
+    Models have rows for more ids than their tokenizers: up to `vocabulary` these stand for nothing.
+    """
     file = path / "tokenizer.json"
     if not file.exists():
         others = [name for name in ("tokenizer.model", "vocab.json", "tekken.json") if (path / name).exists()]
-        found = f"it has {', '.join(others)}, which transformers can convert (save_pretrained)" if others else ""
-        raise _fault(file, f"no such file{'; ' if found else ''}{found}")
+        found = f"; there is {', '.join(others)}, which transformers can convert (save_pretrained)" if others else ""
+        raise _fault(file, f"no such file, so that prompts are token ids{found}")
     encoder = JsonEncoder(file)
     byte_level, prefix, bytes_fall_back = _spelling(file, _read(file).get("decoder"))
     tokens, kinds = _tokens(encoder, bytes_fall_back)
-    ids = _named_ids(path, encoder.tokenizer)
+    ends = _ends(path, ids := _named_ids(path, encoder.tokenizer), len(tokens))
     opening, closing = _around(encoder.tokenizer)
     known = {token for token, kind in enumerate(kinds) if kind == TokenKind.CONTROL and tokens[token] in END_TOKENS}
+    more = max(0, vocabulary - len(tokens))
     return Vocabulary(
         str(file),
-        tokens,
-        kinds,
+        [*tokens, *[""] * more],
+        [*kinds, *[int(TokenKind.UNUSED)] * more],
         byte_level,
         bos_id=ids.get("bos_token"),
         eos_id=ids.get("eos_token"),
         unk_id=ids.get("unk_token"),
         opening=opening,
         closing=closing,
-        end_ids=without_messages_end(tokens, known | _ends(path, ids, len(tokens))),
+        end_ids=without_messages_end(tokens, known | ends),
         space_prefix=prefix,
     ), encoder
 
@@ -121,19 +125,7 @@ def _tokenizer(path: Path, data: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file of one JSON object."""
-    try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise _fault(path, f"{size} bytes; up to {LARGEST_FILE} are read")
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise _fault(path, f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise _fault(path, f"is no JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise _fault(path, f"is JSON of a {type(data).__name__}; an object is needed")
-    return data
+    return read_json(StoredFile(path))
 
 
 def _spelling(path: Path, decoder: Any) -> tuple[bool, SpacePrefix, bool]:

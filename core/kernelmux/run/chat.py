@@ -10,9 +10,10 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from kernelmux.errors import ModelError
+from kernelmux.models.quoting import after
 from kernelmux.plan.plan import Plan
 from kernelmux.run.generate import continued
-from kernelmux.run.model import Model
+from kernelmux.run.model import PROMPT_OPTIONS, Model, PromptOptions
 from kernelmux.run.progress import Progress
 from kernelmux.run.sampling import Sampling
 
@@ -32,12 +33,14 @@ class Chat:
         system: str = "",
         *,
         cache_packed: bool = False,
+        options: PromptOptions = PROMPT_OPTIONS,
     ) -> None:
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._first = len(self.messages)
         # A file without a template had better be refused before anybody says something.
-        model.render([*self.messages, _said("user", "")])
+        model.render([*self.messages, _said("user", "")], options)
         self._model = model
+        self._options = options
         self._tokens = tokens
         self._max_tokens = max_tokens
         self.session = model.session(plan, tokens, cache_packed=cache_packed)
@@ -96,7 +99,7 @@ class Chat:
         while True:
             ids = self._after_held()
             self.kept = len(self._held) if ids else 0
-            ids = ids or self._model.encode(self.messages)
+            ids = ids or self._model.encode(self.messages, self._options)
             whole = self.kept + len(ids)
             earlier = len(self.messages) - self._first - 1
             if whole + wanted <= self._tokens or (not earlier and whole <= self._tokens):
@@ -113,15 +116,17 @@ class Chat:
     def _after_held(self) -> list[int]:
         """The ids of what all messages say beyond what the cache holds; none where they do not go on from there."""
         tokenizer = self._model.source.tokenizer
-        text = self._model.render(self.messages).encode(errors="surrogatepass")
-        held = tokenizer.text_bytes(self._held)
-        if not held or not text.startswith(held) or not tokenizer.goes_on:
+        if not self._held or not tokenizer.goes_on:
             return []
+        text, quote = self._model.rendered(self.messages, self._options)
         try:
-            rest = text[len(held) :].decode()
-            return tokenizer.encode(rest, add_special=False, parse_special=True, after=self._held[-1])
+            held = tokenizer.text_bytes(self._held).decode()
         except UnicodeDecodeError:  # It ends within a character.
             return []
+        if not (text.replace(quote, "") if quote else text).startswith(held):
+            return []
+        rest = after(text, quote, len(held))
+        return tokenizer.encode(rest, add_special=False, parse_special=True, after=self._held[-1], quote=quote)
 
 
 def _said(role: str, content: str) -> Message:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
@@ -17,6 +17,7 @@ from kernelmux.errors import ModelError, PlanError
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
 from kernelmux.models import Source, open_model, open_random
+from kernelmux.models.chat import ChatTemplate, stated_template
 from kernelmux.plan.lock import read_lock
 from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
@@ -29,7 +30,7 @@ from kernelmux.run.session import Session
 if TYPE_CHECKING:
     import torch
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
 USUAL_TOKENS = 128
 """Of an answer at most, unless told."""
@@ -52,6 +53,22 @@ def load_random(asked: str, device: str = "cpu") -> Model:
     return Model(open_random(asked, device))
 
 
+@dataclass(frozen=True)
+class PromptOptions:
+    """How a prompt becomes token ids."""
+
+    parse_special: bool = False
+    """Takes control tokens that are written in a text, or in messages, for what they are: else they are text."""
+    chat_template: str | None = None
+    """For messages, in place of the file's own."""
+    tools: Sequence[Any] | None = None
+    """What the template is to tell the model that it may call, as JSON has it; templates differ in what they expect."""
+    documents: Sequence[Any] | None = None
+
+
+PROMPT_OPTIONS = PromptOptions()
+
+
 @dataclass(eq=False)
 class Model:
     """An open model: its graph, its tokenizer, and the weights that its plans have packed."""
@@ -60,6 +77,7 @@ class Model:
     _packed: dict[Device, PackedWeights] = field(default_factory=dict, repr=False)
     _recent: PackedWeights | None = field(default=None, repr=False)
     """What the last `generate` or `forward` packed: the next one finds it, unless it is for another plan."""
+    _templates: dict[str, ChatTemplate] = field(default_factory=dict, repr=False)
 
     @property
     def graph(self) -> Graph:
@@ -103,33 +121,44 @@ class Model:
         )
         return _strictly(made, policy.source) if strict else made
 
-    def encode(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
-        """The prompt's token ids; messages go through the file's chat template.
+    def encode(self, prompt: Prompt, options: PromptOptions = PROMPT_OPTIONS) -> list[int]:
+        """The prompt's token ids; messages go through the chat template.
 
-        `parse_special` takes control tokens that are written in a text for what they are, which else are text.
+        Control tokens that are written in a text, or in messages, are text unless the options ask for them.
         """
-        tokenizer = self.source.tokenizer
         if isinstance(prompt, str):
-            return tokenizer.encode(prompt, parse_special=parse_special)
+            return self._encoded(prompt, parse_special=options.parse_special)
         messages = [item for item in prompt if isinstance(item, Mapping)]
         if not messages:
             return self._checked_ids(prompt)
         if len(messages) < len(prompt):
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
+        text, quote = self.rendered(messages, options)
         # The template writes the special tokens itself.
-        return tokenizer.encode(self.render(messages), add_special=False, parse_special=True)
+        return self._encoded(text, add_special=False, parse_special=True, quote=quote)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of chat messages by the file's template, with the opening of the answer; ModelError without one."""
-        tokenizer = self.source.tokenizer
-        template = self.source.file.metadata.get("tokenizer.chat_template")
-        if not isinstance(template, str):
-            raise ModelError(f"{self.source.file.path}: the file has no chat template; give the prompt as text")
-        # Here, for jinja takes a tenth of a second to import, and most prompts are no chat.
-        from kernelmux.models.chat import render_chat
+    def _encoded(self, text: str, **asked: Any) -> list[int]:
+        ids = self.source.tokenizer.encode(text, **asked)
+        # A folder's tokenizer may have more tokens than its model.
+        return ids if max(ids, default=0) < self.source.shape.vocab else self._checked_ids(ids)
 
-        bos, eos = ("" if id is None else tokenizer.token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
-        return render_chat(template, messages, bos_token=bos, eos_token=eos)
+    def render(self, messages: Sequence[Mapping[str, Any]], options: PromptOptions = PROMPT_OPTIONS) -> str:
+        """The text of chat messages by the template, with the opening of the answer; ModelError where there is none."""
+        text, quote = self.rendered(messages, options)
+        return text.replace(quote, "") if quote else text
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]], options: PromptOptions) -> tuple[str, str]:
+        """The same with marks in what messages write as control tokens, and the mark (`ChatTemplate.render`)."""
+        template = options.chat_template
+        if template is None:
+            template = stated_template(self.source.file.metadata, tools=options.tools is not None)
+        if template is None:
+            raise ModelError(f"{self.source.file.path}: the file has no chat template; give one, or the prompt as text")
+        if template not in self._templates:
+            self._templates[template] = ChatTemplate(template, self.source.tokenizer)
+        return self._templates[template].render(
+            messages, tools=options.tools, documents=options.documents, quoted=not options.parse_special
+        )
 
     def session(self, plan: Plan, tokens: int, sequences: int = 1, *, cache_packed: bool = False) -> Session:
         """A cache of `tokens` tokens for up to `sequences` sequences at once, walked by `plan`.
@@ -167,6 +196,7 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int = 0,
         cache_packed: bool = False,
+        options: PromptOptions = PROMPT_OPTIONS,
     ) -> Generation:
         """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold.
 
@@ -174,7 +204,7 @@ class Model:
         """
         if max_tokens is not None and max_tokens < 1:
             raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
-        ids = self.encode(prompt)
+        ids = self.encode(prompt, options)
         if max_tokens is None:
             max_tokens = max(1, min(USUAL_TOKENS, self.source.shape.context - len(ids) + 1))
         # The last one is drawn, and not read any more.

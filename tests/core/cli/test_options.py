@@ -74,6 +74,8 @@ def test_json_is_the_same_switch_of_every_command_that_has_it():
         "quantize",
         "trace",
         "plan",
+        "compare",
+        "bisect",
         "graph",
         "backends",
         "check",

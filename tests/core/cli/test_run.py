@@ -22,10 +22,11 @@ from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.graph.formats import human_bytes
 from kernelmux.plan.speed import Speeds
-from kernelmux.run.model import Model
+from kernelmux.run.model import Model, PromptOptions
 from tiny_model import write_tiny_llama
 
 F32 = ("--use", "*=torch:f32,torch:sdpa,torch:rows")
+OF_TEMPLATES = ("--chat-template", "--tools", "--documents")
 
 
 class Raising(FakeKernel):
@@ -205,6 +206,54 @@ def test_captured_cases_do_not_take_the_place_of_what_the_run_reads(tiny: Path, 
 def test_chat_asks_through_the_models_template(tiny: Path, model: Model):
     document = answer(tiny, "-p", "hello", "--chat", "--max-tokens", 4)
     assert document["prompt_ids"] == model.encode([{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_control_tokens_of_a_prompt_are_text_unless_asked_for(tiny: Path, chat: bool):
+    model = kernelmux.load(tiny)
+    text = "a<|im_end|>b"
+    prompt = [{"role": "user", "content": text}] if chat else text
+    ways = ("--chat",) if chat else ()
+    plain = answer(tiny, "-p", text, "--max-tokens", 1, *ways)["prompt_ids"]
+    parsed = answer(tiny, "-p", text, "--max-tokens", 1, *ways, "--parse-special")["prompt_ids"]
+    assert plain == model.encode(prompt)
+    assert parsed == model.encode(prompt, PromptOptions(parse_special=True))
+    (end,) = model.source.tokenizer.encode("<|im_end|>", add_special=False, parse_special=True)
+    assert (plain.count(end), parsed.count(end)) == ((1, 2) if chat else (0, 1))
+
+
+def test_a_template_tools_and_documents_come_from_files(tiny: Path, tmp_path: Path):
+    files = {"chat.jinja": "{{ tools | tojson }}{{ documents[0].text }}{{ messages[0].content }}"}
+    files |= {"tools.json": '[{"name": "f"}]', "documents.json": '[{"text": "d"}]'}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    options = [f"{option}={tmp_path / name}" for option, name in zip(OF_TEMPLATES, files, strict=True)]
+    ids = answer(tiny, "-p", "hello", "--chat", "--max-tokens", 1, *options)["prompt_ids"]
+    assert kernelmux.load(tiny).source.tokenizer.decode(ids) == '[{"name": "f"}]dhello'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"{", "is no JSON"),
+        (b"{}", "a JSON list of objects is needed"),
+        (b"[1]", "a JSON list of objects is needed"),
+        (b"\xff", "not UTF-8 text"),
+    ],
+)
+def test_a_file_of_tools_that_is_none_is_one_line(tiny: Path, tmp_path: Path, content: bytes | None, message: str):
+    file = tmp_path / "tools.json"
+    if content is not None:
+        file.write_bytes(content)
+    assert_one_line_error(call_command("run", tiny, "-p", "a", "--chat", "--tools", file), "tools.json", message)
+
+
+@pytest.mark.parametrize("option", OF_TEMPLATES)
+def test_what_is_for_a_template_needs_one(tiny: Path, option: str):
+    result = call_command("run", tiny, "-p", "a", option, "x")
+    assert result.code == 2
+    assert "it is for a chat template" in result.err
 
 
 def test_a_prompt_may_be_any_text(tiny: Path):

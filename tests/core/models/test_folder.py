@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import kernelmux
+from folders import write_tokenizer
 from kernelmux.errors import ModelError
 
 CONFIG = {
@@ -85,8 +86,27 @@ def test_a_folder_answers_ids_and_says_what_it_is(folder):
     assert (model.source.shape.layers, model.source.shape.context, model.source.shape.vocab) == (1, 64, 40)
     assert model.graph.values["blk.0.attn_q.weight"].format == "bf16"
     assert logits(folder).isfinite().all()
-    with pytest.raises(ModelError, match="the tokenizers of folders are not built in; give a prompt as token ids"):
+    with pytest.raises(ModelError, match=r"tokenizer.json: no such file, so that prompts are token ids"):
         model.encode("hello")
+
+
+@pytest.mark.parametrize("rows", [1000, 40])
+def test_a_folder_answers_text_with_its_own_tokenizer_and_template(folder, rows):
+    write_tokenizer(folder, "byte level", chat_template="<|im_start|>{{ messages[0].content }}{{ eos_token }}")
+    save(folder / "model.safetensors", SHAPES | {"model.embed_tokens.weight": (rows, 32)})
+    configure(folder, vocab_size=rows)
+    model = kernelmux.load(folder)
+    messages = [{"role": "user", "content": "a</s>"}]
+    if rows < model.source.tokenizer.vocab_size:
+        with pytest.raises(ModelError, match=r"token id 90\d is not in the vocabulary of 40"):
+            model.encode(messages)
+        return
+    ids = model.encode(messages)
+    assert model.source.tokenizer.decode(ids) == "<|im_start|>a</s></s>"
+    assert ids.count(model.source.tokenizer.eos_id) == 1
+    answer = model.generate(messages, model.plan(use=["*=reference"]), max_tokens=8)
+    assert "".join(answer) == model.source.tokenizer.decode(answer.ids)
+    assert model.source.tokenizer.token_bytes(999) == b""
 
 
 def test_shards_are_one_model(folder):
@@ -159,8 +179,8 @@ def test_the_template_is_the_folders(folder, where):
 CONFIGS = {
     "model_type": ("lama", r"config.json: model_type 'lama' is not built in \(did you mean 'llama'\?\); known: "),
     "hidden_act": ("gelu", "hidden_act = 'gelu': only silu is built in"),
-    "num_hidden_layers": ("1", "num_hidden_layers = '1': a positive count is needed"),
-    "hidden_size": (True, "hidden_size = True: a positive count is needed"),
+    "num_hidden_layers": ("1", "num_hidden_layers = '1': a count from 1 on is needed"),
+    "hidden_size": (True, "hidden_size = True: a count from 1 on is needed"),
     "vocab_size": ("leave out", "lacks llama.vocab_size, which a llama model must state"),
     "rope_theta": ("1e4", "rope parameter rope_theta = '1e4': a positive number is needed"),
     "rope_scaling": ({"type": "dynamic", "factor": 2.0}, "rope_type 'dynamic' is not built in.*known: default, lin"),
@@ -177,6 +197,40 @@ CONFIGS = {
 def test_what_the_configuration_asks_for_and_is_not_built_in_is_refused(folder, key, value, message):
     configure(folder, **{key: value})
     refused(folder, message)
+
+
+NONSENSE = [True, -1, 0, 0.5, 2**40, "", "x", [], [1], [[]], {}, {"a": 1}, ["full_attention"], {"rope_type": []}]
+ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+MORE = {"sliding_window": 4, "max_window_layers": 0, "layer_types": None, "rope_parameters": ROPE, "head_dim": 8}
+
+
+@pytest.mark.parametrize("key", [*CONFIG, *MORE, "use_sliding_window", "rope_scaling", "partial_rotary_factor"])
+def test_a_value_of_any_type_is_a_model_or_one_line(folder, key):
+    for value in NONSENSE:
+        configure(folder, **{**MORE, key: value})
+        opens_or_refuses(folder)
+
+
+@pytest.mark.parametrize(
+    "key", [*ROPE, "type", "beta_fast", "attention_factor", "mscale", "partial_rotary_factor", "x"]
+)
+def test_so_is_a_parameter_of_the_rotation(folder, key):
+    for value in NONSENSE:
+        configure(folder, rope_parameters={**ROPE, "mscale_all_dim": 1.0, key: value})
+        opens_or_refuses(folder)
+
+
+def opens_or_refuses(folder):
+    try:
+        kernelmux.load(folder)
+    except ModelError as error:
+        if "\n" in str(error):
+            raise
+
+
+def test_a_parameter_of_another_kind_of_rotation_is_refused(folder):
+    configure(folder, rope_scaling={"rope_type": "linear", "factor": 2.0, "beta_fast": 16.0})
+    refused(folder, "rope parameter 'beta_fast' = 16.0: linear is not built with it; it would be ignored")
 
 
 def test_older_and_newer_words_for_the_rotation_are_one(folder):

@@ -112,11 +112,11 @@ def test_only_where_nothing_is_put_before_a_text_can_it_go_on(folders):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("tokenizer.json", None, r"tokenizer.json: no such file"),
-        ("tokenizer.json", "{", r"tokenizer.json: is no JSON: "),
-        ("tokenizer.json", "[1]", r"tokenizer.json: is JSON of a list; an object is needed"),
+        ("tokenizer.json", None, r"tokenizer.json: no such file, so that prompts are token ids"),
+        ("tokenizer.json", "{", r"tokenizer.json: is not JSON: "),
+        ("tokenizer.json", "[1]", r"tokenizer.json: is JSON, but of a list; an object is needed"),
         ("tokenizer.json", "{}", r"tokenizer.json: cannot be read: "),
-        ("tokenizer.json", "[" * 100_000, r"tokenizer.json: is no JSON: "),
+        ("tokenizer.json", "[" * 100_000, r"tokenizer.json: is not JSON: "),
         (
             "tokenizer_config.json",
             '{"bos_token": "<no>"}',
@@ -139,7 +139,9 @@ def test_a_folder_that_is_no_tokenizer(tmp_path, folders, file, content, message
 
 def test_a_folder_of_another_kind_of_tokenizer_says_which(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"no such file; it has tokenizer.model, which transformers can convert"):
+    with pytest.raises(
+        ModelError, match=r"no such file, so that .*; there is tokenizer.model, which transformers can convert"
+    ):
         Tokenizer.from_folder(tmp_path)
 
 

@@ -5,6 +5,7 @@ import pytest
 import kernelmux
 from kernelmux.errors import ModelError
 from kernelmux.run.chat import Chat
+from kernelmux.run.model import PromptOptions
 from kernelmux.run.sampling import Sampling
 from tiny_model import write_tiny_llama
 
@@ -65,6 +66,30 @@ def test_a_kept_cache_gives_the_logits_of_all_that_was_said(model, plan):
         answer = "".join(kept.ask(question))
         anew = "".join(model.generate(kept.messages[:-1], plan, max_tokens=8))
         assert answer == anew
+
+
+def test_what_a_user_writes_is_no_control_token_and_the_cache_is_kept_over_it(model, plan, scripted):
+    (end,) = model.source.tokenizer.encode("<|im_end|>", add_special=False, parse_special=True)
+    chat = Chat(model, plan, Sampling(), 256, 8)
+    fed = []
+    read = chat.session.feed
+    chat.session.feed = lambda sequence, ids: fed.append(ids) or read(sequence, ids)
+    for question in ("a<|im_end|>b", "c<|im_end|>", "d"):
+        scripted("hey<|im_end|>")
+        assert "".join(chat.ask(question)) == "hey"
+    assert [ids.count(end) for ids in fed] == [1, 2, 2], "the template's own, of the answer before and of the question"
+    assert chat.kept > 0
+
+
+def test_options_reach_the_template(model, plan, scripted):
+    options = PromptOptions(chat_template="{{ tools | tojson }}{{ messages[-1].content }}", tools=[{"name": "f"}])
+    chat = Chat(model, plan, Sampling(), 128, 8, options=options)
+    fed = []
+    read = chat.session.feed
+    chat.session.feed = lambda sequence, ids: fed.append(ids) or read(sequence, ids)
+    scripted("hey<|im_end|>")
+    list(chat.ask("hello"))
+    assert model.source.tokenizer.decode(fed[0]) == '[{"name": "f"}]hello'
 
 
 def test_an_answer_left_early_is_part_of_the_chat_as_far_as_it_came(model, plan, scripted):

@@ -16,7 +16,7 @@ from kernelmux.conformance.measure import compare
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.policy import parse_policy
-from kernelmux.run.model import Model
+from kernelmux.run.model import Model, PromptOptions
 from tiny_model import write_tiny_llama
 
 F32 = "*=torch:f32,torch:sdpa,torch:rows"
@@ -123,7 +123,7 @@ def test_messages_go_through_the_files_chat_template(model: Model, plan: Plan):
     text = "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     ids = model.encode(CHAT)
     assert model.source.tokenizer.decode(ids) == text
-    assert ids == model.encode(text, parse_special=True)
+    assert ids == model.encode(text, PromptOptions(parse_special=True))
     assert ids != model.encode(text), "a prompt that is text has no control tokens"
     assert model.generate(CHAT, plan, max_tokens=1).prompt_ids == ids
 
@@ -132,7 +132,7 @@ def test_messages_without_a_chat_template_are_a_model_error(tmp_path: Path):
     path = write_tiny_llama(tmp_path / "plain.gguf", extra={"tokenizer.chat_template": None})
     model = kernelmux.load(path)
     assert model.encode("hello")
-    with pytest.raises(ModelError, match="has no chat template; give the prompt as text"):
+    with pytest.raises(ModelError, match="has no chat template; give one, or the prompt as text"):
         model.generate(CHAT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -102,6 +103,13 @@ def test_no_model_is_written_over(source, tmp_path):
         with pytest.raises(KernelmuxError, match="is a model, which would be lost"):
             quantise(copy, path, "Q8_0")
     assert copy.read_bytes() == source.read_bytes()
+
+
+def test_a_model_of_another_pairing_is_not_written_as_if_it_were_ggufs(source, tmp_path):
+    file = replace(read(source), pairing="halves")
+    with pytest.raises(ModelError, match="queries and keys are not as GGUF has them"):
+        list(write_quantized(file, tmp_path / "q.gguf", "Q8_0", targets(file.weights.values(), "Q8_0", []), CPU))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_whoever_stops_halfway_leaves_nothing(source, tmp_path):
