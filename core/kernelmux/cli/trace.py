@@ -94,7 +94,7 @@ def _document(trace: Trace, device: Device) -> dict[str, Any]:
     """What a bench says of a measurement, each step's ops as rows, and the trace itself."""
     from kernelmux.measure.report import make_report
 
-    method = "medians of steps made launch by launch, beside the step as it is run; ceilings measured in the same run"
+    method = "usual steps made launch by launch, beside the step as it is run; ceilings measured in the same run"
     rows = [
         {
             **{"step": step.work, "op": group.name, "bound by": group.bound, "ms": round(group.us / 1e3, 4)},

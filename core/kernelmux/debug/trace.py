@@ -1,7 +1,8 @@
 """Where a step's time goes, node by node, and how much of it better kernels could gain.
 
-Enters: a model, a plan, a load. Leaves: a StepTrace of the prompt and one of decoding. Each node's time is a median
-over steps that are made launch by launch; beside their sum stands the step as it is run, measured in turns with them.
+Enters: a model, a plan, a load. Leaves: a StepTrace of the prompt and one of decoding. Each node's time is its mean
+over the usual ones of steps that are made launch by launch; beside their sum stands the step as it is run, measured in
+turns with them.
 What a node takes at least are its bytes and products at the machine's ceilings, which are measured, too.
 """
 
@@ -40,7 +41,7 @@ By = Literal["op", "layer", "kernel"]
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of a step; microseconds are medians."""
+    """One node of a step; microseconds are means over the middle half of walks."""
 
     node: str
     op: str
@@ -259,9 +260,9 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
     rows = walk.steps[0].node.rows
     dims = {**batch.dims, "m": rows, "outs": outs}
     schedule = session.plan.schedule(rows, outs)
-    found = []
+    usual, found = _usual(times.walks), []
     for index, step in enumerate(walk.steps):
-        kernel, spans = step.choice.kernel_at(step.node), [walk[index] for walk in times.walks]
+        kernel, spans = step.choice.kernel_at(step.node), [spans[index] for spans in usual]
         node = schedule.steps[index].node.resolve(dims)
         work = Work("", node, batch)
         least = least_of(kernel, work, node, ceilings)
@@ -273,7 +274,7 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
                 kernel=step.choice.name,
                 variant="" if kernel.variant is None else str(kernel.variant),
                 rows=step.node.rows,
-                us=statistics.median(span.us for span in spans),
+                us=statistics.fmean(span.us for span in spans),
                 gap=_gap(spans),
                 nbytes=moved_bytes(kernel, work, node),
                 flops=work.flops,
@@ -287,4 +288,11 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
 
 def _gap(spans: Sequence[Span]) -> float | None:
     gaps = [span.gap for span in spans if span.gap is not None]
-    return statistics.median(gaps) if gaps else None
+    return statistics.fmean(gaps) if gaps else None
+
+
+def _usual(walks: Sequence[Sequence[Span]]) -> Sequence[Sequence[Span]]:
+    """The middle half of walks by what they took: means of these add up, which medians of nodes do not."""
+    ordered = sorted(walks, key=lambda spans: sum(span.us for span in spans))
+    quarter = len(ordered) // 4
+    return ordered[quarter : len(ordered) - quarter]

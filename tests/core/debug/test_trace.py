@@ -13,6 +13,7 @@ from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import Ceilings
 from kernelmux.debug import trace as tracing
+from kernelmux.debug.times import Span
 from kernelmux.debug.trace import NodeTime, StepTrace, trace_model
 from kernelmux.measure.timing import Timing
 
@@ -89,6 +90,12 @@ def test_groups_add_up_to_the_step():
     assert str(step) == (
         "decode: 100 us a step (99 us to 101 us); its 4 nodes one by one take 90 us, 90% of it, between launches 4 us"
     )
+
+
+def test_usual_steps_are_those_in_the_middle():
+    walks = [[Span(us, None), Span(2 * us, None)] for us in (900.0, 10.0, 11.0, 1.0, 12.0, 10.0, 9.0, 800.0)]
+    assert [spans[0].us for spans in tracing._usual(walks)] == [10, 10, 11, 12]
+    assert tracing._usual(walks[:1]) == walks[:1]
 
 
 def test_the_command_prints_writes_and_refuses(tiny, tmp_path):
