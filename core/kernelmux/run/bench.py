@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -117,12 +117,20 @@ def time_model(
     load: Load,
     tell: Callable[[Progress], object] = lambda progress: None,
     cache_packed: bool = False,
+    looking: Callable[[Session], AbstractContextManager[None]] = lambda session: nullcontext(),
 ) -> ModelTiming:
     """Times a model with a plan, telling how far it is; CapacityError where the plan has fewer rows than the batch.
 
-    With `cache_packed` packed weights are kept on disk, and taken from there, as `Model.session` has it.
+    With `cache_packed` packed weights are kept on disk, and taken from there, as `Model.session` has it. All that is
+    timed is timed within `looking`, as under the eyes of an observer.
     """
     session = _prepared(model, plan, load.tokens, load.batch, tell, cache_packed)
+    with looking(session):
+        return _timed(model, session, load, tell)
+
+
+def _timed(model: Model, session: Session, load: Load, tell: Callable[[Progress], object]) -> ModelTiming:
+    plan = session.plan
     wait = partial(plan.device.platform.synchronize, plan.device)
     prompts = []
     for count in range(PROMPTS + 1):
