@@ -124,7 +124,7 @@ def time_model(
     With `cache_packed` packed weights are kept on disk, and taken from there, as `Model.session` has it. All that is
     timed is timed within `looking`, as under the eyes of an observer.
     """
-    session = _prepared(model, plan, load.tokens, load.batch, tell, cache_packed)
+    session = prepared_session(model, plan, load.tokens, load.batch, tell, cache_packed)
     with looking(session):
         return _timed(model, session, load, tell)
 
@@ -135,14 +135,14 @@ def _timed(model: Model, session: Session, load: Load, tell: Callable[[Progress]
     prompts = []
     for count in range(PROMPTS + 1):
         tell(Progress("timing prompts", count, PROMPTS + 1))
-        prompts.append(_time_prompt(session, _ids(model, load.prompt, 0), wait))
+        prompts.append(time_prompt(session, random_ids(model, load.prompt, 0), wait))
     sequences = [session.open() for _ in range(load.batch)]
     for index, sequence in enumerate(sequences):
-        session.feed(sequence, _ids(model, load.context, index))
+        session.feed(sequence, random_ids(model, load.context, index))
     decodes = []
     for count in range(DECODES + 1):
         tell(Progress("timing decoding", count, DECODES + 1))
-        decodes.append(_time_decoding(session, sequences, load.decode, wait, load.sampling))
+        decodes.append(time_decoding(session, sequences, load.decode, wait, load.sampling))
     host = None
     plan = session.plan
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
@@ -164,22 +164,22 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
     """
     plan.bucket(rows)
     batch = Batch.of(rows, context)
-    session = _prepared(model, plan, batch.sequences * (batch.length + STEPS), batch.sequences)
+    session = prepared_session(model, plan, batch.sequences * (batch.length + STEPS), batch.sequences)
     wait = partial(plan.device.platform.synchronize, plan.device)
     if batch.rows > 1:
-        return Timing.of(_rounds(partial(_time_prompt, session, _ids(model, rows, 0), wait)))
+        return Timing.of(_rounds(partial(time_prompt, session, random_ids(model, rows, 0), wait)))
     sequences = [session.open() for _ in range(rows)]
     for sequence in sequences:
         session.skip(sequence, batch.length - 1)
     # The first packs what is left, compiles and captures.
-    _time_decoding(session, sequences, 1, wait)
-    step = _time_decoding(session, sequences, 2, wait)
+    time_decoding(session, sequences, 1, wait)
+    step = time_decoding(session, sequences, 2, wait)
     steps = min(max(round(ROUND_SECONDS / step * 1e6), 1), STEPS)
-    samples = _rounds(partial(_time_decoding, session, sequences, steps, wait))
+    samples = _rounds(partial(time_decoding, session, sequences, steps, wait))
     return Timing.of(samples, captured=captured_rows(session.plan, rows) is not None)
 
 
-def _prepared(
+def prepared_session(
     model: Model,
     plan: Plan,
     tokens: int,
@@ -214,7 +214,7 @@ def decode_steps(
         pass
 
 
-def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object]) -> float:
+def time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object]) -> float:
     """Microseconds of reading a prompt into an empty sequence, which is closed again."""
     sequence = session.open()
     wait()
@@ -226,7 +226,7 @@ def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object
     return elapsed * 1e6
 
 
-def _time_decoding(
+def time_decoding(
     session: Session,
     sequences: Sequence[CachedSequence],
     steps: int,
@@ -275,7 +275,7 @@ def _time_enqueueing(
     return samples
 
 
-def _ids(model: Model, count: int, seed: int) -> list[int]:
+def random_ids(model: Model, count: int, seed: int) -> list[int]:
     """Token ids at random."""
     import torch
 

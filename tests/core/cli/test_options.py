@@ -72,6 +72,7 @@ def test_json_is_the_same_switch_of_every_command_that_has_it():
         "run",
         "info",
         "quantize",
+        "trace",
         "plan",
         "compare",
         "bisect",
