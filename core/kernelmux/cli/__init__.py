@@ -9,9 +9,11 @@ import typer
 from kernelmux import __version__
 from kernelmux.cli.backends import backends
 from kernelmux.cli.bench import bench
+from kernelmux.cli.bisect import bisect
 from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
 from kernelmux.cli.command import Command
+from kernelmux.cli.compare import compare
 from kernelmux.cli.graph import graph
 from kernelmux.cli.info import info
 from kernelmux.cli.output import open_streams, say, tell
@@ -30,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, chat, info, quantize, plan, tune, graph, backends, check):
+for command in (run, chat, info, quantize, plan, tune, graph, backends, check, compare, bisect):
     app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,9 +79,10 @@ class RecordingWalker(Walker):
 
 
 @contextmanager
-def capture_cases(session: Session, path: Path) -> Iterator[None]:
+def capture_cases(session: Session, path: Path, nodes: Collection[str] | None = None) -> Iterator[None]:
     """Writes what the session runs within the block to `path`, even where it raises. KernelmuxError if it cannot.
 
+    Of all nodes, or of those named.
     Nodes that differ only in name and layer are one case, and its step state is that of the last such step; of those
     that a graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
     gives the plain ones.
@@ -96,18 +97,19 @@ def capture_cases(session: Session, path: Path) -> Iterator[None]:
                 yield
             except BaseException as error:
                 raised = error
-            file.write(_to_json(noted).encode())
+            file.write(_to_json(noted, nodes).encode())
     except OSError as error:
         raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}", file=str(path)) from error
     if raised is not None:
         raise raised
 
 
-def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]]) -> str:
+def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]], nodes: Collection[str] | None) -> str:
     found: dict[Graph, Mapping[str, Any]] = {}
     for walk, state in noted.items():
         for step in walk.steps:
-            found[_alone(step.node)] = _values(step.node, state)
+            if nodes is None or step.node.name in nodes:
+                found[_alone(step.node)] = _values(step.node, state)
     taken: Counter[str] = Counter()
     lines = []
     for graph, values in found.items():

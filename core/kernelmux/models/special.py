@@ -17,7 +17,8 @@ class SpecialTokens:
     """The tokens of `ids` by their spellings; what is blank after one of `stripping` is part of it."""
 
     def __init__(self, ids: Mapping[str, int], stripping: Collection[int] = ()) -> None:
-        self._ids = {spelled: token for spelled, token in ids.items() if spelled}
+        # The longest first, in bytes.
+        self._ids = {spelled: (-len(spelled.encode()), token) for spelled, token in ids.items() if spelled}
         self._stripping = frozenset(stripping)
         lengths: dict[str, set[int]] = {}
         for spelled in self._ids:
@@ -30,7 +31,7 @@ class SpecialTokens:
 
     def written(self, text: str) -> Iterator[tuple[int, int]]:
         """Where each token that is written in `text` begins and ends, also one over another."""
-        return ((start, end) for _, _, start, end in self._written(text))
+        return ((start, end) for _, start, end in self._written(text))
 
     def split(self, text: str) -> Iterator[str | int]:
         """The parts of `text` in order: ids of the tokens that are written in it, and what stands between them."""
@@ -48,22 +49,22 @@ class SpecialTokens:
         written = sorted(self._written(text))
         taken: list[tuple[int, int, int]] = []
         covered = bytearray(len(text) if written else 0)
-        for _, token, start, end in written:
-            if not any(covered[start:end]):
+        for (_, token), start, end in written:
+            # Nothing shorter was taken yet: what covers a part of it covers an end.
+            if not (covered[start] or covered[end - 1]):
                 covered[start:end] = b"\1" * (end - start)
                 taken.append((start, end, token))
         return sorted((start, self._stripped(text, end, token), token) for start, end, token in taken)
 
-    def _written(self, text: str) -> Iterator[tuple[int, int, int, int]]:
-        """Every place where a token is spelled: its bytes, negative (the longest is least), id, start and end."""
+    def _written(self, text: str) -> Iterator[tuple[tuple[int, int], int, int]]:
+        """Every place where a token is spelled: the token, so that the longest is least, start and end."""
         if self._first is None:
             return
         for match in self._first.finditer(text):
             start = match.start()
             for length in self._lengths[match[0]]:
-                spelled = text[start : start + length]
-                if (token := self._ids.get(spelled)) is not None:
-                    yield -len(spelled.encode()), token, start, start + length
+                if (token := self._ids.get(text[start : start + length])) and start + length <= len(text):
+                    yield token, start, start + length
 
     def _stripped(self, text: str, end: int, token: int) -> int:
         if token in self._stripping:

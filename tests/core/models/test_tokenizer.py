@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmux.errors import ModelError
-from kernelmux.models.chat import render_chat
+from kernelmux.models.chat import ChatTemplate
 from kernelmux.models.gguf import read
 from kernelmux.models.tokenizer import Tokenizer
 from texts import texts
@@ -49,8 +49,7 @@ def test_smollm2_ids_and_text(smollm2_file, case):
     prompt = case["prompt"]
     if isinstance(prompt, list):
         template = smollm2_file.metadata["tokenizer.chat_template"]
-        marks = {"bos_token": smollm2.token(smollm2.bos_id), "eos_token": smollm2.token(smollm2.eos_id)}
-        prompt = render_chat(template, prompt, **marks)
+        prompt, _ = ChatTemplate(template, smollm2).render(prompt)
     assert smollm2.encode(prompt, parse_special=True) == case["ids"]
     assert smollm2.decode(case["ids"]) == prompt
     assert smollm2.decode(case["greedy"]) == case["text"]
