@@ -73,6 +73,8 @@ def test_json_is_the_same_switch_of_every_command_that_has_it():
         "info",
         "quantize",
         "plan",
+        "compare",
+        "bisect",
         "graph",
         "backends",
         "check",
