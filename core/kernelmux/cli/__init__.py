@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, chat, info, quantize, plan, tune, trace, graph, backends, check, compare, bisect, report):
+for command in (run, chat, info, quantize, plan, tune, graph, backends, check, compare, bisect, trace, report):
     app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")

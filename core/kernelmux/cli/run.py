@@ -107,10 +107,10 @@ def run(
     start_device(device)
     refuse_overwriting("--capture-cases", capture, model=model, policy=policy, plan=locked)
     refuse_beside_plan(locked, policy, exact, use, max_rows)
-    observing = Observing(check_nan, shadow, shadow_bound, watchdog, annotate)
     for option, path in {"--chat-template": chat_template, "--tools": tools, "--documents": documents}.items():
         if path is not None and not chat:
             raise typer.BadParameter("it is for a chat template: ask with --chat", param_hint=option)
+    observing = Observing(check_nan, shadow, shadow_bound, watchdog, annotate)
     text = asked_prompt(prompt)
     # Here, so that what they refuse is told before anything is opened.
     options = asked_options(parse_special, chat_template, tools, documents)

@@ -91,21 +91,12 @@ def trace(
 
 
 def _document(trace: Trace, device: Device) -> dict[str, Any]:
-    """What a bench says of a measurement, each step's ops as rows, and the trace itself."""
+    """The trace, and what goes with a measurement: machine, versions, commit, date, method."""
     from kernelmux.measure.report import make_report
 
     method = "usual steps made launch by launch, beside the step as it is run; ceilings measured in the same run"
-    rows = [
-        {
-            **{"step": step.work, "op": group.name, "bound by": group.bound, "ms": round(group.us / 1e3, 4)},
-            **{"% of step": round(100 * group.share, 2), "% of ceiling": round(100 * group.ceiling, 1)},
-            "gain at most, %": round(100 * group.gain, 2),
-        }
-        for step in trace.steps
-        for group in step.groups("op")
-    ]
     notes = [str(step) for step in trace.steps]
-    return {**make_report(f"Trace of {trace.model}", device, method, rows, notes), **trace.told()}
+    return {**make_report(f"Trace of {trace.model}", device, method, (), notes), **trace.told()}
 
 
 def _print(step: StepTrace) -> None:

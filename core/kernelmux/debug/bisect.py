@@ -38,6 +38,7 @@ TRUTH = "reference:f32"
 SLACK = 10.0
 """Times what all kernels of a walk say that they err by, which is what logits may be off by unless told."""
 LEAST_BOUND = 1e-4
+ANY_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,8 @@ def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -
     for suspect in blamed:
         low, high = suspect.rows
         nodes = tuple(_literal(name) for name in (suspect.node, *suspect.parts))
-        rules.append(Rule(node=nodes, m=Range(low, high), use=tuple(instead)))
+        # Whatever they err by: a budget of the policy's would bring back those to blame.
+        rules.append(Rule(node=nodes, m=Range(low, high), use=tuple(instead), max_error=ANY_ERROR))
         names.append(f"{suspect.node}={','.join(instead)}")
     document = policy.document.model_copy(update={"rule": (*rules, *policy.document.rule)})
     return replace(policy, document=document, options=(*names, *policy.options))

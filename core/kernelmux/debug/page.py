@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.errors import KernelmuxError
+from kernelmux.measure.predict import human_time
 
 LARGEST = 64 << 20
 """Bytes of a document."""
@@ -49,18 +50,22 @@ class Section:
     """Whether all is well; None where that is no question."""
 
 
+Tell = Callable[[Mapping[str, Any], str], Section | list[Section]]
+"""What makes parts of a document, which is in a file of that name."""
+
+
 def report_page(folder: Path) -> str:
     """The page; every text in it is escaped. KernelmuxError where the folder has no document that is known."""
     from jinja2 import Environment, StrictUndefined
 
-    sections, unknown = [], []
+    sections, unknown = list[Section](), list[str]()
     for path in _documents(folder):
         document = _read(path)
-        section = next((tell(document, path.name) for fits, tell in _KINDS if fits(document)), None)
-        if section is None:
+        told = next((tell(document, path.name) for fits, tell in _KINDS if fits(document)), None)
+        if told is None:
             unknown.append(path.name)
         else:
-            sections.append(section)
+            sections += [told] if isinstance(told, Section) else told
     if not sections:
         known = "check, plan, compare, bisect, bench and trace save such with --save, or print them with --json"
         raise KernelmuxError(f"{folder}: has no document that a page can be made of; {known}", file=str(folder))
@@ -160,6 +165,35 @@ def _blame(document: Mapping[str, Any], name: str) -> Section:
     return _table(title, name, facts, ("kernel", "node", "op", "rows", ""), rows, within)
 
 
+def _steps(document: Mapping[str, Any], name: str) -> list[Section]:
+    """Of a trace a part for each kind of step: what each op takes, and what a better kernel could gain at most."""
+    return [_step(document, step, name) for step in document["steps"]]
+
+
+def _step(document: Mapping[str, Any], step: Mapping[str, Any], name: str) -> Section:
+    ops = step["by_op"]
+    facts = [
+        *((key, str(document[key])) for key in ("model", "device", "policy", "fingerprint")),
+        ("a step as it is run", human_time(step["step"]["median"])),
+        ("its nodes one by one", human_time(step["us"])),
+    ]
+    rows = [
+        [
+            *(str(group[key]) for key in ("name", "count")),
+            human_time(group["us"]),
+            *(f"{100 * group[key]:.1f} %" for key in ("share", "ceiling")),
+            str(group["bound"]),
+            f"{100 * group['gain']:.1f} %",
+        ]
+        for group in ops
+    ]
+    headings = ("op", "nodes", "time", "of the step", "of the ceiling", "bound by", "a better kernel gains at most")
+    section = _table(f"Where the time goes: {step['work']}", name, facts, headings, rows, None)
+    largest = max((group["share"] for group in ops), default=0.0) or 1.0
+    bars = [Bar(group["name"], group["share"] / largest, f"{100 * group['share']:.1f} %") for group in ops]
+    return _with_bars(section, "Share of the step", bars)
+
+
 def _measured(document: Mapping[str, Any], name: str) -> Section:
     """Anything with a title and rows, as bench and trace give."""
     entries = document["rows"]
@@ -179,11 +213,12 @@ def _measured(document: Mapping[str, Any], name: str) -> Section:
     return _with_bars(section, numbers[0], bars[:SHOWN])
 
 
-_KINDS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], str], Section]]] = (
+_KINDS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Tell]] = (
     (lambda d: {"matrix", "totals", "outcomes"} <= d.keys(), _conformance),
     (lambda d: {"fingerprint", "graph", "nodes", "launches"} <= d.keys(), _choice),
     (lambda d: {"plans", "tokens", "nodes"} <= d.keys(), _accuracy),
     (lambda d: {"blamed", "accomplices", "bound"} <= d.keys(), _blame),
+    (lambda d: {"steps", "ceilings", "model"} <= d.keys(), _steps),
     (lambda d: isinstance(d.get("rows"), list) and "title" in d, _measured),
 )
 """Kinds of documents, the narrower first: what tells one, and who tells of it."""

@@ -57,10 +57,12 @@ def saved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         call_command(
             "bench", "model", tiny, "--prompt", 8, "--decode", 2, "--context", 8, "--save", folder / "bench.json"
         ),
+        call_command("trace", tiny, "--prompt", 8, "--decode", 2, "--json"),
         call_command("plan", tiny, "--json"),
     ]
-    assert [each.code for each in done] == [0] * 5, [each.err for each in done]
-    (folder / "plan.json").write_text(done[-1].out)
+    assert [each.code for each in done] == [0] * 6, [each.err for each in done]
+    for name, made in zip(("trace", "plan"), done[-2:], strict=True):
+        (folder / f"{name}.json").write_text(made.out)
     return folder
 
 
@@ -76,8 +78,17 @@ def test_every_document_has_its_part(saved: Path):
         "check.json",
         "compare.json",
         "plan.json",
+        "trace.json",
+        "trace.json",
     ]
-    for said in ("Nothing is wrong", "Conformance of torch", "held against exact", "Choice at 1 rows", "nats a token"):
+    for said in (
+        "Nothing is wrong",
+        "Conformance of torch",
+        "held against exact",
+        "Choice at 1 rows",
+        "nats a token",
+        "a better kernel",
+    ):
         assert said in page.text
 
 

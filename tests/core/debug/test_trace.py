@@ -112,7 +112,7 @@ def test_the_command_prints_writes_and_refuses(tiny, tmp_path):
     (tmp_path / "saved").mkdir()
     document = json.loads(call_command(*asked, "--json", "--save", tmp_path / "saved" / "trace.json").out)
     assert call_command("report", tmp_path / "saved", "-o", tmp_path / "report.html").code == 0
-    assert "Trace of tiny" in (tmp_path / "report.html").read_text()
+    assert "Where the time goes: decode at 1 x 4" in (tmp_path / "report.html").read_text()
     assert [step["work"] for step in document["steps"]] == ["prompt of 4", "decode at 1 x 4"]
     assert {"by_op", "by_layer", "by_kernel", "nodes", "us", "step"} <= document["steps"][0].keys()
     assert_one_line_error(call_command("trace", tiny, "--prompt", 300), "300 tokens of a prompt", "the model holds 256")
