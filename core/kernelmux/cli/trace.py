@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from kernelmux.cli.common import (
     OptionalModelPath,
     PolicyPath,
     RandomModel,
+    SaveJson,
     Strict,
     Use,
     Verbose,
@@ -28,7 +29,8 @@ from kernelmux.cli.output import print_json, print_table, tell
 from kernelmux.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from kernelmux.debug.trace import By, StepTrace
+    from kernelmux.contract.device import Device
+    from kernelmux.debug.trace import By, StepTrace, Trace
 
 HEADINGS = ("nodes", "time", "% of step", "% of ceiling", "bound by", "gain at most, %")
 
@@ -53,15 +55,18 @@ def trace(
     ] = None,
     verbose: Verbose = False,
     json: Json = False,
+    save: SaveJson = None,
 ) -> None:
     """Time every node of a prompt and of a decode step, against the step as it is run and the machine's ceilings."""
     from kernelmux.debug.trace import trace_model
     from kernelmux.debug.trace_page import trace_events, trace_html
     from kernelmux.files import write_whole
+    from kernelmux.measure.report import save_report
     from kernelmux.plan.plan import MAX_ROWS
 
     refuse_overwriting("--html", html, model=model, policy=policy)
     refuse_overwriting("--chrome", chrome, model=model, policy=policy, page=html)
+    refuse_overwriting("--save", save, model=model, policy=policy, page=html, events=chrome)
     asked = asked_policy(policy, exact)
     with ProgressBar() as bar:
         bar.begin("opening the model")
@@ -73,13 +78,25 @@ def trace(
         write_whole(html, trace_html(found))
     if chrome is not None:
         write_whole(chrome, trace_events(found))
+    report = _document(found, plan.device) if json or save else {}
+    if save is not None:
+        save_report(report, save)
     if json:
-        print_json(found.told())
+        print_json(report)
         return
     for number, step in enumerate(found.steps):
         if number:
             tell()
         _print(step)
+
+
+def _document(trace: Trace, device: Device) -> dict[str, Any]:
+    """The trace, and what goes with a measurement: machine, versions, commit, date, method."""
+    from kernelmux.measure.report import make_report
+
+    method = "usual steps made launch by launch, beside the step as it is run; ceilings measured in the same run"
+    notes = [str(step) for step in trace.steps]
+    return {**make_report(f"Trace of {trace.model}", device, method, (), notes), **trace.told()}
 
 
 def _print(step: StepTrace) -> None:

@@ -68,6 +68,8 @@ class Twin:
     """In the formats that it reads and writes."""
     tensors: Tensors
     call: Launch
+    mirrored: bool
+    """Whether it reads step state in host memory that is not the device's: a replay leaves the session's as it was."""
 
     def give(self, node: TensorNode, inputs: Sequence[Planes]) -> None:
         """Copies what the step of that node reads, converted where this kernel reads it otherwise."""
@@ -129,8 +131,13 @@ class Binder:
         try:
             packed = self._packed.get(node, name, kernel)
             workspace = memories.take(nbytes) if nbytes else None
-            tensors = Tensors(tuple(inputs), tuple(outputs), packed, workspace, walk.tensors[index].host)
-            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream))
+            on_host = walk.device.platform.host_memory
+            ports = zip(node.inputs, inputs, strict=True)
+            state = [copy if value.format == "i32" else None for value, copy in ports]
+            host = tuple(copy if copy is None or on_host else copy.cpu() for copy in state)
+            tensors = Tensors(tuple(inputs), tuple(outputs), packed, workspace, host)
+            mirrored = not (on_host or kernel.capturable)
+            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), mirrored)
         except BaseException as error:
             self.missing[node.name] = f"{name} cannot be bound: {contained(error)}"
             return None

@@ -1,16 +1,19 @@
 """Where a step's time goes, node by node, and how much of it better kernels could gain.
 
-Enters: a model, a plan, a load. Leaves: a StepTrace of the prompt and one of decoding. Each node's time is a median
-over steps that are made launch by launch; beside their sum stands the step as it is run, measured in turns with them.
+Enters: a model, a plan, a load. Leaves: a StepTrace of the prompt and one of decoding. Each node's time is its mean
+over the usual ones of steps that are made launch by launch; beside their sum stands the step as it is run, measured in
+turns with them.
 What a node takes at least are its bytes and products at the machine's ceilings, which are measured, too.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 from kernelmux.contract.device import Ceilings
@@ -21,9 +24,10 @@ from kernelmux.measure.predict import human_time, least_of, moved_bytes
 from kernelmux.measure.timing import Timing
 from kernelmux.measure.works import Batch, Work
 from kernelmux.plan.plan import Plan
-from kernelmux.run.bench import prepared_session, random_ids, time_decoding, time_prompt
+from kernelmux.run.bench import prepared_session, random_ids, time_prompt
 from kernelmux.run.capture import captured_rows
 from kernelmux.run.model import Model
+from kernelmux.run.pages import CachedSequence
 from kernelmux.run.progress import Progress
 from kernelmux.run.session import Session
 from kernelmux.run.walk import Walk
@@ -37,7 +41,7 @@ By = Literal["op", "layer", "kernel"]
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node of a step; microseconds are medians."""
+    """One node of a step; microseconds are means over the middle half of walks."""
 
     node: str
     op: str
@@ -216,22 +220,33 @@ def _trace_decoding(
     ceilings: Ceilings,
     tell: Callable[[Progress], object],
 ) -> StepTrace:
-    wait = partial(session.plan.device.platform.synchronize, session.plan.device)
-    times, whole = times_of(session), []
+    times, whole = times_of(session), list[float]()
     sequences = [session.open() for _ in range(batch)]
     for index, sequence in enumerate(sequences):
         session.feed(sequence, random_ids(model, prompt, index))
     turns = min(TURNS, decode)
-    time_decoding(session, sequences, 1, wait)
+    _step_times(session, sequences, 1)
     for count in range(turns):
         tell(Progress("tracing decoding", count, turns))
         with session.watched(times):
-            time_decoding(session, sequences, decode // turns, wait)
-        whole.append(time_decoding(session, sequences, decode // turns, wait))
+            _step_times(session, sequences, decode // turns)
+        whole += _step_times(session, sequences, decode // turns)
     rows = _walked(times).steps[0].node.rows
     nodes = _nodes(session, times, Batch(batch, 1, prompt + 1), rows, ceilings)
     captured = captured_rows(session.plan, batch) is not None
     return StepTrace(f"decode at {batch} x {prompt}", batch, captured, Timing.of(whole), nodes)
+
+
+def _step_times(session: Session, sequences: Sequence[CachedSequence], steps: int) -> list[float]:
+    """Microseconds of each of so many steps but the first, if there are more; the sequences are as long afterwards."""
+    lengths = [sequence.length for sequence in sequences]
+    marks = [time.perf_counter()]
+    for _ in session.decode(sequences, [0] * len(sequences), steps):
+        marks.append(time.perf_counter())
+    for sequence, length in zip(sequences, lengths, strict=True):
+        sequence.length = length
+    samples = [(end - began) * 1e6 for began, end in pairwise(marks)]
+    return samples[1:] or samples
 
 
 def _walked(times: Times) -> Walk:
@@ -245,9 +260,9 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
     rows = walk.steps[0].node.rows
     dims = {**batch.dims, "m": rows, "outs": outs}
     schedule = session.plan.schedule(rows, outs)
-    found = []
+    usual, found = _usual(times.walks), []
     for index, step in enumerate(walk.steps):
-        kernel, spans = step.choice.kernel_at(step.node), [walk[index] for walk in times.walks]
+        kernel, spans = step.choice.kernel_at(step.node), [spans[index] for spans in usual]
         node = schedule.steps[index].node.resolve(dims)
         work = Work("", node, batch)
         least = least_of(kernel, work, node, ceilings)
@@ -259,7 +274,7 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
                 kernel=step.choice.name,
                 variant="" if kernel.variant is None else str(kernel.variant),
                 rows=step.node.rows,
-                us=statistics.median(span.us for span in spans),
+                us=statistics.fmean(span.us for span in spans),
                 gap=_gap(spans),
                 nbytes=moved_bytes(kernel, work, node),
                 flops=work.flops,
@@ -273,4 +288,11 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
 
 def _gap(spans: Sequence[Span]) -> float | None:
     gaps = [span.gap for span in spans if span.gap is not None]
-    return statistics.median(gaps) if gaps else None
+    return statistics.fmean(gaps) if gaps else None
+
+
+def _usual(walks: Sequence[Sequence[Span]]) -> Sequence[Sequence[Span]]:
+    """The middle half of walks by what they took: means of these add up, which medians of nodes do not."""
+    ordered = sorted(walks, key=lambda spans: sum(span.us for span in spans))
+    quarter = len(ordered) // 4
+    return ordered[quarter : len(ordered) - quarter]

@@ -23,7 +23,7 @@ def trace_html(trace: Trace) -> str:
 
 
 def trace_events(trace: Trace) -> str:
-    """JSON of complete events, as chrome://tracing and Perfetto read it: the steps' median nodes, one after the other.
+    """JSON of complete events, as chrome://tracing and Perfetto read it: the nodes of each step, one after the other.
 
     The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU (Trace Event Format).
     """

@@ -13,6 +13,7 @@ from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.device import Ceilings
 from kernelmux.debug import trace as tracing
+from kernelmux.debug.times import Span
 from kernelmux.debug.trace import NodeTime, StepTrace, trace_model
 from kernelmux.measure.timing import Timing
 
@@ -91,6 +92,12 @@ def test_groups_add_up_to_the_step():
     )
 
 
+def test_usual_steps_are_those_in_the_middle():
+    walks = [[Span(us, None), Span(2 * us, None)] for us in (900.0, 10.0, 11.0, 1.0, 12.0, 10.0, 9.0, 800.0)]
+    assert [spans[0].us for spans in tracing._usual(walks)] == [10, 10, 11, 12]
+    assert tracing._usual(walks[:1]) == walks[:1]
+
+
 def test_the_command_prints_writes_and_refuses(tiny, tmp_path):
     page, events = tmp_path / "t.html", tmp_path / "t.json"
     asked = ("trace", tiny, "--prompt", 4, "--decode", 2, "--exact")
@@ -102,7 +109,10 @@ def test_the_command_prints_writes_and_refuses(tiny, tmp_path):
     assert any(line.startswith("decode at 1 x 4: ") for line in lines)
     assert page.read_text().startswith("<!doctype html>")
     assert json.loads(events.read_text())["traceEvents"]
-    document = json.loads(call_command(*asked, "--json").out)
+    (tmp_path / "saved").mkdir()
+    document = json.loads(call_command(*asked, "--json", "--save", tmp_path / "saved" / "trace.json").out)
+    assert call_command("report", tmp_path / "saved", "-o", tmp_path / "report.html").code == 0
+    assert "Where the time goes: decode at 1 x 4" in (tmp_path / "report.html").read_text()
     assert [step["work"] for step in document["steps"]] == ["prompt of 4", "decode at 1 x 4"]
     assert {"by_op", "by_layer", "by_kernel", "nodes", "us", "step"} <= document["steps"][0].keys()
     assert_one_line_error(call_command("trace", tiny, "--prompt", 300), "300 tokens of a prompt", "the model holds 256")
