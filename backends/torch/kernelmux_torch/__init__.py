@@ -12,7 +12,7 @@ CONTRACT = 2
 @hookimpl
 def kernel_classes() -> Sequence[type[Kernel]]:
     # Imported here: loading a backend must not load torch.
-    from kernelmux_torch import attention, convert, copy, elementwise, embed, fp8, mul_mat, rms_norm, rope
+    from kernelmux_torch import attention, convert, copy, elementwise, embed, experts, fp8, mul_mat, rms_norm, rope
     from kernelmux_torch.cuda import attention as cuda_attention
     from kernelmux_torch.cuda import embed as cuda_embed
     from kernelmux_torch.cuda import mul_mat as cuda_mul_mat
@@ -26,5 +26,6 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(elementwise.Silu, elementwise.Gelu, elementwise.SoftCap),
         *(rms_norm.RmsNorm, rms_norm.QkNorm, rope.Rope, copy.Copy),
         *(cuda_embed.Bf16, cuda_embed.F32, embed.Rows),
+        *(experts.Route, experts.MulMatId, experts.MulMatIdBf16, experts.ExpertSum),
         *(convert.Convert, convert.Quantize, convert.Dequantize),
     ]

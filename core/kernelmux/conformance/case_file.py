@@ -161,10 +161,9 @@ def _values(node: TensorNode, state: Mapping[str, torch.Tensor]) -> dict[str, An
     """What cannot be plain noise: a nested list as it was, or the range `[low, high]` as `{"from": ..., "to": ...}`."""
     values: dict[str, Any] = {}
     for port, value in zip(node.contract.inputs, node.inputs, strict=False):
-        if node.op == "embed" and port == "ids":
-            # Which rows are looked up says what was asked.
-            table = (*node.inputs, *node.weight)[1]
-            values[port] = {"from": 0, "to": table.extents[0] - 1}
+        if port == "ids":
+            # Which rows are looked up, and which experts are chosen, says what was asked.
+            values[port] = {"from": 0, "to": node.contract.ids_below(node) - 1}
         elif value.format == "i32":
             values[port] = state[value.name][tuple(map(slice, value.extents))].tolist()
     for value in _numbered("weight", node.weight):
@@ -258,7 +257,9 @@ def _case(entry: Mapping[str, Any], folder: Path) -> Case:
     (node,) = graph.ops
     op = node.contract
     updated = {target for _, target in op.updates}
-    formats = [value.format for index, value in enumerate(node.outputs) if index not in updated]
+    outputs = [value.format for index, value in enumerate(node.outputs) if index not in updated]
+    # Ids have a format of their own.
+    formats = [format for format in outputs if format != "i32"]
     weights = max((elements(value) for value in node.weights), default=0)
     return Case(
         graph.name,
@@ -338,8 +339,8 @@ def _tensor(stated: Any) -> torch.Tensor:
 def _limits(node: TensorNode) -> Mapping[str, tuple[int, int]]:
     """The least and the greatest value of what points into another tensor: beyond, a kernel reads foreign memory."""
     extents = {value.name: value.extents for value in node.inputs}
-    if node.op == "embed":
-        return {"ids": (0, (*node.inputs, *node.weight)[1].extents[0] - 1)}
+    if below := node.contract.ids_below(node):
+        return {"ids": (0, below - 1)}
     if "k_cache" not in extents:
         return {}
     pages, page_size, *_ = extents["k_cache"]

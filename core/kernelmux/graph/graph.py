@@ -49,6 +49,9 @@ class TensorNode:
     scale: float = 0.0
     window: int = 0
     soft_cap: float = 0.0
+    experts: int = 0
+    top_k: int = 0
+    renormalize: bool = False
     role: Role | None = None
     """Of a leaf: a weight of the model file, a buffer of step state, or a layer's cache."""
     attributes: tuple[tuple[str, Scalar], ...] = ()

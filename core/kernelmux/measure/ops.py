@@ -148,6 +148,13 @@ def _drawn(work: Work, node: TensorNode, value: Value, device: Device) -> tuple[
         if value.name in state:
             flat = torch.tensor(state[value.name], dtype=torch.int32, device=device.torch)
             return (flat.view(value.extents),)
-        rows = (*node.inputs, *node.weight)[1].extents[0]
-        return (torch.randint(rows, value.extents, generator=generator, dtype=torch.int32, device=device.torch),)
+        return (
+            torch.randint(
+                node.contract.ids_below(node),
+                value.extents,
+                generator=generator,
+                dtype=torch.int32,
+                device=device.torch,
+            ),
+        )
     return random_planes(value.format, value.extents, generator, 1.0)

@@ -92,10 +92,7 @@ class Work:
         for _, target in node.contract.updates:
             cache = node.outputs[target]
             total += lookup(cache.format).nbytes((self.m, *cache.extents[2:]))
-        if node.op == "embed":
-            table = (*node.inputs, *node.weight)[1]
-            total += lookup(table.format).nbytes((self.m, table.extents[1])) - table.nbytes
-        return total
+        return total - node.contract.unread(node)
 
 
 def stored_as(node: TensorNode, kernel: Kernel, activations: str) -> TensorNode:

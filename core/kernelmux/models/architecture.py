@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kernelmux.graph.graph import Graph
 from kernelmux.models.blocks import Blocks
@@ -18,6 +19,8 @@ class Folder:
 
     keys: Mapping[str, str] = field(default_factory=dict)
     """Of config.json, which keys stand for which of the architecture's in GGUF."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What holds where config.json does not say, by the architecture's keys in GGUF."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Within a layer, which modules are which tensors of GGUF."""
     activation: str = "silu"

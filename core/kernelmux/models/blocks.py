@@ -34,6 +34,8 @@ STEP_STATE: Mapping[str, tuple[Dim, ...]] = {
 DIVISORS, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 
 Activation = Literal["silu", "gelu"]
+FeedForward = Callable[[int, Value], Value]
+"""From a layer's number and normed rows to what is added to the rows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ class Attention:
     soft_cap: float = 0.0
     norm: Literal["", "head", "row"] = ""
     """Whether queries and keys are normed, each head by itself or whole rows."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How a layer's rows are given to experts."""
+
+    count: int
+    used: int
+    """Experts of each row."""
+    width: int
+    """Outputs of an expert's gate and up projections."""
+    renormalize: bool
+    """Whether the weights of a row's experts add up to one."""
 
 
 class Blocks:
@@ -109,6 +124,16 @@ class Blocks:
             slides = [not period or layer % period < period - 1 for layer in range(layers)]
         return [window if each else 0 for each in slides]
 
+    def experts(self, width_key: str, renormalize: bool) -> Experts | None:
+        """How many experts the file states, and of what width; None where it has none."""
+        count = self.keys.count("expert_count", 0, least=0)
+        used = self.keys.count("expert_used_count", None if count else 0, least=0)
+        if not count and not used:
+            return None
+        if not 0 < used <= count:
+            self.keys.fail("expert_used_count", f"from 1 to the model's {count} experts are needed")
+        return Experts(count, used, self.keys.count_of_layers(width_key, self.shape.layers), renormalize)
+
     def embedding(self, scale: float = 1.0) -> Value:
         """Rows of the table by the step's tokens, times `scale`."""
         table = self._weight("token_embd.weight", self.shape.vocab, self.shape.hidden)
@@ -152,9 +177,7 @@ class Blocks:
         """x times a number; x itself where that is 1."""
         return x if scale == 1 else self._builder.value("scale", name, x, scale=scale, layer=layer)
 
-    def pre_norm_layer(
-        self, layer: int, x: Value, how: Attention, feed_forward: Callable[[int, Value], Value] | None = None
-    ) -> Value:
+    def pre_norm_layer(self, layer: int, x: Value, how: Attention, feed_forward: FeedForward | None = None) -> Value:
         """A whole layer: attention and feed-forward (its own, unless told), each after a norm and added to what was."""
         at = f"blk.{layer}"
         mixed = self.attention(layer, self.norm(f"{at}.attn_norm", x, layer), how)
@@ -196,6 +219,31 @@ class Blocks:
         gated = b.value(activation, f"{at}.ffn_{activation}", gate, layer=layer)
         product = b.value("mul", f"{at}.ffn_mul", gated, up, layer=layer)
         return self.linear(f"{at}.ffn_down", product, s.hidden, layer)
+
+    def expert_feed_forward(self, experts: Experts, layer: int, x: Value) -> Value:
+        """From normed rows to the weighted sum of what each row's experts, gated layers all, make of it.
+
+        Rows of a row's experts lie side by side: [m, used * width].
+        """
+        b, at = self._builder, f"blk.{layer}"
+        logits = self.linear(f"{at}.ffn_gate_inp", x, experts.count, layer)
+        chosen: dict[str, Any] = {"top_k": experts.used, "renormalize": experts.renormalize, "layer": layer}
+        ids, weights = b.node("route", f"{at}.ffn_route", logits, **chosen)
+
+        def by_experts(name: str, rows: Value, n: int, k: int) -> Value:
+            stored = f"{at}.{name}.weight"
+            if stored not in self._leaves:
+                weight = self.tensors.take_matrices(stored, experts.count, n, k)
+                self._leaves[stored] = b.leaf(stored, weight.shape, weight.format)
+            fields: dict[str, Any] = {"weight": (self._leaves[stored],), "experts": experts.count, "layer": layer}
+            return b.value("mul_mat_id", f"{at}.{name}", rows, ids, **fields)
+
+        wide, hidden = experts.width, self.shape.hidden
+        gate, up = (by_experts(f"ffn_{part}_exps", x, wide, hidden) for part in ("gate", "up"))
+        gated = b.value("silu", f"{at}.ffn_silu", gate, layer=layer)
+        product = b.value("mul", f"{at}.ffn_mul", gated, up, layer=layer)
+        made = by_experts("ffn_down_exps", product, hidden, wide)
+        return b.value("expert_sum", f"{at}.ffn_experts", made, weights, layer=layer)
 
     def _weight(self, name: str, *shape: int) -> Value:
         """The leaf of a stored tensor, made when it is first read."""

@@ -36,14 +36,17 @@ INERT = frozenset(
         "auto_map", "bos_token_id", "cache_implementation", "dtype", "embd_pdrop", "eos_token_id",
         "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_range", "is_llama_config",
         "label2id", "max_window_layers", "mlp_bias", "model_type", "output_attentions", "output_hidden_states",
-        "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop", "return_dict", "sliding_window_pattern",
-        "_sliding_window_pattern", "torch_dtype", "transformers_version", "transformers.js_config",
-        "unk_token_id", "use_cache", "use_sliding_window",
+        "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop", "return_dict",
+        "router_aux_loss_coef", "router_jitter_noise", "sliding_window_pattern", "_sliding_window_pattern",
+        "torch_dtype", "transformers_version", "transformers.js_config", "unk_token_id", "use_cache",
+        "use_sliding_window",
     )
 )  # fmt: skip
 """Keys of training, of storage and of the tokenizer; what biases there are the tensors say."""
 
 ABSENT: Mapping[str, tuple[Any, ...]] = {
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
     "clip_qkv": (None,),
     "is_encoder_decoder": (False,),
     "rope_interleaved": (False,),
@@ -111,7 +114,8 @@ class Translation:
 def translated(file: StoredFile, values: Mapping[str, Any], folder: Folder) -> Translation:
     """What a model's config.json says; ModelError names what is missing, wrong or not built in."""
     config = Config(file, values, folder)
-    keys = {target: value for key, target in {**KEYS, **folder.keys}.items() if (value := config.get(key)) is not None}
+    keys = dict(folder.defaults)
+    keys |= {target: value for key, target in {**KEYS, **folder.keys}.items() if (value := config.get(key)) is not None}
     # Of two keys that state it transformers takes the newer one.
     stated = [key for key in ("hidden_activation", "hidden_act") if config.get(key) is not None]
     if stated and config.get(stated[0]) != folder.activation:

@@ -16,9 +16,9 @@ from kernelmux.models.architecture import Folder
 from kernelmux.models.architectures import find_model_type
 from kernelmux.models.config import translated
 from kernelmux.models.gguf import ModelFile
-from kernelmux.models.names import IGNORED, gguf_name
+from kernelmux.models.names import IGNORED, expert_name, gguf_name
 from kernelmux.models.safetensors import json_object, read_safetensors
-from kernelmux.models.stored import StoredFile, StoredWeight
+from kernelmux.models.stored import StoredFile, StoredWeight, stacked_weight
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -84,8 +84,13 @@ def _stored(path: Path) -> tuple[dict[str, Weight], tuple[int, ...]]:
 def _renamed(path: Path, stored: Mapping[str, Weight], folder: Folder) -> dict[str, Weight]:
     """The weights by GGUF's names, with norms as GGUF stores them."""
     weights: dict[str, Weight] = {}
+    experts: dict[str, dict[int, Weight]] = {}
     for name, weight in stored.items():
         if IGNORED.fullmatch(name):
+            continue
+        if of_expert := expert_name(name):
+            whole, number = of_expert
+            experts.setdefault(whole, {})[number] = weight
             continue
         target = gguf_name(name, folder.names)
         if target in weights:
@@ -95,7 +100,17 @@ def _renamed(path: Path, stored: Mapping[str, Weight], folder: Folder) -> dict[s
         elif isinstance(weight, StoredWeight):
             weight = StoredWeight(target, weight.shape, weight.format, weight.stored)
         weights[target] = weight
-    return weights
+    return weights | {name: _stacked(path, name, parts) for name, parts in experts.items()}
+
+
+def _stacked(path: Path, name: str, experts: Mapping[int, Weight]) -> Weight:
+    """The experts' tensors as one, in their order."""
+    parts = [experts.get(number) for number in range(len(experts))]
+    found = [part for part in parts if isinstance(part, StoredWeight)]
+    if len(found) < len(parts) or len({(part.shape, part.format) for part in found}) > 1:
+        told = f"{name}: {len(parts)} experts, numbered from 0 on and stored alike, are needed"
+        raise ModelError(f"{path}: {told}; one is missing or differs", file=str(path))
+    return stacked_weight(name, found)
 
 
 def _divisors(name: str, numbers: list[float]) -> Weight:

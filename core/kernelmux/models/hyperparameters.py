@@ -81,6 +81,13 @@ class Hyperparameters:
         value = self._get(key, 0.0)
         return 0.0 if value == 0 and not isinstance(value, bool) else self.number(key)
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            self.fail(key, "true or false is needed")
+        return value
+
     def flags_of_layers(self, key: str, layers: int) -> list[bool]:
         """One flag a layer."""
         value = self._get(key, None)

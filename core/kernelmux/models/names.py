@@ -24,6 +24,8 @@ IN_LAYER: Mapping[str, str] = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.gate": "ffn_gate_inp",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -33,6 +35,17 @@ IN_LAYER: Mapping[str, str] = {
 IGNORED = re.compile(r"(?:model\.layers\.\d+\.self_attn\.)?(?:model\.)?rotary_emb\.inv_freq")
 """Frequencies, which older folders store though config.json states them."""
 
+EXPERTS: Mapping[str, str] = {
+    "w1": "ffn_gate_exps",
+    "w2": "ffn_down_exps",
+    "w3": "ffn_up_exps",
+    "gate_proj": "ffn_gate_exps",
+    "down_proj": "ffn_down_exps",
+    "up_proj": "ffn_up_exps",
+}
+"""Modules of an expert, Mixtral's and others'; GGUF has one tensor of all of a layer's."""
+
+_EXPERT = re.compile(r"model\.layers\.(\d{1,9})\.(?:block_sparse_moe|mlp)\.experts\.(\d{1,9})\.(\w+)\.weight")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.(.+)\.(weight|bias)")
 
 
@@ -45,3 +58,11 @@ def gguf_name(name: str, own: Mapping[str, str]) -> str:
         if target := {**IN_LAYER, **own}.get(module):
             return f"blk.{int(layer)}.{target}.{kind}"
     return name
+
+
+def expert_name(name: str) -> tuple[str, int] | None:
+    """Of an expert's tensor GGUF's name of that of all experts, and which of them it is; None where it is none."""
+    found = _EXPERT.fullmatch(name)
+    if not found or found[3] not in EXPERTS:
+        return None
+    return f"blk.{int(found[1])}.{EXPERTS[found[3]]}.weight", int(found[2])

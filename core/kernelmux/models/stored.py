@@ -7,16 +7,17 @@ short the process dies of SIGBUS, and where it is written to numbers change unde
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import Weight, planes_of_rows, torch_dtype
+from kernelmux.graph.formats import Weight, lookup, planes_of_rows, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -106,11 +107,33 @@ def _reason(error: OSError | ValueError) -> str:
     return f"no such file: {error}"
 
 
+class StackedBytes:
+    """Planes of one size, read one after another as a file of them all would be."""
+
+    def __init__(self, planes: Sequence[StoredPlane]) -> None:
+        self._planes = tuple(planes)
+        self._size = planes[0].nbytes
+
+    def read_into(self, start: int, room: memoryview) -> None:
+        """Fills `room` with the bytes from `start` on."""
+        while len(room):
+            number, first = divmod(start, self._size)
+            count = min(len(room), self._size - first)
+            self._planes[number].read_into(first, room[:count])
+            start, room = start + count, room[count:]
+
+    def read(self, start: int, size: int) -> bytearray:
+        """So many bytes from `start` on."""
+        room = bytearray(size)
+        self.read_into(start, memoryview(room))
+        return room
+
+
 @dataclass(frozen=True)
 class StoredPlane:
     """One plane of a weight as it lies in a file: `shape` of `dtype` (torch's name for it) from byte `offset` on."""
 
-    file: StoredFile
+    file: StoredFile | StackedBytes
     offset: int
     dtype: str
     shape: tuple[int, ...]
@@ -167,3 +190,21 @@ def rows_of(weight: Weight, name: str, taken: slice) -> Weight:
     if len(stored) == 1 and isinstance(stored[0], StoredPlane):
         return StoredWeight(name, shape, weight.format, (stored[0].rows(taken),))
     return Weight(name, shape, weight.format, planes_of_rows(weight.format, weight.planes, taken))
+
+
+def stacked_weight(name: str, parts: Sequence[StoredWeight]) -> StoredWeight:
+    """Weights of one shape and format, each of one plane in a file, as one weight with one more axis."""
+    planes = [plane for part in parts for plane in part.stored if isinstance(plane, StoredPlane)]
+    shape, nbytes = (len(planes), *planes[0].shape), len(planes) * planes[0].nbytes
+    plane = StoredPlane(StackedBytes(planes), 0, planes[0].dtype, shape, nbytes)
+    return StoredWeight(name, (len(parts), *parts[0].shape), parts[0].format, (plane,))
+
+
+def flattened(weight: Weight) -> Weight:
+    """A weight of matrices as one matrix of all their rows, one matrix's after another's; of formats of one plane."""
+    flat = (math.prod(weight.shape[:-1]), weight.shape[-1])
+    (shape,) = (plane.shape(flat) for plane in lookup(weight.format).planes)
+    (stored,) = weight.stored if isinstance(weight, StoredWeight) else weight.planes
+    if isinstance(stored, StoredPlane):
+        return StoredWeight(weight.name, flat, weight.format, (replace(stored, shape=shape),))
+    return Weight(weight.name, flat, weight.format, (stored.view(shape),))

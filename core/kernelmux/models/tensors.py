@@ -13,7 +13,7 @@ from dataclasses import replace
 from kernelmux.errors import label, shown
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.models.gguf import ModelFile
-from kernelmux.models.stored import rows_of
+from kernelmux.models.stored import flattened, rows_of
 
 VECTORS = ("f32", "f16", "bf16")
 """How norms, biases and divisors may be stored."""
@@ -47,6 +47,12 @@ class Tensors:
             raise self._file.fault(f"tensor {name!r} is stored as {weight.format}; {needed} are read")
         self._used.add(name)
         return weight
+
+    def take_matrices(self, name: str, count: int, rows: int, columns: int) -> Weight:
+        """Of a tensor of so many matrices one matrix of all their rows, which is the tensor from now on."""
+        whole = self._parts.get(name) or flattened(self.take(name, count, rows, columns))
+        self._parts[name] = whole
+        return whole
 
     def leave(self, name: str) -> None:
         """A tensor that the graph does without on purpose."""

@@ -10,10 +10,12 @@ from fake_backend import CPU, FakeKernel
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.contract.cpu import Cpu
+from kernelmux.graph.formats import Value
+from kernelmux.graph.graph import make_node
 from kernelmux.graph.ops import CORE_OPS
 from kernelmux.measure.ceilings import Ceilings
 from kernelmux.measure.ops import find_kernels, random_weights, time_kernel
-from kernelmux.measure.works import matrix_work, model_works
+from kernelmux.measure.works import matrix_work, model_works, work_of
 from kernelmux.models import open_random
 
 CEILINGS = Ceilings(1e9, 1e9, {"bf16": 1e12, "f32": 1e12})
@@ -24,8 +26,12 @@ def small_cache(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cpu, "past_cache", 2**16)
 
 
+OF_OTHERS = {"gelu", "scale", "soft_cap", "qk_norm", "route", "mul_mat_id", "expert_sum"}
+"""Ops that a llama has not."""
+
+
 @pytest.mark.parametrize("m", [3, 130])
-@pytest.mark.parametrize("op", sorted(CORE_OPS))
+@pytest.mark.parametrize("op", sorted(CORE_OPS - OF_OTHERS))
 def test_every_op_of_a_model_is_timed(op: str, m: int):
     works = list(model_works(open_random("tiny:Q8_0").graph, [op], m, 20))
     assert works
@@ -37,6 +43,17 @@ def test_every_op_of_a_model_is_timed(op: str, m: int):
             assert row["us"] > 0
             assert row["m"] == m
             assert row["kernel"] == "reference:f32"
+
+
+def test_ids_are_drawn_among_the_experts():
+    values = Value("x", (5, 64)), Value("ids", (5, 2), "i32")
+    node = make_node("mul_mat_id", "experts", *values, weight=(Value("w", (3 * 8, 64)),), experts=3)
+    work = work_of(node, 5, 20)
+    kernel = FakeKernel("f32")
+    time_kernel(work, "fake:f32", kernel, random_weights([work], CPU), "f32")
+    ids = kernel.bound[0][1].inputs[1]
+    assert ids.dtype == torch.int32
+    assert set(ids.flatten().tolist()) == {0, 1, 2}
 
 
 def test_a_row_states_shares_of_the_ceilings():

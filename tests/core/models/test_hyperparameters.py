@@ -25,7 +25,7 @@ REFUSED = {
     "attention__causal": (False, "llama.attention.causal = False: only True is built in"),
     "attention__clamp_kqv": (8.0, "llama.attention.clamp_kqv = 8.0: only 0.0 is built in"),
     "attention__shared_kv_layers": (1, "llama.attention.shared_kv_layers = 1: llama models are not built with this"),
-    "expert_count": (8, "llama.expert_count = 8: only 0 is built in"),
+    "expert_count": (8, "lacks llama.expert_used_count, which a llama model must state"),
     "block_count": ("2", "llama.block_count = '2': a count from 1 on is needed"),
     "embedding_length": (None, "lacks llama.embedding_length, which a llama model must state"),
     "feed_forward_length": ([96, 64], "layers of different sizes are not built in"),

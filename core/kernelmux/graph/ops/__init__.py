@@ -13,12 +13,14 @@ from kernelmux.graph.ops.cases import Case
 from kernelmux.graph.ops.convert import Convert
 from kernelmux.graph.ops.copy import Copy
 from kernelmux.graph.ops.embed import Embed
+from kernelmux.graph.ops.expert_sum import ExpertSum
 from kernelmux.graph.ops.fused import Fused, Part
 from kernelmux.graph.ops.gate_up_swiglu import GateUpSwiglu
 from kernelmux.graph.ops.gelu import Gelu
 from kernelmux.graph.ops.mul import Mul
 from kernelmux.graph.ops.mul_mat import MulMat
 from kernelmux.graph.ops.mul_mat_add import MulMatAdd
+from kernelmux.graph.ops.mul_mat_id import MulMatId
 from kernelmux.graph.ops.mul_mat_pair import MulMatPair
 from kernelmux.graph.ops.op import Cost, Op, Operands
 from kernelmux.graph.ops.qk_norm import QkNorm
@@ -27,6 +29,7 @@ from kernelmux.graph.ops.qkv_rope_copy import QkvRopeCopy
 from kernelmux.graph.ops.rms_norm import RmsNorm
 from kernelmux.graph.ops.rope import Rope, Rotation
 from kernelmux.graph.ops.rope_copy import RopeCopy
+from kernelmux.graph.ops.route import Route
 from kernelmux.graph.ops.scale import Scale
 from kernelmux.graph.ops.silu import Silu
 from kernelmux.graph.ops.soft_cap import SoftCap
@@ -47,6 +50,9 @@ _PLAIN: tuple[Op, ...] = (
     Scale(),
     SoftCap(),
     QkNorm(),
+    Route(),
+    MulMatId(),
+    ExpertSum(),
 )
 _FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy(), RopeCopy(), MulMatPair())
 

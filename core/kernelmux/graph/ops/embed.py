@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value
+from kernelmux.graph.formats import BLOCK_WEIGHTS, SUPERBLOCK_WEIGHTS, Value, lookup
 from kernelmux.graph.ops.axes import ROWS, STORED, STORED_COLUMNS, as_stored, block, on_blocks, whole_blocks
 from kernelmux.graph.ops.blocks import TinyBlocks
 from kernelmux.graph.ops.cases import PLAIN_WEIGHTS, ROW_COUNTS, Case, all_weights
@@ -62,6 +62,13 @@ class Embed(Op):
 
     def flops(self, node: TensorNode) -> int:
         return 0
+
+    def ids_below(self, node: TensorNode) -> int:
+        return (*node.inputs, *node.weight)[1].extents[0]
+
+    def unread(self, node: TensorNode) -> int:
+        table = (*node.inputs, *node.weight)[1]
+        return table.nbytes - lookup(table.format).nbytes((node.inputs[0].extents[0], table.extents[1]))
 
     def domain(self) -> Domain:
         def case(label: str, point: Point) -> Case:

@@ -114,10 +114,18 @@ class Op(ABC):
         """Floating-point operations of the textbook algorithm; one an output element unless the op says otherwise."""
         return sum(elements(value) for value in node.outputs)
 
+    def unread(self, node: TensorNode) -> int:
+        """Bytes of its operands that it leaves alone: rows of a table that nobody asks for, experts without rows."""
+        return 0
+
+    def ids_below(self, node: TensorNode) -> int:
+        """What its input `ids` is below, where it has one: a table's rows, the experts; else 0."""
+        return 0
+
     def cost(self, node: TensorNode) -> Cost:
-        """Flops, and the bytes of every operand as it is stored."""
+        """Flops, and the bytes of every operand as it is stored, but for those that it leaves alone."""
         values = (*node.inputs, *node.weights, *node.outputs)
-        return Cost(self.flops(node), sum(value.nbytes for value in values))
+        return Cost(self.flops(node), sum(value.nbytes for value in values) - self.unread(node))
 
     @abstractmethod
     def cases(self) -> Iterator[Case]:

@@ -25,6 +25,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": phi.PHI3,
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
+    "qwen3moe": qwen.QWEN3MOE,
     "smollm3": smollm.SMOLLM3,
 }
 """Core's."""
