@@ -20,7 +20,9 @@ from kernelmux.cli.output import open_streams, say, tell
 from kernelmux.cli.plan import plan
 from kernelmux.cli.policy import policy
 from kernelmux.cli.quantize import quantize
+from kernelmux.cli.report import report
 from kernelmux.cli.run import run
+from kernelmux.cli.trace import trace
 from kernelmux.cli.tune import tune
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.errors import KernelmuxError
@@ -32,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, chat, info, quantize, plan, tune, graph, backends, check, compare, bisect):
+for command in (run, chat, info, quantize, plan, tune, graph, backends, check, compare, bisect, trace, report):
     app.command(cls=Command)(command)
 app.add_typer(bench, name="bench")
 app.add_typer(policy, name="policy")

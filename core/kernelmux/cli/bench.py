@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ from kernelmux.cli.common import (
     refuse_overwriting,
     row_counts,
 )
+from kernelmux.cli.observe import Annotating, Observing, ShadowBound, Shadowed, WatchdogSeconds
 from kernelmux.cli.output import print_json, print_table
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import KernelmuxError, contained, nearest
@@ -93,6 +94,10 @@ def model(
     top_p: TopP = 1.0,
     max_rows: MaxRows = None,
     cache_packed: CachePacked = False,
+    shadow: Shadowed = None,
+    shadow_bound: ShadowBound = None,
+    watchdog: WatchdogSeconds = None,
+    annotate: Annotating = False,
     device: DeviceName = "cpu",
     json: Json = False,
     save: SaveJson = None,
@@ -105,6 +110,7 @@ def model(
     from kernelmux.run.sampling import Sampling
 
     refuse_overwriting("--save", save, model=model, policy=policy)
+    observing = Observing(False, shadow, shadow_bound, watchdog, annotate)
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     with ProgressBar() as bar:
         bar.begin("opening the model")
@@ -116,7 +122,7 @@ def model(
     with ProgressBar() as bar:
         bar.begin("planning")
         plan = make_plan(opened, asked, use, device, strict, max_rows=max(max_rows or MAX_ROWS, batch))
-        timed = time_model(opened, plan, load, bar.show, cache_packed)
+        timed = time_model(opened, plan, load, bar.show, cache_packed, observing.over)
     method = f"policy {plan.policy.source}; medians of {PROMPTS} prompts and {DECODES} times {decode} steps"
     notes = [f"Memory: {', '.join(f'{name} {human_bytes(nbytes)}' for name, nbytes in timed.memory.items())}."]
     _show(
@@ -127,7 +133,9 @@ def model(
         [*notes, *timed.notes, *told(timed.replaced)],
         json,
         save,
+        observing.described(),
     )
+    observing.tell()
 
 
 def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int, cache_format: str) -> list[Work]:
@@ -190,11 +198,12 @@ def _show(
     notes: list[str],
     json: bool,
     save: Path | None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """A table or the document on stdout, notes on stderr, and the document where it was asked for."""
+    """A table or the document on stdout, notes on stderr, and the document, with `more`, where it was asked for."""
     from kernelmux.measure.report import make_report, save_report
 
-    report = make_report(title, device, method, rows, notes) if json or save else {}
+    report = {**make_report(title, device, method, rows, notes), **(more or {})} if json or save else {}
     cells = [[" to ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows]
     if json:
         print_json(report)

@@ -35,6 +35,7 @@ from kernelmux.cli.common import (
     tell_replaced,
     traced,
 )
+from kernelmux.cli.observe import Observing, WatchdogSeconds
 from kernelmux.cli.output import say, tell
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.cli.prompt import asked_options, said_lines
@@ -74,6 +75,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = 0,
     cache_packed: CachePacked = False,
+    watchdog: WatchdogSeconds = None,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model: each line of stdin is a message. Ctrl-C ends an answer, Ctrl-D the chat.
@@ -99,8 +101,9 @@ def chat(
         for progress in talk.prepare():
             bar.show(progress)
     try:
-        for line in said_lines():
-            _answer(talk, line, verbose)
+        with Observing(watchdog=watchdog).over(talk.session):
+            for line in said_lines():
+                _answer(talk, line, verbose)
     finally:
         tell_replaced(talk.session)
         tell_cache(talk.session.packed_cache)

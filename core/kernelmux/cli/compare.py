@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Json, ModelPath, SaveJson, refuse_overwriting
+from kernelmux.cli.common import DeviceName, Json, ModelPath, SaveJson, noted, refuse_overwriting
 from kernelmux.cli.output import print_json, print_table, say, tell
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import ModelError, PolicyError, label
@@ -88,12 +88,12 @@ def plan_of(model: Model, asked: str, device: str) -> Plan:
 
     path = Path(asked)
     if path.is_file() and is_lock(path, None):
-        return model.locked_plan(path, device)
+        return noted(model.locked_plan(path, device), strict=False)
     if asked in SHIPPED or path.is_file() or path.suffix == ".toml":
-        return model.plan(asked, device=device)
+        return noted(model.plan(asked, device=device), strict=False)
     uses = asked.split(";") if "=" in asked else [f"*={asked}"]
     try:
-        return model.plan(use=uses, device=device)
+        return noted(model.plan(use=uses, device=device), strict=False)
     except PolicyError as error:
         known = f"a policy or lock file, {', '.join(SHIPPED)}, OP=KERNEL, or a backend"
         raise PolicyError(f"{label(asked)} is no plan ({known}): {error}") from error

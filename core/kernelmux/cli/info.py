@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from kernelmux.cli.common import Json
+from kernelmux.cli.common import Json, ModelPath
 from kernelmux.cli.output import print_json, print_table, say, tell
 from kernelmux.errors import ModelError, label
 
 if TYPE_CHECKING:
     from kernelmux.graph.formats import Weight
     from kernelmux.graph.graph import Graph
+    from kernelmux.models import Source
 
 SIZES = ("layers", "hidden", "feed_forward", "heads", "kv_heads", "head_dim", "vocab", "context")
 """What is told of a model's shape, in this order."""
 
 
 def info(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A GGUF file, or a folder with a model.", show_default=False)
-    ],
+    model: ModelPath,
     json: Json = False,
 ) -> None:
     """Tell what a model is: architecture, sizes, tokenizer, what its weights are stored as, memory.
@@ -47,12 +45,12 @@ def describe(path: Path) -> dict[str, Any]:
     from kernelmux.models import open_model
     from kernelmux.models.gguf import read
 
-    reason, graph, shape = None, None, None
+    reason, source = None, None
     try:
         source = open_model(path)
-        file, graph, shape = source.file, source.graph, source.shape
+        file = source.file
     except ModelError as error:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise
         # What is wrong with the file itself is said again by reading it.
         file, reason = read(path), str(error)
@@ -63,13 +61,15 @@ def describe(path: Path) -> dict[str, Any]:
         "name": _text(metadata.get("general.name")),
         "runs": reason is None,
         "reason": reason,
-        "sizes": {} if shape is None else {name: getattr(shape, name, None) for name in SIZES},
-        "tokenizer": _tokenizer(metadata),
+        "sizes": {} if source is None else {name: getattr(source.shape, name) for name in SIZES},
+        "tokenizer": _tokenizer(metadata)
+        if source is None or not os.path.isdir(path)
+        else _tokenizer_of_folder(source),
         "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
         "parameters": sum(math.prod(weight.shape) for weight in weights),
         "weight_bytes": sum(weight.nbytes for weight in weights),
         "weights": _by_format(weights),
-        "cache_bytes_per_token": {} if graph is None else _cache_bytes(graph),
+        "cache_bytes_per_token": {} if source is None else _cache_bytes(source.graph),
     }
 
 
@@ -84,6 +84,13 @@ def _tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "pre": _text(metadata.get("tokenizer.ggml.pre")),
         "tokens": len(tokens) if isinstance(tokens, list) else None,
     }
+
+
+def _tokenizer_of_folder(source: Source) -> dict[str, Any]:
+    try:
+        return {"model": "tokenizer.json", "pre": None, "tokens": source.tokenizer.vocab_size}
+    except ModelError as error:
+        return {"model": None, "pre": None, "tokens": None, "reason": str(error)}
 
 
 def _by_format(weights: Iterable[Weight]) -> list[dict[str, Any]]:
@@ -121,7 +128,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "vocabulary", f"{sizes['vocab']} tokens"
     tokenizer, template = found["tokenizer"], "with" if found["chat_template"] else "without"
     named = " ".join(filter(None, (tokenizer["model"], tokenizer["pre"] and f"({tokenizer['pre']})")))
-    yield "tokenizer", f"{named or 'none in the file'}, {template} a chat template"
+    told = named or tokenizer.get("reason") or "none in the file"
+    yield "tokenizer", f"{told}, {template} a chat template"
     bits = 8 * found["weight_bytes"] / max(found["parameters"], 1)
     yield "weights", f"{found['parameters']:,} in {human_bytes(found['weight_bytes'])}, {bits:.2f} bits each"
     if cache := found["cache_bytes_per_token"]:

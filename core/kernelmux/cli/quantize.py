@@ -53,11 +53,11 @@ def quantize(
     with ProgressBar() as bar:
         with bar.stage("opening the model"):
             from kernelmux.contract.device import find_device
-            from kernelmux.models import open_model
+            from kernelmux.models.exported import exported
             from kernelmux.run.progress import QUANTISING, Progress
             from kernelmux.run.quantized import write_quantized
 
-            file, target = open_model(model).file, find_device(device)
+            file, target = exported(model), find_device(device)
         planned = targets(file.weights.values(), format, rules)
         total, written = sum(weight.nbytes for weight in file.weights.values()), []
         bar.begin(QUANTISING)

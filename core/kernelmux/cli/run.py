@@ -43,6 +43,7 @@ from kernelmux.cli.common import (
     tell_replaced,
     traced,
 )
+from kernelmux.cli.observe import Annotating, CheckNan, Observing, ShadowBound, Shadowed, WatchdogSeconds
 from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
@@ -89,6 +90,11 @@ def run(
         typer.Option("--capture-cases", metavar="FILE", help="Write the shapes that ran, for check --cases FILE."),
     ] = None,
     cache_packed: CachePacked = False,
+    check_nan: CheckNan = False,
+    shadow: Shadowed = None,
+    shadow_bound: ShadowBound = None,
+    watchdog: WatchdogSeconds = None,
+    annotate: Annotating = False,
     timing: Annotated[bool, typer.Option("--timing", help="Say where the time to the first token went.")] = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -104,6 +110,7 @@ def run(
     for option, path in {"--chat-template": chat_template, "--tools": tools, "--documents": documents}.items():
         if path is not None and not chat:
             raise typer.BadParameter("it is for a chat template: ask with --chat", param_hint=option)
+    observing = Observing(check_nan, shadow, shadow_bound, watchdog, annotate)
     text = asked_prompt(prompt)
     # Here, so that what they refuse is told before anything is opened.
     options = asked_options(parse_special, chat_template, tools, documents)
@@ -136,16 +143,19 @@ def run(
                 for progress in answer.prepare():
                     bar.show(progress)
                 bar.begin("reading the prompt")
-                pieces, interrupted = _stream(answer, bar, echo=not json)
+                with observing.over(answer.session):
+                    pieces, interrupted = _stream(answer, bar, echo=not json)
         finally:
             tell_replaced(answer.session)
     cache = answer.session.packed_cache
     try:
         told = stages.told(answer.prompt_seconds)
         if json:
-            print_json({**_describe(answer, "".join(pieces), interrupted), "timing": told})
+            described = {**_describe(answer, "".join(pieces), interrupted), **observing.described()}
+            print_json({**described, "timing": told})
         else:
-            _print_statistics(answer, told if timing else {})
+            _print_statistics(answer, told if timing else {}, observing.observes)
+        observing.tell()
     except KeyboardInterrupt:
         interrupted = True
     if interrupted and cache is not None:
@@ -186,8 +196,8 @@ def _stream(answer: Generation, bar: ProgressBar, echo: bool) -> tuple[list[str]
     return pieces, False
 
 
-def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
-    """To stderr, so that stdout holds the answer alone."""
+def _print_statistics(answer: Generation, timing: Mapping[str, float], observed: bool) -> None:
+    """To stderr, so that stdout holds the answer alone. What was `observed` is slower than predicted."""
     from kernelmux.plan.explain import run_summary
     from kernelmux.plan.table import wrapped
 
@@ -202,8 +212,9 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float]) -> None:
         f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
         *run_summary(plan, line_width()),
         *capturing(plan),
-        *(part for line in _slower_than_predicted(answer) for part in wrapped(line, line_width(), "  ")),
     ]
+    if not observed:
+        lines += (part for line in _slower_than_predicted(answer) for part in wrapped(line, line_width(), "  "))
     for line in lines:
         typer.echo(line, err=True)
 

@@ -3,14 +3,15 @@
 Enters: a Session about to run. Leaves: JSON, one case a line, and Cases from it. Each line is a graph of one op, in the
 graph's own JSON, named as the case; `values` beside it holds the step state as it was (positions, slots, lengths, block
 tables), a range to draw from, or how the numbers are spread. A captured file holds no weights, no activations and no
-token ids; one of drawn cases holds ids, which are nobody's.
+token ids; one of drawn cases holds ids, which are nobody's. `numbers` in place of `values` names a safetensors file
+beside this one with all numbers as they were: of a node that somebody wants to look at, weights and all.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kernelmux.conformance.draw import draw_case
+from kernelmux.conformance.numbers import ENDING, read_numbers, write_numbers
 from kernelmux.errors import GraphError, KernelmuxError, LaunchError, nearest
 from kernelmux.files import replacing, write_whole
 from kernelmux.graph.formats import Value, lookup
@@ -27,7 +29,7 @@ from kernelmux.graph.ops import Case
 from kernelmux.graph.ops.blocks import TinyBlocks
 from kernelmux.graph.ops.cases import marks
 from kernelmux.graph.ops.op import elements
-from kernelmux.graph.ops.spreads import Between, Draw, Like, Listed, spreads
+from kernelmux.graph.ops.spreads import Between, Draw, Kept, Like, Listed, spreads
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
 
@@ -176,6 +178,21 @@ def write_cases(cases: Iterable[Case], path: Path) -> None:
     write_whole(path, _document(lines))
 
 
+def write_kept(node: TensorNode, tensors: Sequence[tuple[torch.Tensor, ...]], path: Path) -> str:
+    """Writes a node with the planes of its inputs and weights, in their order, as the one case of a file; its name.
+
+    The numbers go beside it, under its name with another ending. KernelmuxError where either cannot be written.
+    """
+    numbers, alone = path.with_suffix(ENDING), _alone(node)
+    (named,) = alone.ops
+    try:
+        write_numbers(dict(zip((*named.inputs, *named.weights), tensors, strict=True)), numbers)
+        write_whole(path, _document([json.dumps({**json.loads(alone.to_json()), "numbers": numbers.name})]))
+    except OSError as error:
+        raise KernelmuxError(f"cannot write a case to {path}: {error.strerror}", file=str(path)) from error
+    return alone.name
+
+
 def to_entry(case: Case) -> dict[str, Any]:
     """A case as a line of the file. GraphError where numbers of it have no name there."""
     node = case_node(case)
@@ -203,7 +220,7 @@ def to_entry(case: Case) -> dict[str, Any]:
 
 def reread(case: Case) -> Case:
     """The case as it comes back from a file: the same numbers in any process that reads it."""
-    return _case(to_entry(case))
+    return _case(to_entry(case), Path())
 
 
 # Reading.
@@ -225,7 +242,7 @@ def read_cases(path: str | Path) -> CaseFile:
     cases: dict[str, Case] = {}
     for number, entry in enumerate(entries, 1):
         try:
-            case = _case(entry)
+            case = _case(entry, Path(path).parent)
             _require(case.name not in cases, f"another is named {case.name!r} too")
         except (KernelmuxError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise GraphError(f"{path}: case {number} of {len(entries)}: {error}", file=str(path)) from error
@@ -233,7 +250,7 @@ def read_cases(path: str | Path) -> CaseFile:
     return CaseFile(str(path), tuple(cases.values()))
 
 
-def _case(entry: Mapping[str, Any]) -> Case:
+def _case(entry: Mapping[str, Any], folder: Path) -> Case:
     graph = Graph.from_json(json.dumps(entry))
     _require(len(graph.ops) == 1, f"a case is a graph of one op, this one has {len(graph.ops)}")
     _require(isinstance(graph.name, str) and graph.name != "", f"a case is named by `graph`, not by {graph.name!r}")
@@ -249,10 +266,19 @@ def _case(entry: Mapping[str, Any]) -> Case:
         op.name,
         node.inputs,
         {key: given for key in (*op.fields, *op.optional) if (given := getattr(node, key))},
-        _draws(node, entry.get("values", {})),
+        _kept(node, entry["numbers"], folder) if "numbers" in entry else _draws(node, entry.get("values", {})),
         formats[0] if formats else "f32",
         marks(node.inputs[0].extents[0], weights),
     )
+
+
+def _kept(node: TensorNode, stated: Any, folder: Path) -> Mapping[str, Kept]:
+    """All numbers from the file that `numbers` states; every index must stay within what it points into."""
+    kept = read_numbers(node, stated, folder)
+    for name, (low, high) in _limits(node).items():
+        (part,) = kept[name].planes
+        _require(low <= int(part.min()) and int(part.max()) <= high, f"{name} must be from {low} to {high}")
+    return kept
 
 
 def _draws(node: TensorNode, values: Mapping[str, Any]) -> dict[str, Draw]:

@@ -12,6 +12,7 @@ from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantiz
 from kernelmux.graph.graph import Builder, Graph
 from kernelmux.graph.ops import Case
 from kernelmux.graph.ops.blocks import random_blocks
+from kernelmux.graph.ops.spreads import Kept
 
 DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
 """An input as the case states it, and its planes."""
@@ -40,8 +41,11 @@ def draw_case(case: Case) -> Drawn:
     for value in case.inputs:
         builder.leaf(value.name, value.shape, value.format, role="state")
         own = case.draw.get(value.name)
-        drawn = own(generator) if own else torch.randn(value.extents, generator=generator)
-        inputs[value.name] = _quantized(value, drawn)
+        if isinstance(own, Kept):
+            inputs[value.name] = own.planes
+        else:
+            drawn = own(generator) if own else torch.randn(value.extents, generator=generator)
+            inputs[value.name] = _quantized(value, drawn)
     for field in ("weight", "bias", "gamma"):
         for value in case.fields.get(field, ()):
             builder.leaf(value.name, value.shape, value.format)
@@ -58,8 +62,8 @@ def _quantized(value: Value, drawn: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     format = lookup(value.format)
-    if value.name in case.draw:
-        return (case.draw[value.name](generator).to(format.dtype),)
+    if (own := case.draw.get(value.name)) is not None:
+        return own.planes if isinstance(own, Kept) else (own(generator).to(format.dtype),)
     if format.draw is not None:
         return format.draw(value.extents, generator)
     if format.gguf is None:

@@ -166,6 +166,9 @@ class Cuda(Platform):
     def synchronize(self, device: Device) -> None:
         _cuda().synchronize(device.torch)
 
+    def range(self, name: str) -> Any:
+        return _cuda().nvtx.range(name)
+
     def keep_busy(self, stream: Any) -> None:
         with _cuda().stream(stream):
             _cuda()._sleep(2**23)

@@ -38,6 +38,7 @@ TRUTH = "reference:f32"
 SLACK = 10.0
 """Times what all kernels of a walk say that they err by, which is what logits may be off by unless told."""
 LEAST_BOUND = 1e-4
+ANY_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Verdict:
     replayed: bool
     """Whether the fault shows only where launches are captured or chained."""
     runs: int
-    """How often the tokens were run, beside the run that the others are held against."""
+    """How often the tokens were run, beside the runs that others are held against."""
     proved_after: int
     """Runs until those to blame were proved to be; what follows leaves out row counts, and looks for accomplices."""
     policy: Policy | None
@@ -175,7 +176,7 @@ class _Search:
         """Whether all is right with a plan that does without some nodes' kernels."""
         some = frozenset(_all(nodes))
         if some not in self._healed:
-            self._healed[some] = self._error(self._run_without(sorted(some, key=_all(self.nodes).index)))[0]
+            self._healed[some] = self._error_without(sorted(some, key=_all(self.nodes).index))
         return self._healed[some] <= self.limit
 
     def _fewer(self, nodes: Sequence[Sequence[Suspect]]) -> tuple[Suspect, ...]:
@@ -206,11 +207,15 @@ class _Search:
     def _session(self) -> Session:
         return self.model.session(self.plan, len(self.ids))
 
-    def _run_without(self, some: Sequence[Suspect]) -> torch.Tensor:
-        """As a plan runs that does without them."""
+    def _error_without(self, some: Sequence[Suspect]) -> float:
+        """Of a plan that does without them: held against its own launches made by the reference, for what it stores
+        otherwise is rounded otherwise."""
         policy = without(self.plan.policy, some, self.instead)
         plan = self.model.plan(policy, device=self.plan.device, max_rows=self.plan.max_rows, context=self.plan.context)
-        return self._run(self.model.session(plan, len(self.ids)))
+        session = self.model.session(plan, len(self.ids))
+        found = self._run(session)
+        every = [*_suspects(session.plan, self._row_counts())]
+        return self._error(found, self._run(self.model.session(session.plan, len(self.ids)), every))[0]
 
     def _run(self, session: Session, swapped: Collection[Suspect] | None = None) -> torch.Tensor:
         """Logits [tokens, vocabulary] of all positions; NaN from where a kernel raises.
@@ -232,10 +237,10 @@ class _Search:
         missing = len(self.ids) - sum(map(len, parts))
         return torch.cat([*parts, torch.full((missing, self.model.source.shape.vocab), math.nan)]).float()
 
-    def _error(self, found: torch.Tensor) -> tuple[float, int]:
+    def _error(self, found: torch.Tensor, truth: torch.Tensor | None = None) -> tuple[float, int]:
         """Of a run the NMSE of the worst row, and which it is; no number is worse than any."""
         self.runs += 1
-        wanted = self._truth.double()
+        wanted = (self._truth if truth is None else truth).double()
         spread = (wanted - wanted.mean(-1, keepdim=True)).square().sum(-1).clamp(min=1e-300)
         errors = (found.double() - wanted).square().sum(-1).div(spread).nan_to_num(nan=math.inf)
         self.show(self.runs, float(errors.max()))
@@ -267,7 +272,8 @@ def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -
     for suspect in blamed:
         low, high = suspect.rows
         nodes = tuple(_literal(name) for name in (suspect.node, *suspect.parts))
-        rules.append(Rule(node=nodes, m=Range(low, high), use=tuple(instead)))
+        # Whatever they err by: a budget of the policy's would bring back those to blame.
+        rules.append(Rule(node=nodes, m=Range(low, high), use=tuple(instead), max_error=ANY_ERROR))
         names.append(f"{suspect.node}={','.join(instead)}")
     document = policy.document.model_copy(update={"rule": (*rules, *policy.document.rule)})
     return replace(policy, document=document, options=(*names, *policy.options))

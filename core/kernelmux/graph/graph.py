@@ -136,6 +136,15 @@ class Graph:
         """The nodes that compute: all but the leaves."""
         return tuple(node for node in self.nodes if node.op != LEAF)
 
+    @cached_property
+    def answers(self) -> frozenset[str]:
+        """What a step hands back, and what ops of that alone make it of: logits before they are scaled or capped."""
+        found = set(self.outputs)
+        for node in reversed(self.ops):
+            if len(node.inputs) == 1 and not node.weights and found & {value.name for value in node.outputs}:
+                found.add(node.inputs[0].name)
+        return frozenset(found)
+
     def with_cache_format(self, format: str) -> Graph:
         """The graph with its caches, and what updates them, stored as `format`."""
         caches = {leaf.outputs[0].name for leaf in self.leaves if leaf.role == "cache"}

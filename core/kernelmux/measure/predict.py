@@ -96,7 +96,7 @@ class Predictor:
     def _declared(self, kernel: Kernel, node: TensorNode, rows: int) -> Prediction:
         work = self._work(node, rows)
         timed = stored_as(work.node, kernel, self.device.platform.activations)
-        least, reaches = self._least(kernel, work, timed, self.ceilings), kernel.reaches(work.node)
+        least, reaches = least_of(kernel, work, timed, self.ceilings), kernel.reaches(work.node)
         slowed = replace(
             least, reading=least.reading / reaches.reading, multiplying=least.multiplying / reaches.multiplying
         )
@@ -115,7 +115,7 @@ class Predictor:
     def least(self, kernel: Kernel, node: TensorNode, rows: int) -> Least:
         """What bounds a node at so many rows, however well its kernel is written."""
         work = self._work(node, rows)
-        return self._least(kernel, work, work.node, self.ceilings)
+        return least_of(kernel, work, work.node, self.ceilings)
 
     def _moved(self, kernel: Kernel, work: Work, us: float, source: str) -> Prediction:
         """A measured time; of another card in the proportion of what both take at least."""
@@ -123,7 +123,7 @@ class Predictor:
         if shipped is None or shipped[1] == self.device.name:
             return Prediction(us, source)
         elsewhere = self.device.platform.ceilings(replace(self.device, name=shipped[1]))
-        here, there = (self._least(kernel, work, work.node, ceilings).us for ceilings in (self.ceilings, elsewhere))
+        here, there = (least_of(kernel, work, work.node, ceilings).us for ceilings in (self.ceilings, elsewhere))
         share = here / there
         return Prediction(us * share, f"{source}, in proportion", elsewhere=shipped[1])
 
@@ -135,17 +135,22 @@ class Predictor:
             self._works[key] = Work("", node.resolve(batch.dims), batch)
         return self._works[key]
 
-    def _least(self, kernel: Kernel, work: Work, node: TensorNode, ceilings: Ceilings) -> Least:
-        """Of a work's node as a kernel stores its values."""
-        arithmetic = kernel.reaches(node).arithmetic
-        packed = kernel.packed_bytes(node)
-        stored = sum(value.nbytes for value in node.weights)
-        rows_only = node.op == "embed"
-        moved = work.nbytes(node) + (0 if rows_only or not packed else packed - stored)
-        flops = ceilings.gemm.get(arithmetic, min(ceilings.gemm.values()))
-        launch = ceilings.chained if kernel.chain else ceilings.launch
-        reading, multiplying, launching = moved / ceilings.read, work.flops / flops, kernel.launches * launch
-        return Least(reading * 1e6, multiplying * 1e6, launching * 1e6, arithmetic)
+
+def least_of(kernel: Kernel, work: Work, node: TensorNode, ceilings: Ceilings) -> Least:
+    """What bounds a work's node as a kernel stores its values."""
+    arithmetic = kernel.reaches(node).arithmetic
+    flops = ceilings.gemm.get(arithmetic, min(ceilings.gemm.values()))
+    launch = ceilings.chained if kernel.chain else ceilings.launch
+    reading, multiplying = moved_bytes(kernel, work, node) / ceilings.read, work.flops / flops
+    return Least(reading * 1e6, multiplying * 1e6, kernel.launches * launch * 1e6, arithmetic)
+
+
+def moved_bytes(kernel: Kernel, work: Work, node: TensorNode) -> int:
+    """Bytes that a work's node reads and writes at least, its weights as a kernel packs them."""
+    packed = kernel.packed_bytes(node)
+    stored = sum(value.nbytes for value in node.weights)
+    rows_only = node.op == "embed"
+    return work.nbytes(node) + (0 if rows_only or not packed else packed - stored)
 
 
 def human_time(us: float) -> str:

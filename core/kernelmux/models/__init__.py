@@ -7,6 +7,7 @@ architectures/.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +45,7 @@ def open_model(path: str | Path, context: int = 0) -> Source:
     `context` is as in `build_source`.
     """
     path = Path(path)
-    return build_source(read_folder(path) if path.is_dir() else read(path), context)
+    return build_source(read_folder(path) if os.path.isdir(path) else read(path), context)
 
 
 def open_random(asked: str, device: str = "cpu") -> Source:

@@ -75,11 +75,11 @@ class Config:
         value = self.values.get(key)
         return default if value is None else value
 
-    def count(self, key: str) -> int:
-        """A positive count, which must be stated."""
+    def count(self, key: str, least: int = 1) -> int:
+        """A count from `least` on, which must be stated."""
         value = self.get(key)
-        if type(value) is not int or not 0 < value < 2**31:
-            self.fail(key, "a positive count is needed")
+        if type(value) is not int or not least <= value < 2**31:
+            self.fail(key, f"a count from {least} on is needed")
         return value
 
     def rope_number(self, rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
@@ -116,9 +116,10 @@ def translated(file: StoredFile, values: Mapping[str, Any], folder: Folder) -> T
     config = Config(file, values, folder)
     keys = dict(folder.defaults)
     keys |= {target: value for key, target in {**KEYS, **folder.keys}.items() if (value := config.get(key)) is not None}
-    for key in ("hidden_act", "hidden_activation"):
-        if config.get(key, folder.activation) != folder.activation:
-            config.fail(key, f"only {folder.activation} is built in")
+    # Of two keys that state it transformers takes the newer one.
+    stated = [key for key in ("hidden_activation", "hidden_act") if config.get(key) is not None]
+    if stated and config.get(stated[0]) != folder.activation:
+        config.fail(stated[0], f"only {folder.activation} is built in")
     keys |= _windows(config)
     turned, divisors = _rotation(config)
     tied = config.get("tie_word_embeddings", folder.tied)
@@ -137,7 +138,7 @@ def _windows(config: Config) -> dict[str, Any]:
         return {}
     keys: dict[str, Any] = {"attention.sliding_window": window}
     if "max_window_layers" in config.values:
-        first = config.get("max_window_layers")
+        first = config.count("max_window_layers", least=0)
         keys["attention.sliding_window_pattern"] = [layer >= first for layer in range(layers)]
         return keys if first < layers else {}
     if period := config.get("sliding_window_pattern", config.get("_sliding_window_pattern")):
@@ -167,10 +168,15 @@ def _rotation(config: Config) -> tuple[dict[str, Any], dict[str, list[float]]]:
     head_dim = config.count("head_dim") if config.get("head_dim") else config.count("hidden_size") // heads
     dims = int(head_dim * config.rope_number(rope, "partial_rotary_factor", 1.0))
     keys["rope.dimension_count"] = dims
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _SCALINGS:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise config.file.fault(f"rope_type {shown(kind)} is not built in{nearest(str(kind), _SCALINGS)}")
-    scaled, divisors = _SCALINGS[kind](config, rope, dims)
+    scaling, parameters = _SCALINGS[kind]
+    for key, value in rope.items():
+        if value is not None and key not in (*_PARAMETERS, *parameters):
+            told = f"rope parameter {shown(key)} = {shown(value)}: {kind} is not built with it; it would be ignored"
+            raise config.file.fault(told)
+    scaled, divisors = scaling(config, rope, dims)
     return {**keys, **scaled}, divisors
 
 
@@ -211,15 +217,11 @@ def _linear(config: Config, rope: Mapping[str, Any], dims: int) -> Scaled:
 def _llama3(config: Config, rope: Mapping[str, Any], dims: int) -> Scaled:
     """By what each frequency is divided, which is how GGUF stores it."""
     theta = config.rope_number(rope, "rope_theta", config.folder.theta)
-    scaled = Rotation(
-        theta,
-        dims,
-        scaling="llama3",
-        factor=config.rope_number(rope, "factor"),
-        original_context=int(config.rope_number(rope, "original_max_position_embeddings")),
-        low_freq=config.rope_number(rope, "low_freq_factor"),
-        high_freq=config.rope_number(rope, "high_freq_factor"),
-    )
+    original, factor = _extension(config, rope)
+    low, high = (config.rope_number(rope, f"{end}_freq_factor") for end in ("low", "high"))
+    if low >= high:
+        raise config.file.fault(f"rope parameter low_freq_factor = {low}: less than high_freq_factor is needed")
+    scaled = Rotation(theta, dims, "adjacent", "llama3", factor, original, low, high)
     pairs = zip(Rotation(theta, dims).frequencies(), scaled.frequencies(), strict=True)
     return {"rope.scaling.type": "none"}, {"rope_freqs.weight": [plain / divided for plain, divided in pairs]}
 
@@ -253,6 +255,8 @@ def _extension(config: Config, rope: Mapping[str, Any]) -> tuple[int, float]:
     """The context that the model was first trained for, and how many times longer it has become."""
     context = config.count("max_position_embeddings")
     original = int(config.rope_number(rope, "original_max_position_embeddings", context))
+    if original < 2:
+        raise config.file.fault(f"rope parameter original_max_position_embeddings = {original}: 2 at least is needed")
     return original, config.rope_number(rope, "factor", context / original)
 
 
@@ -275,12 +279,20 @@ def _longrope(config: Config, rope: Mapping[str, Any], dims: int) -> Scaled:
     return keys, divisors
 
 
-_SCALINGS: Mapping[str, Callable[[Config, Mapping[str, Any], int], Scaled]] = {
-    "default": _default,
-    "linear": _linear,
-    "llama3": _llama3,
-    "yarn": _yarn,
-    "longrope": _longrope,
-    "su": _longrope,
+_PARAMETERS = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings")
+"""What all kinds of rotary embedding state."""
+
+_LONGROPE = (_longrope, ("short_factor", "long_factor", "factor", "attention_factor"))
+
+_SCALINGS: Mapping[str, tuple[Callable[[Config, Mapping[str, Any], int], Scaled], tuple[str, ...]]] = {
+    "default": (_default, ()),
+    "linear": (_linear, ("factor",)),
+    "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
+    "yarn": (
+        _yarn,
+        ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": _LONGROPE,
+    "su": _LONGROPE,
 }
-"""By the name of the rotary embedding's kind; `su` is longrope's in older folders."""
+"""By the name of its kind, with what else it states; `su` is longrope's in older folders."""

@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> ModelFile:
     Of a file that `llama-gguf-split` made any part is as good as another: all are opened, by their names.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
     asked = _read_part(path)
     if asked.count <= 1:

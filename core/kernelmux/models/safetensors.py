@@ -1,4 +1,4 @@
-"""Reads safetensors files, of which a model has one or several: where in them each tensor lies.
+"""Reads safetensors files, of which a model has one or several: where in them each tensor lies; and writes one.
 
 Enters: paths. Leaves: weights by name, which are read when they are packed; ModelError at the first fault. Every offset
 is checked against the size of the file, and tensors may neither overlap nor leave gaps.
@@ -8,15 +8,25 @@ Layout: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from kernelmux.errors import shown
-from kernelmux.graph.formats import Weight, lookup
+from kernelmux.graph.formats import ITEM_BYTES, Weight
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 
+if TYPE_CHECKING:
+    import torch
+
 DTYPES: Mapping[str, str] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+"""Of a model's weights, and their formats."""
+ITEMS: Mapping[str, str] = {
+    **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"},
+    **{"I32": "int32", "I8": "int8", "U8": "uint8"},
+}
+"""What the planes of all formats are stored as, and torch's names for it."""
 LONGEST_HEADER = 1 << 26
 """Bytes; a header has some hundred for each tensor."""
 MOST_DIMENSIONS = 4
@@ -25,6 +35,16 @@ _LENGTH = 8
 
 def read_safetensors(path: Path) -> tuple[dict[str, Weight], tuple[int, int]]:
     """The weights of one file, and its stamp."""
+    formats = {ITEMS[dtype]: format for dtype, format in DTYPES.items()}
+    planes, stamp = read_planes(path, tuple(DTYPES))
+    weights: dict[str, Weight] = {
+        name: StoredWeight(name, plane.shape, formats[plane.dtype], (plane,)) for name, plane in planes.items()
+    }
+    return weights, stamp
+
+
+def read_planes(path: Path, dtypes: tuple[str, ...] = tuple(ITEMS)) -> tuple[dict[str, StoredPlane], tuple[int, int]]:
+    """The tensors of one file, each of one of these types, and its stamp."""
     file = StoredFile(path)
     if file.size < _LENGTH:
         raise file.fault(f"{file.size} bytes are no safetensors file; it is truncated, fetch it again")
@@ -36,14 +56,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, Weight], tuple[int, int]]:
     table = json_object(file, file.read(_LENGTH, length))
     table.pop("__metadata__", None)
     start = _LENGTH + length
-    weights: dict[str, Weight] = {}
-    planes: dict[str, StoredPlane] = {}
-    for name, row in table.items():
-        format, plane = _stored(file, name, row, start)
-        planes[name] = plane
-        weights[name] = StoredWeight(name, plane.shape, format, (plane,))
+    planes = {name: _stored(file, name, row, start, dtypes) for name, row in table.items()}
     _check_extents(file, planes, start)
-    return weights, file.stamp
+    return planes, file.stamp
+
+
+def write_safetensors(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
+    """Writes tensors by name, one after another, as `read_planes` reads them."""
+    import torch
+
+    names = {name: dtype for dtype, name in ITEMS.items()}
+    table, end = {}, 0
+    for name, tensor in tensors.items():
+        dtype = names[str(tensor.dtype).removeprefix("torch.")]
+        table[name] = {"dtype": dtype, "shape": [*tensor.shape], "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    header = json.dumps(table).encode()
+    file.write(len(header).to_bytes(_LENGTH, "little") + header)
+    for tensor in tensors.values():
+        file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def json_object(file: StoredFile, data: bytes | bytearray) -> dict[str, Any]:
@@ -67,24 +98,23 @@ def json_object(file: StoredFile, data: bytes | bytearray) -> dict[str, Any]:
     return found
 
 
-def _stored(file: StoredFile, name: str, row: Any, start: int) -> tuple[str, StoredPlane]:
-    """A tensor's format, and where it lies by its row of the header; the file's data begins at byte `start`."""
+def _stored(file: StoredFile, name: str, row: Any, start: int, dtypes: tuple[str, ...]) -> StoredPlane:
+    """Where a tensor lies, by its row of the header; the file's data begins at byte `start`."""
     if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
         raise file.fault(f"tensor {shown(name)}: dtype, shape and data_offsets are needed, found {shown(row)}")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise file.fault(f"tensor {shown(name)} is stored as {shown(dtype)}; {', '.join(DTYPES)} are read")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise file.fault(f"tensor {shown(name)} is stored as {shown(dtype)}; {', '.join(dtypes)} are read")
     if not _are_counts(shape) or not 1 <= len(shape) <= MOST_DIMENSIONS or 0 in shape:
         raise file.fault(f"tensor {shown(name)}: shape {shown(shape)}; 1 to {MOST_DIMENSIONS} positive counts are read")
     if not _are_counts(offsets) or len(offsets) != 2:
         raise file.fault(f"tensor {shown(name)}: data_offsets {shown(offsets)}; a first and a last byte are needed")
-    (plane,) = lookup(DTYPES[dtype]).planes
-    size = lookup(DTYPES[dtype]).nbytes(tuple(shape))
+    size = ITEM_BYTES[ITEMS[dtype]] * math.prod(shape)
     first, last = offsets
     if last - first != size or start + last > file.size:
         found = f"{dtype} {shown(shape)} takes {size} bytes, bytes {first} to {last} of {file.size - start} are stated"
         raise file.fault(f"tensor {shown(name)}: {found}; it is truncated or damaged, fetch it again")
-    return DTYPES[dtype], StoredPlane(file, start + first, plane.dtype, tuple(shape), size)
+    return StoredPlane(file, start + first, ITEMS[dtype], tuple(shape), size)
 
 
 def _are_counts(values: Any) -> bool:

@@ -73,8 +73,11 @@ def read_rotation(keys: Hyperparameters, shape: Shape, pairing: Pairing) -> Rota
     older = keys.number_or_none("rope.scale_linear")
     factor = keys.number_or_none("rope.scaling.factor") or older or 1.0
     original = keys.count("rope.scaling.original_context_length", shape.context)
+    theta = keys.number("rope.freq_base", 10_000.0)
+    if theta <= 1:
+        keys.fail("rope.freq_base", "a number above 1 is needed")
     return Rotation(
-        theta=keys.number("rope.freq_base", 10_000.0),
+        theta=theta,
         dims=dims,
         pairing=keys.file.pairing or pairing,
         # By a factor of 1 nothing is scaled.

@@ -80,4 +80,4 @@ def _rounds(plan: Plan, step: Step, stated: TensorNode) -> bool:
     """Whether what the graph hands back is rounded before it is as the graph states it: distinct logits may tie."""
     rounded = bool(step.choice.kernel.rounds_to)
     pairs = zip(step.node.outputs, stated.outputs, strict=True)
-    return any(rounded or mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.outputs)
+    return any(rounded or mine.format != theirs.format for mine, theirs in pairs if theirs.name in plan.graph.answers)

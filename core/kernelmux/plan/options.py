@@ -136,7 +136,7 @@ class Options:
         A product that is rounded is one term of such a sum; a sum that is rounded loses that again at every layer.
         """
         sums = (value.name for node in self.graph.ops if node.op == "add" for value in node.outputs)
-        return frozenset({*self.graph.outputs, *sums})
+        return frozenset({*self.graph.answers, *sums})
 
     def _priced(self, option: Option) -> Option:
         """The option at a price that is paid only where there is no other, if it packs weights once more."""

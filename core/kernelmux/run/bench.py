@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -117,20 +117,28 @@ def time_model(
     load: Load,
     tell: Callable[[Progress], object] = lambda progress: None,
     cache_packed: bool = False,
+    looking: Callable[[Session], AbstractContextManager[None]] = lambda session: nullcontext(),
 ) -> ModelTiming:
     """Times a model with a plan, telling how far it is; CapacityError where the plan has fewer rows than the batch.
 
-    With `cache_packed` packed weights are kept on disk, and taken from there, as `Model.session` has it.
+    With `cache_packed` packed weights are kept on disk, and taken from there, as `Model.session` has it. All that is
+    timed is timed within `looking`, as under the eyes of an observer.
     """
-    session = _prepared(model, plan, load.tokens, load.batch, tell, cache_packed)
+    session = prepared_session(model, plan, load.tokens, load.batch, tell, cache_packed)
+    with looking(session):
+        return _timed(model, session, load, tell)
+
+
+def _timed(model: Model, session: Session, load: Load, tell: Callable[[Progress], object]) -> ModelTiming:
+    plan = session.plan
     wait = partial(plan.device.platform.synchronize, plan.device)
     prompts = []
     for count in range(PROMPTS + 1):
         tell(Progress("timing prompts", count, PROMPTS + 1))
-        prompts.append(_time_prompt(session, _ids(model, load.prompt, 0), wait))
+        prompts.append(time_prompt(session, random_ids(model, load.prompt, 0), wait))
     sequences = [session.open() for _ in range(load.batch)]
     for index, sequence in enumerate(sequences):
-        session.feed(sequence, _ids(model, load.context, index))
+        session.feed(sequence, random_ids(model, load.context, index))
     decodes = []
     for count in range(DECODES + 1):
         tell(Progress("timing decoding", count, DECODES + 1))
@@ -156,10 +164,10 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
     """
     plan.bucket(rows)
     batch = Batch.of(rows, context)
-    session = _prepared(model, plan, batch.sequences * (batch.length + STEPS), batch.sequences)
+    session = prepared_session(model, plan, batch.sequences * (batch.length + STEPS), batch.sequences)
     wait = partial(plan.device.platform.synchronize, plan.device)
     if batch.rows > 1:
-        return Timing.of(_rounds(partial(_time_prompt, session, _ids(model, rows, 0), wait)))
+        return Timing.of(_rounds(partial(time_prompt, session, random_ids(model, rows, 0), wait)))
     sequences = [session.open() for _ in range(rows)]
     for sequence in sequences:
         session.skip(sequence, batch.length - 1)
@@ -171,7 +179,7 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
     return Timing.of(samples, captured=captured_rows(session.plan, rows) is not None)
 
 
-def _prepared(
+def prepared_session(
     model: Model,
     plan: Plan,
     tokens: int,
@@ -206,7 +214,7 @@ def decode_steps(
         pass
 
 
-def _time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object]) -> float:
+def time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object]) -> float:
     """Microseconds of reading a prompt into an empty sequence, which is closed again."""
     sequence = session.open()
     wait()
@@ -267,7 +275,7 @@ def _time_enqueueing(
     return samples
 
 
-def _ids(model: Model, count: int, seed: int) -> list[int]:
+def random_ids(model: Model, count: int, seed: int) -> list[int]:
     """Token ids at random."""
     import torch
 

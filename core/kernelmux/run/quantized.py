@@ -25,6 +25,7 @@ from kernelmux.models.writer import Writer
 if TYPE_CHECKING:
     import torch
 
+_OURS = ("general.file_type", "general.quantization_version")
 QUANTIZATION_VERSION = 2
 """`general.quantization_version` of these layouts."""
 IN_CACHE = 2**17
@@ -51,11 +52,11 @@ def write_quantized(
 ) -> Iterator[QuantizedTensor]:
     """Writes the file while it is iterated over, and tells of each tensor; ModelError where one cannot be stored so.
 
-    Metadata is as the model has it, but for what says how it is stored: `format` is what most tensors are. A folder has
-    its queries and keys otherwise than GGUF, and is refused.
+    Metadata is as the model has it, but for what says how it is stored: `format` is what most tensors are. A folder's
+    is what `exported` makes of it.
     """
     if model.pairing is not None:
-        raise model.fault("queries and keys are not as GGUF has them; convert the folder to GGUF first")
+        raise model.fault("queries and keys are not as GGUF has them; exported.py puts them so")
     metadata = {**model.metadata, "general.file_type": FILE_TYPES[format]}
     if any(not lookup(target.format).plain for target in targets):
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
@@ -73,9 +74,6 @@ def write_quantized(
                 *(weight.name, weight.shape, weight.format, target.format, target.reason),
                 *(weight.nbytes, size, error.nmse),
             )
-
-
-_OURS = ("general.file_type", "general.quantization_version")
 
 
 def _infinite(target: Target) -> str:

@@ -49,7 +49,7 @@ def _error(plan: Plan, sequence: CachedSequence) -> LogitsError:
     """What to say of the logits after all that a sequence has, and how to find the node that they are from."""
     return LogitsError(
         f"token {sequence.length + 1}, counted from the prompt's first, has no logits to take it by: those of "
-        f"{plan.graph.name} are NaN or infinite, with {plan.policy.source}. Where they are not with --exact or "
-        "--use '*=reference', a kernel is at fault: a rule that gives half of the layers to the reference, then half "
-        "of those, finds it (examples/policies/bisect.toml); else it is the model's weights"
+        f"{plan.graph.name} are NaN or infinite, with {plan.policy.source}. `kernelmux run --check-nan` names the "
+        "first node that makes such numbers; where they are not there with --exact or --use '*=reference', a kernel is "
+        "at fault, and `kernelmux bisect` finds which; else it is the model's weights"
     )

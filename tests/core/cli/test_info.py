@@ -10,7 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
+import checkpoints
 from command import assert_one_line_error, call_command
+from folders import write_tokenizer
 from tiny_model import CHAT_TEMPLATE, write_gguf, write_tiny_llama
 
 Q8 = gguf.GGMLQuantizationType.Q8_0
@@ -78,6 +80,9 @@ def test_a_template_is_told_of_not_printed(tmp_path, extra):
 
 def test_no_file_is_one_line(tmp_path):
     assert_one_line_error(call_command("info", tmp_path / "none.gguf"), "none.gguf: no such file")
+    for command in (("info",), ("graph",), ("quantize", "--to", "f32", "-o", tmp_path / "q.gguf")):
+        result = call_command(command[0], tmp_path / ("n" * 300), *command[1:])
+        assert_one_line_error(result, "the path is too long for the file system")
 
 
 def test_torch_is_not_imported_for_it(tiny):
@@ -85,3 +90,16 @@ def test_torch_is_not_imported_for_it(tiny):
     code += "import kernelmux.cli\ntry: kernelmux.cli.main()\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_a_folder_is_told_of_likewise(tmp_path, monkeypatch, tokenizer):
+    pytest.importorskip("transformers")
+    monkeypatch.setitem(checkpoints.COMMON, "vocab_size", 1000)
+    checkpoints.make_checkpoint("qwen2", tmp_path)
+    if tokenizer:
+        write_tokenizer(tmp_path, "byte level")
+    found = json.loads(call_command("info", tmp_path, "--json").out)
+    assert (found["runs"], found["architecture"], found["sizes"]["vocab"]) == (True, "qwen2", 1000)
+    assert found["tokenizer"]["model"] == ("tokenizer.json" if tokenizer else None)
+    assert [each["format"] for each in found["weights"]] == ["f32"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 
@@ -14,8 +16,12 @@ from kernelmux.contract import uploads
 from kernelmux.contract.device import PLATFORMS, Device, Platform
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.packed_cache import PackedCache
-from kernelmux.contract.uploads import Uploads
+from kernelmux.contract.uploads import Uploads, _Ring
+from kernelmux.errors import ModelError
 from kernelmux.graph.formats import Weight
+from kernelmux.models.gguf import read
+from kernelmux.models.stored import StoredPlane
+from tiny_model import write_tiny_llama
 
 
 class Remote(Platform):
@@ -140,3 +146,49 @@ def test_in_host_memory_nothing_is_copied_and_each_is_looked_up_once():
         travelling.done(name)
     travelling.close()
     assert weights.times == {"a": 1, "b": 1}
+
+
+class Event:
+    """One that has happened."""
+
+    def __init__(self, device=None):
+        pass
+
+    def record(self):
+        pass
+
+    wait = synchronize = record
+
+
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_weights_of_a_file_are_read_piece_by_piece_on_their_way(tmp_path, monkeypatch, pieces: int):
+    """Straight into what is sent: as on a device, but that its memory is the host's."""
+    weights = read(write_tiny_llama(tmp_path / "m.gguf", weight_type=gguf.GGMLQuantizationType.Q8_0)).weights
+    largest = max(weight.nbytes for weight in weights.values())
+    monkeypatch.setattr(uploads, "PIECE", -(-largest // pieces))
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(StoredPlane, "tensor", None)
+    monkeypatch.setattr(_Ring, "_buffer", lambda ring: (torch.empty(uploads.PIECE, dtype=torch.uint8), Event()))
+    platform = SimpleNamespace(stream=lambda device: None, on=nullcontext, host_memory=False)
+    device = SimpleNamespace(torch="cpu", platform=platform)
+    travelling = Uploads(weights, device, list(weights))
+    raw = (tmp_path / "m.gguf").read_bytes()
+    for name, weight in weights.items():
+        (plane,), (stored,) = travelling.take(name).planes, weight.stored
+        assert plane.shape == stored.shape
+        assert plane.view(-1).view(torch.uint8).numpy().tobytes() == raw[stored.offset : stored.offset + stored.nbytes]
+        travelling.done(name)
+    travelling.close()
+
+
+def test_a_file_cut_short_on_the_way_is_the_readers_error(tmp_path, monkeypatch):
+    path = write_tiny_llama(tmp_path / "m.gguf")
+    weights = read(path).weights
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(_Ring, "_buffer", lambda ring: (torch.empty(uploads.PIECE, dtype=torch.uint8), Event()))
+    platform = SimpleNamespace(stream=lambda device: None, on=nullcontext, host_memory=False)
+    travelling = Uploads(weights, SimpleNamespace(torch="cpu", platform=platform), ["output_norm.weight"])
+    os.truncate(path, 100)
+    with pytest.raises(ModelError, match="has become shorter since it was opened"):
+        travelling.take("output_norm.weight")
+    travelling.close()

@@ -315,6 +315,13 @@ def test_the_policy_that_works_around_it_names_just_the_nodes(model: Model):
     assert [(rule.node, str(rule.m), rule.use) for rule in rules] == [(("blk.1.ffn_up",), "2..512", ("reference",))]
 
 
+def test_a_budget_of_the_policy_does_not_bring_back_who_is_to_blame(model: Model):
+    """The reference states a larger error than such a policy takes."""
+    strict = f"{PLAIN}max_error = 1e-10\n"
+    found = verdict_of(model, replace(FAULTS["one layer"], policy=strict), ids(PROMPT))
+    assert {suspect.node for suspect in found.blamed} == {"blk.1.attn_v"}
+
+
 def test_names_are_meant_literally(model: Model):
     with registry.isolated(faulty=whole_backend(), reference=kernelmux_reference):
         plan = model.plan(parse_policy(PLAIN, "p.toml"))

@@ -60,6 +60,15 @@ def test_leaves_and_ops_are_told_apart(llama):
     assert len(llama.leaves) + len(llama.ops) == len(llama.nodes)
 
 
+def test_logits_before_they_are_scaled_or_capped_are_the_graphs_answer_too():
+    """So that a plan rounds them no more than what it hands back."""
+    b = Builder("capped")
+    x = b.leaf("x", ("m", 8), role="state")
+    product = b.value("mul_mat", "product", x, weight=(b.leaf("w", (16, 8)),))
+    scaled = b.value("scale", "scaled", product, scale=0.25)
+    assert b.build(b.value("soft_cap", "logits", scaled, soft_cap=30.0)).answers == {"logits", "scaled", "product"}
+
+
 # What a graph must keep. Each fault is made in a good graph of three nodes.
 
 X = Value("x", ("m", 8))

@@ -179,8 +179,8 @@ def test_the_template_is_the_folders(folder, where):
 CONFIGS = {
     "model_type": ("lama", r"config.json: model_type 'lama' is not built in \(did you mean 'llama'\?\); known: "),
     "hidden_act": ("gelu", "hidden_act = 'gelu': only silu is built in"),
-    "num_hidden_layers": ("1", "num_hidden_layers = '1': a positive count is needed"),
-    "hidden_size": (True, "hidden_size = True: a positive count is needed"),
+    "num_hidden_layers": ("1", "num_hidden_layers = '1': a count from 1 on is needed"),
+    "hidden_size": (True, "hidden_size = True: a count from 1 on is needed"),
     "vocab_size": ("leave out", "lacks llama.vocab_size, which a llama model must state"),
     "rope_theta": ("1e4", "rope parameter rope_theta = '1e4': a positive number is needed"),
     "rope_scaling": ({"type": "dynamic", "factor": 2.0}, "rope_type 'dynamic' is not built in.*known: default, lin"),
@@ -197,6 +197,40 @@ CONFIGS = {
 def test_what_the_configuration_asks_for_and_is_not_built_in_is_refused(folder, key, value, message):
     configure(folder, **{key: value})
     refused(folder, message)
+
+
+NONSENSE = [True, -1, 0, 0.5, 2**40, "", "x", [], [1], [[]], {}, {"a": 1}, ["full_attention"], {"rope_type": []}]
+ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+MORE = {"sliding_window": 4, "max_window_layers": 0, "layer_types": None, "rope_parameters": ROPE, "head_dim": 8}
+
+
+@pytest.mark.parametrize("key", [*CONFIG, *MORE, "use_sliding_window", "rope_scaling", "partial_rotary_factor"])
+def test_a_value_of_any_type_is_a_model_or_one_line(folder, key):
+    for value in NONSENSE:
+        configure(folder, **{**MORE, key: value})
+        opens_or_refuses(folder)
+
+
+@pytest.mark.parametrize(
+    "key", [*ROPE, "type", "beta_fast", "attention_factor", "mscale", "partial_rotary_factor", "x"]
+)
+def test_so_is_a_parameter_of_the_rotation(folder, key):
+    for value in NONSENSE:
+        configure(folder, rope_parameters={**ROPE, "mscale_all_dim": 1.0, key: value})
+        opens_or_refuses(folder)
+
+
+def opens_or_refuses(folder):
+    try:
+        kernelmux.load(folder)
+    except ModelError as error:
+        if "\n" in str(error):
+            raise
+
+
+def test_a_parameter_of_another_kind_of_rotation_is_refused(folder):
+    configure(folder, rope_scaling={"rope_type": "linear", "factor": 2.0, "beta_fast": 16.0})
+    refused(folder, "rope parameter 'beta_fast' = 16.0: linear is not built with it; it would be ignored")
 
 
 def test_older_and_newer_words_for_the_rotation_are_one(folder):

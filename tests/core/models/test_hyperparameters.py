@@ -34,6 +34,7 @@ REFUSED = {
     "attention__value_length": (8, "keys have 16 elements; values of another size are not built in"),
     "attention__layer_norm_rms_epsilon": (0.0, "a positive number is needed"),
     "rope__freq_base": (True, "llama.rope.freq_base = True: a positive number is needed"),
+    "rope__freq_base ": (1.0, "a number above 1 is needed"),
     "rope__dimension_count": (18, "an even count up to the head's 16 is needed"),
     "rope__dimension_sections": ([4, 4], "llama models are not built with this key"),
     "rope__scaling__type": ("yarm", r"it is not built in \(did you mean 'yarn'\?\)"),
@@ -44,7 +45,7 @@ REFUSED = {
 @pytest.mark.parametrize(("key", "value", "message"), [(key, *rest) for key, rest in REFUSED.items()], ids=REFUSED)
 def test_what_is_not_built_in_is_refused_by_name(file, key, value, message):
     with pytest.raises(ModelError, match=message) as caught:
-        built(file, **{key: value})
+        built(file, **{key.strip(): value})
     assert "\n" not in str(caught.value)
     assert str(file.path) in str(caught.value)
 

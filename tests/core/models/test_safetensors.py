@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelmux.errors import ModelError
-from kernelmux.models.safetensors import read_safetensors
+from kernelmux.models.safetensors import ITEMS, read_planes, read_safetensors, write_safetensors
 
 
 def packed(table, data=b"", length=None):
@@ -100,3 +100,15 @@ def held(tmp_path, content):
     except ModelError as error:
         return None if "\n" not in str(error) else -1
     return sum(weight.nbytes for weight in weights.values())
+
+
+def test_planes_of_every_type_come_back_to_the_bit(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-128, 128, (3, 8), dtype=torch.int8, generator=generator)
+    kept = {name: bits.view(getattr(torch, dtype)) for name, dtype in ITEMS.items()}
+    with open(tmp_path / "numbers.safetensors", "wb") as file:
+        write_safetensors({**kept, "by columns": bits.t()}, file)
+    planes, _ = read_planes(tmp_path / "numbers.safetensors")
+    assert set(planes) == {*kept, "by columns"}
+    assert all(planes[name].tensor().view(torch.int8).equal(bits) for name in kept)
+    assert planes["by columns"].tensor().equal(bits.t())

@@ -77,7 +77,7 @@ def test_a_run_ends_in_one_line_that_says_which_token_and_how_to_find_the_node(b
     assert result.code == 2
     line = result.err.splitlines()[-1]
     assert re.match("kernelmux: LogitsError: " + SAID.format(3), line)
-    for way in ("--exact", "--use '*=reference'", "bisect.toml", "the model's weights"):
+    for way in ("--check-nan", "kernelmux bisect", "--exact", "--use '*=reference'", "the model's weights"):
         assert way in line
     assert "Traceback" not in result.err
     assert result.out.strip() == ""

@@ -106,6 +106,16 @@ class Listed:
         return torch.tensor(self.numbers, dtype=torch.int32)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A tensor's planes as they stand, stored as its value is: numbers that were there, to the bit."""
+
+    planes: tuple[torch.Tensor, ...]
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        return self.planes[0]
+
+
 Draw = Callable[["torch.Generator"], "torch.Tensor"]
 """What makes a tensor of a case's numbers; one of the classes above where a file of cases is to hold it."""
 

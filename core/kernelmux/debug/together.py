@@ -1,0 +1,38 @@
+"""Several observers of the same launches, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from kernelmux.contract.kernel import Launch
+from kernelmux.run.walk import Walk
+from kernelmux.run.watch import Observer
+
+
+class Together(Observer):
+    """Has each observer see the walks that it wants; the launch is made once, within those that make it themselves."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._all, self._here = observers, list[Observer]()
+
+    def wants(self, walk: Walk) -> bool:
+        self._here = [observer for observer in self._all if observer.wants(walk)]
+        return bool(self._here)
+
+    def before(self, walk: Walk, index: int) -> None:
+        for observer in self._here:
+            observer.before(walk, index)
+
+    def launch(self, walk: Walk, index: int, call: Launch) -> None:
+        for observer in self._here:
+            call = partial(observer.launch, walk, index, call)
+        call()
+
+    def after(self, walk: Walk, index: int) -> None:
+        for observer in self._here:
+            observer.after(walk, index)
+
+    def end(self, walk: Walk) -> None:
+        for observer in self._here:
+            observer.end(walk)
