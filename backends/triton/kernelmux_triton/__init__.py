@@ -31,6 +31,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         decode,
         elementwise,
         embed,
+        experts,
         few_rows,
         fp8,
         norm,
@@ -48,6 +49,8 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(elementwise.Elementwise, elementwise.Swiglu),
         *(rope.Rope, rope_copy.RopeCopy, copy.Copy),
         *(embed.Bf16, embed.F32, embed.Rows),
+        *(experts.Route, experts.ExpertSum),
+        *(experts.MulMatIdDequant, experts.MulMatIdBf16, experts.MulMatIdF16, experts.MulMatIdF32),
         *(convert.Convert, convert.Quantize, convert.Dequantize, convert.Requantize),
         *(convert.QuantizeWhole, convert.RequantizeWhole),
     ]

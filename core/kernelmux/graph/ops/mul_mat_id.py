@@ -136,7 +136,7 @@ class MulMatId(Op):
             for m in (1, 2, 5, 17, 64):
                 yield self._case(f"{format}-m{m}", format, m)
             yield self._case(f"{format}-own-m3", format, 3, own=True)
-            yield self._case(f"{format}-bias-m3", format, 3, bias=True)
+            yield from (self._case(f"{format}-bias-m{m}", format, m, bias=True) for m in (3, 9))
             yield from at_extremes(partial(self._case, format=format, m=3), "x", prefix=f"{format}-")
         for format in COMMON_WEIGHTS:
             # One expert has all rows, and others none.
