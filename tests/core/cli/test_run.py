@@ -76,7 +76,9 @@ def test_stdout_holds_the_answer_alone_and_stderr_what_it_cost(tiny: Path, model
     assert "answer 12 tokens" in result.err
     assert "tokens/s" in result.err
     assert "torch:f32" in result.err
-    assert re.findall(r"^(decoding|prompts|memory) (?!was )", result.err, re.MULTILINE) == ["decoding", "prompts", "memory"]
+    # A busy machine may have said that decoding was slow, too.
+    summary = re.findall(r"^(decoding|prompts|memory) (?!was )", result.err, re.MULTILINE)
+    assert summary == ["decoding", "prompts", "memory"]
     assert "\x1b" not in result.out + result.err
 
 
