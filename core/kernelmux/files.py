@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all: beside the one that they replace, and renamed.
+"""Files that are written whole or not at all, beside the one that they replace, and renamed; or read whole, bounded.
 
 Enters: a path and text or bytes. Leaves: the file, or an OSError and whatever was there before.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from kernelmux.errors import KernelmuxError
 
 MAGIC = b"GGUF"
 """What a model file begins with."""
+LARGEST_TEXT = 256 << 20
+"""Bytes of a file that is read whole: policies, templates, texts, cases."""
 
 
 @contextmanager
@@ -52,6 +55,15 @@ def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Ite
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_whole(path: str | Path) -> bytes:
+    """All that a file or a pipe has; OSError where that is more than any such file needs, as of an endless device."""
+    with open(path, "rb") as file:
+        data = file.read(LARGEST_TEXT + 1)
+    if len(data) > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"more than {LARGEST_TEXT >> 20} MB, which no such file has", str(path))
+    return data
 
 
 def write_whole(path: str | Path, data: str | bytes) -> None:

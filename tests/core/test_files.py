@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from kernelmux.errors import KernelmuxError
-from kernelmux.files import replacing, write_whole
+from kernelmux.files import read_whole, replacing, write_whole
 
 
 def test_a_file_is_there_once_it_is_whole_and_nothing_beside_it(tmp_path):
@@ -75,3 +75,13 @@ def test_a_model_is_not_replaced(tmp_path, tiny, linked):
 def test_no_folder_is_the_systems_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "none" / "out.json", "{}")
+
+
+def test_what_is_read_whole_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("kernelmux.files.LARGEST_TEXT", 1 << 20)
+    (tmp_path / "text").write_bytes(b"x" * (1 << 20))
+    assert len(read_whole(tmp_path / "text")) == 1 << 20
+    for endless in ("/dev/zero", tmp_path / "more"):
+        (tmp_path / "more").write_bytes(b"x" * ((1 << 20) + 1))
+        with pytest.raises(OSError, match="more than 1 MB, which no such file has"):
+            read_whole(endless)

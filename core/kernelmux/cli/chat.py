@@ -38,7 +38,7 @@ from kernelmux.cli.common import (
 from kernelmux.cli.observe import Observing, WatchdogSeconds
 from kernelmux.cli.output import say, tell
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.cli.prompt import asked_options, said_lines
+from kernelmux.cli.prompt import asked_options, said_lines, tell_unread
 from kernelmux.errors import ModelError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def chat(
         opened = open_asked(model, None, device)
         if (context or 0) > (held := opened.source.shape.context):
             raise typer.BadParameter(f"the model holds {held} tokens", param_hint="--context")
+        tell_unread(opened, options)
         bar.begin("planning")
         made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         tokens = context or min(USUAL_CONTEXT, held)

@@ -100,13 +100,14 @@ def plan_of(model: Model, asked: str, device: str) -> Plan:
 
 
 def _texts(model: Model, text: Path | None, prompts: Path | None) -> list[list[int]]:
+    from kernelmux.files import read_whole
     from kernelmux.run.divergence import prose
 
     if text is not None and prompts is not None:
         raise typer.BadParameter("it stands in place of --text: ask for one", param_hint="--prompts")
     path = text or prompts
     try:
-        written = prose() if path is None else path.read_text("utf-8")
+        written = prose() if path is None else read_whole(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: no text that can be read: {error}", file=str(path)) from error
     texts = [line for line in written.splitlines() if line.strip()] if prompts is not None else [written]

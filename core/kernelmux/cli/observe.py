@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kernelmux.run.watch import Observer
 
 CASE = Path("nan.json")
-"""Where the launch goes that made a NaN, in the folder that the command is run in."""
+"""Where the launch goes that made a NaN, in the folder of the command; with a number where one lies there."""
 CheckNan = Annotated[
     bool,
     typer.Option("--check-nan", help=f"Stop at the first node that makes a NaN or infinity; {CASE} gets its inputs."),
@@ -44,6 +44,7 @@ WatchdogSeconds = Annotated[
     typer.Option(
         "--watchdog",
         min=0.01,
+        max=1e6,
         metavar="SECONDS",
         help="End with exit code 75 where a launch takes longer, and say which; steps run launch by launch.",
     ),
@@ -158,8 +159,12 @@ def _saved(error: NotFiniteError) -> str:
     from kernelmux.conformance.case_file import write_kept
     from kernelmux.errors import KernelmuxError
 
+    path, number = CASE, 1
+    while path.exists() or path.with_suffix(".safetensors").exists():
+        number += 1
+        path = CASE.with_stem(f"{CASE.stem}-{number}")
     try:
-        write_kept(error.given.node, error.given.tensors, CASE)
+        write_kept(error.given.node, error.given.tensors, path)
     except KernelmuxError as fault:
         return f"its inputs are not saved: {fault}"
-    return f"again: kernelmux check --cases {CASE} --kernel {error.kernel}"
+    return f"again: kernelmux check --cases {path} --kernel {error.kernel}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from kernelmux.cli.output import lent_stdout, tell
+from kernelmux.cli.output import lent_stdout, say, tell
 from kernelmux.errors import ModelError
+from kernelmux.files import read_whole
 
 if TYPE_CHECKING:
-    from kernelmux.run.model import PromptOptions
+    from kernelmux.run.model import Model, PromptOptions
 
 STDIN = "-"
 """In place of a prompt: stdin."""
@@ -40,6 +42,16 @@ def asked_options(
     return PromptOptions(parse_special, template, _objects(tools), _objects(documents))
 
 
+def tell_unread(model: Model, options: PromptOptions) -> None:
+    """On stderr, of what is given to a chat template that says nothing of it."""
+    from kernelmux.models.chat import stated_template
+
+    template = options.chat_template or stated_template(model.source.file.metadata, options.tools is not None) or ""
+    for name, given in (("tools", options.tools), ("documents", options.documents)):
+        if given is not None and not re.search(rf"\b{name}\b", template):
+            say(f"kernelmux: the chat template does not read {name}: they are not used", err=True, fg="red", bold=True)
+
+
 def _objects(path: Path | None) -> list[Any] | None:
     """A JSON list of objects."""
     if path is None:
@@ -55,7 +67,7 @@ def _objects(path: Path | None) -> list[Any] | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return read_whole(path).decode("utf-8-sig")
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}", file=str(path)) from error
     except UnicodeDecodeError as error:

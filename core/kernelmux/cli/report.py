@@ -20,10 +20,10 @@ def report(
     ] = None,
 ) -> None:
     """Make a page of what check, plan, compare, bisect, bench and trace have saved: to read, to attach, to keep."""
-    from kernelmux.debug.page import report_page
+    from kernelmux.debug.page import documents, report_page
     from kernelmux.files import write_whole
 
     path = output or folder / "report.html"
-    refuse_overwriting("--output", path)
+    refuse_overwriting("--output", path, **{each.name: each for each in documents(folder)})
     write_whole(path, report_page(folder))
     say(f"{path}: written")

@@ -47,7 +47,7 @@ from kernelmux.cli.observe import Annotating, CheckNan, Observing, ShadowBound, 
 from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.cli.prompt import asked_options, asked_prompt
+from kernelmux.cli.prompt import asked_options, asked_prompt, tell_unread
 from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def run(
                 import torch  # noqa: F401
         with bar.stage("opening the model"):
             opened = open_asked(model, random, device)
+        tell_unread(opened, options)
         with bar.stage("planning"):
             made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         with bar.stage("reading the vocabulary"):

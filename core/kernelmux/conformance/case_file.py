@@ -22,7 +22,7 @@ import torch
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.numbers import ENDING, read_numbers, write_numbers
 from kernelmux.errors import GraphError, KernelmuxError, LaunchError, nearest
-from kernelmux.files import replacing, write_whole
+from kernelmux.files import read_whole, replacing, write_whole
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import LEAF, Graph, TensorNode, case_node
 from kernelmux.graph.ops import Case
@@ -229,7 +229,7 @@ def reread(case: Case) -> Case:
 def read_cases(path: str | Path) -> CaseFile:
     """The cases of a file that `capture_cases` wrote; GraphError says which file and case is wrong, and how."""
     try:
-        document = json.loads(Path(path).read_text("utf-8"))
+        document = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         raise GraphError(f"{path}: no file of cases: {error}", file=str(path)) from error
     schema = document.get("schema") if isinstance(document, dict) else None

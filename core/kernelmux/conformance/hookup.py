@@ -23,6 +23,7 @@ from kernelmux.contract.device import find_device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, nearest
+from kernelmux.files import read_whole
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
 from kernelmux.graph.ops.cases import all_weights
@@ -179,9 +180,9 @@ class Known:
 def read_known(path: Path) -> list[Known]:
     """The `[[failure]]` tables of a known_failures.toml; BackendError where one lacks a key."""
     try:
-        tables = tomllib.loads(path.read_text("utf-8")).get("failure", [])
+        tables = tomllib.loads(read_whole(path).decode()).get("failure", [])
         return [Known(t["case"], t["kernel"], t["reason"], t["link"]) for t in tables]
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{path}: each [[failure]] needs case, kernel, reason and link: {error}") from error
 
 

@@ -59,7 +59,7 @@ def report_page(folder: Path) -> str:
     from jinja2 import Environment, StrictUndefined
 
     sections, unknown = list[Section](), list[str]()
-    for path in _documents(folder):
+    for path in documents(folder):
         document = _read(path)
         told = next((tell(document, path.name) for fits, tell in _KINDS if fits(document)), None)
         if told is None:
@@ -75,7 +75,8 @@ def report_page(folder: Path) -> str:
     return environment.from_string(template).render(folder=folder.resolve().name, sections=numbered, unknown=unknown)
 
 
-def _documents(folder: Path) -> list[Path]:
+def documents(folder: Path) -> list[Path]:
+    """The files of a folder that a page may be made of; KernelmuxError where there is no such folder."""
     if not folder.is_dir():
         raise KernelmuxError(f"{folder}: no such folder", file=str(folder))
     return sorted(path for path in folder.glob("*.json") if path.is_file() and path.stat().st_size <= LARGEST)

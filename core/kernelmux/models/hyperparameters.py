@@ -123,8 +123,10 @@ class Hyperparameters:
                 self.fail(key, f"only {shown(ABSENT[key])} is built in")
 
     def _count(self, key: str, value: Any, least: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self.fail(key, f"a count from {least} on is needed")
+        if value > LARGEST:
+            self.fail(key, f"a count up to {LARGEST} is needed")
         return value
 
     def _get(self, key: str, default: Any) -> Any:

@@ -17,6 +17,9 @@ Pairing = Literal["adjacent", "halves"]
 SCALINGS = ("none", "linear", "yarn", "longrope")
 """What `rope.scaling.type` may be. longrope's divisors are tensors of the file."""
 
+MOST_LAYERS = 4096
+"""Some twenty times as many as any model has: to be refused before they are built one by one."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -36,6 +39,8 @@ class Shape:
 def read_shape(keys: Hyperparameters) -> Shape:
     """The sizes; ModelError names the key that is missing or does not fit."""
     layers = keys.count("block_count")
+    if layers > MOST_LAYERS:
+        keys.fail("block_count", f"up to {MOST_LAYERS} layers are built")
     hidden = keys.count("embedding_length")
     heads = keys.count_of_layers("attention.head_count", layers)
     head_dim = keys.count("attention.key_length", hidden // heads)

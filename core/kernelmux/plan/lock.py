@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kernelmux.contract.device import Device
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import PlanError
-from kernelmux.files import write_whole
+from kernelmux.files import read_whole, write_whole
 from kernelmux.graph.graph import Graph
 from kernelmux.plan.choice import Placed, Rejection
 from kernelmux.plan.plan import Plan, make_plan
@@ -102,7 +102,7 @@ def is_lock(path: str | Path, written: bytes | None = None) -> bool:
     """Whether a file is a lock rather than a policy's TOML: it is JSON, or named `.lock`, or empty and not `.toml`."""
     suffix = Path(path).suffix
     try:
-        start = (Path(path).read_bytes() if written is None else written).lstrip()[:1]
+        start = (read_whole(path) if written is None else written).lstrip()[:1]
     except OSError:
         return suffix == ".lock"
     return suffix == ".lock" or start == b"{" or (not start and suffix != ".toml")
@@ -165,7 +165,7 @@ def read_lock(path: str | Path, graph: Graph, registry: Registry, device: Device
 
 def _parse(path: str | Path, written: bytes | None) -> tuple[Lock, Locked]:
     try:
-        text = (Path(path).read_bytes() if written is None else written).decode()
+        text = (read_whole(path) if written is None else written).decode()
         if not text.strip():
             raise PlanError(f"{path}: the lock file is empty; write one with plan --lock", file=str(path))
         version = json.loads(text)["lock"]

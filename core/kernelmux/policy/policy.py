@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from kernelmux.contract.device import Device
 from kernelmux.errors import PolicyError, nearest
+from kernelmux.files import read_whole
 from kernelmux.graph.graph import TensorNode
 from kernelmux.policy.grammar import AUTO, TABLES, Document, Rule
 
@@ -179,7 +180,7 @@ def policy_text(path: str | Path, written: bytes | None = None) -> str:
     if _is_shipped(path):
         return _shipped_text(str(path))
     try:
-        written = Path(path).read_bytes() if written is None else written
+        written = read_whole(path) if written is None else written
         text = written.decode("utf-8-sig")
     except OSError as error:
         message = f"{path}: the policy file cannot be read: {error.strerror}"

@@ -71,6 +71,7 @@ def test_where_nothing_is_wrong_nothing_is_written(tiny, tmp_path):
         (["--ids", "1,x"], "token ids, with commas between them"),
         (["--ids", "999999"], "is not in the vocabulary"),
         (["--ids", "1", "-p", "a"], "they stand in place of --prompt"),
+        (["--ids", "1", "--write-policy", "no/such/p.toml"], "there is no folder no/such to write p.toml to"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(tiny, words, said):

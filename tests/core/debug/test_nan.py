@@ -103,6 +103,8 @@ def test_a_run_saves_the_launch_as_a_case_that_check_runs(tiny, tmp_path, monkey
         result = call_command("run", tiny, "-p", "hello there", "--policy", policy, "--check-nan")
         again = "again: kernelmux check --cases nan.json --kernel odd:kernel"
         assert_one_line_error(result, "NotFiniteError: blk.1.ffn_down (mul_mat) has 1 NaN numbers by odd:kernel", again)
+        second = call_command("run", tiny, "-p", "hello there", "--policy", policy, "--check-nan")
+        assert "again: kernelmux check --cases nan-2.json" in second.err
         (case,) = read_cases("nan.json").cases
         weight = kernelmux.load(tiny).source.file.weights["blk.1.ffn_down.weight"]
         assert case.draw["weight"].planes[0].equal(weight.planes[0])

@@ -98,6 +98,14 @@ def test_it_is_made_by_the_command(saved: Path, tmp_path: Path):
     assert (tmp_path / "page.html").read_text("utf-8") == report_page(saved)
 
 
+def test_a_document_is_not_written_over(saved: Path):
+    before = (saved / "plan.json").read_bytes()
+    done = call_command("report", saved, "-o", saved / "plan.json")
+    assert done.code == 2
+    assert "name another file" in done.err
+    assert (saved / "plan.json").read_bytes() == before
+
+
 def test_text_is_no_markup_and_what_is_unknown_is_named(tmp_path: Path):
     evil = "<script>alert(1)</script>"
     rows = [{"work": evil, "median": 2.0}, {"work": "b", "median": 1.0}]

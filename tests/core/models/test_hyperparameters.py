@@ -27,6 +27,7 @@ REFUSED = {
     "attention__shared_kv_layers": (1, "llama.attention.shared_kv_layers = 1: llama models are not built with this"),
     "expert_count": (8, "lacks llama.expert_used_count, which a llama model must state"),
     "block_count": ("2", "llama.block_count = '2': a count from 1 on is needed"),
+    "block_count ": (10**6, "llama.block_count = 1000000: up to 4096 layers are built"),
     "embedding_length": (None, "lacks llama.embedding_length, which a llama model must state"),
     "feed_forward_length": ([96, 64], "layers of different sizes are not built in"),
     "attention__head_count": ([4], "1 values for 2 layers"),
@@ -38,7 +39,7 @@ REFUSED = {
     "rope__dimension_count": (18, "an even count up to the head's 16 is needed"),
     "rope__dimension_sections": ([4, 4], "llama models are not built with this key"),
     "rope__scaling__type": ("yarm", r"it is not built in \(did you mean 'yarn'\?\)"),
-    "context_length": (2**40, "a count from 1 on is needed"),
+    "context_length": (2**40, "a count up to 2147483647 is needed"),
 }
 
 
