@@ -224,6 +224,13 @@ def test_control_tokens_of_a_prompt_are_text_unless_asked_for(tiny: Path, chat: 
     assert (plain.count(end), parsed.count(end)) == ((1, 2) if chat else (0, 1))
 
 
+def test_what_a_template_does_not_read_is_said(tiny: Path, tmp_path: Path):
+    (tmp_path / "tools.json").write_text('[{"name": "f"}]')
+    said = call_command("run", tiny, "-p", "a", "--chat", "--max-tokens", 1, "--tools", tmp_path / "tools.json").err
+    assert "kernelmux: the chat template does not read tools: they are not used" in said
+    assert "documents" not in said
+
+
 def test_a_template_tools_and_documents_come_from_files(tiny: Path, tmp_path: Path):
     files = {"chat.jinja": "{{ tools | tojson }}{{ documents[0].text }}{{ messages[0].content }}"}
     files |= {"tools.json": '[{"name": "f"}]', "documents.json": '[{"text": "d"}]'}
