@@ -33,6 +33,12 @@ def together(form, format):
     return lambda weights: below(weights, lambda weight: converted(weight, form), format)
 
 
+def torchs_dense(weights):
+    """Together, but for weights that are no matrices: each by itself."""
+    matrices = any(len(weight.shape) == 2 for weight in weights)
+    return (together("f32", "f32") if matrices else each("f32"))(weights)
+
+
 def as_stored(weights):
     """The model's own bytes."""
     return [raw(plane) for weight in weights for plane in weight.planes]
@@ -78,7 +84,8 @@ STATED = {
     **{f"triton/{form}": together(form, "f32") for form in ("f32", "bf16", "f16")},
     **{f"triton/{form}": together(form, "f32") for form in ("fp8_tensor", "fp8_row", "fp8_128x128")},
     "triton/dequant": tritons_blocks,
-    **{f"torch/{form}": together(form, form) for form in ("f32", "bf16", "f16")},
+    **{f"torch/{form}": together(form, form) for form in ("bf16", "f16")},
+    "torch/f32": torchs_dense,
     **{f"torch/{form}": together(form, "bf16") for form in ("fp8_tensor", "fp8_row")},
     **{"torch/fp8_128x128": torchs_blocks, "torch/int4": torchs_int4, "torch/int8": torchs_int4},
     "torch/file": as_stored,

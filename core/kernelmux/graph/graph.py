@@ -138,10 +138,10 @@ class Graph:
 
     @cached_property
     def answers(self) -> frozenset[str]:
-        """What a step hands back, and what ops of that alone make it of: logits before they are scaled or capped."""
+        """What a step hands back, and what that is before it is scaled or capped: logits, which nobody may round."""
         found = set(self.outputs)
         for node in reversed(self.ops):
-            if len(node.inputs) == 1 and not node.weights and found & {value.name for value in node.outputs}:
+            if node.op in ("scale", "soft_cap") and node.outputs[0].name in found:
                 found.add(node.inputs[0].name)
         return frozenset(found)
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.ops.axes import SPREADS, as_stored, block, whole_blocks
-from kernelmux.graph.ops.cases import COMMON_WEIGHTS, PLAIN_WEIGHTS, Case, all_weights, at_extremes, like, loud
+from kernelmux.graph.ops.cases import (
+    COMMON_WEIGHTS,
+    PLAIN_WEIGHTS,
+    ROW_COUNTS,
+    Case,
+    all_weights,
+    at_extremes,
+    like,
+    loud,
+)
 from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.mul_mat import product_holds
 from kernelmux.graph.ops.op import Op, Operands, has_bias, own_fields, row_count
@@ -144,6 +153,8 @@ class MulMatId(Op):
             yield self._case(f"{format}-m200", format, 200, experts=(8, 2))
             yield self._case(f"{format}-many-m9", format, 9, 128, 256, (60, 8))
             yield self._case(f"{format}-large", format, 1, 768, 2048, (128, 8))
+        for m in ROW_COUNTS:
+            yield self._case(f"rows-m{m}", "f32", m, 32, 64, (4, 2))
         for format in PLAIN_WEIGHTS:
             yield self._case(f"{format}-odd", format, 5, 33, 65, (5, 3))
             yield self._case(f"{format}-odd-own", format, 5, 33, 65, (5, 3), own=True)
