@@ -12,9 +12,14 @@ from stated import converted, raw, rounded, values
 
 
 def below(weights, planes_of, format):
-    """Each plane of the matrices below one another, and the vectors after one another, in a plain format."""
+    """Each plane of the matrices below one another, and the vectors after one another, in a plain format.
+
+    Where there is no matrix, each vector is by itself.
+    """
     matrices = [weight for weight in weights if len(weight.shape) == 2]
     vectors = [rounded(values(weight), format) for weight in weights[len(matrices) :]]
+    if not matrices:
+        return vectors
     parts = [np.concatenate([*map(_flat, several)]) for several in zip(*map(planes_of, matrices), strict=True)]
     return [*parts, *([np.concatenate(vectors)] if vectors else [])]
 
@@ -31,12 +36,6 @@ def each(format):
 def together(form, format):
     """The matrices below one another in a plain format or one of e4m3, and the biases in a plain format."""
     return lambda weights: below(weights, lambda weight: converted(weight, form), format)
-
-
-def torchs_dense(weights):
-    """Together, but for weights that are no matrices: each by itself."""
-    matrices = any(len(weight.shape) == 2 for weight in weights)
-    return (together("f32", "f32") if matrices else each("f32"))(weights)
 
 
 def as_stored(weights):
@@ -84,8 +83,7 @@ STATED = {
     **{f"triton/{form}": together(form, "f32") for form in ("f32", "bf16", "f16")},
     **{f"triton/{form}": together(form, "f32") for form in ("fp8_tensor", "fp8_row", "fp8_128x128")},
     "triton/dequant": tritons_blocks,
-    **{f"torch/{form}": together(form, form) for form in ("bf16", "f16")},
-    "torch/f32": torchs_dense,
+    **{f"torch/{form}": together(form, form) for form in ("f32", "bf16", "f16")},
     **{f"torch/{form}": together(form, "bf16") for form in ("fp8_tensor", "fp8_row")},
     **{"torch/fp8_128x128": torchs_blocks, "torch/int4": torchs_int4, "torch/int8": torchs_int4},
     "torch/file": as_stored,
