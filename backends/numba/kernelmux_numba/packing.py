@@ -49,13 +49,18 @@ class Packing:
         """Groups of a block."""
         return BLOCK // self.group
 
+    @property
+    def fields(self) -> int:
+        """Scales and minima of a block."""
+        return self.parts * (2 if self.minimum else 1)
+
     def integer_bytes(self, lanes: int) -> int:
         """Of a block of a panel."""
         return BLOCK * lanes * self.bits // 8
 
     def scale_bytes(self, lanes: int) -> int:
         """Of a block of a panel, minima among them."""
-        return lanes * self.parts * (2 if self.minimum else 1) * (1 if self.steps else 2)
+        return lanes * self.fields * (1 if self.steps else 2)
 
     def step_bytes(self, lanes: int) -> int:
         """Of a superblock of a panel: float16, of scales and of minima."""

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 
 from kernelmux.conformance.outcome import share
 from kernelmux.conformance.report import SIGNS, Cell, Report, grouped
+from kernelmux.page import render_page
 
 
 def to_html(report: Report) -> str:
     """The page; every text in it is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"share": share, "number": _number, "percent": _percent}
-    template = files("kernelmux.conformance").joinpath("report.html.jinja").read_text("utf-8")
     failures = grouped(report.of("fail"), lambda outcome: (outcome.kernel, outcome.op))
     reasons = grouped(report.of("refused"), lambda outcome: outcome.reason)
-    return environment.from_string(template).render(
+    return render_page(
+        "kernelmux.conformance",
+        "report.html.jinja",
+        {"share": share, "number": _number, "percent": _percent},
         report=report,
         signs=SIGNS,
         kernels=grouped(dict.fromkeys(cell.kernel for cell in report.cells), lambda kernel: kernel.partition(":")[0]),

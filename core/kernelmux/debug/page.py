@@ -10,12 +10,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from kernelmux.errors import KernelmuxError
 from kernelmux.measure.predict import human_time
+from kernelmux.page import render_page
 
 LARGEST = 64 << 20
 """Bytes of a document."""
@@ -56,8 +56,6 @@ Tell = Callable[[Mapping[str, Any], str], Section | list[Section]]
 
 def report_page(folder: Path) -> str:
     """The page; every text in it is escaped. KernelmuxError where the folder has no document that is known."""
-    from jinja2 import Environment, StrictUndefined
-
     sections, unknown = list[Section](), list[str]()
     for path in documents(folder):
         document = _read(path)
@@ -69,10 +67,9 @@ def report_page(folder: Path) -> str:
     if not sections:
         known = "check, plan, compare, bisect, bench and trace save such with --save, or print them with --json"
         raise KernelmuxError(f"{folder}: has no document that a page can be made of; {known}", file=str(folder))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("kernelmux.debug").joinpath("report.html.jinja").read_text("utf-8")
     numbered = [(f"part-{number}", section) for number, section in enumerate(sections, 1)]
-    return environment.from_string(template).render(folder=folder.resolve().name, sections=numbered, unknown=unknown)
+    name = folder.resolve().name
+    return render_page("kernelmux.debug", "report.html.jinja", {}, folder=name, sections=numbered, unknown=unknown)
 
 
 def documents(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ class Span:
     gap: float | None
 
 
-class Times(Observer):
+class Times(Observer, ABC):
     """What is common to both: the spans of each walk that was seen, and the last walk itself."""
 
     def __init__(self) -> None:
@@ -46,9 +47,9 @@ class Times(Observer):
         self.walk = walk
         self.walks.append(self.spans())
 
+    @abstractmethod
     def spans(self) -> list[Span]:
         """Those of the walk that has just ended."""
-        raise NotImplementedError
 
 
 class Clock(Times):

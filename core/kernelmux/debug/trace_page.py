@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.resources import files
 from typing import Any
 
 from kernelmux.debug.trace import StepTrace, Trace
 from kernelmux.graph.formats import human_bytes
 from kernelmux.measure.predict import human_time
+from kernelmux.page import render_page
 
 
 def trace_html(trace: Trace) -> str:
     """The page; every text in it is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"time": human_time, "bytes": human_bytes, "percent": lambda part: f"{part:.1%}"}
-    template = files("kernelmux.debug").joinpath("trace.html.jinja").read_text("utf-8")
-    return environment.from_string(template).render(trace=trace)
+    filters = {"time": human_time, "bytes": human_bytes, "percent": lambda part: f"{part:.1%}"}
+    return render_page("kernelmux.debug", "trace.html.jinja", filters, trace=trace)
 
 
 def trace_events(trace: Trace) -> str:

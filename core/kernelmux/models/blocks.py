@@ -213,12 +213,10 @@ class Blocks:
 
     def feed_forward(self, layer: int, x: Value, activation: Activation = "silu") -> Value:
         """From normed rows to the down projection of a gated layer."""
-        b, s, at = self._builder, self.shape, f"blk.{layer}"
+        s, at = self.shape, f"blk.{layer}"
         gate = self.linear(f"{at}.ffn_gate", x, s.feed_forward, layer)
         up = self.linear(f"{at}.ffn_up", x, s.feed_forward, layer)
-        gated = b.value(activation, f"{at}.ffn_{activation}", gate, layer=layer)
-        product = b.value("mul", f"{at}.ffn_mul", gated, up, layer=layer)
-        return self.linear(f"{at}.ffn_down", product, s.hidden, layer)
+        return self.linear(f"{at}.ffn_down", self._gated(layer, gate, up, activation), s.hidden, layer)
 
     def expert_feed_forward(self, experts: Experts, layer: int, x: Value) -> Value:
         """From normed rows to the weighted sum of what each row's experts, gated layers all, make of it.
@@ -240,10 +238,14 @@ class Blocks:
 
         wide, hidden = experts.width, self.shape.hidden
         gate, up = (by_experts(f"ffn_{part}_exps", x, wide, hidden) for part in ("gate", "up"))
-        gated = b.value("silu", f"{at}.ffn_silu", gate, layer=layer)
-        product = b.value("mul", f"{at}.ffn_mul", gated, up, layer=layer)
-        made = by_experts("ffn_down_exps", product, hidden, wide)
+        made = by_experts("ffn_down_exps", self._gated(layer, gate, up), hidden, wide)
         return b.value("expert_sum", f"{at}.ffn_experts", made, weights, layer=layer)
+
+    def _gated(self, layer: int, gate: Value, up: Value, activation: Activation = "silu") -> Value:
+        """What a gated layer's down projection reads."""
+        b, at = self._builder, f"blk.{layer}"
+        active = b.value(activation, f"{at}.ffn_{activation}", gate, layer=layer)
+        return b.value("mul", f"{at}.ffn_mul", active, up, layer=layer)
 
     def _weight(self, name: str, *shape: int) -> Value:
         """The leaf of a stored tensor, made when it is first read."""

@@ -14,6 +14,7 @@ from kernelmux.contract.device import Device, Platform
 from kernelmux.contract.kernel import Planes
 from kernelmux.errors import LaunchError
 from kernelmux.measure.steps import CAPTURED_ROWS
+from kernelmux.run.state import in_line
 from kernelmux.run.walk import Walk, launch_error
 from kernelmux.run.watch import Observer
 
@@ -54,13 +55,9 @@ class CapturedWalk:
         return self.walk.launches
 
     def _observed(self, observer: Observer) -> None:
-        platform = self.walk.device.platform
-        callers = platform.current(self.walk.device)
-        self.stream.wait_stream(callers)
-        with platform.on(self.stream):
+        with in_line(self.walk.device, self.stream):
             self.walk.observed(observer)
             self.tail(self.walk)
-        callers.wait_stream(self.stream)
 
     @property
     def outputs(self) -> Mapping[str, Planes]:

@@ -8,7 +8,7 @@ a captured one: the device feeds itself the likeliest or drawn tokens, and the h
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from kernelmux.run.progress import CAPTURING, Progress
 from kernelmux.run.replaced import Replaced, replaced
 from kernelmux.run.sampling import Sampler, Sampling, each_sampler
 from kernelmux.run.soundness import check_highest, mark, read_ids
-from kernelmux.run.state import HostCopy, StreamOrder
+from kernelmux.run.state import HostCopy, StreamOrder, in_line
 from kernelmux.run.walk import Walk
 from kernelmux.run.walker import Walker
 from kernelmux.run.watch import Observer
@@ -297,18 +297,9 @@ class Session:
         finally:
             self._at_work.release()
 
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """Work on the session's stream, after what the caller's holds, and before what the caller adds to it."""
-        platform, stream = self.plan.device.platform, self.walker.stream
-        if stream is None:
-            yield
-            return
-        callers = platform.current(self.plan.device)
-        stream.wait_stream(callers)
-        with platform.on(stream):
-            yield
-        callers.wait_stream(stream)
+    def _on_stream(self) -> AbstractContextManager[None]:
+        """Work on the session's stream, in line with the caller's."""
+        return in_line(self.plan.device, self.walker.stream)
 
     def _check(self, feeds: Sequence[Feed]) -> int:
         """The rows of a step; CapacityError where it is none that the session can run."""

@@ -7,8 +7,9 @@ device's memory is the host's, the mirror is the buffers themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.device import Device
 from kernelmux.graph.graph import PAGE_SIZE
@@ -99,6 +100,20 @@ class HostCopy:
             self._arrived.synchronize()
         numbers: list[float] = self._copy.tolist()
         return numbers
+
+
+@contextmanager
+def in_line(device: Device, stream: Any) -> Iterator[None]:
+    """Work on a stream, after what the caller's holds, and before what the caller adds to it; None: there is none."""
+    if stream is None:
+        yield
+        return
+    platform = device.platform
+    callers = platform.current(device)
+    stream.wait_stream(callers)
+    with platform.on(stream):
+        yield
+    callers.wait_stream(stream)
 
 
 class StreamOrder:

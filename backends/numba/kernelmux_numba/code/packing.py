@@ -26,7 +26,7 @@ octets = pointer(types.uint8)
 def pack(target: Target, format: str) -> Callable[[int, int], None]:
     """The panels of a weight in a format."""
     packing, lanes = packing_of(format, target), target.lanes
-    bits, flip, fields = packing.bits, packing.centre == 128, packing.parts * (2 if packing.minimum else 1)
+    bits, flip, fields = packing.bits, packing.centre == 128, packing.fields
     size, scale_size, in_steps = packing.integer_bytes(lanes), packing.scale_bytes(lanes), packing.steps
     take, put_steps, memory = _taken(format), _steps(lanes, format), stack(BLOCK + 16)
 

@@ -171,16 +171,17 @@ class _Quantised(_Tile):
         b, packing, lanes = v.builder, self.packing, self.target.lanes
         start = b.add(panel, b.mul(blocks, WORD(packing.integer_bytes(lanes))))
         steps = b.add(start, b.mul(blocks, WORD(packing.scale_bytes(lanes))))
-        count = packing.parts * (2 if packing.minimum else 1)
 
         def read(block: ir.Value) -> Fields:
             at = b.add(start, b.mul(block, WORD(packing.scale_bytes(lanes))))
             if not packing.steps:
-                found = [load(v, "f16", v.at(at, 2 * lanes * number)) for number in range(count)]
+                found = [load(v, "f16", v.at(at, 2 * lanes * number)) for number in range(packing.fields)]
                 return found[: packing.parts], found[packing.parts :]
             superblock = b.lshr(block, WORD(SUPERBLOCK.bit_length() - 1))
             step = b.add(steps, b.mul(superblock, WORD(packing.step_bytes(lanes))))
-            integers = [v.load(v.at(at, lanes * number), ir.VectorType(BYTE, lanes)) for number in range(count)]
+            integers = [
+                v.load(v.at(at, lanes * number), ir.VectorType(BYTE, lanes)) for number in range(packing.fields)
+            ]
             # Scales of formats without minima have signs.
             numbers = [
                 b.uitofp(integer, v.floats) if packing.minimum else b.sitofp(integer, v.floats) for integer in integers
