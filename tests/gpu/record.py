@@ -1,8 +1,9 @@
 """Runs the tests that need a GPU and writes what came of them: `make gpu-test`, or a share of it, `SHARD=1/2`.
 
-Enters: which cases of the conformance suite (the smoke ones, or all, or one backend's), which share of them, whether
-compute-sanitizer looks on. Leaves: docs/results/CARD-gpu-test.json (CARD-BACKEND-test.json), a row a part. Processes
-side by side share the card, for a case keeps it busy for less time than Python takes to draw its numbers.
+Enters: which cases of the conformance suite (the smoke ones, or all, or one backend's, or random ones), which share of
+them, whether compute-sanitizer looks on. Leaves: docs/results/CARD-gpu-test.json (CARD-BACKEND-test.json), a row each.
+Processes side by side share the card, for a case keeps it busy for less time than Python takes to draw its numbers;
+they take turns there, of some milliseconds each, unless a daemon of CUDA's MPS has them share it at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +41,16 @@ def main() -> int:
     parser.add_argument("--commit", default="")
     parser.add_argument("--only", default="", metavar="BACKEND", help="its cases, to CARD-BACKEND-test.json")
     parser.add_argument("--sanitizer", choices=SANITIZERS, help="this one looks on, at the conformance suite alone")
+    parser.add_argument("--fuzz", type=int, default=0, metavar="N", help="so many random cases of each op instead")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first process's random cases; each has the next one"
+    )
+    parser.add_argument("--seconds", type=float, help="after which no more random cases begin")
     asked = parser.parse_args()
+    if asked.fuzz:
+        rows = [_fuzz(asked.fuzz, asked.seed, asked.processes, asked.only, asked.seconds)]
+        _write(asked.out, rows, asked.commit, asked.only)
+        return int(any(row["failed"] for row in rows))
     index, count = map(int, asked.shard.split("/"))
     # A shard is the same cases whatever the number of processes.
     shares = [f"{index + count * i}/{count * asked.processes}" for i in range(asked.processes)]
@@ -93,6 +104,60 @@ def _run(part: str, commands: Sequence[Sequence[str]], sanitizer: str | None = N
     row = {"part": part, **counts, "seconds": round(time.perf_counter() - started)}
     print(row, flush=True)
     return row
+
+
+def _fuzz(count: int, seed: int, processes: int, backend: str, seconds: float | None) -> dict[str, object]:
+    """A row with the counts of random cases, so many of each op spread over processes; what fails is passed on."""
+    started = time.perf_counter()
+    share = -(-count // processes)
+    with tempfile.TemporaryDirectory() as folder:
+        running = [_random_cases(Path(folder, f"{at}"), share, seed + at, backend) for at in range(processes)]
+        ends = [_ended(process, started + seconds if seconds else None) for process in running]
+        reports = [Path(folder, f"{at}", "report.json") for at in range(processes)]
+        found = [json.loads(path.read_text("utf-8")) for path in reports if path.exists()]
+    for outcome in (each for report in found for each in report["outcomes"] if each["status"] == "fail"):
+        print(outcome["kernel"], outcome["case"], *outcome["failures"], sep="\n  ", flush=True)
+    cut = "" if all(ends) else ", cut short"
+    row: dict[str, object] = {
+        "part": f"random cases (check --fuzz {share}, seeds {seed} to {seed + processes - 1}){cut}",
+        "passed": sum(report["totals"]["pass"] for report in found),
+        "skipped": 0,
+        "failed": sum(report["totals"]["fail"] for report in found) + processes - len(found),
+        "seconds": round(time.perf_counter() - started),
+    }
+    print(row, flush=True)
+    return row
+
+
+def _random_cases(folder: Path, count: int, seed: int, backend: str) -> subprocess.Popen[bytes]:
+    """`check --fuzz`, started in a folder of its own, to which its report goes."""
+    folder.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "kernelmux",
+        "check",
+        "--device",
+        "cuda",
+        "--fuzz",
+        f"{count}",
+        "--seed",
+        f"{seed}",
+    ]
+    command += ["--save", "report.json", *(["--backend", backend] if backend else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+
+
+def _ended(process: subprocess.Popen[bytes], deadline: float | None) -> bool:
+    """Whether a process got to its end before the deadline; else it is interrupted, and reports what it found."""
+    try:
+        process.wait(None if deadline is None else max(0.0, deadline - time.perf_counter()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return False
+    return True
 
 
 def _write(folder: Path, rows: Sequence[dict[str, object]], commit: str, backend: str) -> None:

@@ -38,10 +38,11 @@ class Route(TorchKernel):
 
         def launch() -> None:
             largest, order = logits.float().sort(dim=-1, descending=True, stable=True)
-            chosen = largest[:, : node.top_k]
-            total = (chosen if node.renormalize else largest).logsumexp(dim=-1, keepdim=True)
+            parts = largest.sub_(largest[:, :1].clone()).exp_()
+            chosen = parts[:, : node.top_k]
+            total = (chosen if node.renormalize else parts).sum(dim=-1, keepdim=True)
             ids.copy_(order[:, : node.top_k])
-            weights.copy_((chosen - total).exp_().mul_(scale))
+            weights.copy_((chosen / total).mul_(scale))
 
         return launch
 

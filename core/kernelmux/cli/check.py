@@ -104,8 +104,10 @@ def check(
         refuse_together("--fuzz", **unused, peer=peer, list=list_cases)
         backends = _named(backend, kernel, op or [], current)
         place = fuzz_cases or Path(f"fuzz-{seed}.json")
-        outcomes = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
+        outcomes, interrupted = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
         _write(make_report(outcomes, current.backends, target.device_class), json, save, html, verbose)
+        if interrupted:
+            raise KeyboardInterrupt
         raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)

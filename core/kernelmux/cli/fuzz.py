@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 def run_fuzz(
     backends: Sequence[str], count: int, seed: int, device: str, wanted: Sequence[Filter], place: Path
-) -> list[Outcome]:
-    """Each backend on so many random cases of each op wanted. What fails goes to `place`, and is printed to stderr."""
+) -> tuple[list[Outcome], bool]:
+    """Each backend on so many random cases of each op wanted; and whether Ctrl-C ended that before.
+
+    What fails goes to `place`, and is printed to stderr.
+    """
     from kernelmux.conformance.fuzz import fuzz
     from kernelmux.contract import registry
 
@@ -30,6 +33,7 @@ def run_fuzz(
     outcomes: list[Outcome] = []
     failing: dict[str, Case] = {}
     nothing: list[str] = []
+    interrupted = False
     with counting() as count_one:
         for backend, each in product(backends, wanted):
             try:
@@ -42,8 +46,8 @@ def run_fuzz(
                     count_one(f"{outcome.kernel} {outcome.op}")
             except KeyboardInterrupt:
                 typer.echo(f"interrupted after {len(outcomes)} cases", err=True)
-                _save(failing, place)
-                raise
+                interrupted = True
+                break
             except BackendError as error:
                 # One that is asked for by name must be there; of all of them some are for other devices.
                 if len(backends) == 1:
@@ -52,7 +56,7 @@ def run_fuzz(
     for said in nothing:
         typer.echo(f"not checked: {said}", err=True)
     _save(failing, place)
-    return outcomes
+    return outcomes, interrupted
 
 
 def _check_place(place: Path) -> None:

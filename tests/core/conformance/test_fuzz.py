@@ -197,4 +197,5 @@ def test_what_was_found_before_ctrl_c_is_kept(place):
     result = check("--fuzz", 300, "--op", "silu", fake=fake)
     assert result.code == 130
     assert "interrupted after" in result.err
+    assert "fail, 0 known" in result.out
     assert read_cases("fuzz-0.json").cases

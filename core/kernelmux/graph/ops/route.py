@@ -51,9 +51,11 @@ class Route(Op):
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         (logits,) = operands.inputs
         largest, ids = logits.sort(dim=-1, descending=True, stable=True)
-        chosen = largest[:, : node.top_k]
-        total = (chosen if node.renormalize else logits).logsumexp(dim=-1, keepdim=True)
-        return ids[:, : node.top_k].int(), (node.scale or 1.0) * (chosen - total).exp()
+        # Less the largest before anything is added up: of large logits a logarithm of the sum keeps few digits.
+        parts = (largest - largest[:, :1]).exp()
+        chosen = parts[:, : node.top_k]
+        total = (chosen if node.renormalize else parts).sum(dim=-1, keepdim=True)
+        return ids[:, : node.top_k].int(), (node.scale or 1.0) * (chosen / total)
 
     def flops(self, node: TensorNode) -> int:
         return 4 * elements(node.inputs[0])
