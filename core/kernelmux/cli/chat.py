@@ -99,10 +99,11 @@ def chat(
         made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         tokens = context or min(USUAL_CONTEXT, held)
         talk = Chat(opened, made, sampling, tokens, max_tokens, system, cache_packed=cache_packed, options=options)
-        for progress in talk.prepare():
-            bar.show(progress)
     try:
         with Observing(watchdog=watchdog).over(talk.session):
+            with ProgressBar() as bar:
+                for progress in talk.prepare():
+                    bar.show(progress)
             for line in said_lines():
                 _answer(talk, line, verbose)
     finally:

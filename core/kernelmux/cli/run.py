@@ -140,12 +140,11 @@ def run(
                 options=options,
             )
         try:
-            with _capturing(answer, capture):
+            with _capturing(answer, capture), observing.over(answer.session):
                 for progress in answer.prepare():
                     bar.show(progress)
                 bar.begin("reading the prompt")
-                with observing.over(answer.session):
-                    pieces, interrupted = _stream(answer, bar, echo=not json)
+                pieces, interrupted = _stream(answer, bar, echo=not json)
         finally:
             tell_replaced(answer.session)
     cache = answer.session.packed_cache

@@ -106,7 +106,9 @@ class Shadow(Observer):
         """Those beyond their bound."""
         return [each for each in self.found if each.worst > each.bound]
 
-    def wants(self, walk: Walk) -> bool:
+    def wants(self, walk: Walk, rehearsal: bool) -> bool:
+        if rehearsal:
+            return False
         self.walks += 1
         return (self.walks - 1) % self.second.every == 0
 

@@ -16,8 +16,8 @@ class Together(Observer):
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._all, self._here = observers, list[Observer]()
 
-    def wants(self, walk: Walk) -> bool:
-        self._here = [observer for observer in self._all if observer.wants(walk)]
+    def wants(self, walk: Walk, rehearsal: bool) -> bool:
+        self._here = [observer for observer in self._all if observer.wants(walk, rehearsal)]
         return bool(self._here)
 
     def before(self, walk: Walk, index: int) -> None:

@@ -61,6 +61,9 @@ class Watchdog(Observer):
             thread.join()
             self._walks(False)
 
+    def wants(self, walk: Walk, rehearsal: bool) -> bool:
+        return True
+
     def before(self, walk: Walk, index: int) -> None:
         if index == 0:
             self._walks(True)

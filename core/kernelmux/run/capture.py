@@ -48,7 +48,7 @@ class CapturedWalk:
 
     def __call__(self) -> int:
         observer = self.walk.watch.observer
-        if observer is not None and observer.wants(self.walk):
+        if observer is not None and observer.wants(self.walk, rehearsal=False):
             self._observed(observer)
         else:
             self.graph.replay()
@@ -73,7 +73,7 @@ def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], obje
     """
     platform = device.platform
     with platform.on(stream):
-        walk.unobserved()
+        walk.rehearse()
     platform.synchronize(device)
     graph = platform.graph()
     failure: LaunchError | None = None

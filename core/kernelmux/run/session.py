@@ -143,7 +143,7 @@ class Session:
                     for each in {None, way}:
                         self._capture(extents["m"], each)
                 else:
-                    self.walker.bind(**extents)()
+                    self.walker.bind(**extents).rehearse()
             yield Progress(CAPTURING, count, len(steps))
 
     def open(self) -> CachedSequence:

@@ -35,12 +35,18 @@ class Walk:
 
     def __call__(self) -> int:
         observer = self.watch.observer
-        if observer is not None and observer.wants(self):
+        if observer is not None and observer.wants(self, rehearsal=False):
             return self.observed(observer)
-        return self.unobserved()
+        return self._unobserved()
 
-    def unobserved(self) -> int:
-        """The launches, whoever would like to look."""
+    def rehearse(self) -> int:
+        """A walk of padding alone, for what launches do at their first time."""
+        observer = self.watch.observer
+        if observer is not None and observer.wants(self, rehearsal=True):
+            return self.observed(observer)
+        return self._unobserved()
+
+    def _unobserved(self) -> int:
         pending = iter(self._chained)
         try:
             for call in pending:

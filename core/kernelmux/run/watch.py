@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 class Observer:
     """Sees every launch of the walks that it wants, in order. All of it is on the session's stream."""
 
-    def wants(self, walk: Walk) -> bool:
-        """Whether it looks at this walk, which is about to begin."""
-        return True
+    def wants(self, walk: Walk, rehearsal: bool) -> bool:
+        """Whether it looks at this walk, which is about to begin.
+
+        A `rehearsal` is of padding alone, before its first step or its capture, and tells nothing of any sequence.
+        """
+        return not rehearsal
 
     def before(self, walk: Walk, index: int) -> None:
         """Called before the launch of a step."""
