@@ -1,0 +1,102 @@
+"""The weights of a quantised folder, each made of several tensors: integers or FP8 numbers, scales, zero points.
+
+Enters: a folder's tensors by name. Leaves: weights by name, `MODULE.weight`, read and unpacked when they are packed;
+ModelError names a tensor that is missing, of another shape, or that would be ignored.
+Layouts: https://github.com/vllm-project/compressed-tensors and
+https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/finegrained_fp8.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from kernelmux.errors import ModelError, shown
+from kernelmux.graph.formats import lookup
+from kernelmux.models.quantization import Quantization
+from kernelmux.models.safetensors import DTYPES, ITEMS, plain_weight
+from kernelmux.models.stored import StoredPlane, StoredWeight, made_plane
+
+UNUSED = ("input_scale", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale")
+"""Scales of activations and caches, which are stored as kernels and policies choose."""
+FLOATS = tuple(ITEMS[dtype] for dtype in DTYPES)
+
+
+@dataclass
+class _Module:
+    """The tensors of one module by the ends of their names; those that are taken are gone."""
+
+    path: Path
+    name: str
+    parts: dict[str, StoredPlane]
+
+    def fail(self, says: str) -> NoReturn:
+        """ModelError about the module."""
+        raise ModelError(f"{self.path}: module {shown(self.name)}: {says}", file=str(self.path))
+
+    def take(self, *ends: str) -> StoredPlane:
+        """The tensor whose name ends so, the first that there is of several; ModelError where there is none."""
+        for end in ends:
+            if end in self.parts:
+                return self.parts.pop(end)
+        self.fail(f"tensor {' or '.join(ends)} is missing, of a module with {', '.join(self.parts)}")
+
+
+def quantized_weights(
+    path: Path, planes: Mapping[str, StoredPlane], quantization: Quantization
+) -> dict[str, StoredWeight]:
+    """The weights of a folder's tensors; what no weight is made of keeps its name, if it is of floats."""
+    modules: dict[str, _Module] = {}
+    for name, plane in planes.items():
+        before, _, end = name.rpartition(".")
+        modules.setdefault(before, _Module(path, before, {})).parts[end] = plane
+    weights: dict[str, StoredWeight] = {}
+    for module in modules.values():
+        if "weight" in module.parts and module.parts["weight"].dtype == "float8_e4m3fn":
+            weights[f"{module.name}.weight"] = _fp8(module)
+        for end, plane in module.parts.items():
+            if end in UNUSED:
+                continue
+            if plane.dtype not in FLOATS or not plane.shape:
+                module.fail(f"tensor {end} of {plane.dtype} {list(plane.shape)} is not built in; it would be ignored")
+            name = f"{module.name}.{end}" if module.name else end
+            weights[name] = plain_weight(name, plane)
+    return weights
+
+
+def _fp8(module: _Module) -> StoredWeight:
+    """e4m3 with one scale, one a row, or one for 128 rows and columns: a number is its value times its scale."""
+    data, scale = module.take("weight"), module.take("weight_scale_inv", "weight_scale")
+    if len(data.shape) != 2:
+        module.fail(f"its weight is {list(data.shape)}; a matrix is needed")
+    for format in ("fp8_tensor", "fp8_row", "fp8_128x128"):
+        shape = lookup(format).planes[1].shape(data.shape)
+        rows = shape[:1] if format == "fp8_row" else ()
+        if scale.shape in (shape, rows, (1,) if format == "fp8_tensor" else shape):
+            break
+    else:
+        told = "one, one a row, or one for 128 rows and columns are built in"
+        module.fail(f"its weight is {list(data.shape)} with scales {list(scale.shape)}; {told}")
+    if fault := lookup(format).check(data.shape):
+        module.fail(fault)
+    return StoredWeight(f"{module.name}.weight", data.shape, format, (data, _as_float32(module, scale, shape)))
+
+
+def _as_float32(module: _Module, plane: StoredPlane, shape: tuple[int, ...]) -> StoredPlane:
+    """A plane of floats in another shape of as many, in float32."""
+    if plane.dtype not in FLOATS:
+        module.fail(f"its scales are stored as {plane.dtype}; floats are read")
+    if plane.dtype == "float32":
+        return replace(plane, shape=shape)
+    return made_plane("float32", shape, lambda: plane.tensor().float())
+
+
+def with_scales_of_rows(weight: StoredWeight) -> StoredWeight:
+    """A weight with one scale as one with a scale a row, which is the same of each; others as they are."""
+    if weight.format != "fp8_tensor":
+        return weight
+    data, _ = weight.stored
+    rows = made_plane("float32", (weight.shape[0], 1), lambda: weight.planes[1].expand(weight.shape[0], 1))
+    return StoredWeight(weight.name, weight.shape, "fp8_row", (data, rows))
