@@ -28,6 +28,8 @@ class Quantization:
     """`quant_method`."""
     notes: tuple[str, ...] = ()
     """What of it is not used, though nothing of the weights is lost."""
+    zeros_one_less: bool = False
+    """Whether zero points are stored as one less, as GPTQ's first layout does."""
 
 
 @dataclass
@@ -78,7 +80,8 @@ def read_quantization(file: StoredFile, said: Any) -> Quantization | None:
     method = whole.get("quant_method")
     if not isinstance(method, str) or method not in _METHODS:
         whole.fail("quant_method", f"it is not built in{nearest(str(method), _METHODS)}")
-    return Quantization(method, tuple(dict.fromkeys(_METHODS[method](whole))))
+    notes = tuple(dict.fromkeys(_METHODS[method](whole)))
+    return Quantization(method, notes, method == "gptq" and "gptq_v2" not in map(said.get, GPTQ_LAYOUT))
 
 
 def _fp8(said: _Said) -> list[str]:
@@ -92,13 +95,57 @@ def _fp8(said: _Said) -> list[str]:
     return [STATIC] if scheme == "static" else []
 
 
-FORMATS = ("float-quantized", "naive-quantized")
-"""What compressed-tensors may call its layouts: https://github.com/vllm-project/compressed-tensors"""
+GPTQ_LAYOUT = ("checkpoint_format", "format")
+"""Which keys, in older and newer folders, name GPTQ's layout."""
+
+
+def _gptq(said: _Said) -> list[str]:
+    """4-bit integers packed along the inputs."""
+    said.get("bits", 4)
+    said.get("group_size", *GROUP_SIZES)
+    for key in GPTQ_LAYOUT:
+        said.get(key, None, "gptq", "gptq_v2")
+    said.get("pack_dtype", None, "int32")
+    said.get("is_marlin_format", None, False)
+    said.get("dynamic", None, {})
+    # What zero points there are and in which order inputs lie, the tensors say.
+    said.leave("sym", "desc_act", "act_group_aware", "static_groups", "true_sequential", "lm_head", *_TOOLS)
+    return []
+
+
+def _awq(said: _Said) -> list[str]:
+    """4-bit integers packed along the outputs."""
+    for older, key in (("w_bit", "bits"), ("q_group_size", "group_size")):
+        known: tuple[Any, ...] = (4,) if key == "bits" else GROUP_SIZES
+        said.get(older, None, *known)
+        said.get(key, *known, *((None,) if older in said.values else ()))
+    said.get("zero_point", None, True)
+    for key in ("version", "format"):
+        said.get(key, None, "gemm", "GEMM")
+    if said.values.get("backend") == "llm-awq":
+        said.fail("backend", "its layout is not built in; convert it with AutoAWQ, version gemm")
+    said.leave("modules_to_not_convert", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", *_TOOLS)
+    return []
+
+
+_TOOLS = (
+    *("backend", "batch_size", "block_name_to_quantize", "cache_block_outputs", "damp_auto_increment", "damp_percent"),
+    *("dataset", "disable_exllama", "exllama_config", "max_input_length", "meta", "model_file_base_name"),
+    *("model_name_or_path", "model_seqlen", "module_name_preceding_first_block", "modules_in_block_to_quantize", "mse"),
+    *("pad_token_id", "tokenizer", "use_cuda_fp16", "use_exllama"),
+)
+"""How a model was quantised, and which kernels other engines take."""
+GROUP_SIZES = (32, 64, 128, -1)
+"""Columns that share a scale; -1: all of a row."""
+OF_FLOATS = ("float-quantized", "naive-quantized")
+"""What compressed-tensors may call its layout of FP8: https://github.com/vllm-project/compressed-tensors"""
+OF_INTEGERS = ("pack-quantized",)
+"""And of 4-bit integers."""
 
 
 def _compressed_tensors(said: _Said) -> list[str]:
     """Groups of modules, each with a scheme; `ignore` and `targets` say which, as their tensors do."""
-    said.get("format", *FORMATS)
+    said.get("format", *OF_FLOATS, *OF_INTEGERS, "mixed-precision")
     said.get("quantization_status", None, "compressed", "frozen")
     said.get("transform_config", None, {})
     sparsity = said.part("sparsity_config")
@@ -116,24 +163,32 @@ def _compressed_tensors(said: _Said) -> list[str]:
 
 def _group(group: _Said) -> list[str]:
     """A scheme: how its weights are stored, and whether activations have scales in the file."""
-    group.get("format", None, *FORMATS)
     weights = group.part("weights")
     if weights is None:
         group.fail("weights", "how weights are stored is needed")
-    weights.get("type", "float")
-    weights.get("num_bits", 8)
-    weights.get("symmetric", True)
+    if weights.get("type", "float", "int") == "float":
+        group.get("format", None, *OF_FLOATS)
+        weights.get("num_bits", 8)
+        weights.get("symmetric", True)
+        if weights.get("strategy", "tensor", "channel", "block") == "block":
+            weights.get("block_structure", BLOCK, "128x128")
+    else:
+        group.get("format", None, *OF_INTEGERS)
+        weights.get("num_bits", 4)
+        weights.get("strategy", "group", "channel")
+        weights.get("group_size", None, *GROUP_SIZES)
     weights.get("dynamic", None, False)
-    if weights.get("strategy", "tensor", "channel", "block") == "block":
-        weights.get("block_structure", BLOCK, "128x128")
-    weights.leave("block_structure", "group_size", "actorder", "observer", "observer_kwargs", "scale_dtype", "zp_dtype")
+    inert = ("block_structure", "group_size", "actorder", "observer", "observer_kwargs", "scale_dtype", "zp_dtype")
+    weights.leave("symmetric", *inert)
     activations = [group.part(f"{side}_activations") for side in ("input", "output")]
     group.leave("targets")
     return [STATIC for each in activations if each is not None and each.values.get("dynamic") is not True]
 
 
 _METHODS: Mapping[str, Callable[[_Said], list[str]]] = {
+    "awq": _awq,
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
+    "gptq": _gptq,
 }
 """By quant_method what reads the rest, and hands back notes."""

@@ -9,12 +9,12 @@ https://github.com/huggingface/transformers/blob/main/src/transformers/integrati
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
-from kernelmux.errors import ModelError, shown
 from kernelmux.graph.formats import lookup
+from kernelmux.models.int4_weights import awq_weight, compressed_weight, gptq_weight
+from kernelmux.models.module import Module
 from kernelmux.models.quantization import Quantization
 from kernelmux.models.safetensors import DTYPES, ITEMS, plain_weight
 from kernelmux.models.stored import StoredPlane, StoredWeight, made_plane
@@ -24,38 +24,18 @@ UNUSED = ("input_scale", "activation_scale", "output_scale", "q_scale", "k_scale
 FLOATS = tuple(ITEMS[dtype] for dtype in DTYPES)
 
 
-@dataclass
-class _Module:
-    """The tensors of one module by the ends of their names; those that are taken are gone."""
-
-    path: Path
-    name: str
-    parts: dict[str, StoredPlane]
-
-    def fail(self, says: str) -> NoReturn:
-        """ModelError about the module."""
-        raise ModelError(f"{self.path}: module {shown(self.name)}: {says}", file=str(self.path))
-
-    def take(self, *ends: str) -> StoredPlane:
-        """The tensor whose name ends so, the first that there is of several; ModelError where there is none."""
-        for end in ends:
-            if end in self.parts:
-                return self.parts.pop(end)
-        self.fail(f"tensor {' or '.join(ends)} is missing, of a module with {', '.join(self.parts)}")
-
-
 def quantized_weights(
     path: Path, planes: Mapping[str, StoredPlane], quantization: Quantization
 ) -> dict[str, StoredWeight]:
     """The weights of a folder's tensors; what no weight is made of keeps its name, if it is of floats."""
-    modules: dict[str, _Module] = {}
+    modules: dict[str, Module] = {}
     for name, plane in planes.items():
         before, _, end = name.rpartition(".")
-        modules.setdefault(before, _Module(path, before, {})).parts[end] = plane
+        modules.setdefault(before, Module(path, before, {})).parts[end] = plane
     weights: dict[str, StoredWeight] = {}
     for module in modules.values():
-        if "weight" in module.parts and module.parts["weight"].dtype == "float8_e4m3fn":
-            weights[f"{module.name}.weight"] = _fp8(module)
+        if (weight := _quantized(module, quantization)) is not None:
+            weights[weight.name] = weight
         for end, plane in module.parts.items():
             if end in UNUSED:
                 continue
@@ -66,7 +46,20 @@ def quantized_weights(
     return weights
 
 
-def _fp8(module: _Module) -> StoredWeight:
+def _quantized(module: Module, quantization: Quantization) -> StoredWeight | None:
+    """The module's weight, if it is quantised."""
+    if "qweight" in module.parts and quantization.method == "awq":
+        return awq_weight(module)
+    if "qweight" in module.parts and quantization.method == "gptq":
+        return gptq_weight(module, quantization.zeros_one_less)
+    if "weight_packed" in module.parts:
+        return compressed_weight(module)
+    if "weight" in module.parts and module.parts["weight"].dtype == "float8_e4m3fn":
+        return _fp8(module)
+    return None
+
+
+def _fp8(module: Module) -> StoredWeight:
     """e4m3 with one scale, one a row, or one for 128 rows and columns: a number is its value times its scale."""
     data, scale = module.take("weight"), module.take("weight_scale_inv", "weight_scale")
     if len(data.shape) != 2:
@@ -84,7 +77,7 @@ def _fp8(module: _Module) -> StoredWeight:
     return StoredWeight(f"{module.name}.weight", data.shape, format, (data, _as_float32(module, scale, shape)))
 
 
-def _as_float32(module: _Module, plane: StoredPlane, shape: tuple[int, ...]) -> StoredPlane:
+def _as_float32(module: Module, plane: StoredPlane, shape: tuple[int, ...]) -> StoredPlane:
     """A plane of floats in another shape of as many, in float32."""
     if plane.dtype not in FLOATS:
         module.fail(f"its scales are stored as {plane.dtype}; floats are read")
