@@ -62,11 +62,11 @@ def logits(folder):
     return model.forward([1, 2, 3, 4], model.plan(use=["*=reference"]))
 
 
-def opens_alike(tmp_path, made, quantization):
+def opens_alike(tmp_path, made, quantization, **changes):
     """Whether a folder of quantised modules `{name: (tensors by ending, numbers)}` has the logits of its numbers."""
     stored = {f"{name}.{end}": part for name, (parts, _) in made.items() for end, part in parts.items()}
-    quantised = save(tmp_path / "quantised", stored, quantization)
-    plain = save(tmp_path / "plain", {f"{name}.weight": numbers for name, (_, numbers) in made.items()})
+    quantised = save(tmp_path / "quantised", stored, quantization, **changes)
+    plain = save(tmp_path / "plain", {f"{name}.weight": numbers for name, (_, numbers) in made.items()}, **changes)
     assert (logits(quantised) - logits(plain)).abs().max() < 1e-4
     return kernelmux.load(quantised)
 

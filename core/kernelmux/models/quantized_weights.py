@@ -21,6 +21,8 @@ from kernelmux.models.stored import StoredPlane, StoredWeight, made_plane
 
 UNUSED = ("input_scale", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale")
 """Scales of activations and caches, which are stored as kernels and policies choose."""
+SCALES = ("fp8_128x128", "fp8_row", "fp8_tensor")
+"""Formats of e4m3, by their scales: the first that a weight's are alike."""
 FLOATS = tuple(ITEMS[dtype] for dtype in DTYPES)
 
 
@@ -64,17 +66,22 @@ def _fp8(module: Module) -> StoredWeight:
     data, scale = module.take("weight"), module.take("weight_scale_inv", "weight_scale")
     if len(data.shape) != 2:
         module.fail(f"its weight is {list(data.shape)}; a matrix is needed")
-    for format in ("fp8_tensor", "fp8_row", "fp8_128x128"):
-        shape = lookup(format).planes[1].shape(data.shape)
-        rows = shape[:1] if format == "fp8_row" else ()
-        if scale.shape in (shape, rows, (1,) if format == "fp8_tensor" else shape):
-            break
-    else:
+    alike = [format for format in SCALES if scale.shape in _scale_shapes(format, data.shape)]
+    if not alike:
         told = "one, one a row, or one for 128 rows and columns are built in"
         module.fail(f"its weight is {list(data.shape)} with scales {list(scale.shape)}; {told}")
-    if fault := lookup(format).check(data.shape):
-        module.fail(fault)
-    return StoredWeight(f"{module.name}.weight", data.shape, format, (data, _as_float32(module, scale, shape)))
+    faults = {format: lookup(format).check(data.shape) for format in alike}
+    format = next((format for format, fault in faults.items() if fault is None), None)
+    if format is None:
+        module.fail(str(faults[alike[0]]))
+    scales = _as_float32(module, scale, lookup(format).planes[1].shape(data.shape))
+    return StoredWeight(f"{module.name}.weight", data.shape, format, (data, scales))
+
+
+def _scale_shapes(format: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes in which files have a format's scales of a weight: also without axes of one."""
+    rows, columns = lookup(format).planes[1].shape(shape)
+    return [(rows, columns)] + ([] if format == "fp8_128x128" else [(rows,)] if rows > 1 else [(1,), ()])
 
 
 def _as_float32(module: Module, plane: StoredPlane, shape: tuple[int, ...]) -> StoredPlane:

@@ -9,12 +9,18 @@ from kernelmux.models.stored import rows_of
 from quantized_folders import (
     AWQ,
     EXPERT,
+    FP8,
+    FP8_BLOCKS,
     GATE,
     GPTQ,
+    MATRICES,
     MIXTURE,
     WIDE,
     WIDTH,
     awq,
+    fp8_block,
+    fp8_row,
+    fp8_tensor,
     gptq,
     int4_scheme,
     logits,
@@ -150,3 +156,15 @@ def test_experts_of_4_bit_groups_are_one_weight(tmp_path):
     quantised = save(tmp_path / "quantised", stored | gate, AWQ, **MIXTURE)
     plain = save(tmp_path / "plain", {f"{name}.weight": back for name, (_, back) in made.items()} | gate, **MIXTURE)
     assert (logits(quantised) - logits(plain)).abs().max() < 1e-4
+
+
+FUSED = [(awq, AWQ), (fp8_row, FP8), (fp8_tensor, FP8), (fp8_block, FP8_BLOCKS)]
+
+
+@pytest.mark.parametrize(("make", "quantization"), FUSED)
+def test_projections_that_are_stored_together_are_taken_apart(tmp_path, make, quantization):
+    """phi3's queries, keys and values, and its gate and up."""
+    fused = {"self_attn.qkv_proj": (WIDTH + 2 * WIDTH, WIDTH), "mlp.gate_up_proj": (2 * WIDE, WIDTH)}
+    shapes = fused | {name: MATRICES[name] for name in ("self_attn.o_proj", "mlp.down_proj")}
+    made = {f"model.layers.0.{name}": make(noise(name, *shape)) for name, shape in shapes.items()}
+    opens_alike(tmp_path, made, quantization, model_type="phi3", num_key_value_heads=4)
