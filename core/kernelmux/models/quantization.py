@@ -141,11 +141,12 @@ OF_FLOATS = ("float-quantized", "naive-quantized")
 """What compressed-tensors may call its layout of FP8: https://github.com/vllm-project/compressed-tensors"""
 OF_INTEGERS = ("pack-quantized",)
 """And of 4-bit integers."""
+OF_MXFP4 = ("mxfp4-pack-quantized",)
 
 
 def _compressed_tensors(said: _Said) -> list[str]:
     """Groups of modules, each with a scheme; `ignore` and `targets` say which, as their tensors do."""
-    said.get("format", *OF_FLOATS, *OF_INTEGERS, "mixed-precision")
+    said.get("format", *OF_FLOATS, *OF_INTEGERS, *OF_MXFP4, "mixed-precision")
     said.get("quantization_status", None, "compressed", "frozen")
     said.get("transform_config", None, {})
     sparsity = said.part("sparsity_config")
@@ -166,7 +167,14 @@ def _group(group: _Said) -> list[str]:
     weights = group.part("weights")
     if weights is None:
         group.fail("weights", "how weights are stored is needed")
-    if weights.get("type", "float", "int") == "float":
+    if weights.get("type", "float", "int") == "float" and weights.values.get("num_bits") == 4:
+        # NVFP4 has groups of 16.
+        group.get("format", None, *OF_MXFP4)
+        weights.get("num_bits", 4)
+        weights.get("group_size", 32)
+        weights.get("strategy", "group")
+        weights.get("symmetric", True)
+    elif weights.values["type"] == "float":
         group.get("format", None, *OF_FLOATS)
         weights.get("num_bits", 8)
         weights.get("symmetric", True)
@@ -185,10 +193,17 @@ def _group(group: _Said) -> list[str]:
     return [STATIC for each in activations if each is not None and each.values.get("dynamic") is not True]
 
 
+def _mxfp4(said: _Said) -> list[str]:
+    """gpt-oss's experts."""
+    said.leave("modules_to_not_convert", "dequantize")
+    return []
+
+
 _METHODS: Mapping[str, Callable[[_Said], list[str]]] = {
     "awq": _awq,
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
     "gptq": _gptq,
+    "mxfp4": _mxfp4,
 }
 """By quant_method what reads the rest, and hands back notes."""

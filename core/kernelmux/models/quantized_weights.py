@@ -15,6 +15,7 @@ from pathlib import Path
 from kernelmux.graph.formats import lookup
 from kernelmux.models.int4_weights import awq_weight, compressed_weight, gptq_weight
 from kernelmux.models.module import Module
+from kernelmux.models.mxfp4_weights import compressed_mxfp4, expert_parameters
 from kernelmux.models.quantization import Quantization
 from kernelmux.models.safetensors import DTYPES, ITEMS, plain_weight
 from kernelmux.models.stored import StoredPlane, StoredWeight, made_plane
@@ -36,8 +37,7 @@ def quantized_weights(
         modules.setdefault(before, Module(path, before, {})).parts[end] = plane
     weights: dict[str, StoredWeight] = {}
     for module in modules.values():
-        if (weight := _quantized(module, quantization)) is not None:
-            weights[weight.name] = weight
+        weights |= {weight.name: weight for weight in _quantized(module, quantization)}
         for end, plane in module.parts.items():
             if end in UNUSED:
                 continue
@@ -48,17 +48,20 @@ def quantized_weights(
     return weights
 
 
-def _quantized(module: Module, quantization: Quantization) -> StoredWeight | None:
-    """The module's weight, if it is quantised."""
+def _quantized(module: Module, quantization: Quantization) -> list[StoredWeight]:
+    """The module's quantised weight, if it has one; of experts that are parameters several."""
+    if quantization.method == "mxfp4":
+        return expert_parameters(module)
     if "qweight" in module.parts and quantization.method == "awq":
-        return awq_weight(module)
+        return [awq_weight(module)]
     if "qweight" in module.parts and quantization.method == "gptq":
-        return gptq_weight(module, quantization.zeros_one_less)
+        return [gptq_weight(module, quantization.zeros_one_less)]
     if "weight_packed" in module.parts:
-        return compressed_weight(module)
+        of_bytes = module.parts["weight_packed"].dtype == "uint8"
+        return [compressed_mxfp4(module) if of_bytes else compressed_weight(module)]
     if "weight" in module.parts and module.parts["weight"].dtype == "float8_e4m3fn":
-        return _fp8(module)
-    return None
+        return [_fp8(module)]
+    return []
 
 
 def _fp8(module: Module) -> StoredWeight:

@@ -88,7 +88,7 @@ FAULTS = {
     "block": ({**FP8, "weight_block_size": [64, 64]}, r"weight_block_size = \[64, 64\]: \[128, 128\] is built in"),
     "fp4": ({**FP8, "expert_dtype": "fp4"}, "expert_dtype = 'fp4': 'fp8' is built in"),
     "key": ({**FP8, "rotation": 3}, "quantization_config.rotation = 3: it is not built in, and would be ignored"),
-    "bits": (compressed(fp8_scheme("channel", num_bits=4)), "group_0.weights.num_bits = 4: 8 is built in"),
+    "bits": (compressed(fp8_scheme("channel", num_bits=16)), "weights.num_bits = 16: 8 is built in"),
     "format": (compressed(fp8_scheme("tensor"), "nvfp4-pack-quantized"), "format = 'nvfp4-pack-quantized': .*naive"),
     "sparse": (compressed(fp8_scheme("tensor"), sparsity_config={"format": "sparse-24"}), "'dense' is built in"),
     "groups": ({**compressed(fp8_scheme("tensor")), "config_groups": {}}, "the scheme of each group of modules is"),
