@@ -10,14 +10,15 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import Weight, lookup, planes_of_rows, torch_dtype
+from kernelmux.graph.formats import ALL, ITEM_BYTES, Weight, lookup, planes_of_rows, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -129,11 +130,44 @@ class StackedBytes:
         return room
 
 
+class MadeBytes:
+    """A tensor that is made of what a file holds when it is first read, and let go when all of it has been.
+
+    Whoever sends it to a device reads it piece by piece, in several threads.
+    """
+
+    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+        self._make = make
+        self._lock = Lock()
+        self._made: torch.Tensor | None = None
+        self._left = 0
+
+    def read_into(self, start: int, room: memoryview) -> None:
+        """Fills `room` with the bytes from `start` on."""
+        import torch
+
+        with self._lock:
+            if self._made is None:
+                self._made = self._make().contiguous().view(-1).view(torch.uint8)
+                self._left = self._made.nbytes
+            made = self._made
+            self._left -= len(room)
+            if self._left <= 0:
+                self._made = None
+        room[:] = made[start : start + len(room)].numpy().data
+
+    def read(self, start: int, size: int) -> bytearray:
+        """So many bytes from `start` on."""
+        room = bytearray(size)
+        self.read_into(start, memoryview(room))
+        return room
+
+
 @dataclass(frozen=True)
 class StoredPlane:
     """One plane of a weight as it lies in a file: `shape` of `dtype` (torch's name for it) from byte `offset` on."""
 
-    file: StoredFile | StackedBytes
+    file: StoredFile | StackedBytes | MadeBytes
     offset: int
     dtype: str
     shape: tuple[int, ...]
@@ -163,6 +197,11 @@ class StoredPlane:
         return whole.view(torch_dtype(self.dtype)).view(self.shape)
 
 
+def made_plane(dtype: str, shape: tuple[int, ...], make: Callable[[], torch.Tensor]) -> StoredPlane:
+    """A plane of that dtype and shape, made of what a file holds when it is read."""
+    return StoredPlane(MadeBytes(make), 0, dtype, shape, ITEM_BYTES[dtype] * math.prod(shape))
+
+
 class StoredWeight(Weight):
     """A weight whose `planes` are read from its file each time that they are asked for; `loaded` keeps them."""
 
@@ -184,27 +223,40 @@ def loaded(weight: Weight) -> Weight:
 
 
 def rows_of(weight: Weight, name: str, taken: slice) -> Weight:
-    """Some rows of a matrix as a weight of that name, which is read when it is asked for where the whole one is."""
+    """Some rows of a matrix as a weight of that name, which is read when it is asked for where the whole one is.
+
+    `taken` starts at a multiple of the format's block of rows.
+    """
     shape = (taken.stop - taken.start, *weight.shape[1:])
-    stored = weight.stored if isinstance(weight, StoredWeight) else ()
-    if len(stored) == 1 and isinstance(stored[0], StoredPlane):
-        return StoredWeight(name, shape, weight.format, (stored[0].rows(taken),))
-    return Weight(name, shape, weight.format, planes_of_rows(weight.format, weight.planes, taken))
+    if not isinstance(weight, StoredWeight):
+        return Weight(name, shape, weight.format, planes_of_rows(weight.format, weight.planes, taken))
+    parts: list[StoredPlane | torch.Tensor] = []
+    for part, plane in zip(weight.stored, lookup(weight.format).planes, strict=True):
+        rows = slice(taken.start // (plane.rows or 1), -(-taken.stop // (plane.rows or 1)))
+        parts.append(part if plane.rows == ALL else part.rows(rows) if isinstance(part, StoredPlane) else part[rows])
+    return StoredWeight(name, shape, weight.format, tuple(parts))
 
 
 def stacked_weight(name: str, parts: Sequence[StoredWeight]) -> StoredWeight:
-    """Weights of one shape and format, each of one plane in a file, as one weight with one more axis."""
-    planes = [plane for part in parts for plane in part.stored if isinstance(plane, StoredPlane)]
-    shape, nbytes = (len(planes), *planes[0].shape), len(planes) * planes[0].nbytes
-    plane = StoredPlane(StackedBytes(planes), 0, planes[0].dtype, shape, nbytes)
-    return StoredWeight(name, (len(parts), *parts[0].shape), parts[0].format, (plane,))
+    """Weights of one shape and format, whose planes lie in files, as one weight with one more axis."""
+    stacked = []
+    for each in zip(*(part.stored for part in parts), strict=True):
+        planes = [plane for plane in each if isinstance(plane, StoredPlane)]
+        shape, nbytes = (len(planes), *planes[0].shape), len(planes) * planes[0].nbytes
+        stacked.append(StoredPlane(StackedBytes(planes), 0, planes[0].dtype, shape, nbytes))
+    return StoredWeight(name, (len(parts), *parts[0].shape), parts[0].format, tuple(stacked))
 
 
 def flattened(weight: Weight) -> Weight:
-    """A weight of matrices as one matrix of all their rows, one matrix's after another's; of formats of one plane."""
+    """A weight of matrices as one matrix of all their rows, one matrix's after another's.
+
+    Of formats whose rows share scales, matrices are of whole blocks of rows.
+    """
     flat = (math.prod(weight.shape[:-1]), weight.shape[-1])
-    (shape,) = (plane.shape(flat) for plane in lookup(weight.format).planes)
-    (stored,) = weight.stored if isinstance(weight, StoredWeight) else weight.planes
-    if isinstance(stored, StoredPlane):
-        return StoredWeight(weight.name, flat, weight.format, (replace(stored, shape=shape),))
-    return Weight(weight.name, flat, weight.format, (stored.view(shape),))
+    shapes = [plane.shape(flat) for plane in lookup(weight.format).planes]
+    if isinstance(weight, StoredWeight):
+        stored = zip(weight.stored, shapes, strict=True)
+        planes = [replace(p, shape=s) if isinstance(p, StoredPlane) else p.view(s) for p, s in stored]
+        return StoredWeight(weight.name, flat, weight.format, tuple(planes))
+    viewed = tuple(part.view(shape) for part, shape in zip(weight.planes, shapes, strict=True))
+    return Weight(weight.name, flat, weight.format, viewed)
