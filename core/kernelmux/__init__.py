@@ -13,15 +13,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernelmux.run.model import Model, load
+    from kernelmux.run.model import Model, PromptOptions, load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Model", "PromptOptions", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Model", "load"):
+    if name in __all__:
         from kernelmux.run import model
 
         return getattr(model, name)
     raise AttributeError(f"module 'kernelmux' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

@@ -37,8 +37,8 @@ def test_what_is_not_stored_as_asked_says_why():
         "blk.0.attn_norm.weight": ("f32", "vectors are f32"),
         "blk.0.attn_q.weight": ("Q4_K", ""),
         "blk.0.ffn_gate_inp.weight": ("f32", "routers stay what they are"),
-        "blk.1.ffn_down.weight": ("Q5_0", "rows of 96 do not divide into Q4_K's blocks"),
-        "blk.1.ffn_odd.weight": ("f16", "rows of 40 do not divide into Q4_K's blocks"),
+        "blk.1.ffn_down.weight": ("Q5_0", "Q5_0: rows of 96 do not divide into Q4_K's blocks"),
+        "blk.1.ffn_odd.weight": ("f16", "f16: rows of 40 do not divide into Q4_K's blocks"),
         "ids": ("i32", "integers stay what they are"),
     }
 
