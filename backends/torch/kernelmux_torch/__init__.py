@@ -23,7 +23,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(fp8.Fp8Tensor, fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8RowFast, fp8.Fp8Block),
         *(attention.Sdpa, cuda_attention.Sdpa, cuda_attention.SdpaHalf),
         *(elementwise.Add, elementwise.Mul, elementwise.Scale),
-        *(elementwise.Silu, elementwise.Gelu, elementwise.SoftCap),
+        *(elementwise.Silu, elementwise.Gelu, elementwise.SoftCap, elementwise.ClampedSwiglu),
         *(rms_norm.RmsNorm, rms_norm.QkNorm, rope.Rope, copy.Copy),
         *(cuda_embed.Bf16, cuda_embed.F32, embed.Rows),
         *(experts.Route, experts.MulMatId, experts.MulMatIdBf16, experts.ExpertSum),

@@ -10,14 +10,14 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import Weight, lookup, planes_of_rows, torch_dtype
+from kernelmux.graph.formats import ITEM_BYTES, Weight, lookup, planes_of_rows, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -129,11 +129,31 @@ class StackedBytes:
         return room
 
 
+class MadeBytes:
+    """A tensor that is made anew of what a file holds each time that some of it is read."""
+
+    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+        self._make = make
+
+    def read_into(self, start: int, room: memoryview) -> None:
+        """Fills `room` with the bytes from `start` on."""
+        import torch
+
+        made = self._make().contiguous().view(-1).view(torch.uint8)
+        room[:] = made[start : start + len(room)].numpy().data
+
+    def read(self, start: int, size: int) -> bytearray:
+        """So many bytes from `start` on."""
+        room = bytearray(size)
+        self.read_into(start, memoryview(room))
+        return room
+
+
 @dataclass(frozen=True)
 class StoredPlane:
     """One plane of a weight as it lies in a file: `shape` of `dtype` (torch's name for it) from byte `offset` on."""
 
-    file: StoredFile | StackedBytes
+    file: StoredFile | StackedBytes | MadeBytes
     offset: int
     dtype: str
     shape: tuple[int, ...]
@@ -161,6 +181,11 @@ class StoredPlane:
         whole = torch.empty(self.nbytes, dtype=torch.uint8)
         self.read_into(0, whole.numpy().data)
         return whole.view(torch_dtype(self.dtype)).view(self.shape)
+
+
+def made_plane(dtype: str, shape: tuple[int, ...], make: Callable[[], torch.Tensor]) -> StoredPlane:
+    """A plane of that dtype and shape, made of what a file holds when it is read."""
+    return StoredPlane(MadeBytes(make), 0, dtype, shape, ITEM_BYTES[dtype] * math.prod(shape))
 
 
 class StoredWeight(Weight):
@@ -201,8 +226,9 @@ def stacked_weight(name: str, parts: Sequence[StoredWeight]) -> StoredWeight:
 
 
 def flattened(weight: Weight) -> Weight:
-    """A weight of matrices as one matrix of all their rows, one matrix's after another's; of formats of one plane."""
-    flat = (math.prod(weight.shape[:-1]), weight.shape[-1])
+    """A weight of matrices, or vectors, as one of all their rows, one's after another's; of formats of one plane."""
+    first, *inner = weight.shape
+    flat = (first * inner[0], *inner[1:])
     (shape,) = (plane.shape(flat) for plane in lookup(weight.format).planes)
     (stored,) = weight.stored if isinstance(weight, StoredWeight) else weight.planes
     if isinstance(stored, StoredPlane):
