@@ -10,7 +10,7 @@ from checkpoints import CONFIGS, make_checkpoint
 
 pytest.importorskip("transformers", reason="transformers, whose models these are held against, is not installed")
 
-EXACT = ("*=torch:f32,triton:f32,reference:f32",)
+EXACT = '[defaults]\nuse = ["torch:f32", "triton:f32", "reference:f32"]\n[kv]\nformat = "f32"\n'
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
@@ -33,9 +33,10 @@ def rows(model, plan):
     return torch.cat(found)
 
 
-def test_float32_gives_transformers_logits(checkpoint, truth):
+def test_float32_gives_transformers_logits(checkpoint, truth, tmp_path):
+    (tmp_path / "exact.toml").write_text(EXACT)
     model = kernelmux.load(checkpoint.folder)
-    found = rows(model, model.plan(use=EXACT, device="cuda"))
+    found = rows(model, model.plan(tmp_path / "exact.toml", device="cuda"))
     assert float((found - truth).abs().max()) < 1e-4
 
 

@@ -39,6 +39,9 @@ class Span:
 class Times(Observer, ABC):
     """What is common to both: the spans of each walk that was seen, and the last walk itself."""
 
+    cost = 0.0
+    """Microseconds of each span that are not its launch's, as another launch tells."""
+
     def __init__(self) -> None:
         self.walks: list[list[Span]] = []
         self.walk: Walk | None = None
@@ -73,14 +76,14 @@ class Clock(Times):
 
 
 class Events(Times):
-    """On the device's own clock, less what an event costs between two launches."""
+    """On the device's own clock, with what an event costs between two launches."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._device, self._stream = session.plan.device, session.walker.stream
         self._events: list[tuple[torch.Event, torch.Event]] = []
         self._last: Any = None
-        self._cost = event_cost(self._device, self._stream)
+        self.cost = event_cost(self._device, self._stream)
 
     def before(self, walk: Walk, index: int) -> None:
         if index % IN_LINE == 0:
@@ -101,7 +104,7 @@ class Events(Times):
     def spans(self) -> list[Span]:
         self._stream.synchronize()
         events, self._events = self._events, []
-        return [Span(max(began.elapsed_time(end) * 1e3 - self._cost, 0.0), None) for began, end in events]
+        return [Span(began.elapsed_time(end) * 1e3, None) for began, end in events]
 
 
 def times_of(session: Session) -> Times:

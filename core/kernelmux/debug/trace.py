@@ -51,7 +51,7 @@ class NodeTime:
     rows: int
     us: float
     gap: float | None
-    """From its end to the next launch; None where that is not known."""
+    """From its end to the next launch; None of a device's launches, which are in line before it comes to them."""
     nbytes: int
     flops: int
     reading: float
@@ -113,9 +113,14 @@ class StepTrace:
 
     @property
     def between(self) -> float | None:
-        """Microseconds between the launches; None where they are not known."""
+        """Microseconds between the launches; None of a replay.
+
+        Of a step that Python launches on a device they are the rest of it: what the device waits for.
+        """
         gaps = [node.gap for node in self.nodes if node.gap is not None]
-        return sum(gaps) if gaps else None
+        if gaps:
+            return sum(gaps)
+        return None if self.captured else max(self.step.median - self.us, 0.0)
 
     def groups(self, by: By) -> list[Group]:
         """The nodes by op, layer or kernel: those that take the longest first, layers in their order."""
@@ -207,7 +212,7 @@ def _trace_prompt(
             time_prompt(session, ids, wait)
         whole.append(time_prompt(session, ids, wait))
     rows = _walked(times).steps[0].node.rows
-    nodes = _nodes(session, times, Batch(1, rows, rows), 1, ceilings)
+    nodes = _nodes(session, times, Batch(1, rows, rows), 1, ceilings, times.cost)
     return StepTrace(f"prompt of {prompt}", prompt, False, Timing.of(whole), nodes)
 
 
@@ -232,9 +237,19 @@ def _trace_decoding(
             _step_times(session, sequences, decode // turns)
         whole += _step_times(session, sequences, decode // turns)
     rows = _walked(times).steps[0].node.rows
-    nodes = _nodes(session, times, Batch(batch, 1, prompt + 1), rows, ceilings)
-    captured = captured_rows(session.plan, batch) is not None
-    return StepTrace(f"decode at {batch} x {prompt}", batch, captured, Timing.of(whole), nodes)
+    captured, step = captured_rows(session.plan, batch) is not None, Timing.of(whole)
+    cost = cost_of_event(_usual(times.walks), step.median, times.cost) if captured else times.cost
+    nodes = _nodes(session, times, Batch(batch, 1, prompt + 1), rows, ceilings, cost)
+    return StepTrace(f"decode at {batch} x {prompt}", batch, captured, step, nodes)
+
+
+def cost_of_event(walks: Sequence[Sequence[Span]], step: float, measured: float) -> float:
+    """Microseconds that an event adds to each launch: with them walks are as long as the replay, which has none.
+
+    Half to twice what was `measured` on another launch: where that does not explain it, the nodes' sum shows it.
+    """
+    walk = statistics.fmean(sum(span.us for span in spans) for spans in walks)
+    return min(max((walk - step) / len(walks[0]), measured / 2), 2 * measured)
 
 
 def _step_times(session: Session, sequences: Sequence[CachedSequence], steps: int) -> list[float]:
@@ -254,8 +269,10 @@ def _walked(times: Times) -> Walk:
     return times.walk
 
 
-def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ceilings) -> tuple[NodeTime, ...]:
-    """Each node of the walk that was timed, its work as `batch` has it."""
+def _nodes(
+    session: Session, times: Times, batch: Batch, outs: int, ceilings: Ceilings, cost: float
+) -> tuple[NodeTime, ...]:
+    """Each node of the walk that was timed, its work as `batch` has it, less what looking at it has cost."""
     walk = _walked(times)
     rows = walk.steps[0].node.rows
     dims = {**batch.dims, "m": rows, "outs": outs}
@@ -274,7 +291,7 @@ def _nodes(session: Session, times: Times, batch: Batch, outs: int, ceilings: Ce
                 kernel=step.choice.name,
                 variant="" if kernel.variant is None else str(kernel.variant),
                 rows=step.node.rows,
-                us=statistics.fmean(span.us for span in spans),
+                us=max(statistics.fmean(span.us for span in spans) - cost, 0.0),
                 gap=_gap(spans),
                 nbytes=moved_bytes(kernel, work, node),
                 flops=work.flops,

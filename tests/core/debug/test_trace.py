@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from kernelmux.contract import registry
 from kernelmux.contract.device import Ceilings
 from kernelmux.debug import trace as tracing
 from kernelmux.debug.times import Span
-from kernelmux.debug.trace import NodeTime, StepTrace, trace_model
+from kernelmux.debug.trace import NodeTime, StepTrace, cost_of_event, trace_model
 from kernelmux.measure.timing import Timing
 
 DELAY = 0.004
@@ -119,3 +120,16 @@ def test_the_command_prints_writes_and_refuses(tiny, tmp_path):
     twice = call_command(*asked, "--html", page, "--chrome", page)
     assert twice.code == 2
     assert "the page asked for" in " ".join(twice.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("step", "cost"), [(114, 1.5), (100, 2.0), (116, 1.0), (119, 0.5), (300, 0.5)])
+def test_an_event_costs_what_a_replay_lacks_within_what_was_measured(step, cost):
+    walks = [[Span(us, None) for us in (30.0, 40.0, 20.0, 30.0)] for _ in range(2)]
+    assert cost_of_event(walks, step, 1.0) == pytest.approx(cost)
+
+
+def test_what_a_device_waits_for_python_is_the_rest_of_an_eager_step():
+    nodes = tuple(replace(node(us=us), gap=None) for us in (10, 20))
+    eager = StepTrace("prompt of 8", 8, False, Timing(100, 99, 101), nodes)
+    assert eager.between == 70.0
+    assert replace(eager, captured=True).between is None

@@ -25,7 +25,6 @@ PANELS, PANEL_BYTES, INPUTS, OUTPUTS, ROWS, X, SCALES, SUMS, Y, Y_STRIDE, ADDED,
 ones, their scales and the sums of their groups; results, and bytes from one row to the next; what is added to them,
 likewise, or 0; a bias or 0; panels of a part."""
 
-
 Fields = tuple[Sequence[ir.Value], Sequence[ir.Value]]
 """Scales and minima of a block, of each group a vector."""
 AT_MOST = {16: (8, 4, 2), 8: (4, 3, 2), 4: (4, 3, 2)}
@@ -94,11 +93,11 @@ class _Tile(ABC):
         column = b.mul(panel, WORD(lanes))
         whole = b.icmp_signed("<=", b.add(column, WORD(lanes)), given[OUTPUTS])
         kept = self._kept(v, b.sub(given[OUTPUTS], column))
-        bias = self._optional(v, given[BIAS], b.mul(column, WORD(4)), kept)
+        bias = self._optional(v, given, BIAS, b.mul(column, WORD(4)), kept)
         for number, total in enumerate(totals):
             at = b.add(row, WORD(number))
             place = b.add(b.mul(at, given[ADDED_STRIDE]), b.mul(column, WORD(4)))
-            sums = b.fadd(b.fadd(total, bias), self._optional(v, given[ADDED], place, kept))
+            sums = b.fadd(b.fadd(total, bias), self._optional(v, given, ADDED, place, kept))
             y = b.add(given[Y], b.add(b.mul(at, given[Y_STRIDE]), b.mul(column, WORD(4))))
             with b.if_else(whole) as (all_of_it, part_of_it):
                 with all_of_it:
@@ -113,12 +112,13 @@ class _Tile(ABC):
         numbers = ir.Constant(wide, list(range(v.lanes)))
         return v.builder.icmp_signed("<", numbers, v.all_lanes(count))
 
-    def _optional(self, v: Vectors, base: ir.Value, offset: ir.Value, kept: ir.Value) -> ir.Value:
+    def _optional(self, v: Vectors, given: Any, name: int, offset: ir.Value, kept: ir.Value) -> ir.Value:
         """What lies there in the lanes kept; zeros in all where the base is 0."""
-        b = v.builder
+        b, base = v.builder, given[name]
         there = b.icmp_signed("!=", base, WORD(0))
         mask = b.and_(kept, v.all_lanes(there))
-        from_ = b.inttoptr(b.add(base, offset), v.floats.as_pointer())
+        # Not from near 0 even where no lane is kept: processors take hundreds of cycles to see that it is no fault.
+        from_ = b.inttoptr(b.select(there, b.add(base, offset), given[Y]), v.floats.as_pointer())
         return v.call(f"llvm.masked.load.v{v.lanes}f32.p0", v.floats, from_, INTEGER(1), mask, v.constant(0.0))
 
 
@@ -132,7 +132,9 @@ class _Quantised(_Tile):
     def totals(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
         b, packing, lanes = v.builder, self.packing, self.target.lanes
         integers = b.add(given[PANELS], b.mul(panel, given[PANEL_BYTES]))
-        read = self._scales(v, integers, given[INPUTS])
+        # The panel after this one is fetched meanwhile, its integers and its scales where this one's are read.
+        ahead = given[PANEL_BYTES]
+        read = self._scales(v, integers, given[INPUTS], ahead)
         of_row = [b.mul(b.add(row, WORD(number)), given[INPUTS]) for number in range(self.rows)]
         plane = b.mul(b.mul(given[ROWS], given[INPUTS]), WORD(BLOCK))
         planes = [given[X], b.add(given[X], plane)]
@@ -142,6 +144,7 @@ class _Quantised(_Tile):
 
         def block(index: ir.Value, *totals: ir.Value) -> Sequence[ir.Value]:
             here = b.add(integers, b.mul(index, WORD(packing.integer_bytes(lanes))))
+            v.fetch(b.add(here, ahead), packing.integer_bytes(lanes))
             weights = _unpacked(v, here, packing.bits)
             scales, minima = read(index)
             x = [[b.add(start, b.mul(index, WORD(BLOCK))) for start in row] for row in xs]
@@ -171,7 +174,7 @@ class _Quantised(_Tile):
 
         return loop(b, given[INPUTS], [v.constant(0.0)] * self.rows, block)
 
-    def _scales(self, v: Vectors, panel: ir.Value, blocks: ir.Value) -> Callable[[ir.Value], Fields]:
+    def _scales(self, v: Vectors, panel: ir.Value, blocks: ir.Value, ahead: ir.Value) -> Callable[[ir.Value], Fields]:
         """What reads a block's scales and minima, of each group."""
         b, packing, lanes = v.builder, self.packing, self.target.lanes
         start = b.add(panel, b.mul(blocks, WORD(packing.integer_bytes(lanes))))
@@ -179,6 +182,7 @@ class _Quantised(_Tile):
 
         def read(block: ir.Value) -> Fields:
             at = b.add(start, b.mul(block, WORD(packing.scale_bytes(lanes))))
+            v.fetch(b.add(at, ahead), packing.scale_bytes(lanes))
             if not packing.steps:
                 found = [load(v, "f16", v.at(at, 2 * lanes * number)) for number in range(packing.fields)]
                 return found[: packing.parts], found[packing.parts :]

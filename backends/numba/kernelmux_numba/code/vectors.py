@@ -20,6 +20,11 @@ from kernelmux_numba.target import Target
 BYTE, HALF, INTEGER, FLOAT = ir.IntType(8), ir.HalfType(), ir.IntType(32), ir.FloatType()
 DOUBLE, SHORT = ir.DoubleType(), ir.IntType(16)
 
+LINE = 64
+"""Bytes of a cache line, or of half of one."""
+NEAR = 3
+"""To the first level of caches."""
+
 
 class Vectors:
     """Lays instructions on vectors of as many lanes as a target's have, or of so many, which LLVM cuts to fit."""
@@ -40,6 +45,12 @@ class Vectors:
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+    def fetch(self, address: ir.Value, nbytes: int) -> None:
+        """Has the processor bring cache lines nearer that are read soon; what lies beyond the memory is no fault."""
+        for offset in range(0, nbytes, LINE):
+            pointer = self.builder.inttoptr(self.at(address, offset), BYTE.as_pointer())
+            self.call("llvm.prefetch.p0", ir.VoidType(), pointer, INTEGER(0), INTEGER(NEAR), INTEGER(1))
 
     def halves(self, address: ir.Value) -> ir.Value:
         """Float16 of all lanes as float32."""
