@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Model
 
-PROMPT_TOKENS = 64
+PROMPT_TOKENS, DECODED = 64, 8
 """Of the text of this package, where nobody names another."""
 
 
@@ -50,8 +50,11 @@ def bisect(
         str | None, typer.Option("--ids", metavar="N,N", help="Token ids instead.", show_default=False)
     ] = None,
     decode: Annotated[
-        int, typer.Option("--decode", min=0, metavar="N", help="So many of the tokens are fed one by one, at the end.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--decode", min=0, metavar="N", help="So many of the tokens are fed one by one, at the end, else 8."
+        ),
+    ] = None,
     bound: Annotated[
         float | None,
         typer.Option("--bound", min=0.0, help="NMSE of a row of logits, else ten times what all kernels state."),
@@ -95,7 +98,7 @@ def bisect(
             opened,
             plan,
             tokens,
-            min(decode, len(tokens) - 1),
+            min(DECODED, len(tokens) - 1) if decode is None else decode,
             instead=against.split(","),
             limit=bound,
             show=lambda runs, error: bar.begin(f"run {runs + 1}, after an error of {error:.2g}"),

@@ -20,6 +20,7 @@ NARROW: Mapping[str, str] = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp stores instead where a row is no multiple of 256 (src/llama-quant.cpp)."""
 KEPT = ("*.ffn_gate_inp.weight",)
 """Routers of experts: as llama.cpp, they stay what they are unless a rule names a format."""
+VECTORS, INTEGERS = "vectors are f32", "integers stay what they are"
 FILE_TYPES: Mapping[str, int] = {
     **{"f32": 0, "f16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18},
     **{"bf16": 32, "MXFP4": 38},
@@ -68,26 +69,28 @@ def targets(weights: Iterable[Weight], format: str, rules: Sequence[Rule]) -> li
     """What each weight is to be stored as: the first rule that matches, else `format`.
 
     Vectors are f32, integers stay what they are, and where rows do not divide into blocks shorter ones are taken.
-    ModelError for a rule that matches nothing.
+    ModelError for a rule that changes nothing: that matches no tensor, or only such as are stored one way.
     """
-    found, unused = [], dict.fromkeys(rules)
+    found, unused = [], dict.fromkeys(rules, "no tensor matches that no earlier rule has")
     for weight in weights:
         rule = next((rule for rule in rules if fnmatchcase(weight.name, rule.pattern)), None)
-        if rule is not None:
+        target = _target(weight, format, rule)
+        if rule in unused and target.reason in (VECTORS, INTEGERS):
+            unused[rule] = f"of all that it matches {target.reason}"
+        elif rule is not None:
             unused.pop(rule, None)
-        found.append(_target(weight, format, rule))
-    if unused:
-        rule = next(iter(unused))
-        raise ModelError(f"--rule {rule.pattern}={rule.format}: no tensor matches that no earlier rule has")
+        found.append(target)
+    for rule, reason in unused.items():
+        raise ModelError(f"--rule {rule.pattern}={rule.format}: {reason}")
     return found
 
 
 def _target(weight: Weight, format: str, rule: Rule | None) -> Target:
     asked, stored = format if rule is None else rule.format, lookup(weight.format)
     if not stored.dtype.is_floating_point and stored.plain:
-        return Target(weight, weight.format, "integers stay what they are")
+        return Target(weight, weight.format, INTEGERS)
     if len(weight.shape) == 1:
-        return Target(weight, "f32", "" if asked == "f32" else "vectors are f32")
+        return Target(weight, "f32", "" if asked == "f32" else VECTORS)
     if rule is None and any(fnmatchcase(weight.name, pattern) for pattern in KEPT):
         return Target(weight, weight.format, "routers stay what they are")
     columns = weight.shape[-1]

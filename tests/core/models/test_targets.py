@@ -57,6 +57,9 @@ def test_mistakes_are_told():
             parse_rule(rule)
     with pytest.raises(ModelError, match=r"--rule blk\.9\.\*=Q8_0: no tensor matches that no earlier rule has"):
         stored("Q4_K", "blk.9.*=Q8_0")
+    with pytest.raises(ModelError, match=r"--rule \*norm\.weight=Q8_0: of all that it matches vectors are f32"):
+        stored("Q4_K", "*norm.weight=Q8_0")
+    assert stored("Q4_K", "*norm.weight=f32")["blk.0.attn_norm.weight"] == "f32"
 
 
 def test_every_format_has_its_file_type():
