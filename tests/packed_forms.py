@@ -8,7 +8,7 @@ import torch
 import few_rows_planes
 import int4_planes
 import tiles
-from stated import converted, raw, rounded, values
+from stated import converted, raw, rounded, scales_and_zeros, values
 
 
 def below(weights, planes_of, format):
@@ -57,8 +57,16 @@ def _cupys(weight):
 
 
 def tritons_blocks(weights):
-    """Integers, scales and pairs, each of all matrices; biases in float32."""
-    return below(weights, lambda weight: few_rows_planes.planes(weight.format, weight.planes[0].numpy()), "f32")
+    """Integers, scales and pairs, of 4-bit groups zero points, each of all matrices; biases in float32."""
+    return below(weights, _tritons_planes, "f32")
+
+
+def _tritons_planes(weight):
+    if weight.format.startswith("int4"):
+        data, *rest = weight.planes
+        data, *rest = few_rows_planes.of_groups(data.numpy(), *rest)
+        return [data, *map(raw, rest)]
+    return few_rows_planes.planes(weight.format, weight.planes[0].numpy())
 
 
 def torchs_int4(weights):
@@ -67,6 +75,18 @@ def torchs_int4(weights):
     integers, scales = int4_planes.planes(weight.format, weight.planes[0].numpy())
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.from_numpy(integers), 1)
     return [raw(packed), rounded(scales, "bf16")]
+
+
+def torchs_groups(weights):
+    """The same of 4-bit groups; a row with one scale is of as large groups as torch takes."""
+    (weight,) = weights
+    scales, zeros = scales_and_zeros(weight)
+    k = weight.shape[1]
+    group = next(each for each in (128, 64, 32) if k % each == 0) if "row" in weight.format else k // scales.shape[1]
+    data = raw(weight.planes[0]).reshape(len(scales), -1)
+    integers, numbers = int4_planes.of_groups(data, scales, zeros, group)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.from_numpy(integers), 1)
+    return [raw(packed), rounded(numbers, "bf16")]
 
 
 def torchs_blocks(weights):
@@ -86,6 +106,7 @@ STATED = {
     **{f"torch/{form}": together(form, form) for form in ("f32", "bf16", "f16")},
     **{f"torch/{form}": together(form, "bf16") for form in ("fp8_tensor", "fp8_row")},
     **{"torch/fp8_128x128": torchs_blocks, "torch/int4": torchs_int4, "torch/int8": torchs_int4},
+    "torch/int4_groups": torchs_groups,
     "torch/file": as_stored,
 }
 """By backend and form: the bytes of each packed tensor, of a node's weights."""

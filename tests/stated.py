@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.graph.ops.blocks import random_groups
 
 E4M3 = np.array([(c % 8 / 8 + (c > 7)) * 2.0 ** (max(c // 8, 1) - 7) for c in range(127)])
 """The values of e4m3's codes without sign; code 127 is no number."""
@@ -31,11 +32,27 @@ def values(weight):
         codes, scales = parts[0].reshape(n, k), parts[1].view(np.float32)
         sign = np.where(codes > 127, np.float32(-1), np.float32(1))
         return sign * E4M3.astype(np.float32)[codes & 127] * spread(scales, weight.format, n, k)
+    if weight.format.startswith("int4"):
+        n, k = weight.shape
+        scales, zeros = scales_and_zeros(weight)
+        q = np.stack([parts[0] & 15, parts[0] >> 4], axis=1).reshape(n, scales.shape[1], -1).astype(np.float32)
+        return (scales[..., None] * (q - zeros[..., None])).reshape(n, k)
     if weight.format in NUMPY:
         return parts[0].view(NUMPY[weight.format]).astype(np.float32).reshape(weight.shape)
     if weight.format == "bf16":
         return (parts[0].view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(weight.shape)
     return gguf.dequantize(parts[0], gguf.GGMLQuantizationType[weight.format]).reshape(weight.shape)
+
+
+def scales_and_zeros(weight):
+    """The float32 scales and the zero points, [n, groups], of a weight of 4-bit groups."""
+    _, scales, zeros = weight.planes
+    bits = raw(scales)
+    if weight.format.endswith("bf16"):
+        numbers = (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        numbers = bits.view(np.float16).astype(np.float32)
+    return numbers.reshape(tuple(scales.shape)), raw(zeros).reshape(tuple(zeros.shape))
 
 
 def spread(scales, format, n, k):
@@ -87,6 +104,8 @@ def converted(weight, format):
 def random_weight(name, shape, format, generator):
     """A weight of finite values: any blocks, or noise of rows that differ in size."""
     fmt = lookup(format)
+    if format.startswith("int4"):
+        return Weight(name, shape, format, random_groups(format, shape, generator))
     if fmt.gguf is None or fmt.plain:
         planes = empty_planes(Value(name, shape, format))
         rows = 2.0 ** torch.randint(-3, 4, (shape[0], *(1 for _ in shape[1:])), generator=generator)

@@ -19,7 +19,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
     from kernelmux_torch.cuda import mul_mat as cuda_mul_mat
 
     return [
-        *(mul_mat.Bf16, mul_mat.F32, mul_mat.Int4, mul_mat.Int8),
+        *(mul_mat.Bf16, mul_mat.F32, mul_mat.Int4, mul_mat.Int4Groups, mul_mat.Int8),
         *(cuda_mul_mat.Bf16, cuda_mul_mat.F16, cuda_mul_mat.F32, cuda_mul_mat.Bf16Add),
         *(fp8.Fp8Tensor, fp8.Fp8Row, fp8.Fp8TensorFast, fp8.Fp8RowFast, fp8.Fp8Block),
         *(attention.Sdpa, cuda_attention.Sdpa, cuda_attention.SdpaHalf),

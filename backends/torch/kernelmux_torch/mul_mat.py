@@ -9,12 +9,15 @@ import torch
 
 from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Weight, lookup
+from kernelmux.graph.formats import INT4_WEIGHTS, Value, Weight, lookup
 from kernelmux.graph.graph import TensorNode
+from kernelmux.graph.groups import integers as stored_integers
 from kernelmux_torch.kernel import TorchKernel, best_of
 
 GROUP = 32
 """Columns that share a scale, in Q4_0, Q4_1 and Q8_0 and so in the packed forms."""
+GROUPS = (128, 64, 32)
+"""Of those that torch's int4 kernel takes, what rows with one scale are divided into."""
 F32_HALF = {"avx512": 45, "": 25}
 """Rows at which a product in float32 is half as fast as at many, for its weights are laid out anew at each call; by the
 best feature of the processor. Here and below: fitted to one thread's times of SmolLM2's matrices at 1 to 512 rows."""
@@ -108,18 +111,22 @@ class Int4(TorchKernel):
         share = best_of(INT4_SHARE, self.device) / self.planes
         return Efficiency(reading=0.9, multiplying=share * node.rows / (node.rows + INT4_HALF))
 
+    def group(self, weight: Value | Weight) -> int:
+        """Columns that share a scale and an offset."""
+        return GROUP
+
     def packed_bytes(self, node: TensorNode) -> int:
         n, k = node.weight[0].extents
-        return n * k // 2 + n * k // GROUP * 4
+        return n * k // 2 + n * k // self.group(node.weight[0]) * 4
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         integers, scales, offsets = self.unpack(weights[0])
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
-        # torch's scales and offsets: [k / 32, n, 2].
+        # torch's scales and offsets: [k / group, n, 2].
         return packed, torch.stack([scales.T, offsets.T], dim=-1).to(torch.bfloat16).contiguous()
 
     def unpack(self, weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Integers [n, k] 0..15, scales and offsets [n, k / 32] of w = (q - 8) * scale + offset.
+        """Integers [n, k] 0..15, scales and offsets [n, k / group] of w = (q - 8) * scale + offset.
 
         A block holds the scale d, of Q4_1 also the minimum m, in float16, then 16 bytes: low nibbles are the first 16
         columns, high nibbles the last 16 (ggml's quantisation formats).
@@ -135,8 +142,29 @@ class Int4(TorchKernel):
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,) = tensors.inputs, tensors.outputs
-        integers, scales = tensors.packed
-        return lambda: y.copy_(int4_mul_mat(x, integers, GROUP, scales))
+        (integers, scales), group = tensors.packed, self.group(node.weight[0])
+        return lambda: y.copy_(int4_mul_mat(x, integers, group, scales))
+
+
+class Int4Groups(Int4):
+    """Groups of 4-bit integers: scale * (q - zero) = (q - 8) * scale + (8 - zero) * scale, both in bfloat16."""
+
+    name = packed = "int4_groups"
+    takes = {"weight_format": INT4_WEIGHTS}
+
+    def group(self, weight: Value | Weight) -> int:
+        """Rows with one scale are as many groups with the same one as torch takes."""
+        columns = weight.shape[-1]
+        assert isinstance(columns, int)
+        return lookup(weight.format).planes[1].cols or next(each for each in GROUPS if columns % each == 0)
+
+    def unpack(self, weight: Weight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        data, scales, zeros = weight.planes
+        scales = scales.float()
+        offsets = scales * (8 - zeros.float())
+        repeats = weight.shape[1] // (self.group(weight) * scales.shape[1])
+        spread = (part.repeat_interleave(repeats, dim=1) for part in (scales, offsets))
+        return stored_integers(data).to(torch.int32), *spread
 
 
 class Int8(Int4):

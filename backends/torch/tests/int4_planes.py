@@ -24,3 +24,11 @@ def planes(format, blocks):
         integers = np.concatenate([stored % 16, stored // 16], axis=2).astype(np.int32).reshape(n, -1)
         scales, offsets = scale, numbers[..., 1] + 8 * scale if format == "Q4_1" else zero
     return integers, np.stack([scales.T, offsets.T], axis=2)
+
+
+def of_groups(data, scales, zeros, group):
+    """Integers [n, k], and float32 scales and offsets [k / group, n, 2], of 4-bit groups with float32 scales."""
+    integers = np.stack([data % 16, data // 16], axis=2).astype(np.int32).reshape(len(data), -1)
+    times = integers.shape[1] // group // scales.shape[1]
+    scales, zeros = (part.astype(np.float32).repeat(times, axis=1) for part in (scales, zeros))
+    return integers, np.stack([scales.T, (scales * (8 - zeros)).T], axis=2)

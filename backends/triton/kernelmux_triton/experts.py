@@ -145,7 +145,7 @@ class MulMatIdF16(MulMatId):
 
 
 class MulMatIdDequant(MulMatId):
-    """GGUF's blocks decoded in registers: exact for a few rows, else weights and activations in bfloat16."""
+    """Blocks and 4-bit groups decoded in registers: exact for a few rows, else all is in bfloat16."""
 
     name = packed = "dequant"
     precision = 5e-5

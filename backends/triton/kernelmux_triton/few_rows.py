@@ -18,7 +18,7 @@ from kernelmux.graph.formats import Weight, as_tuple
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows_kernels
 from kernelmux_triton.few_rows_gemv import gemv
-from kernelmux_triton.few_rows_pack import PLANES
+from kernelmux_triton.few_rows_pack import NIBBLES, PLANES
 from kernelmux_triton.few_rows_tilings import Dot, Gemv, Weights
 from kernelmux_triton.launch import bind
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
@@ -94,7 +94,7 @@ class Fp8Weight(FewRows):
 
 
 class Dequant(FewRows):
-    """GGUF's blocks decoded in registers: exact for up to four rows, else weights and activations in bfloat16."""
+    """Blocks and 4-bit groups decoded in registers: exact for up to four rows, else all is in bfloat16."""
 
     name = packed = "dequant"
     efficiency = Efficiency(reading=0.27, multiplying=0.2, arithmetic="bf16")
@@ -215,7 +215,7 @@ class Operands:
 def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands, stream: Any) -> Launch:
     held = tiling.nbytes // o.w.itemsize
     lane = 16 // o.w.itemsize
-    nibbles = weights.weight in ("q4_0", "q4_1", "q4_k")
+    nibbles = weights.weight in NIBBLES
     # Not more than the columns there are.
     wide = max(32, min(held * (2 if nibbles else 1), triton.next_power_of_2(o.k)))
     rows = triton.next_power_of_2(o.m)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernelmux_triton.few_rows_kernels import affine, rows_of, silu, write
+from kernelmux_triton.few_rows_kernels import affine, is_nibbles, rows_of, silu, write
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def gemv(
     """
     tile = tl.program_id(0)
     row, row_inside = rows_of(tile, n, GATED, TALL)
-    nibbles: tl.constexpr = (WEIGHT == "q4_0") or (WEIGHT == "q4_1") or (WEIGHT == "q4_k")
+    nibbles: tl.constexpr = is_nibbles(WEIGHT)
     # Columns of the w that is loaded, and the share of them that one thread adds up.
     held: tl.constexpr = WIDE // 2 if nibbles else WIDE
     shares: tl.constexpr = held // LANE

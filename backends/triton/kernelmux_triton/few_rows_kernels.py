@@ -10,6 +10,8 @@
     q4_0, q4_1   W [n, k/2] nibbles; scales [n, k/32] float16, of q4_1 pairs of scale and minimum in an int32
     q4_k    W [n, k/2] nibbles; scales [n, k/32] int16, a byte of scale and one of minimum; pairs [n, k/256] of float16
             that these are multiples of, in an int32
+    int4_32, int4_64, int4_128, int4_row   W [n, k/2] nibbles; scales [n, groups] float16 or bfloat16 of so many columns
+            or the whole row; pairs [n, groups] uint8, the q that stands for zero
 
 Of 32 columns byte i, 0 to 15, has column i in its low and column 16 + i in its high nibble. Where GATED, W is gate
 above up, n rows each, and a program takes the same rows of both. Where OUTPUTS is 2 or 3, W is as many matrices below
@@ -32,12 +34,37 @@ def _numbers(words):
     return low, high
 
 
+@triton.constexpr_function
+def is_nibbles(weight):
+    """Whether W has two numbers a byte."""
+    return weight in ("q4_0", "q4_1", "q4_k") or weight.startswith("int4_")
+
+
+@triton.constexpr_function
+def is_groups(weight):
+    """Whether blocks share scales and zero points."""
+    return weight.startswith("int4_")
+
+
+@triton.constexpr_function
+def blocks_of_group(weight):
+    """How many blocks of 32 columns share a scale and a zero point; 0: all of a row."""
+    return {"int4_32": 1, "int4_64": 2, "int4_128": 4}.get(weight, 0)
+
+
 @triton.jit
 def affine(scales, pairs, row, block, inside, BLOCKS, WEIGHT: tl.constexpr):
     """Scale and minimum of blocks of 32 columns: w = scale q + minimum. `row` [rows, 1], `block` [1, blocks]."""
-    raw = tl.load(scales + row * BLOCKS + block, mask=inside, other=0)
+    at = row * BLOCKS + block
+    if is_groups(WEIGHT):
+        shared: tl.constexpr = blocks_of_group(WEIGHT)
+        at = row * (BLOCKS // shared) + block // shared if shared else row + 0 * block
+    raw = tl.load(scales + at, mask=inside, other=0)
     if WEIGHT == "q4_1":
         scale, minimum = _numbers(raw)
+    elif is_groups(WEIGHT):
+        scale = raw.to(tl.float32)
+        minimum = -scale * tl.load(pairs + at, mask=inside, other=0).to(tl.float32)
     elif WEIGHT == "q4_k":
         words = tl.load(pairs + row * (BLOCKS // 8) + block // 8, mask=inside, other=0)
         of_scales, of_minima = _numbers(words)
@@ -110,7 +137,7 @@ def dot(
     x_row = tl.arange(0, ROWS)
     x_inside = x_row < m
     acc = tl.zeros([TALL, ROWS], tl.float32)
-    nibbles: tl.constexpr = (WEIGHT == "q4_0") or (WEIGHT == "q4_1") or (WEIGHT == "q4_k")
+    nibbles: tl.constexpr = is_nibbles(WEIGHT)
     held = tl.arange(0, WIDE // 2 if nibbles else WIDE)
     stop = tl.minimum(k, (part + 1) * span)
     for start in tl.range(part * span, stop, WIDE, num_stages=STAGES):

@@ -1,7 +1,8 @@
-"""GGUF's blocks of 4 and 8 bits in planes that a Triton program loads side by side.
+"""GGUF's blocks of 4 and 8 bits, and 4-bit groups, in planes that a Triton program loads side by side.
 
-Enters: a weight's blocks [n, bytes], uint8. Leaves: planes, as few_rows_kernels.py states them: integers (nibbles
-[n, k/2] uint8 or [n, k] int8), scales [n, k/32], of Q4_K also pairs [n, k/256].
+Enters: a weight's blocks [n, bytes], uint8, or its planes. Leaves: planes, as few_rows_kernels.py states them: integers
+(nibbles [n, k/2] uint8 or [n, k] int8), scales [n, k/32], of Q4_K also pairs [n, k/256]; of groups scales and zero
+points [n, groups].
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelmux.graph.formats import lookup
+from kernelmux.graph.formats import ALL, INT4_WEIGHTS, lookup, torch_dtype
+from kernelmux.graph.groups import integers
 
 Shapes = Sequence[tuple[int, torch.dtype]]
 
@@ -24,18 +26,19 @@ class Planes:
     weight: str
     """What the kernels call it."""
     items: Shapes
-    split: Callable[[Tensor], tuple[Tensor, ...]]
-    """Blocks [n, blocks, bytes] to planes."""
+    split: Callable[..., tuple[Tensor, ...]]
+    """The format's planes to these; where it has blocks, of [n, blocks, bytes]."""
 
     def shapes(self, n: int, k: int) -> list[tuple[tuple[int, int], torch.dtype]]:
         """Shape and dtype of each plane of a weight [n, k]."""
-        return [((n, k // columns), dtype) for columns, dtype in self.items]
+        return [((n, 1 if columns == ALL else k // columns), dtype) for columns, dtype in self.items]
 
 
-def pack(format: str, blocks: Tensor) -> tuple[Tensor, ...]:
-    """The planes of blocks [n, bytes], where they lie."""
+def pack(format: str, *stored: Tensor) -> tuple[Tensor, ...]:
+    """The planes of a weight's own planes [n, bytes and more], where they lie."""
     size = lookup(format).planes[0].items
-    return tuple(part.contiguous() for part in PLANES[format].split(blocks.view(len(blocks), -1, size)))
+    blocks = [stored[0].view(len(stored[0]), -1, size)] if len(stored) == 1 else stored
+    return tuple(part.contiguous() for part in PLANES[format].split(*blocks))
 
 
 def _words(fields: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,11 +73,27 @@ def _split_q4_k(blocks: Tensor) -> tuple[Tensor, ...]:
     return halves.reshape(n, -1), together.reshape(n, -1), _words(pairs, torch.int32)
 
 
+def _split_groups(data: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, ...]:
+    """Neighbours share a byte in the file, columns 16 apart in the kernels' order."""
+    q = integers(data).view(len(data), -1, 2, 16)
+    return (q[:, :, 0] | q[:, :, 1] << 4).flatten(1), scales, zeros
+
+
 _NIBBLES = (2, torch.uint8)
+
+
+def _groups(group: int, scales: torch.dtype) -> Planes:
+    return Planes(f"int4_{group or 'row'}", (_NIBBLES, (group, scales), (group, torch.uint8)), _split_groups)
+
+
+_OF_INT4 = {name: lookup(name).planes[1] for name in INT4_WEIGHTS}
 PLANES = {
     "Q4_0": Planes("q4_0", (_NIBBLES, (32, torch.float16)), _simple(torch.float16, torch.uint8)),
     "Q4_1": Planes("q4_1", (_NIBBLES, (32, torch.int32)), _simple(torch.int32, torch.uint8)),
     "Q8_0": Planes("q8_0", ((1, torch.int8), (32, torch.float16)), _simple(torch.float16, torch.int8)),
     "Q4_K": Planes("q4_k", (_NIBBLES, (32, torch.int16), (256, torch.int32)), _split_q4_k),
+    **{name: _groups(plane.cols, torch_dtype(plane.dtype)) for name, plane in _OF_INT4.items()},
 }
 """The formats that can be packed."""
+NIBBLES = tuple({planes.weight for planes in PLANES.values() if planes.items[0] == _NIBBLES})
+"""What the kernels call those of 4 bits."""

@@ -20,7 +20,7 @@ Stored = list[tuple[tuple[int, ...], torch.dtype]]
 
 
 def stored(node: TensorNode, form: str) -> Stored:
-    """The planes of a node's weights in a form: a GGUF format of PLANES, a plain format, or one of e4m3."""
+    """The planes of a node's weights in a form: a format of PLANES, a plain format, or one of e4m3."""
     n, k = sum(weight.extents[0] for weight in node.weight), node.weight[0].extents[1]
     if form in PLANES:
         planes: Stored = list(PLANES[form].shapes(n, k))
@@ -42,10 +42,11 @@ def packed(weights: Sequence[Weight], form: str, device: Device) -> tuple[torch.
 def _planes(weight: Weight, form: str, device: Device) -> tuple[torch.Tensor, ...]:
     n, k = weight.shape
     if form in PLANES:
-        blocks = weight.planes[0]
+        planes = weight.planes
         made = [torch.empty(shape, dtype=dtype, device=device.torch) for shape, dtype in PLANES[form].shapes(n, k)]
         for rows in row_ranges(n, k):
-            for whole, part in zip(made, pack(form, blocks[rows].to(device.torch)), strict=True):
+            taken = (plane[rows].to(device.torch) for plane in planes)
+            for whole, part in zip(made, pack(form, *taken), strict=True):
                 whole[rows] = part
         return tuple(made)
     return converted(weight, form, device)

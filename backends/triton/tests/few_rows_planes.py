@@ -1,4 +1,4 @@
-"""Planes as few_rows_kernels.py states them, in plain numpy: made from a file's blocks."""
+"""Planes as few_rows_kernels.py states them, in plain numpy: made from a file's blocks, or 4-bit groups."""
 
 from __future__ import annotations
 
@@ -40,3 +40,10 @@ def _q4_k(blocks):
     nibbles = halves[:, :, 0] | halves[:, :, 1] << 4
     pairs = blocks[..., :4].copy().view(np.int32)
     return nibbles.reshape(n, -1), factors.view(np.int16).reshape(n, -1), pairs.reshape(n, -1)
+
+
+def of_groups(data, scales, zeros):
+    """The planes of 4-bit groups, bytes [n, k/2] of neighbours: in 16 bytes, of 32 columns, those 16 apart."""
+    low, high = data & 15, data >> 4
+    columns = np.stack([low, high], axis=-1).reshape(len(data), -1, 2, 16)
+    return (columns[:, :, 0] | columns[:, :, 1] << 4).reshape(len(data), -1), scales, zeros

@@ -17,6 +17,7 @@ SMALL = (
     *("route-m5-*", "route-2-of-*", "route-1-of-1-*", "route-4-of-60-*", "route-all", "route-ties", "route-equal"),
     *("expert_sum-m[15]-of[28]-*", "expert_sum-zero-row"),
     *("mul_mat_id-*f*-m2", "mul_mat_id-Q[48]_[0K]-m[25]", "mul_mat_id-Q4_1-m5", "mul_mat_id-f32-own-m3"),
+    "mul_mat_id-int4_*-m[25]",
     *("mul_mat_id-f32-bias-m[39]", "mul_mat_id-Q8_0-bias-m9", "mul_mat_id-*f*-odd*", "mul_mat_id-f32-zero-row"),
     *("mul_mat_id-f32-one-m33", "mul_mat_id-bf16-one-m33"),
 )

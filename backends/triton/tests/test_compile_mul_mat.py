@@ -49,7 +49,9 @@ def tiled(kernel, tiling=None):
 
 def few():
     """Every weight in every tiling, at the most rows that it takes."""
-    kernels = [(few_rows.Dequant, form, "bf16") for form in ("Q4_0", "Q4_1", "Q8_0", "Q4_K")]
+    kernels = [
+        (few_rows.Dequant, form, "bf16") for form in ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "int4_128", "int4_row_bf16")
+    ]
     kernels += [(few_rows.Fp8Weight, None, "bf16"), (few_rows.Bf16, None, "bf16"), (few_rows.F16, None, "f16")]
     for kernel, form, x_format in kernels:
         for tiling in (*few_rows_tilings.GEMV, *few_rows_tilings.DOT):

@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from few_rows_planes import planes as stated_planes
 from few_rows_unpack import unpack
 from kernelmux.contract.device import Device
-from kernelmux.graph.formats import Value, Weight, lookup
+from kernelmux.graph.formats import INT4_WEIGHTS, Value, Weight, lookup
 from kernelmux.graph.graph import make_node
-from kernelmux.graph.ops.blocks import random_blocks
+from kernelmux.graph.ops.blocks import random_blocks, random_groups
 from kernelmux_triton import mul_mat_weights
 from kernelmux_triton.few_rows_pack import PLANES, pack
 
 CPU = Device("cpu")
+BLOCKS = [name for name in PLANES if lookup(name).gguf is not None]
 
 
 @settings(deadline=None)
-@given(
-    format=st.sampled_from(sorted(PLANES)), n=st.integers(1, 9), blocks=st.integers(1, 5), seed=st.integers(0, 2**31)
-)
+@given(format=st.sampled_from(BLOCKS), n=st.integers(1, 9), blocks=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_unpacking_gives_the_file_back(format, n, blocks, seed):
     size = lookup(format).planes[0].items
     stored = torch.randint(256, (n, blocks * size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
@@ -33,7 +32,7 @@ def test_unpacking_gives_the_file_back(format, n, blocks, seed):
     assert unpack(format, planes).equal(stored)
 
 
-@pytest.mark.parametrize("format", PLANES)
+@pytest.mark.parametrize("format", BLOCKS)
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(
     heights=st.lists(st.sampled_from([1, 2, 127, 128, 129, 257]), min_size=1, max_size=3),
@@ -65,17 +64,36 @@ def _below(biases):
 
 @pytest.mark.parametrize("format", PLANES)
 def test_packing_some_rows_at_a_time_changes_nothing(format, monkeypatch):
-    blocks = random_blocks(format, (300, 256), torch.Generator().manual_seed(0))
+    weight = drawn(format, 300)
     monkeypatch.setattr("kernelmux.contract.weights.CHUNK", 128 * 256)
-    planes = mul_mat_weights.packed([Weight("w", (300, 256), format, (blocks,))], format, CPU)
-    assert all(part.equal(whole) for part, whole in zip(planes, pack(format, blocks), strict=True))
+    planes = mul_mat_weights.packed([weight], format, CPU)
+    assert all(part.equal(whole) for part, whole in zip(planes, pack(format, *weight.planes), strict=True))
+
+
+def drawn(format, rows):
+    """A random weight of 256 columns."""
+    generator = torch.Generator().manual_seed(0)
+    if format in INT4_WEIGHTS:
+        return Weight("w", (rows, 256), format, random_groups(format, (rows, 256), generator))
+    return Weight("w", (rows, 256), format, (random_blocks(format, (rows, 256), generator),))
+
+
+@pytest.mark.parametrize("format", INT4_WEIGHTS)
+def test_columns_16_apart_share_a_byte_of_4_bit_groups(format):
+    weight = drawn(format, 5)
+    nibbles, scales, zeros = pack(format, *weight.planes)
+    assert (scales.equal(weight.planes[1]), zeros.equal(weight.planes[2])) == (True, True)
+    step, zero = (part.float().repeat_interleave(256 // part.shape[1], dim=1) for part in (scales, zeros))
+    halves = nibbles.view(5, 8, 16)
+    q = torch.stack([halves & 15, halves >> 4], dim=2).view(5, 256)
+    assert weight.dequantize().equal(step * (q - zero))
 
 
 @pytest.mark.parametrize("format", [*PLANES, "bf16", "fp8_row", "fp8_tensor", "fp8_128x128"])
 def test_the_stated_bytes_are_those_of_the_planes(format):
     generator = torch.Generator().manual_seed(0)
     if format in PLANES:
-        weight = Weight("w", (130, 256), format, (random_blocks(format, (130, 256), generator),))
+        weight = drawn(format, 130)
     else:
         weight = Weight("w", (130, 256), "f32", (torch.randn(130, 256, generator=generator),))
     bias = Weight("b", (130,), "f32", (torch.randn(130, generator=generator),))

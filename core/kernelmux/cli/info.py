@@ -59,6 +59,7 @@ def describe(path: Path) -> dict[str, Any]:
         "path": str(path),
         "architecture": _text(metadata.get("general.architecture")),
         "name": _text(metadata.get("general.name")),
+        "notes": list(file.notes),
         "runs": reason is None,
         "reason": reason,
         "sizes": {} if source is None else {name: getattr(source.shape, name) for name in SIZES},
@@ -132,6 +133,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokenizer", f"{told}, {template} a chat template"
     bits = 8 * found["weight_bytes"] / max(found["parameters"], 1)
     yield "weights", f"{found['parameters']:,} in {human_bytes(found['weight_bytes'])}, {bits:.2f} bits each"
+    for note in found["notes"]:
+        yield "note", note
     if cache := found["cache_bytes_per_token"]:
         sizes_told = ", ".join(f"{human_bytes(nbytes)} in {format}" for format, nbytes in cache.items())
         yield "cache", f"a token takes {sizes_told}"

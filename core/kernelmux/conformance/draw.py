@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.graph.formats import INT4_WEIGHTS, Value, Weight, empty_planes, lookup, quantize_planes
 from kernelmux.graph.graph import Builder, Graph
 from kernelmux.graph.ops import Case
-from kernelmux.graph.ops.blocks import random_blocks
+from kernelmux.graph.ops.blocks import random_blocks, random_groups
 from kernelmux.graph.ops.spreads import Kept
 
 DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
@@ -66,6 +66,8 @@ def _draw_weight(case: Case, value: Value, generator: torch.Generator) -> tuple[
         return own.planes if isinstance(own, Kept) else (own(generator).to(format.dtype),)
     if format.draw is not None:
         return format.draw(value.extents, generator)
+    if value.format in INT4_WEIGHTS:
+        return random_groups(value.format, value.extents, generator)
     if format.gguf is None:
         return _quantized(value, _uneven_blocks(value.extents, generator))
     if format.plain:

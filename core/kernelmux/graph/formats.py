@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import GraphError, nearest
 from kernelmux.graph.dequantize import dequantize_blocks
+from kernelmux.graph.groups import dequantize_groups
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ class Format:
     gguf: int | None = field(default=None, compare=False)
     """GGUF's number for the type, where it is one of GGUF's."""
     dequantize: Callable[[tuple[torch.Tensor, ...]], torch.Tensor] | None = field(default=None, compare=False)
-    """Of a format that a backend brings: float32 of a weight's planes."""
+    """Of 4-bit groups, and of a format that a backend brings: float32 of a weight's planes."""
     draw: Callable[[tuple[int, ...], torch.Generator], tuple[torch.Tensor, ...]] | None = field(
         default=None, compare=False
     )
@@ -117,6 +118,19 @@ def _fp8(name: str, scales: Plane, block: int = 1, rounding: float = 2e-3) -> Fo
     return Format(name, (Plane("data", "float8_e4m3fn"), scales), block=block, rounding=rounding)
 
 
+def int4_name(group: int, scales: str) -> str:
+    """What groups of so many columns, or whole rows (ALL), with scales of that dtype are called."""
+    return f"int4_{group or 'row'}{'_bf16' if scales == 'bfloat16' else ''}"
+
+
+def _int4(group: int, scales: str) -> Format:
+    planes = (Plane("data", "uint8", cols=2), Plane("scales", scales, cols=group), Plane("zeros", "uint8", cols=group))
+    # Whole rows, too, are read 32 columns at a time.
+    return Format(int4_name(group, scales), planes, block=group or 32, dequantize=dequantize_groups)
+
+
+INT4_GROUPS = (32, 64, 128, ALL)
+"""Columns that share a scale and a zero point in the formats of 4-bit groups (groups.py)."""
 BLOCK_WEIGHTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 SUPERBLOCK_WEIGHTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 # GGUF's number, columns and bytes of each type of block: the gguf package's GGML_QUANT_SIZES (a test compares them),
@@ -152,9 +166,11 @@ FORMATS: dict[str, Format] = {
         _fp8("fp8_block", Plane("scales", "float32", cols=128, column_major=True), block=128),
         # Of weights, the other side of fp8_block: one scale for 128 rows and 128 columns.
         _fp8("fp8_128x128", Plane("scales", "float32", rows=128, cols=128), block=128, rounding=0.0),
+        *(_int4(group, scales) for scales in ("float16", "bfloat16") for group in INT4_GROUPS),
         *map(_gguf, _GGUF),
     )
 }
+INT4_WEIGHTS = tuple(name for name in FORMATS if name.startswith("int4_"))
 
 CACHE_FORMATS = ("bf16", "f16", "f32", "fp8_row")
 """What the cache of keys and values may be stored as: each head of a position by itself, its scale too."""

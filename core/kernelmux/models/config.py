@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from kernelmux.errors import nearest, shown
 from kernelmux.graph.ops import Rotation
 from kernelmux.models.architecture import Folder
+from kernelmux.models.quantization import Quantization, read_quantization
 from kernelmux.models.stored import StoredFile
 
 KEYS: Mapping[str, str] = {
@@ -52,7 +53,6 @@ ABSENT: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "rope_interleaved": (False,),
     "use_bidirectional_attention": (False, None),
-    "quantization_config": (None,),
 }
 """What these keys may say: that the model has no such thing."""
 
@@ -110,6 +110,8 @@ class Translation:
     divisors: Mapping[str, list[float]]
     """Tensors that GGUF has of the rotary embedding."""
     tied: bool
+    quantization: Quantization | None = None
+    """How weights are quantised, if they are."""
 
 
 def translated(file: StoredFile, values: Mapping[str, Any], folder: Folder) -> Translation:
@@ -126,8 +128,9 @@ def translated(file: StoredFile, values: Mapping[str, Any], folder: Folder) -> T
     tied = config.get("tie_word_embeddings", folder.tied)
     if not isinstance(tied, bool):
         config.fail("tie_word_embeddings", "true or false is needed")
+    quantization = read_quantization(file, config.get("quantization_config"))
     config.finish()
-    return Translation({**keys, **turned}, divisors, tied)
+    return Translation({**keys, **turned}, divisors, tied, quantization)
 
 
 def _windows(config: Config) -> dict[str, Any]:

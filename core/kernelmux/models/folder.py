@@ -6,19 +6,21 @@ the folder is not built in is a ModelError. Weights lie as they are stored and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kernelmux.errors import ModelError, shown
-from kernelmux.graph.formats import Weight
+from kernelmux.graph.formats import Weight, lookup
 from kernelmux.models.architecture import Folder
 from kernelmux.models.architectures import find_model_type
 from kernelmux.models.config import translated
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.names import IGNORED, expert_name, gguf_name, names_in_turn
-from kernelmux.models.safetensors import json_object, read_safetensors
-from kernelmux.models.stored import StoredFile, StoredWeight, stacked_weight
+from kernelmux.models.quantization import Quantization
+from kernelmux.models.quantized_weights import quantized_weights, with_scales_of_rows
+from kernelmux.models.safetensors import DTYPES, json_object, plain_weight, read_planes
+from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight, stacked_weight
 from kernelmux.models.transposed import outputs_in_turn
 
 CONFIG = "config.json"
@@ -36,7 +38,7 @@ def read_folder(path: Path) -> ModelFile:
     config = read_json(config_file)
     architecture, folder = find_model_type(config_file, config.get("model_type"))
     said = translated(config_file, config, folder)
-    stored, stamp = _stored(path)
+    stored, stamp = _stored(path, said.quantization)
     weights = _renamed(path, stored, folder)
     if said.tied:
         weights.pop("output.weight", None)
@@ -47,7 +49,9 @@ def read_folder(path: Path) -> ModelFile:
     weights |= {name: _divisors(name, numbers) for name, numbers in said.divisors.items()}
     metadata = {"general.architecture": architecture, "general.name": path.resolve().name}
     metadata |= {f"{architecture}.{key}": value for key, value in said.keys.items()}
-    return ModelFile(path, {**metadata, **_template(path)}, weights, (*config_file.stamp, *stamp), "halves")
+    notes = said.quantization.notes if said.quantization else ()
+    metadata |= _template(path)
+    return ModelFile(path, metadata, weights, (*config_file.stamp, *stamp), "halves", notes=notes)
 
 
 def read_json(file: StoredFile) -> dict[str, Any]:
@@ -57,35 +61,46 @@ def read_json(file: StoredFile) -> dict[str, Any]:
     return json_object(file, file.read(0, file.size))
 
 
-def _stored(path: Path) -> tuple[dict[str, Weight], tuple[int, ...]]:
-    """The tensors of all files by the names that they have there, and the files' stamps."""
+def _stored(path: Path, quantization: Quantization | None) -> tuple[dict[str, StoredWeight], tuple[int, ...]]:
+    """The weights of all files by the names that they have there, and the files' stamps."""
+    if quantization is None:
+        planes, stamp = _planes(path, lambda file: read_planes(file, tuple(DTYPES)))
+        return {name: plain_weight(name, plane) for name, plane in planes.items()}, stamp
+    planes, stamp = _planes(path, lambda file: read_planes(file, least=0))
+    return quantized_weights(path, planes, quantization), stamp
+
+
+def _planes(
+    path: Path, read: Callable[[Path], tuple[dict[str, StoredPlane], tuple[int, int]]]
+) -> tuple[dict[str, StoredPlane], tuple[int, ...]]:
+    """The tensors of all files, each read so, and the files' stamps."""
     if not (path / INDEX).exists():
-        return read_safetensors(path / WHOLE)
+        return read(path / WHOLE)
     where = read_json(StoredFile(path / INDEX)).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
         raise ModelError(f"{path / INDEX}: weight_map: the file of each tensor is needed", file=str(path / INDEX))
-    weights: dict[str, Weight] = {}
+    planes: dict[str, StoredPlane] = {}
     stamp: tuple[int, ...] = ()
     for name in sorted(set(where.values())):
         if Path(name).name != name:
             raise ModelError(f"{path / INDEX}: file {shown(name)} is not in the folder", file=str(path / INDEX))
-        found, of_file = read_safetensors(path / name)
+        found, of_file = read(path / name)
         for tensor in found:
             if where.get(tensor) != name:
                 told = f"tensor {shown(tensor)} lies in {name}, the index says {shown(where.get(tensor))}"
                 raise ModelError(f"{path}: {told}", file=str(path))
-        weights |= found
+        planes |= found
         stamp += of_file
-    if missing := [tensor for tensor in where if tensor not in weights]:
+    if missing := [tensor for tensor in where if tensor not in planes]:
         told = f"tensor {shown(missing[0])} is not in {shown(where[missing[0]])}, where the index says it is"
         raise ModelError(f"{path}: {told}", file=str(path))
-    return weights, stamp
+    return planes, stamp
 
 
-def _renamed(path: Path, stored: Mapping[str, Weight], folder: Folder) -> dict[str, Weight]:
+def _renamed(path: Path, stored: Mapping[str, StoredWeight], folder: Folder) -> dict[str, Weight]:
     """The weights by GGUF's names, with norms as GGUF stores them."""
     weights: dict[str, Weight] = {}
-    experts: dict[str, dict[int, Weight]] = {}
+    experts: dict[str, dict[int, StoredWeight]] = {}
     for name, weight in stored.items():
         if IGNORED.fullmatch(name):
             continue
@@ -100,20 +115,22 @@ def _renamed(path: Path, stored: Mapping[str, Weight], folder: Folder) -> dict[s
         if target in weights:
             raise ModelError(f"{path}: two tensors are {target}, one of them {shown(name)}", file=str(path))
         if folder.norms_from_zero and target.endswith("norm.weight"):
-            weight = Weight(target, weight.shape, "f32", (1.0 + weight.dequantize(),))
-        elif isinstance(weight, StoredWeight):
-            weight = StoredWeight(target, weight.shape, weight.format, weight.stored)
-        weights[target] = weight
+            weights[target] = Weight(target, weight.shape, "f32", (1.0 + weight.dequantize(),))
+        else:
+            weights[target] = StoredWeight(target, weight.shape, weight.format, weight.stored)
     return weights | {name: _stacked(path, name, parts) for name, parts in experts.items()}
 
 
-def _stacked(path: Path, name: str, experts: Mapping[int, Weight]) -> Weight:
+def _stacked(path: Path, name: str, experts: Mapping[int, StoredWeight]) -> Weight:
     """The experts' tensors as one, in their order."""
-    parts = [experts.get(number) for number in range(len(experts))]
-    found = [part for part in parts if isinstance(part, StoredWeight)]
-    if len(found) < len(parts) or len({(part.shape, part.format) for part in found}) > 1:
-        told = f"{name}: {len(parts)} experts, numbered from 0 on and stored alike, are needed"
+    found = [with_scales_of_rows(experts[number]) for number in range(len(experts)) if number in experts]
+    if len(found) < len(experts) or len({(part.shape, part.format) for part in found}) > 1:
+        told = f"{name}: {len(experts)} experts, numbered from 0 on and stored alike, are needed"
         raise ModelError(f"{path}: {told}; one is missing or differs", file=str(path))
+    tall = max(plane.rows for plane in lookup(found[0].format).planes)
+    if tall and found[0].shape[0] % tall:
+        told = f"{name}: {tall} rows share scales, experts have {found[0].shape[0]}"
+        raise ModelError(f"{path}: {told}; whole blocks are needed", file=str(path))
     return stacked_weight(name, found)
 
 

@@ -43,6 +43,8 @@ class ModelFile:
     """Which elements of a head turn together, where that is not what GGUF stores of the architecture."""
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """GGUF's types of the metadata's values."""
+    notes: tuple[str, ...] = ()
+    """What the file states that is not used, though the model is the same without it."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import ModelError, nearest
-from kernelmux.graph.formats import Value, Weight, empty_planes, lookup, quantize_planes
-from kernelmux.graph.ops.blocks import random_blocks
+from kernelmux.graph.formats import INT4_WEIGHTS, Value, Weight, empty_planes, lookup, quantize_planes
+from kernelmux.graph.ops.blocks import random_blocks, random_groups
 from kernelmux.graph.ops.cases import FP8_WEIGHTS, WEIGHTS, brought_weights
 from kernelmux.models.byte_level import BYTES
 from kernelmux.models.gguf import ModelFile
@@ -52,7 +52,9 @@ SHAPES: Mapping[str, Sizes] = {
 MIXED = "Q4_K_M"
 """llama.cpp's mixture: Q4_K, with Q6_K where errors cost most."""
 
-STORED = (*WEIGHTS, MIXED)
+PRODUCTS_ALONE = (*FP8_WEIGHTS, *INT4_WEIGHTS)
+"""Formats of core's that no table is stored in."""
+STORED = (*dict.fromkeys((*WEIGHTS, *INT4_WEIGHTS)), MIXED)
 """What the matrices of a random model may be stored as, beside formats that backends bring; its norms are f32."""
 
 SHORTER: Mapping[str, str] = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", **NARROW}
@@ -115,6 +117,8 @@ def random_planes(
     stored = lookup(format)
     if stored.draw is not None:
         return stored.draw(shape, generator)
+    if format in INT4_WEIGHTS:
+        return random_groups(format, shape, generator, spread / _unit_spread(format), centred=True)
     if stored.gguf is not None and not stored.plain:
         return (random_blocks(format, shape, generator, spread / _unit_spread(format), centred=True),)
     drawn_as = stored.dtype if stored.plain else torch.float32
@@ -131,19 +135,22 @@ def _unit_spread(format: str) -> float:
     """The standard deviation of centred random blocks whose largest scale is 1, measured."""
     import torch
 
-    shape = (256, 256)
-    blocks = random_blocks(format, shape, torch.Generator().manual_seed(0), largest=1.0, centred=True)
-    return float(Weight(format, shape, format, (blocks,)).dequantize().std())
+    shape, generator = (256, 256), torch.Generator().manual_seed(0)
+    if format in INT4_WEIGHTS:
+        planes = random_groups(format, shape, generator, largest=1.0, centred=True)
+    else:
+        planes = (random_blocks(format, shape, generator, largest=1.0, centred=True),)
+    return float(Weight(format, shape, format, planes).dequantize().std())
 
 
 def stored_as(name: str, extents: tuple[int, ...], stored: str, sizes: Sizes) -> str:
     """The format of one tensor of a model stored as `stored`.
 
-    Formats for products alone leave embeddings and logits in bf16, as files of FP8 weights do.
+    Formats for products alone leave embeddings and logits in bf16, as folders of such weights do.
     """
     if len(extents) == 1:
         return "f32"
-    if name in ("token_embd.weight", "output.weight") and stored in (*FP8_WEIGHTS, *brought_weights()):
+    if name in ("token_embd.weight", "output.weight") and stored in (*PRODUCTS_ALONE, *brought_weights()):
         return "bf16"
     if stored == MIXED:
         stored = "Q6_K" if _is_delicate(name, sizes) else "Q4_K"

@@ -24,7 +24,7 @@ DTYPES: Mapping[str, str] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 """Of a model's weights, and their formats."""
 ITEMS: Mapping[str, str] = {
     **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"},
-    **{"I32": "int32", "I8": "int8", "U8": "uint8"},
+    **{"I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8"},
 }
 """What the planes of all formats are stored as, and torch's names for it."""
 LONGEST_HEADER = 1 << 26
@@ -35,16 +35,20 @@ _LENGTH = 8
 
 def read_safetensors(path: Path) -> tuple[dict[str, Weight], tuple[int, int]]:
     """The weights of one file, and its stamp."""
-    formats = {ITEMS[dtype]: format for dtype, format in DTYPES.items()}
     planes, stamp = read_planes(path, tuple(DTYPES))
-    weights: dict[str, Weight] = {
-        name: StoredWeight(name, plane.shape, formats[plane.dtype], (plane,)) for name, plane in planes.items()
-    }
-    return weights, stamp
+    return {name: plain_weight(name, plane) for name, plane in planes.items()}, stamp
 
 
-def read_planes(path: Path, dtypes: tuple[str, ...] = tuple(ITEMS)) -> tuple[dict[str, StoredPlane], tuple[int, int]]:
-    """The tensors of one file, each of one of these types, and its stamp."""
+def plain_weight(name: str, plane: StoredPlane) -> StoredWeight:
+    """A tensor of one of DTYPES as a weight."""
+    formats = {ITEMS[dtype]: format for dtype, format in DTYPES.items()}
+    return StoredWeight(name, plane.shape, formats[plane.dtype], (plane,))
+
+
+def read_planes(
+    path: Path, dtypes: tuple[str, ...] = tuple(ITEMS), least: int = 1
+) -> tuple[dict[str, StoredPlane], tuple[int, int]]:
+    """The tensors of one file, each of one of these types and of `least` dimensions or more, and its stamp."""
     file = StoredFile(path)
     if file.size < _LENGTH:
         raise file.fault(f"{file.size} bytes are no safetensors file; it is truncated, fetch it again")
@@ -56,7 +60,7 @@ def read_planes(path: Path, dtypes: tuple[str, ...] = tuple(ITEMS)) -> tuple[dic
     table = json_object(file, file.read(_LENGTH, length))
     table.pop("__metadata__", None)
     start = _LENGTH + length
-    planes = {name: _stored(file, name, row, start, dtypes) for name, row in table.items()}
+    planes = {name: _stored(file, name, row, start, dtypes, least) for name, row in table.items()}
     _check_extents(file, planes, start)
     return planes, file.stamp
 
@@ -98,15 +102,16 @@ def json_object(file: StoredFile, data: bytes | bytearray) -> dict[str, Any]:
     return found
 
 
-def _stored(file: StoredFile, name: str, row: Any, start: int, dtypes: tuple[str, ...]) -> StoredPlane:
+def _stored(file: StoredFile, name: str, row: Any, start: int, dtypes: tuple[str, ...], least: int) -> StoredPlane:
     """Where a tensor lies, by its row of the header; the file's data begins at byte `start`."""
     if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
         raise file.fault(f"tensor {shown(name)}: dtype, shape and data_offsets are needed, found {shown(row)}")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes:
         raise file.fault(f"tensor {shown(name)} is stored as {shown(dtype)}; {', '.join(dtypes)} are read")
-    if not _are_counts(shape) or not 1 <= len(shape) <= MOST_DIMENSIONS or 0 in shape:
-        raise file.fault(f"tensor {shown(name)}: shape {shown(shape)}; 1 to {MOST_DIMENSIONS} positive counts are read")
+    if not _are_counts(shape) or not least <= len(shape) <= MOST_DIMENSIONS or 0 in shape:
+        read = f"{least} to {MOST_DIMENSIONS} positive counts are read"
+        raise file.fault(f"tensor {shown(name)}: shape {shown(shape)}; {read}")
     if not _are_counts(offsets) or len(offsets) != 2:
         raise file.fault(f"tensor {shown(name)}: data_offsets {shown(offsets)}; a first and a last byte are needed")
     size = ITEM_BYTES[ITEMS[dtype]] * math.prod(shape)

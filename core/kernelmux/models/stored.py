@@ -13,11 +13,12 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from kernelmux.errors import ModelError
-from kernelmux.graph.formats import ITEM_BYTES, Weight, lookup, planes_of_rows, torch_dtype
+from kernelmux.graph.formats import ALL, ITEM_BYTES, Weight, lookup, planes_of_rows, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -130,16 +131,29 @@ class StackedBytes:
 
 
 class MadeBytes:
-    """A tensor that is made anew of what a file holds each time that some of it is read."""
+    """A tensor that is made of what a file holds when it is first read, and let go when all of it has been.
+
+    Whoever sends it to a device reads it piece by piece, in several threads.
+    """
 
     def __init__(self, make: Callable[[], torch.Tensor]) -> None:
         self._make = make
+        self._lock = Lock()
+        self._made: torch.Tensor | None = None
+        self._left = 0
 
     def read_into(self, start: int, room: memoryview) -> None:
         """Fills `room` with the bytes from `start` on."""
         import torch
 
-        made = self._make().contiguous().view(-1).view(torch.uint8)
+        with self._lock:
+            if self._made is None:
+                self._made = self._make().contiguous().view(-1).view(torch.uint8)
+                self._left = self._made.nbytes
+            made = self._made
+            self._left -= len(room)
+            if self._left <= 0:
+                self._made = None
         room[:] = made[start : start + len(room)].numpy().data
 
     def read(self, start: int, size: int) -> bytearray:
@@ -209,28 +223,41 @@ def loaded(weight: Weight) -> Weight:
 
 
 def rows_of(weight: Weight, name: str, taken: slice) -> Weight:
-    """Some rows of a matrix as a weight of that name, which is read when it is asked for where the whole one is."""
+    """Some rows of a matrix as a weight of that name, which is read when it is asked for where the whole one is.
+
+    `taken` starts at a multiple of the format's block of rows.
+    """
     shape = (taken.stop - taken.start, *weight.shape[1:])
-    stored = weight.stored if isinstance(weight, StoredWeight) else ()
-    if len(stored) == 1 and isinstance(stored[0], StoredPlane):
-        return StoredWeight(name, shape, weight.format, (stored[0].rows(taken),))
-    return Weight(name, shape, weight.format, planes_of_rows(weight.format, weight.planes, taken))
+    if not isinstance(weight, StoredWeight):
+        return Weight(name, shape, weight.format, planes_of_rows(weight.format, weight.planes, taken))
+    parts: list[StoredPlane | torch.Tensor] = []
+    for part, plane in zip(weight.stored, lookup(weight.format).planes, strict=True):
+        rows = slice(taken.start // (plane.rows or 1), -(-taken.stop // (plane.rows or 1)))
+        parts.append(part if plane.rows == ALL else part.rows(rows) if isinstance(part, StoredPlane) else part[rows])
+    return StoredWeight(name, shape, weight.format, tuple(parts))
 
 
 def stacked_weight(name: str, parts: Sequence[StoredWeight]) -> StoredWeight:
-    """Weights of one shape and format, each of one plane in a file, as one weight with one more axis."""
-    planes = [plane for part in parts for plane in part.stored if isinstance(plane, StoredPlane)]
-    shape, nbytes = (len(planes), *planes[0].shape), len(planes) * planes[0].nbytes
-    plane = StoredPlane(StackedBytes(planes), 0, planes[0].dtype, shape, nbytes)
-    return StoredWeight(name, (len(parts), *parts[0].shape), parts[0].format, (plane,))
+    """Weights of one shape and format, whose planes lie in files, as one weight with one more axis."""
+    stacked = []
+    for each in zip(*(part.stored for part in parts), strict=True):
+        planes = [plane for plane in each if isinstance(plane, StoredPlane)]
+        shape, nbytes = (len(planes), *planes[0].shape), len(planes) * planes[0].nbytes
+        stacked.append(StoredPlane(StackedBytes(planes), 0, planes[0].dtype, shape, nbytes))
+    return StoredWeight(name, (len(parts), *parts[0].shape), parts[0].format, tuple(stacked))
 
 
 def flattened(weight: Weight) -> Weight:
-    """A weight of matrices, or vectors, as one of all their rows, one's after another's; of formats of one plane."""
+    """A weight of matrices, or vectors, as one of all their rows, one's after another's.
+
+    Of formats whose rows share scales, matrices are of whole blocks of rows.
+    """
     first, *inner = weight.shape
     flat = (first * inner[0], *inner[1:])
-    (shape,) = (plane.shape(flat) for plane in lookup(weight.format).planes)
-    (stored,) = weight.stored if isinstance(weight, StoredWeight) else weight.planes
-    if isinstance(stored, StoredPlane):
-        return StoredWeight(weight.name, flat, weight.format, (replace(stored, shape=shape),))
-    return Weight(weight.name, flat, weight.format, (stored.view(shape),))
+    shapes = [plane.shape(flat) for plane in lookup(weight.format).planes]
+    if isinstance(weight, StoredWeight):
+        stored = zip(weight.stored, shapes, strict=True)
+        planes = [replace(p, shape=s) if isinstance(p, StoredPlane) else p.view(s) for p, s in stored]
+        return StoredWeight(weight.name, flat, weight.format, tuple(planes))
+    viewed = tuple(part.view(shape) for part, shape in zip(weight.planes, shapes, strict=True))
+    return Weight(weight.name, flat, weight.format, viewed)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.kernel import Kernel
-from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.formats import INT4_WEIGHTS, Value, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
@@ -26,6 +26,7 @@ STORED = {
     **{"Q2_K": 1e-1, "Q3_K": 3e-2, "Q4_0": 7e-3, "Q4_1": 7e-3, "Q4_K": 7e-3},
     **{"Q5_0": 2e-3, "Q5_1": 2e-3, "Q5_K": 2e-3, "Q6_K": 4e-4, "Q8_0": 2e-4},
     **{"fp8_tensor": 1e-2, "fp8_row": 1e-2, "fp8_128x128": 1e-2},
+    **dict.fromkeys(INT4_WEIGHTS, 7e-3),
 }
 """NMSE that storing normal noise in a format costs; what is not here counts as HALF. Of FP8 what kernels declare whose
 activations are stored as the weights are: these add as much again as the weights, and files of such weights are made

@@ -11,6 +11,7 @@ from kernelmux.errors import GraphError
 from kernelmux.graph.formats import (
     BLOCK_WEIGHTS,
     FORMATS,
+    INT4_WEIGHTS,
     SUPERBLOCK_WEIGHTS,
     Value,
     Weight,
@@ -21,7 +22,7 @@ from kernelmux.graph.formats import (
     torch_dtype,
 )
 from kernelmux.graph.ops import OPS
-from kernelmux.graph.ops.blocks import random_blocks
+from kernelmux.graph.ops.blocks import random_blocks, random_groups
 
 OWN = ["q8_32", "fp8_tensor", "fp8_row", "fp8_block"]
 PLAIN = ["f32", "f16", "bf16"]
@@ -52,6 +53,8 @@ def _stored(name, values):
         ("fp8_row", [(4, 256), (4, 1)], 1024 + 16),
         ("fp8_block", [(4, 256), (2, 4)], 1024 + 32),
         ("fp8_128x128", [(4, 256), (1, 2)], 1024 + 8),
+        ("int4_64", [(4, 128), (4, 4), (4, 4)], 512 + 32 + 16),
+        ("int4_row_bf16", [(4, 128), (4, 1), (4, 1)], 512 + 8 + 4),
         ("Q4_0", [(4, 8 * 18)], 4 * 8 * 18),
         ("Q6_K", [(4, 210)], 840),
     ],
@@ -211,6 +214,21 @@ def test_a_weight_in_a_format_of_kernelmux_is_dequantised_with_its_scales():
     values = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
     found = Weight("w", (4, 128), "fp8_row", _stored("fp8_row", values)).dequantize()
     assert torch.equal(found, dequantize_planes("fp8_row", _stored("fp8_row", values)))
+
+
+@pytest.mark.parametrize("name", INT4_WEIGHTS)
+def test_4_bit_groups_are_their_numbers_one_by_one(name):
+    shape = (5, 256)
+    data, scales, zeros = random_groups(name, shape, torch.Generator().manual_seed(2))
+    found = Weight("w", shape, name, (data, scales, zeros)).dequantize(torch.float64)
+    group = shape[1] // scales.shape[1]
+    for row in range(5):
+        for column in (0, 1, 31, 32, 127, 128, 255):
+            q = int(data[row, column // 2]) >> 4 * (column % 2) & 15
+            step, zero = float(scales[row, column // group]), int(zeros[row, column // group])
+            assert float(found[row, column]) == step * (q - zero)
+    some = planes_of_rows(name, (data, scales, zeros), slice(1, 3))
+    assert Weight("w", (2, 256), name, some).dequantize(torch.float64).equal(found[1:3])
 
 
 def test_extents_of_a_symbol_name_the_value():

@@ -187,7 +187,10 @@ CONFIGS = {
     "rope_parameters": ([1], r"rope_parameters = \[1\]: an object is needed"),
     "tie_word_embeddings": ("yes", "tie_word_embeddings = 'yes': true or false is needed"),
     "layer_types": (["full_attention"] * 2, "one kind for each of 1 layers is needed"),
-    "quantization_config": ({"bits": 4}, "quantization_config = {'bits': 4}: only None is built in"),
+    "quantization_config": (
+        {"bits": 4},
+        "quantization_config.quant_method = None: it is not built in; known: awq,",
+    ),
     "num_local_experts": (8, "num_local_experts = 8: it is not built in, and would be ignored"),
     "clip_qkv": (8.0, "clip_qkv = 8.0: only None is built in"),
 }

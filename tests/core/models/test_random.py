@@ -26,7 +26,9 @@ def test_a_model_of_any_format_gives_finite_logits(stored: str):
     assert 0.2 < float(logits.std()) < 5
 
 
-@pytest.mark.parametrize("stored", ["f32", "bf16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K", "fp8_row"])
+@pytest.mark.parametrize(
+    "stored", ["f32", "bf16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K", "fp8_row", "int4_64"]
+)
 def test_weights_have_the_spread_that_keeps_a_variance(stored: str):
     dense = drawn(stored).dequantize()
     assert dense.std().item() == pytest.approx(512**-0.5, rel=0.1)
@@ -75,7 +77,8 @@ def test_q4_k_m_keeps_delicate_tensors_in_q6_k_as_llama_cpp_does():
 def test_every_weight_format_is_one_of_every_shape_that_its_blocks_divide():
     for shape in SHAPES:
         for stored in STORED:
-            if (shape, stored) != ("smollm2-135m", "fp8_128x128"):
+            # 576 columns are no blocks of 128.
+            if shape != "smollm2-135m" or stored not in ("fp8_128x128", "int4_128", "int4_128_bf16"):
                 weights = random_file(f"{shape}:{stored}").weights.values()
                 assert all(FORMATS[weight.format].check(weight.shape) is None for weight in weights)
 
@@ -87,8 +90,8 @@ def test_q4_k_m_of_narrow_rows_uses_blocks_of_32():
     assert weights["blk.4.ffn_down.weight"].format == "Q4_K"
 
 
-@pytest.mark.parametrize("stored", FP8_WEIGHTS)
-def test_files_of_fp8_weights_keep_embeddings_and_logits_in_bf16(stored: str):
+@pytest.mark.parametrize("stored", [*FP8_WEIGHTS, "int4_128_bf16"])
+def test_files_of_such_weights_keep_embeddings_and_logits_in_bf16(stored: str):
     weights = random_file(f"llama-8b:{stored}").weights
     assert {weights[name].format for name in ("token_embd.weight", "output.weight")} == {"bf16"}
     assert weights["output_norm.weight"].format == weights["blk.0.attn_norm.weight"].format == "f32"

@@ -1,6 +1,6 @@
-"""Random valid blocks of GGUF's quantised formats: the weights of cases, and of models without a file.
+"""Random valid blocks of quantised formats, GGUF's and 4-bit groups: weights of cases, and of models without a file.
 
-Enters: a format and a shape. Leaves: the bytes of its blocks, with scales of every kind that ggml's quantisers make.
+Enters: a format and a shape. Leaves: the bytes of its blocks, with scales of every kind that quantisers make.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernelmux.graph.formats import Value, lookup
+from kernelmux.graph.formats import Value, lookup, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +79,24 @@ def random_blocks(
     if at.minimum is not None:
         write(at.minimum, at.middle * scales if centred else draw(abs(at.middle)))
     return blocks.flatten(-2)
+
+
+def random_groups(
+    format: str, shape: tuple[int, ...], generator: torch.Generator, largest: float = 0.1, centred: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Random valid planes of a format of 4-bit groups, on the generator's device.
+
+    Scales are a tenth of `largest` to that; zero points are any that files have, 0 to 16, or, where `centred`, 7 and 8.
+    """
+    import torch
+
+    data, scales, zeros = lookup(format).planes
+    device = generator.device
+    steps = largest * (0.1 + 0.9 * torch.rand(scales.shape(shape), generator=generator, device=device))
+    least, most = (7, 8) if centred else (0, 16)
+    middle = torch.randint(least, most + 1, zeros.shape(shape), generator=generator, dtype=torch.uint8, device=device)
+    nibbles = torch.randint(256, data.shape(shape), generator=generator, dtype=torch.uint8, device=device)
+    return nibbles, steps.to(torch_dtype(scales.dtype)), middle
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ MANY_ROWS = 65_600
 
 PLAIN_WEIGHTS = ("f32", "f16", "bf16")
 FP8_WEIGHTS = ("fp8_tensor", "fp8_row", "fp8_128x128")
-WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS)
-"""Every weight format of core."""
+INT4_CASES = ("int4_32", "int4_64_bf16", "int4_128", "int4_row_bf16")
+"""Of INT4_WEIGHTS each group and each dtype of scales once."""
+WEIGHTS = (*PLAIN_WEIGHTS, *BLOCK_WEIGHTS, *SUPERBLOCK_WEIGHTS, *FP8_WEIGHTS, *INT4_CASES)
+"""Every kind of weight format of core that kernels decode."""
 
 
 def brought_weights() -> tuple[str, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from safetensors.torch import load_file, save_file
 
 import kernelmux
 from kernelmux.errors import ModelError
@@ -124,3 +127,35 @@ def test_gates_and_ups_of_a_folder_take_turns(tmp_path):
         assert pieces == stored.planes[0].contiguous().numpy().tobytes()
         assert weights[f"blk.0.ffn_{part}_exps.bias"].planes[0].equal(experts.gate_up_proj_bias[:, first::2])
     assert weights["blk.0.ffn_down_exps.weight"].planes[0].equal(experts.down_proj.mT)
+
+
+def test_a_folder_in_mxfp4_is_the_folder_of_its_numbers(tmp_path):
+    """Blocks as transformers stores them: two numbers a byte, neighbours in the low and the high bits."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 80, "num_local_experts": 3}
+    model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**sizes, num_experts_per_tok=2))
+    generator, experts = torch.Generator().manual_seed(0), model.model.layers[0].mlp.experts
+    levels, stored = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]), {}
+    levels = torch.cat([levels, -levels])
+    for name, outputs, inputs in (("gate_up_proj", 64, 64), ("down_proj", 64, 32)):
+        codes = torch.randint(16, (3, outputs, inputs // 32, 32), generator=generator)
+        scales = torch.randint(121, 126, (3, outputs, inputs // 32), generator=generator)
+        numbers = levels[codes] * torch.exp2(scales - 127.0).unsqueeze(-1)
+        getattr(experts, name).data = numbers.flatten(2).mT.contiguous()
+        key = f"model.layers.0.mlp.experts.{name}"
+        stored[f"{key}_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+        stored[f"{key}_scales"] = scales.to(torch.uint8)
+    folder = tmp_path / "mxfp4"
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    rest = {name: weight for name, weight in weights.items() if f"{name}_blocks" not in stored}
+    save_file({**rest, **stored}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    opened = kernelmux.load(folder)
+    assert {node.weight[0].format for node in opened.graph.ops if node.op == "mul_mat_id"} == {"MXFP4"}
+    with torch.no_grad():
+        truth = model(torch.tensor([IDS])).logits[0]
+    assert float((opened.forward(IDS, opened.plan(use=("*=reference:f32",))) - truth).abs().max()) < 1e-4
