@@ -113,7 +113,13 @@ class Int16(Products):
 
     def reaches(self, node: TensorNode) -> Efficiency:
         # VNNI in whole vectors multiplies integers faster than float32 is multiplied: 1.6 times torch's GEMM.
-        return Efficiency(reading=0.8, multiplying=1.4) if self.lanes == 16 else self.efficiency
+        if self.lanes == 16:
+            return Efficiency(reading=0.8, multiplying=1.4)
+        if self.target.dot != "pairs":
+            return self.efficiency
+        # With AVX2 nearly as fast as that, of eight bits slower. No class that torch is limited to limits its GEMM.
+        share = 0.7 if any(PACKINGS[value.format].bits == 8 for value in node.weight) else 0.9
+        return Efficiency(reading=0.8, multiplying=share / 2 if self.target.limited else share)
 
     def panel_bytes(self, weight: Value) -> int:
         return packed_bytes(weight.format, *weight.extents, self.lanes)

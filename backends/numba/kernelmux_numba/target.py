@@ -37,6 +37,11 @@ class Target:
     """Of another system than this one's."""
 
     @property
+    def limited(self) -> bool:
+        """Whether this processor has more than its class."""
+        return self.cpu in GENERIC.values()
+
+    @property
     def float16(self) -> bool:
         """Whether it converts float16 itself."""
         return not self.x86 or self.lanes > 4

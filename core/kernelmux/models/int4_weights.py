@@ -61,13 +61,24 @@ def awq_weight(module: Module) -> StoredWeight:
     groups = scales.shape[0]
     zeros = _packed_zeros(module, groups, n)
 
-    def in_order(plane: StoredPlane) -> torch.Tensor:
-        found = _unpacked(plane)
-        return found.view(len(found), -1, EACH)[:, :, AWQ_PLACES].reshape(len(found), -1).T
+    def zero_points() -> torch.Tensor:
+        found = _unpacked(zeros)
+        return found.view(groups, -1, EACH)[:, :, AWQ_PLACES].reshape(groups, n).T
 
-    zero_points = made_plane("uint8", (n, groups), lambda: in_order(zeros))
-    data = made_plane("uint8", (n, k // 2), lambda: in_bytes(in_order(words)))
-    return _weight(module, (n, k), groups, data, _transposed(scales), zero_points)
+    data = made_plane("uint8", (n, k // 2), lambda: _by_outputs(words.tensor()))
+    return _weight(module, (n, k), groups, data, _transposed(scales), made_plane("uint8", (n, groups), zero_points))
+
+
+def _by_outputs(words: torch.Tensor) -> torch.Tensor:
+    """Bytes [n, k/2] of AWQ's int32 [k, n/8]: whole words are transposed first, which takes a quarter of the time."""
+    import torch
+
+    k, count = words.shape
+    pairs = _bytes(words.T).view(count, k, EACH // 2).permute(2, 0, 1).contiguous()
+    made = torch.empty(count, EACH, k // 2, dtype=torch.uint8)
+    for column, place in enumerate(AWQ_PLACES):
+        made[:, column] = in_bytes(pairs[place // 2] >> 4 * (place % 2) & 15)
+    return made.view(-1, k // 2)
 
 
 def compressed_weight(module: Module) -> StoredWeight:
