@@ -14,7 +14,7 @@ def wrong_where(op, name, where, first=""):
         results = Right.answer(self, node, operands)
         return tuple(1.5 * result for result in results) if where(node, operands) else results
 
-    planted(op, "error", first=f"*-drawn:*{first}*")(type(name, (Right,), {"answer": answer}))
+    planted(op, "error", first=f"*-drawn:*{first}*")(type(name, (Right,), {"answer": answer, "__module__": __name__}))
 
 
 def lengths(operands):

@@ -66,7 +66,9 @@ class Contents:
         samples = hashlib.sha256()
         for weight in self._weights.values():
             for plane in weight.stored if isinstance(weight, StoredWeight) else weight.planes:
-                samples.update(_sample(plane))
+                # What a plane is made of, which is quick to read.
+                for source in plane.sources if isinstance(plane, StoredPlane) else (plane,):
+                    samples.update(_sample(source))
         table = [(weight.name, weight.format, weight.shape) for weight in self._weights.values()]
         return Cache.key(self._stamp, table, samples.hexdigest())
 

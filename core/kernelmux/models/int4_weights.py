@@ -43,14 +43,15 @@ def gptq_weight(module: Module, one_less: bool) -> StoredWeight:
     zeros = _packed_zeros(module, groups, n)
     _check_order(module, "g_idx", k, groups)
 
-    def zero_points() -> torch.Tensor:
-        found = _unpacked(zeros)
+    def zero_points(packed: torch.Tensor) -> torch.Tensor:
+        found = integers(_bytes(packed))
         if one_less and (found == AMBIGUOUS).any():
             module.fail("qzeros has a 15, which stands for 16 or for 0; convert it to checkpoint_format gptq_v2")
         return (found + one_less).T
 
-    data = made_plane("uint8", (n, k // 2), lambda: _bytes(words.tensor().T))
-    return _weight(module, (n, k), groups, data, _transposed(scales), made_plane("uint8", (n, groups), zero_points))
+    data = made_plane("uint8", (n, k // 2), (words,), lambda packed: _bytes(packed.T))
+    points = made_plane("uint8", (n, groups), (zeros,), zero_points)
+    return _weight(module, (n, k), groups, data, _transposed(scales), points)
 
 
 def awq_weight(module: Module) -> StoredWeight:
@@ -61,12 +62,13 @@ def awq_weight(module: Module) -> StoredWeight:
     groups = scales.shape[0]
     zeros = _packed_zeros(module, groups, n)
 
-    def zero_points() -> torch.Tensor:
-        found = _unpacked(zeros)
+    def zero_points(packed: torch.Tensor) -> torch.Tensor:
+        found = integers(_bytes(packed))
         return found.view(groups, -1, EACH)[:, :, AWQ_PLACES].reshape(groups, n).T
 
-    data = made_plane("uint8", (n, k // 2), lambda: _by_outputs(words.tensor()))
-    return _weight(module, (n, k), groups, data, _transposed(scales), made_plane("uint8", (n, groups), zero_points))
+    data = made_plane("uint8", (n, k // 2), (words,), _by_outputs)
+    points = made_plane("uint8", (n, groups), (zeros,), zero_points)
+    return _weight(module, (n, k), groups, data, _transposed(scales), points)
 
 
 def _by_outputs(words: torch.Tensor) -> torch.Tensor:
@@ -102,14 +104,14 @@ def _compressed_zeros(module: Module, n: int, groups: int) -> StoredPlane:
     import torch
 
     if "weight_zero_point" not in module.parts:
-        return made_plane("uint8", (n, groups), lambda: torch.full((n, groups), MIDDLE, dtype=torch.uint8))
+        return made_plane("uint8", (n, groups), (), lambda: torch.full((n, groups), MIDDLE, dtype=torch.uint8))
     packed = (-(-n // EACH), groups)
     zeros = module.take_shaped("weight_zero_point", (*WORDS, "int8"), packed, (n, groups))
     if zeros.dtype == "int8":
-        return made_plane("uint8", (n, groups), lambda: (zeros.tensor() + MIDDLE).to(torch.uint8))
+        return made_plane("uint8", (n, groups), (zeros,), lambda points: (points + MIDDLE).to(torch.uint8))
     if zeros.shape != packed:
         module.fail(f"tensor weight_zero_point is int32 {list(zeros.shape)}; {list(packed)} is read")
-    return made_plane("uint8", (n, groups), lambda: integers(_bytes(zeros.tensor().T))[:, :n].T)
+    return made_plane("uint8", (n, groups), (zeros,), lambda packed: integers(_bytes(packed.T))[:, :n].T)
 
 
 def _weight(
@@ -143,12 +145,7 @@ def _check_order(module: Module, end: str, k: int, groups: int) -> None:
 
 
 def _transposed(plane: StoredPlane) -> StoredPlane:
-    return made_plane(plane.dtype, plane.shape[::-1], lambda: plane.tensor().T)
-
-
-def _unpacked(words: StoredPlane) -> torch.Tensor:
-    """uint8 [a, 8 b] of int32 [a, b]."""
-    return integers(_bytes(words.tensor()))
+    return made_plane(plane.dtype, plane.shape[::-1], (plane,), lambda numbers: numbers.T)
 
 
 def _bytes(words: torch.Tensor) -> torch.Tensor:

@@ -54,7 +54,7 @@ def _weight(
     fmt = lookup(FORMAT)
     if fault := fmt.check(shape):
         module.fail(fault)
-    plane = made_plane("uint8", fmt.planes[0].shape(shape), lambda: _blocks(packed.tensor(), scales.tensor()))
+    plane = made_plane("uint8", fmt.planes[0].shape(shape), (packed, scales), _blocks)
     return StoredWeight(name, shape, FORMAT, (plane,))
 
 

@@ -93,13 +93,15 @@ def _as_float32(module: Module, plane: StoredPlane, shape: tuple[int, ...]) -> S
         module.fail(f"its scales are stored as {plane.dtype}; floats are read")
     if plane.dtype == "float32":
         return replace(plane, shape=shape)
-    return made_plane("float32", shape, lambda: plane.tensor().float())
+    return made_plane("float32", shape, (plane,), lambda numbers: numbers.float())
 
 
 def with_scales_of_rows(weight: StoredWeight) -> StoredWeight:
     """A weight with one scale as one with a scale a row, which is the same of each; others as they are."""
     if weight.format != "fp8_tensor":
         return weight
-    data, _ = weight.stored
-    rows = made_plane("float32", (weight.shape[0], 1), lambda: weight.planes[1].expand(weight.shape[0], 1))
+    data, scale = weight.stored
+    assert isinstance(scale, StoredPlane)
+    n = weight.shape[0]
+    rows = made_plane("float32", (n, 1), (scale,), lambda one: one.expand(n, 1))
     return StoredWeight(weight.name, weight.shape, "fp8_row", (data, rows))

@@ -114,6 +114,7 @@ class StackedBytes:
     def __init__(self, planes: Sequence[StoredPlane]) -> None:
         self._planes = tuple(planes)
         self._size = planes[0].nbytes
+        self.sources = tuple(source for plane in planes for source in plane.sources)
 
     def read_into(self, start: int, room: memoryview) -> None:
         """Fills `room` with the bytes from `start` on."""
@@ -131,12 +132,14 @@ class StackedBytes:
 
 
 class MadeBytes:
-    """A tensor that is made of what a file holds when it is first read, and let go when all of it has been.
+    """A tensor that is made of what files hold when it is first read, and let go when all of it has been.
 
-    Whoever sends it to a device reads it piece by piece, in several threads.
+    Whoever sends it to a device reads it piece by piece, in several threads. `make` is given the tensors of planes.
     """
 
-    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, planes: Sequence[StoredPlane], make: Callable[..., torch.Tensor]) -> None:
+        self.sources = tuple(source for plane in planes for source in plane.sources)
+        self._planes = tuple(planes)
         self._make = make
         self._lock = Lock()
         self._made: torch.Tensor | None = None
@@ -148,7 +151,8 @@ class MadeBytes:
 
         with self._lock:
             if self._made is None:
-                self._made = self._make().contiguous().view(-1).view(torch.uint8)
+                made = self._make(*(plane.tensor() for plane in self._planes))
+                self._made = made.contiguous().view(-1).view(torch.uint8)
                 self._left = self._made.nbytes
             made = self._made
             self._left -= len(room)
@@ -172,6 +176,11 @@ class StoredPlane:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+
+    @property
+    def sources(self) -> tuple[StoredPlane, ...]:
+        """What lies in files as it is: the plane itself, or those that it is made of."""
+        return (self,) if isinstance(self.file, StoredFile) else self.file.sources
 
     def read_into(self, start: int, room: memoryview) -> None:
         """Fills `room` with the plane's bytes from its byte `start` on."""
@@ -197,9 +206,11 @@ class StoredPlane:
         return whole.view(torch_dtype(self.dtype)).view(self.shape)
 
 
-def made_plane(dtype: str, shape: tuple[int, ...], make: Callable[[], torch.Tensor]) -> StoredPlane:
-    """A plane of that dtype and shape, made of what a file holds when it is read."""
-    return StoredPlane(MadeBytes(make), 0, dtype, shape, ITEM_BYTES[dtype] * math.prod(shape))
+def made_plane(
+    dtype: str, shape: tuple[int, ...], planes: Sequence[StoredPlane], make: Callable[..., torch.Tensor]
+) -> StoredPlane:
+    """A plane of that dtype and shape, which `make` makes of the tensors of others when it is read."""
+    return StoredPlane(MadeBytes(planes, make), 0, dtype, shape, ITEM_BYTES[dtype] * math.prod(shape))
 
 
 class StoredWeight(Weight):

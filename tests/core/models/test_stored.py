@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 import kernelmux
 from kernelmux.errors import ModelError
 from kernelmux.models.gguf import read
-from kernelmux.models.stored import LARGEST_READ, StoredFile, StoredWeight, loaded, rows_of
+from kernelmux.models.stored import LARGEST_READ, StoredFile, StoredPlane, StoredWeight, loaded, made_plane, rows_of
 from tiny_model import write_tiny_llama
 
 
@@ -160,3 +162,25 @@ def test_some_rows_of_a_matrix_are_read_alone(tmp_path):
     assert part.nbytes == sum(plane.nbytes for plane in part.stored)
     again = rows_of(loaded(weight), "part", slice(2, 5))
     assert again.dequantize().equal(part.dequantize())
+
+
+def test_a_plane_that_is_made_is_made_once_for_all_its_pieces_and_let_go(tmp_path):
+    (tmp_path / "numbers").write_bytes(bytes(range(60)))
+    stored = StoredPlane(StoredFile(tmp_path / "numbers"), 0, "uint8", (60,), 60)
+    made = []
+
+    def doubled(numbers):
+        made.append(numbers)
+        return numbers.to(torch.int32) * 2
+
+    plane = made_plane("int32", (6, 10), (stored,), doubled)
+    again = made_plane("int32", (10, 6), (plane,), lambda numbers: numbers.T)
+    assert again.sources == (stored,)
+    assert made == []
+    with ThreadPoolExecutor(4) as threads:
+        pieces = list(threads.map(lambda start: bytes(plane.read(start, 20)), range(0, 240, 20)))
+    assert torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.int32).equal(torch.arange(60).int() * 2)
+    assert len(made) == 1
+    assert plane.rows(slice(2, 4)).tensor().tolist() == [list(range(40, 60, 2)), list(range(60, 80, 2))]
+    assert len(made) == 2, "what has been read is let go"
+    assert again.tensor().equal(plane.tensor().T)
