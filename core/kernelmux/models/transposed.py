@@ -2,7 +2,7 @@
 
 Enters: a weight of numbers [experts, inputs, outputs] or of blocks [experts, outputs, inputs], or biases [experts,
 outputs], whose outputs are those of one or of several products in turn, as gate and up. Leaves: a weight [experts,
-outputs, inputs] of each product, an expert of which is taken apart when it is read.
+outputs, inputs] of each product, which is taken apart when it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.errors import ModelError, shown
 from kernelmux.graph.formats import Weight, lookup
-from kernelmux.models.stored import StoredPlane, StoredWeight, made_plane, stacked_weight
+from kernelmux.models.stored import StoredPlane, StoredWeight, made_plane
 
 if TYPE_CHECKING:
     import torch
@@ -47,21 +47,17 @@ def _biases(name: str, weight: Weight, stored: StoredPlane, taken: slice) -> Wei
 
 def _matrices(name: str, weight: Weight, stored: StoredPlane, taken: slice) -> StoredWeight:
     axis = _outputs(weight)
-    shape = (len(range(weight.shape[axis])[taken]), weight.shape[3 - axis])
+    shape = (weight.shape[0], len(range(weight.shape[axis])[taken]), weight.shape[3 - axis])
     (plane,), apart = lookup(weight.format).planes, _transposed if axis == 2 else _taken
-    experts = []
-    for expert in range(weight.shape[0]):
-        own = stored.rows(slice(expert, expert + 1))
-        made = made_plane(stored.dtype, plane.shape(shape), partial(apart, own, taken))
-        experts.append(StoredWeight(name, shape, weight.format, (made,)))
-    return stacked_weight(name, experts)
+    made = made_plane(stored.dtype, plane.shape(shape), (stored,), partial(apart, taken=taken))
+    return StoredWeight(name, shape, weight.format, (made,))
 
 
-def _transposed(expert: StoredPlane, taken: slice) -> torch.Tensor:
-    """Of one expert [1, inputs, outputs] the outputs that are taken, [outputs, inputs]."""
-    return expert.tensor()[0, :, taken].mT
+def _transposed(experts: torch.Tensor, taken: slice) -> torch.Tensor:
+    """Of numbers [experts, inputs, outputs] the outputs that are taken, [experts, outputs, inputs]."""
+    return experts[:, :, taken].mT
 
 
-def _taken(expert: StoredPlane, taken: slice) -> torch.Tensor:
-    """Of one expert's blocks [1, outputs, bytes] those of the outputs that are taken."""
-    return expert.tensor()[0, taken]
+def _taken(experts: torch.Tensor, taken: slice) -> torch.Tensor:
+    """Of blocks [experts, outputs, bytes] those of the outputs that are taken."""
+    return experts[:, taken]
