@@ -34,6 +34,7 @@ WINDOW = 7
 GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": WINDOW}
 QWEN3MOE = {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": WINDOW}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
@@ -60,6 +61,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
     "olmo2": ("Olmo2", {}),
+    "gpt-oss": ("GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "truncate": False}, "swiglu_limit": 1.5}),
+    "gpt-oss-default": ("GptOss", {**GPT_OSS, "rope_parameters": None}),
     "granite": (
         "Granite",
         {

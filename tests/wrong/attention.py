@@ -145,6 +145,18 @@ class CapsWhatIsMasked(Paged):
         return super().shares(scores.clamp(min=self.least))
 
 
+@planted("attention", "error", first="*-sinks-*")
+class LeavesOutTheSinks(Paged):
+    def taken(self, sinks):
+        return ()
+
+
+@planted("attention", "error", first="*-sinks-*")
+class TakesTheFirstHeadsSink(Paged):
+    def taken(self, sinks):
+        return tuple(sink[:1].expand(len(sink)) for sink in sinks)
+
+
 @planted("attention", "error", first="*-soft-cap-*")
 class CapsBeforeTheScale(Paged):
     def scale(self, node):

@@ -15,7 +15,7 @@ class Paged(Right):
 
     def answer(self, node, operands):
         q, k_cache, v_cache, query_start, kv_len, block_table = operands.inputs
-        y = torch.zeros_like(q)
+        y, self.sinks = torch.zeros_like(q), self.taken(operands.weight)
         starts, lengths = query_start.tolist(), self.lengths(kv_len.tolist())
         for seq, length in enumerate(lengths):
             rows = slice(starts[seq], starts[seq + 1])
@@ -58,8 +58,12 @@ class Paged(Right):
         last = self.last(torch.arange(len(q)), len(q), length).unsqueeze(1)
         slots = torch.arange(len(keys))
         mask = (slots <= last) & (slots > last - (self.window(node) or len(keys) + 1))
-        shares = self.shares(scores.masked_fill(~mask, -torch.inf))
+        beside = [sink.view(-1, 1, 1).expand(-1, len(q), 1) for sink in self.sinks]
+        shares = self.shares(torch.cat([scores.masked_fill(~mask, -torch.inf), *beside], dim=-1))[..., : len(keys)]
         return torch.einsum("hqk,khd->qhd", shares, values).flatten(1)
+
+    def taken(self, sinks):
+        return sinks
 
     def scale(self, node):
         return node.scale

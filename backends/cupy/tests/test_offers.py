@@ -118,6 +118,10 @@ def test_attention_of_many_rows_is_declined():
     assert "m ..64, not 128" in many.reason
 
 
+def test_attention_with_sinks_is_declined():
+    assert ask(node_of("attention", "attention-sinks-window"))["cupy:f32"].reason == "it has no sinks"
+
+
 def test_attention_is_split_by_the_processors_of_the_card():
     node = node_of("attention", "attention-decode-200")
     small = replace(H100, processors=12)

@@ -12,10 +12,10 @@ CONTRACT = 2
 @hookimpl
 def kernel_classes() -> Sequence[type[Kernel]]:
     # Imported here: loading a backend must load neither torch nor numba.
-    from kernelmux_numba import attention, convert, copy, elementwise, embed, fused, mul_mat, norm, rope
+    from kernelmux_numba import attention, convert, copy, elementwise, embed, experts, fused, mul_mat, norm, rope
 
     return [
-        *(mul_mat.Int16, mul_mat.Float, attention.Attention),
+        *(mul_mat.Int16, mul_mat.Float, experts.Int16Experts, attention.Attention),
         *(norm.RmsNorm, norm.AddRmsNorm, elementwise.Elementwise, elementwise.Swiglu),
         *(fused.Int16GateUpSwiglu, fused.FloatGateUpSwiglu),
         *(fused.Int16QkvRopeCopy, fused.FloatQkvRopeCopy),

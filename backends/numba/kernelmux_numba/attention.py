@@ -73,7 +73,7 @@ class Attention(NumbaKernel):
         keys, values = node.inputs[1].format, node.inputs[2].format
         if keys != values:
             return Declined(f"it reads keys and values of one format, not {keys}, {values}", "format")
-        return None
+        return Declined("it has no sinks", "unsupported") if node.weight else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [("f32",), *((value.format,) for value in node.inputs[1:])]

@@ -52,6 +52,12 @@ class Step:
         return kernel.bind(node, Tensors(inputs, (as_planes(y),), (), workspace), None), y
 
 
+def test_sinks_are_declined_by_name():
+    node = Step([(1, 20)]).node
+    assert Attention().refuses(node) is None
+    assert Attention().refuses(replace(node, weight=(Value("sinks", (6,)),))).reason == "it has no sinks"
+
+
 MIXED = [(1, 700), (70, 300), (0, 40), (3, 129)]
 
 

@@ -1,6 +1,6 @@
-"""add, mul, scale, silu, gelu and soft_cap in any mix of f32, bf16 and f16: one torch call each, or three.
+"""add, mul, scale, silu, gelu, soft_cap and clamped_swiglu in any mix of f32, bf16 and f16, by torch calls.
 
-Three are those of soft_cap, and of an activation that changes the format.
+One each, but three of soft_cap, and of an activation that changes the format; eight of clamped_swiglu.
 """
 
 from __future__ import annotations
@@ -109,5 +109,29 @@ class SoftCap(_Elementwise):
             torch.div(x, cap, out=wide)
             torch.tanh(wide, out=wide)
             torch.mul(wide, cap, out=y)
+
+        return launch
+
+
+class ClampedSwiglu(_Elementwise):
+    ops = ("clamped_swiglu",)
+    on_card = 8
+
+    def workspace(self, node: TensorNode) -> int:
+        return 8 * math.prod(node.outputs[0].extents)
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        (gate, up), (y,) = tensors.inputs, tensors.outputs
+        assert tensors.workspace is not None
+        # Both inputs are read before y, which may be either, is written.
+        gated, opened = tensors.workspace.view(torch.float32).view(2, *gate.shape)
+        limit = node.limit
+
+        def launch() -> None:
+            gated.copy_(gate).clamp_(max=limit)
+            torch.mul(gated, node.alpha, out=opened)
+            gated.mul_(opened.sigmoid_())
+            opened.copy_(up).clamp_(-limit, limit).add_(1)
+            torch.mul(gated, opened, out=y)
 
         return launch

@@ -67,7 +67,8 @@ class MulMatId(TorchKernel):
 
     def prepare(self, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
         weight, *bias = weights
-        return (*weight.planes, *(dense(each, torch.float32, device) for each in bias))
+        planes = (part.to(device.torch) for part in weight.planes)
+        return (*planes, *(dense(each, torch.float32, device) for each in bias))
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x, ids), (y,) = tensors.inputs, tensors.outputs
@@ -78,7 +79,7 @@ class MulMatId(TorchKernel):
         def launch() -> None:
             for expert, places in _grouped(ids).items():
                 matrix, bias = of_expert(expert)
-                index = torch.tensor(places)
+                index = torch.tensor(places, device=x.device)
                 own = rows[index // top_k if shared else index]
                 results[index] = own @ matrix.T if bias is None else torch.addmm(bias, own, matrix.T)
 

@@ -35,6 +35,12 @@ def test_sdpa_declines_a_soft_cap():
     assert refused.kind == "unsupported"
 
 
+def test_sinks_are_triton_s_alone_on_a_card():
+    offer = registry.current().offer(attention_node(512, weight=(Value("sinks", (4,)),)), H100)
+    assert offer.declined["torch:sdpa"].reason == "torch's attention has no sinks"
+    assert "triton:prefill" in offer.kernels
+
+
 def test_projections_are_one_gemm_and_triton_turns_and_stores_what_it_wrote():
     b = Builder("block", "bf16")
     x = b.leaf("x", ("m", 256), "bf16", role="state")

@@ -12,6 +12,12 @@ from kernelmux.graph.graph import case_node
 H100 = Device("cuda", name="H100", capability=(9, 0))
 NODES = {
     "gate_up_swiglu": ((Value("x", ("m", 64)),), {"weight": (Value("gate", (96, 64)), Value("up", (96, 64)))}),
+    "route": ((Value("logits", ("m", 8)),), {"top_k": 2}),
+    "mul_mat_id": (
+        (Value("x", ("m", 64)), Value("ids", ("m", 2), "i32")),
+        {"weight": (Value("w", (8 * 32, 64), "MXFP4"),), "experts": 8},
+    ),
+    "expert_sum": ((Value("x", ("m", 64)), Value("weights", ("m", 2))), {}),
     "embed": ((Value("ids", ("m",), "i32"),), {"weight": (Value("table", (50, 64)),)}),
 }
 
@@ -33,6 +39,13 @@ def test_a_tied_head_shares_the_table_of_embed():
     offered = registry.current().offer(head, H100).kernels
     tables = {name: kernel for name, kernel in ask("embed").kernels.items() if name.startswith("torch:")}
     assert {name: offered[name].packed for name in tables} == {name: table.packed for name, table in tables.items()}
+
+
+@pytest.mark.parametrize(("op", "capturable"), [("route", False), ("mul_mat_id", False), ("expert_sum", True)])
+def test_graphs_hold_none_that_waits_for_ids_or_allocates(op, capturable):
+    kernels = {name: kernel for name, kernel in ask(op).kernels.items() if name.startswith("torch:")}
+    assert kernels
+    assert {kernel.capturable for kernel in kernels.values()} == {capturable}
 
 
 @pytest.mark.parametrize("device", [H100, Device("cuda", name="A100", capability=(8, 0))], ids=lambda d: d.name)

@@ -27,6 +27,7 @@ class Cached(Kernel):
 
     ops = ("attention",)
     precision: ClassVar[float] = 1e-5
+    packed = "f32"
     takes: Mapping[str, object] = {"cache_format": CACHES[1:], "head_dim": f"..{WIDEST}"}
     output_formats = FLOATS
 
@@ -49,6 +50,11 @@ class Cached(Kernel):
         if scaled(node):
             keys, values = keys.view(torch.int16), values.view(torch.int16)
         return keys, k_scales, values, v_scales
+
+    @staticmethod
+    def sinks(node: TensorNode, tensors: Tensors) -> tuple[torch.Tensor, bool]:
+        """One number a head, and whether there are any; nobody reads them where there are none."""
+        return (*tensors.packed, tensors.inputs[0])[0], bool(node.weight)
 
 
 def scaled(node: TensorNode) -> bool:
@@ -179,6 +185,18 @@ def add_values(
     else:
         sums = tl.dot(each.to(values.dtype), values, sums * faded[:, None], input_precision="ieee")
     return sums, odd_sums
+
+
+@triton.jit
+def with_sink(peak, total, sinks, head, there, SINKS: tl.constexpr):
+    """The sum of weights with the weight of the head's sink, if it has one and something was seen.
+
+    `peak` is the largest score, times log2(e).
+    """
+    if SINKS:
+        sink = tl.load(sinks + head, mask=there, other=0.0) * LOG2E
+        total += tl.where(peak == float("-inf"), 0.0, tl.exp2(sink - peak))
+    return total
 
 
 @triton.jit

@@ -76,24 +76,25 @@ class Decode(Cached):
         sizes = _sizes(node, programs)
         found, weights, spans = tensors.workspace.view(torch.float32)[: sum(sizes)].split(sizes)
         spans = spans.view(torch.int32)
+        sinks, sunk = self.sinks(node, tensors)
         heads = (node.num_heads, node.num_kv_heads, node.head_dim)
         pack, rows = pow2(node.num_heads // node.num_kv_heads), pow2(m)
         attends = bind(
             attend,
             (programs,),
-            *(q, y, found, weights, spans, *caches, query_start, kv_len, block_table),
+            *(q, y, found, weights, spans, *caches, sinks, query_start, kv_len, block_table),
             *(m, seqs, block_table.stride(0)),
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
             *(*heads, caches[0].shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, rows, max(16, min(pow2(seqs), COMPARED // rows))),
-            *(scaled(node), splits_queries(node), not q.is_cpu),
+            *(scaled(node), splits_queries(node), not q.is_cpu, sunk),
             stream=stream,
             num_warps=self.tuning.warps if tall < 64 else 8,
         )
         weighs = bind(
             weigh,
             (m, node.num_heads),
-            *(y, found, weights, spans, *heads, wide_of(node), tall, PIECES),
+            *(y, found, weights, spans, sinks, *heads, wide_of(node), tall, PIECES, sunk),
             stream=stream,
             num_warps=2,
         )

@@ -15,17 +15,18 @@ from kernelmux_triton.attention_cache import (
     pages_of,
     score,
     split_queries,
+    with_sink,
 )
 
 
 @triton.jit(do_not_specialize=["rows", "sequences", "width"])
 def attend(
-    q, y, found, weights, spans, k_cache, k_scales, v_cache, v_scales, query_start, kv_len, block_table, rows,
+    q, y, found, weights, spans, k_cache, k_scales, v_cache, v_scales, sinks, query_start, kv_len, block_table, rows,
     sequences, width,
     SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr, SCALED: tl.constexpr,
-    LOW: tl.constexpr, ASSEMBLED: tl.constexpr,
+    LOW: tl.constexpr, ASSEMBLED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Attends for y [rows, HEADS * DIM]; each key and value of the cache is read once by each TALL / PACK rows.
 
@@ -123,6 +124,7 @@ def attend(
         weighted = joined(sums, odd_sums, SCALED)
 
         if take == row_tiles:
+            total = with_sink(peak, total, sinks, kv_head * group + member, kept, SINKS)
             mixed = weighted * (1 / tl.where(total > 0, total, 1.0))[:, None]
             tl.store(y + head[:, None] * DIM + column[None, :], mixed.to(y.dtype.element_ty), mask=inside)
         else:
@@ -142,9 +144,9 @@ def attend(
 
 @triton.jit
 def weigh(
-    y, found, weights, spans,
+    y, found, weights, spans, sinks,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TALL: tl.constexpr,
-    PIECES: tl.constexpr,
+    PIECES: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """One head [DIM] of one row of y a program, from what each of several programs found, in order.
 
@@ -173,6 +175,7 @@ def weigh(
             total = total * faded + tl.sum(totals * shares, axis=0)
             mixed = mixed * faded + tl.sum(sums * shares[:, None], axis=0)
             peak = higher
+        total = with_sink(peak, total, sinks, head, True, SINKS)
         mixed = mixed / tl.where(total > 0, total, 1.0)
         into = y + (row.to(tl.int64) * HEADS + head) * DIM + column
         tl.store(into, mixed.to(y.dtype.element_ty), mask=column < DIM)

@@ -22,7 +22,7 @@ LONGEST = 32768
 class Elementwise(Kernel):
     """In float32, rounded once."""
 
-    ops: tuple[str, ...] = ("add", "mul", "scale", "silu", "gelu", "soft_cap")
+    ops: tuple[str, ...] = ("add", "mul", "scale", "silu", "gelu", "soft_cap", "clamped_swiglu")
     name = "f32"
     precision = 1e-11
     input_formats = output_formats = FLOATS
@@ -33,9 +33,9 @@ class Elementwise(Kernel):
         m, n = a.shape
         group, column_major = scaling(node.outputs[0].format, n)
         wide = max(group, min(TILE, triton.next_power_of_2(n)))
-        number = node.scale or node.soft_cap
+        number = node.scale or node.soft_cap or node.limit
         laid = (a.stride(0), b.stride(0), n, group, column_major, wide)
-        args = (a, b, *planes(tensors.outputs[0]), node.op, number, *laid)
+        args = (a, b, *planes(tensors.outputs[0]), node.op, number, node.alpha, *laid)
         return bind(_elementwise, (m, triton.cdiv(n, wide)), *args, stream=stream, num_warps=warps(wide))
 
 
@@ -52,17 +52,20 @@ class Swiglu(Elementwise):
 @triton.jit
 def _elementwise(
     a, b, y, scales, sums,
-    OP: tl.constexpr, NUMBER: tl.constexpr, STRIDE: tl.constexpr, OTHER: tl.constexpr, COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
+    OP: tl.constexpr, NUMBER: tl.constexpr, ALPHA: tl.constexpr, STRIDE: tl.constexpr, OTHER: tl.constexpr,
+    COLUMNS: tl.constexpr, GROUP: tl.constexpr, COLUMN_MAJOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """a, b [m, COLUMNS] in rows STRIDE and OTHER apart, y [m, COLUMNS]; a program takes WIDE columns of a row, once.
 
-    NUMBER is what scale or soft_cap state.
+    NUMBER is what scale, soft_cap or the limits of clamped_swiglu are; ALPHA is the latter's too.
     """
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * WIDE
     column = first + tl.arange(0, WIDE)
     values = tl.load(a + row * STRIDE + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+    if OP == "clamped_swiglu":
+        values = tl.minimum(values, NUMBER)
+        values = values / (1.0 + tl.exp(-ALPHA * values))
     if OP == "silu" or OP == "swiglu":
         values = values / (1.0 + tl.exp(-values))
     if OP == "gelu":
@@ -73,8 +76,10 @@ def _elementwise(
         values *= NUMBER
     if OP == "soft_cap":
         values = NUMBER * tanh(values / NUMBER)
-    if OP == "add" or OP == "mul" or OP == "swiglu":
+    if OP == "add" or OP == "mul" or OP == "swiglu" or OP == "clamped_swiglu":
         other = tl.load(b + row * OTHER + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+        if OP == "clamped_swiglu":
+            other = tl.minimum(tl.maximum(other, -NUMBER), NUMBER) + 1.0
         if OP == "add":
             values += other
         else:

@@ -64,6 +64,7 @@ class Prefill(Cached):
         (y,), (keys, k_scales, values, v_scales) = tensors.outputs, self.caches(node, tensors)
         m, seqs, dim, heads = len(q), len(kv_len), node.head_dim, node.num_heads
         tuning, wide, pack = self.tuning(node), wide_of(node), _pack(node)
+        sinks, sunk = self.sinks(node, tensors)
         tall, tile = self._tall(node, tuning), self._tile(node, tuning)
         read: list[Any] = [keys, values]
         if tuning.copies:
@@ -74,10 +75,11 @@ class Prefill(Cached):
         return bind(
             attend,
             (heads // pack, blocks),
-            *(q, y, *read, k_scales, v_scales, query_start, kv_len, block_table, m, seqs, block_table.stride(0)),
+            *(q, y, *read, k_scales, v_scales, sinks),
+            *(query_start, kv_len, block_table, m, seqs, block_table.stride(0)),
             *(node.scale, node.soft_cap or 0.0, node.window or 0),
             *(heads, node.num_kv_heads, dim, keys.shape[1], wide, pack, tall, tile, tuning.stages),
-            *(SEQUENCES, scaled(node), splits_queries(node), tuning.copies, not q.is_cpu),
+            *(SEQUENCES, scaled(node), splits_queries(node), tuning.copies, not q.is_cpu, sunk),
             stream=stream,
             num_warps=tuning.warps,
         )

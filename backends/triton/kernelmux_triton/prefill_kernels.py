@@ -15,16 +15,17 @@ from kernelmux_triton.attention_cache import (
     pages_of,
     score,
     split_queries,
+    with_sink,
 )
 
 
 @triton.jit(do_not_specialize=["rows", "sequences", "width"])
 def attend(
-    q, y, k_cache, v_cache, k_scales, v_scales, query_start, kv_len, block_table, rows, sequences, width,
+    q, y, k_cache, v_cache, k_scales, v_scales, sinks, query_start, kv_len, block_table, rows, sequences, width,
     SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, SEQUENCES: tl.constexpr, SCALED: tl.constexpr, LOW: tl.constexpr,
-    COPIES: tl.constexpr, ASSEMBLED: tl.constexpr,
+    COPIES: tl.constexpr, ASSEMBLED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Attends for y [rows, HEADS * DIM], TALL / PACK rows of one sequence and PACK heads a program.
 
@@ -70,7 +71,8 @@ def attend(
         first_edge, tiles, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW,
         KV_HEADS, DIM, PAGE, WIDE, TILE, STAGES, SCALED, LOW, COPIES, ASSEMBLED, True,
     )  # fmt: skip
-    _, total, sums, odd_sums = state
+    peak, total, sums, odd_sums = state
+    total = with_sink(peak, total, sinks, first_head + tl.arange(0, TALL) % PACK, kept, SINKS)
     mixed = joined(sums, odd_sums, SCALED) * (1 / tl.where(total > 0, total, 1.0))[:, None]
     # Looked up again: what is needed before the loops and after them would be in registers meanwhile.
     row, stop, length, sequence = _block(turn, query_start, kv_len, rows, sequences, block, SEQUENCES)

@@ -50,6 +50,7 @@ VARIANTS = {
     "pages-of-256": {"page_size": 256},
     "window": {"window": 1024},
     "window-cap": {"window": 1024, "soft_cap": 50.0, "page_size": 256},
+    "sinks": {"dim": 64, "heads": 64, "page_size": 64, "window": 128, "weight": (Value("sinks", (64,)),)},
     "d64": {"dim": 64, "heads": 9, "kv_heads": 3},
     "d80": {"dim": 80, "page_size": 256},
     "d96": {"dim": 96, "heads": 8, "kv_heads": 1},
@@ -69,7 +70,8 @@ def test_kernels_fit_an_h100(name, variant, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "bind", lambda *args, num_warps, **_: bound.append((args[0], args[2:], num_warps)))
     scratch = decode.torch.empty(kernel.workspace(case), dtype=decode.torch.uint8, device="meta")
     inputs, outputs = (tuple(map(planes_of, values)) for values in (case.inputs, case.outputs))
-    kernel.bind(case, Tensors(inputs, outputs, (), scratch), None)
+    packed = tuple(map(planes_of, case.weight))
+    kernel.bind(case, Tensors(inputs, outputs, packed, scratch), None)
     for function, args, warps in bound:
         needs = compile_for_h100(function, args, warps, tmp_path)
         assert needs.shared <= SHARED

@@ -113,6 +113,10 @@ NODES = {
     "gelu": (elementwise.Elementwise(), made("gelu", rows("bf16"), ["f32"])),
     "scale": (elementwise.Elementwise(), made("scale", rows("f32"), ["bf16"], scale=12.0)),
     "soft_cap": (elementwise.Elementwise(), made("soft_cap", rows("bf16"), ["f32"], soft_cap=30.0)),
+    "clamped_swiglu": (
+        elementwise.Elementwise(),
+        made("clamped_swiglu", rows("bf16", "f32"), ["bf16"], limit=7.0, alpha=1.702),
+    ),
     "qk_norm": heads_normed(),
     "swiglu fp8_row": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["fp8_row"])),
     "swiglu fp8_block": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["fp8_block"])),

@@ -49,6 +49,8 @@ class TensorNode:
     scale: float = 0.0
     window: int = 0
     soft_cap: float = 0.0
+    limit: float = 0.0
+    alpha: float = 0.0
     experts: int = 0
     top_k: int = 0
     renormalize: bool = False

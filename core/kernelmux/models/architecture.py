@@ -22,7 +22,11 @@ class Folder:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What holds where config.json does not say, by the architecture's keys in GGUF."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Within a layer, which modules are which tensors of GGUF."""
+    """Within a layer, which modules, or parameters that are no module's weight or bias, are which tensors of GGUF."""
+    experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Within a layer, which parameters [experts, inputs, outputs] are of which tensors of GGUF the outputs in turn.
+
+    A parameter [experts, outputs] of that name and `_bias` holds their biases."""
     activation: str = "silu"
     """The only one that is built in, as config.json calls it."""
     theta: float = 10_000.0

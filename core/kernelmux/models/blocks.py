@@ -51,6 +51,8 @@ class Attention:
     scale: float = 0.0
     """What scores are multiplied by; 0: one over the root of the head's size."""
     soft_cap: float = 0.0
+    sinks: bool = False
+    """Whether each head has one more score, learned, that takes its share and has no value."""
     norm: Literal["", "head", "row"] = ""
     """Whether queries and keys are normed, each head by itself or whole rows."""
 
@@ -66,6 +68,9 @@ class Experts:
     """Outputs of an expert's gate and up projections."""
     renormalize: bool
     """Whether the weights of a row's experts add up to one."""
+    limit: float = 0.0
+    alpha: float = 0.0
+    """Where gates and ups are clamped, and what gates are multiplied by (clamped_swiglu); 0: silu alone."""
 
 
 class Blocks:
@@ -90,9 +95,9 @@ class Blocks:
         self.keys.finish()
         return self.tensors.finish()
 
-    def rotation(self, pairing: Pairing) -> Rotation:
-        """The rotary embedding that the file states."""
-        return read_rotation(self.keys, self.shape, pairing)
+    def rotation(self, pairing: Pairing, truncate: bool = True) -> Rotation:
+        """The rotary embedding that the file states; whether yarn's pairs are whole numbers it need not."""
+        return read_rotation(self.keys, self.shape, pairing, truncate)
 
     def divisors(self) -> str:
         """The tensor that divides the rotation's frequencies, where the file has one.
@@ -208,6 +213,7 @@ class Blocks:
         read = (q, *cache, *(state[name] for name in ("query_start", "kv_len", "block_table")))
         seen: dict[str, Any] = {"window": how.window, "soft_cap": how.soft_cap}
         seen["scale"] = how.scale or s.head_dim**-0.5
+        seen["weight"] = (self._weight(f"{at}.attn_sinks.weight", s.heads),) if how.sinks else ()
         mixed = b.value("attention", f"{at}.attention", *read, **seen, **heads, **kept)
         return self.linear(f"{at}.attn_output", mixed, s.hidden, layer)
 
@@ -229,16 +235,19 @@ class Blocks:
         ids, weights = b.node("route", f"{at}.ffn_route", logits, **chosen)
 
         def by_experts(name: str, rows: Value, n: int, k: int) -> Value:
-            stored = f"{at}.{name}.weight"
-            if stored not in self._leaves:
-                weight = self.tensors.take_matrices(stored, experts.count, n, k)
-                self._leaves[stored] = b.leaf(stored, weight.shape, weight.format)
-            fields: dict[str, Any] = {"weight": (self._leaves[stored],), "experts": experts.count, "layer": layer}
-            return b.value("mul_mat_id", f"{at}.{name}", rows, ids, **fields)
+            stored, count = f"{at}.{name}", experts.count
+            weight = self._weight(f"{stored}.weight", n, k, experts=count)
+            bias = (self._weight(f"{stored}.bias", n, experts=count),) if f"{stored}.bias" in self.tensors else ()
+            return b.value("mul_mat_id", stored, rows, ids, weight=(weight,), bias=bias, experts=count, layer=layer)
 
         wide, hidden = experts.width, self.shape.hidden
         gate, up = (by_experts(f"ffn_{part}_exps", x, wide, hidden) for part in ("gate", "up"))
-        made = by_experts("ffn_down_exps", self._gated(layer, gate, up), hidden, wide)
+        if experts.limit:
+            clamped: dict[str, Any] = {"limit": experts.limit, "alpha": experts.alpha, "layer": layer}
+            active = b.value("clamped_swiglu", f"{at}.ffn_clamped_swiglu", gate, up, **clamped)
+        else:
+            active = self._gated(layer, gate, up)
+        made = by_experts("ffn_down_exps", active, hidden, wide)
         return b.value("expert_sum", f"{at}.ffn_experts", made, weights, layer=layer)
 
     def _gated(self, layer: int, gate: Value, up: Value, activation: Activation = "silu") -> Value:
@@ -247,10 +256,11 @@ class Blocks:
         active = b.value(activation, f"{at}.ffn_{activation}", gate, layer=layer)
         return b.value("mul", f"{at}.ffn_mul", active, up, layer=layer)
 
-    def _weight(self, name: str, *shape: int) -> Value:
-        """The leaf of a stored tensor, made when it is first read."""
+    def _weight(self, name: str, *shape: int, experts: int = 0) -> Value:
+        """The leaf of a stored tensor, made when it is first read; of experts their rows are one after another's."""
         if name not in self._leaves:
-            self._leaves[name] = self._builder.leaf(name, shape, self.tensors.take(name, *shape).format)
+            taken = self.tensors.take_stacked(name, experts, *shape) if experts else self.tensors.take(name, *shape)
+            self._leaves[name] = self._builder.leaf(name, taken.shape, taken.format)
         return self._leaves[name]
 
 

@@ -35,7 +35,8 @@ INERT = frozenset(
     (
         "_name_or_path", "architectures", "attention_bias", "attention_dropout", "attn_implementation",
         "auto_map", "bos_token_id", "cache_implementation", "dtype", "embd_pdrop", "eos_token_id",
-        "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_range", "is_llama_config",
+        "gradient_checkpointing", "hidden_dropout", "id2label", "initial_context_length", "initializer_range",
+        "is_llama_config",
         "label2id", "max_window_layers", "mlp_bias", "model_type", "output_attentions", "output_hidden_states",
         "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "resid_pdrop", "return_dict",
         "router_aux_loss_coef", "router_jitter_noise", "sliding_window_pattern", "_sliding_window_pattern",
@@ -231,8 +232,9 @@ def _llama3(config: Config, rope: Mapping[str, Any], dims: int) -> Scaled:
 
 def _yarn(config: Config, rope: Mapping[str, Any], dims: int) -> Scaled:
     """GGUF states attention's temperature as a multiple of the usual one."""
-    if not rope.get("truncate", True):
-        raise config.file.fault("rope parameter truncate = False: yarn without it is not built in")
+    truncate = rope.get("truncate")
+    if truncate is not None and not isinstance(truncate, bool):
+        raise config.file.fault(f"rope parameter truncate = {shown(truncate)}: true or false is needed")
     original, factor = _extension(config, rope)
     usual = attention = _temperature(factor, 1.0)
     if rope.get("mscale") and rope.get("mscale_all_dim"):
@@ -245,6 +247,7 @@ def _yarn(config: Config, rope: Mapping[str, Any], dims: int) -> Scaled:
         "rope.scaling.yarn_beta_fast": config.rope_number(rope, "beta_fast", 32.0),
         "rope.scaling.yarn_beta_slow": config.rope_number(rope, "beta_slow", 1.0),
         "rope.scaling.attn_factor": config.rope_number(rope, "attention_factor", attention) / usual,
+        "rope.scaling.yarn_truncate": truncate is not False,
     }
     return keys, {}
 

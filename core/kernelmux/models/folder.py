@@ -16,11 +16,12 @@ from kernelmux.models.architecture import Folder
 from kernelmux.models.architectures import find_model_type
 from kernelmux.models.config import translated
 from kernelmux.models.gguf import ModelFile
-from kernelmux.models.names import IGNORED, expert_name, gguf_name
+from kernelmux.models.names import IGNORED, expert_name, gguf_name, names_in_turn
 from kernelmux.models.quantization import Quantization
 from kernelmux.models.quantized_weights import quantized_weights, with_scales_of_rows
 from kernelmux.models.safetensors import DTYPES, json_object, plain_weight, read_planes
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight, stacked_weight
+from kernelmux.models.transposed import outputs_in_turn
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -106,6 +107,9 @@ def _renamed(path: Path, stored: Mapping[str, StoredWeight], folder: Folder) -> 
         if of_expert := expert_name(name):
             whole, number = of_expert
             experts.setdefault(whole, {})[number] = weight
+            continue
+        if in_turn := names_in_turn(name, folder.experts):
+            weights |= outputs_in_turn(path, name, weight, in_turn)
             continue
         target = gguf_name(name, folder.names)
         if target in weights:

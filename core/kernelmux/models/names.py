@@ -47,6 +47,7 @@ EXPERTS: Mapping[str, str] = {
 
 _EXPERT = re.compile(r"model\.layers\.(\d{1,9})\.(?:block_sparse_moe|mlp)\.experts\.(\d{1,9})\.(\w+)\.weight")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.(.+)\.(weight|bias)")
+_PARAMETER = re.compile(r"model\.layers\.(\d{1,9})\.(.+?)(_bias)?")
 
 
 def gguf_name(name: str, own: Mapping[str, str]) -> str:
@@ -57,7 +58,16 @@ def gguf_name(name: str, own: Mapping[str, str]) -> str:
         layer, module, kind = found.groups()
         if target := {**IN_LAYER, **own}.get(module):
             return f"blk.{int(layer)}.{target}.{kind}"
+    if (found := _PARAMETER.fullmatch(name)) and found[2] in own:
+        return f"blk.{int(found[1])}.{own[found[2]]}.{'bias' if found[3] else 'weight'}"
     return name
+
+
+def names_in_turn(name: str, experts: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Of a parameter of all of a layer's experts GGUF's names of what its outputs are in turn; none of any other."""
+    found = _PARAMETER.fullmatch(name)
+    kind = "bias" if found and found[3] else "weight"
+    return tuple(f"blk.{int(found[1])}.{each}.{kind}" for each in experts.get(found[2], ())) if found else ()
 
 
 def expert_name(name: str) -> tuple[str, int] | None:

@@ -66,8 +66,8 @@ def read_shape(keys: Hyperparameters) -> Shape:
     )
 
 
-def read_rotation(keys: Hyperparameters, shape: Shape, pairing: Pairing) -> Rotation:
-    """The rotary embedding of all layers; `pairing` is the architecture's, unless the file has its own.
+def read_rotation(keys: Hyperparameters, shape: Shape, pairing: Pairing, truncate: bool = True) -> Rotation:
+    """The rotary embedding of all layers; `pairing` and `truncate` are the architecture's, unless the file says.
 
     Defaults are llama.cpp's: scaling is linear unless another kind is stated, by a factor of 1.
     """
@@ -92,4 +92,5 @@ def read_rotation(keys: Hyperparameters, shape: Shape, pairing: Pairing) -> Rota
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
         attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
+        truncate=keys.flag("rope.scaling.yarn_truncate", truncate),
     )

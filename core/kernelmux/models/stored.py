@@ -259,11 +259,12 @@ def stacked_weight(name: str, parts: Sequence[StoredWeight]) -> StoredWeight:
 
 
 def flattened(weight: Weight) -> Weight:
-    """A weight of matrices as one matrix of all their rows, one matrix's after another's.
+    """A weight of matrices, or vectors, as one of all their rows, one's after another's.
 
     Of formats whose rows share scales, matrices are of whole blocks of rows.
     """
-    flat = (math.prod(weight.shape[:-1]), weight.shape[-1])
+    first, *inner = weight.shape
+    flat = (first * inner[0], *inner[1:])
     shapes = [plane.shape(flat) for plane in lookup(weight.format).planes]
     if isinstance(weight, StoredWeight):
         stored = zip(weight.stored, shapes, strict=True)

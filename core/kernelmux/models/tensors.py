@@ -48,9 +48,9 @@ class Tensors:
         self._used.add(name)
         return weight
 
-    def take_matrices(self, name: str, count: int, rows: int, columns: int) -> Weight:
-        """Of a tensor of so many matrices one matrix of all their rows, which is the tensor from now on."""
-        whole = self._parts.get(name) or flattened(self.take(name, count, rows, columns))
+    def take_stacked(self, name: str, count: int, *shape: int) -> Weight:
+        """Of a tensor of so many matrices, or vectors, one of all their rows, which is the tensor from now on."""
+        whole = self._parts.get(name) or flattened(self.take(name, count, *shape))
         self._parts[name] = whole
         return whole
 

@@ -26,7 +26,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cpu, "past_cache", 2**16)
 
 
-OF_OTHERS = {"gelu", "scale", "soft_cap", "qk_norm", "route", "mul_mat_id", "expert_sum"}
+OF_OTHERS = {"gelu", "scale", "soft_cap", "qk_norm", "route", "mul_mat_id", "expert_sum", "clamped_swiglu"}
 """Ops that a llama has not."""
 
 

@@ -41,6 +41,11 @@ def dense(target: Target, format: str) -> Callable[[int, int], None]:
     return _by_tiles(target, lambda rows: _Dense(target, rows, format))
 
 
+def one_row(target: Target, packing: Packing) -> Any:
+    """One row by one panel of weights packed so: a function of a product's words, the panel and the row."""
+    return _Quantised(target, 1, packing).laid()
+
+
 def _by_tiles(target: Target, tile_of: Callable[[int], _Tile]) -> Callable[[int, int], None]:
     """A part's panels, each by all rows: as many at once as there is a tile for, then fewer."""
     lanes, (many, some, two) = target.lanes, AT_MOST[target.lanes]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernelmux.contract import Efficiency, Launch, Tensors
+from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops.attention import visible
 from kernelmux_torch import attention
@@ -28,6 +28,9 @@ class Sdpa(attention.Sdpa):
     devices = ("cuda",)
     efficiency = Efficiency(reading=0.3, multiplying=0.4, arithmetic="bf16")
     takes = {"cache_format": ("f32",)}
+
+    def refuses(self, node: TensorNode) -> Declined | None:
+        return Declined("torch's attention has no sinks", "unsupported") if node.weight else super().refuses(node)
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # torch allocates its result, so that it is copied in any case: into any format at one cost.

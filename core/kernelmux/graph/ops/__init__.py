@@ -10,6 +10,7 @@ from kernelmux.graph.ops.add import Add
 from kernelmux.graph.ops.add_rms_norm import AddRmsNorm
 from kernelmux.graph.ops.attention import Attention
 from kernelmux.graph.ops.cases import Case
+from kernelmux.graph.ops.clamped_swiglu import ClampedSwiglu
 from kernelmux.graph.ops.convert import Convert
 from kernelmux.graph.ops.copy import Copy
 from kernelmux.graph.ops.embed import Embed
@@ -53,6 +54,7 @@ _PLAIN: tuple[Op, ...] = (
     Route(),
     MulMatId(),
     ExpertSum(),
+    ClampedSwiglu(),
 )
 _FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy(), RopeCopy(), MulMatPair())
 

@@ -23,7 +23,7 @@ from kernelmux.graph.ops.axes import (
 from kernelmux.graph.ops.cases import Case, like
 from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
-from kernelmux.graph.ops.spreads import Draw, Like, Listed, extremes
+from kernelmux.graph.ops.spreads import Between, Draw, Like, Listed, extremes
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,8 @@ class Attention(Op):
     Axes: m query rows of all sequences in a row; num_heads, num_kv_heads, head_dim; pages of page_size.
     Inputs: q [m, num_heads * head_dim]; k_cache, v_cache [pages, page_size, num_kv_heads, head_dim]; query_start
     [seqs + 1], i32: sequence s owns rows query_start[s] to query_start[s + 1]; kv_len [seqs], i32: its cached length,
-    these rows included; block_table [seqs, width], i32: its pages in order.
+    these rows included; block_table [seqs, width], i32: its pages in order; weight, optional [num_heads]: sinks, each
+    one more score of its head in every softmax, of no value (Xiao et al. 2023, arXiv:2309.17453; learned in gpt-oss).
     Fields: scale; window (a row sees that many positions, itself included); soft_cap (c * tanh(scores / c)).
     Outputs: y [m, num_heads * head_dim].
     Constraints: query head h reads kv head h // (num_heads / num_kv_heads). The sequence's rows are its last positions.
@@ -48,11 +49,12 @@ class Attention(Op):
     inputs = ("q", "k_cache", "v_cache", "query_start", "kv_len", "block_table")
     outputs = ("y",)
     fields = ("num_heads", "num_kv_heads", "head_dim", "scale")
-    optional = ("window", "soft_cap")
+    optional = ("window", "soft_cap", "weight")
     told = {
         "m": row_count,
         **own_fields("num_heads", "num_kv_heads", "head_dim", "layer"),
         "cache_format": lambda node: node.inputs[1].format,
+        "sinks": lambda node: bool(node.weight),
     }
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
@@ -69,6 +71,9 @@ class Attention(Op):
         )
         self.require_heads(node, q, node.num_heads)
         self.require_caches(node, k_cache, v_cache)
+        for sinks in node.weight:
+            fits = sinks.shape == (node.num_heads,)
+            self.require(fits, node, f"{sinks.name} is {sinks.shape}; sinks are one for each of {node.num_heads} heads")
         return (self.output(node, 0, q.shape, format),)
 
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
@@ -84,11 +89,16 @@ class Attention(Op):
                 continue
             pages = block_table[seq, : -(-length // page_size)].long()
             keys, values = (cache[pages].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
-            y[rows] = self._one_sequence(node, q[rows], keys, values)
+            y[rows] = self._one_sequence(node, q[rows], keys, values, operands.weight)
         return (y,)
 
     def _one_sequence(
-        self, node: TensorNode, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+        self,
+        node: TensorNode,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: tuple[torch.Tensor, ...],
     ) -> torch.Tensor:
         """q [rows, heads * dim] against keys and values [length, kv_heads, dim]."""
         import torch
@@ -100,7 +110,9 @@ class Attention(Op):
         if node.soft_cap:
             scores = node.soft_cap * torch.tanh(scores / node.soft_cap)
         scores = scores.masked_fill(~visible(len(q), len(keys), node.window, q.device), -math.inf)
-        return torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values).flatten(1)
+        beside = [each.view(-1, 1, 1).expand(-1, len(q), 1) for each in sinks]
+        shares = torch.cat([scores, *beside], dim=-1).softmax(dim=-1)[..., : len(keys)]
+        return torch.einsum("hqk,khd->qhd", shares, values).flatten(1)
 
     def flops(self, node: TensorNode) -> int:
         """Of every cached position with every row: an upper bound where rows see less."""
@@ -123,6 +135,7 @@ class Attention(Op):
                 **STORED,
                 "scale": (False, True),
                 "soft_cap": (0.0, 30.0),
+                "sinks": (False, True),
                 "padding": (0, 3),
             },
             {"context": CONTEXT, "rows": ROWS, "sequences": Extent(1, 512, counts=(1,))},
@@ -132,7 +145,7 @@ class Attention(Op):
 
     def _drawn(self, label: str, point: Point) -> Case:
         heads, kv_heads = point["heads"]
-        stated = {key: point[key] for key in ("dim", "page_size", "window", "soft_cap", "padding")}
+        stated = {key: point[key] for key in ("dim", "page_size", "window", "soft_cap", "sinks", "padding")}
         made = self._case(
             label,
             _sequences(point),
@@ -150,6 +163,7 @@ class Attention(Op):
         yield from self._shapes()
         yield from self._batches()
         yield from self._scores()
+        yield from self._sunk()
         yield from self._memory()
 
     def _shapes(self) -> Iterator[Case]:
@@ -197,6 +211,21 @@ class Attention(Op):
         for label in extremes():
             yield self._case(label, [(3, 40), (1, 17)], spread=label)
 
+    def _sunk(self) -> Iterator[Case]:
+        """Sinks: beside scores, far above and far below all, and where nothing is seen."""
+        for query, kv, dim in ((9, 3, 64), (64, 8, 64), (8, 1, 96)):
+            shape: dict[str, Any] = {"heads": query, "kv_heads": kv, "dim": dim, "sinks": True}
+            for label, sequences in {**_STEPS, "long": [(1, 1500)]}.items():
+                yield self._case(f"sinks-{label}-h{query}-kv{kv}-d{dim}", sequences, **shape)
+        for format in ("bf16", "f16", "fp8_row"):
+            yield self._case(f"sinks-{format}", [(9, 40), (1, 300), (2, 0)], padding=2, format=format, sinks=True)
+        yield self._case("sinks-window", [(9, 40), (1, 64), (40, 200)], window=17, sinks=True)
+        yield self._case("sinks-window-soft-cap", [(4, 30), (1, 900)], window=6, soft_cap=5.0, sinks=True)
+        yield self._case("sinks-no-length", [(1, 9), (2, 0), (0, 5)], padding=2, sinks=True)
+        yield self._case("sinks-unseen-nan", [(1, 9), (3, 20), (7, 70)], padding=2, unseen=True, sinks=True)
+        for level in (-200.0, -10.0, 20.0):
+            yield self._case(f"sinks-at{level:+g}", [(3, 40), (1, 300)], sinks=True, level=level)
+
     def _memory(self) -> Iterator[Case]:
         """Pages: their sizes, the cache's formats, and what lies where no sequence has written."""
         for page_size in (1, 8, 32, 64, 256):
@@ -240,11 +269,13 @@ class Attention(Op):
         format: str = "f32",
         spread: str = "",
         unseen: bool = False,
+        sinks: bool = False,
+        level: float = 0.0,
     ) -> Case:
         """`sequences`: (query rows, cached length) each.
 
         q is `loud` noise, the caches noise in `format`, or all three the extreme that `spread` names; `unseen`: what no
-        sequence has written is NaN.
+        sequence has written is NaN; `sinks` lie around `level`.
         """
 
         counts, lengths = zip(*sequences, strict=True)
@@ -272,10 +303,12 @@ class Attention(Op):
         )
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
         fields |= {"scale": scale or dim**-0.5, "window": window, "soft_cap": soft_cap}
+        fields["weight"] = (Value("sinks", (heads,)),) if sinks else ()
         like_all = Like(spread or "noise", (m, heads * dim)), Like(spread or "noise", cache_shape)
         draw: dict[str, Draw] = {"q": like_all[0] if loud == 1 else lambda generator: loud * like_all[0](generator)}
         draw |= dict.fromkeys(("k_cache", "v_cache"), cache if unseen else like_all[1])
         draw |= {name: Listed(numbers) for name, numbers in state.items()}
+        draw |= {"sinks": Between(level - 1.0, level + 1.0, (heads,))} if sinks else {}
         return self.make_case(label, inputs, fields, draw, weights=math.prod(cache_shape))
 
 

@@ -29,8 +29,9 @@ class Rotation:
     (GPT-NeoX). `dims` elements of each head rotate, the rest pass. `theta` is the base of the frequencies.
     `scaling`: `none`; `linear` divides positions by `factor` (Chen et al. 2023, arXiv:2306.15595); `llama3` divides low
     frequencies by `factor` and blends between `low_freq` and `high_freq` (Llama 3.1's reference code); `yarn` the same
-    by rotation counts, with attention's temperature folded in (Peng et al. 2023, arXiv:2309.00071).
-    `attention_factor` multiplies what is turned, whatever the scaling.
+    by rotation counts, with attention's temperature folded in (Peng et al. 2023, arXiv:2309.00071); unless `truncate`
+    the pairs between which it blends are no whole numbers (gpt-oss). `attention_factor` multiplies what is turned,
+    whatever the scaling.
     """
 
     theta: float
@@ -44,6 +45,7 @@ class Rotation:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    truncate: bool = True
 
     @property
     def magnitude(self) -> float:
@@ -63,7 +65,8 @@ class Rotation:
             kept = (turns - self.low_freq) / (self.high_freq - self.low_freq)
         elif self.scaling == "yarn":
             low, high = self._pair_that_turns(self.beta_fast), self._pair_that_turns(self.beta_slow)
-            low, high = max(math.floor(low), 0), min(math.ceil(high), self.dims - 1)
+            low, high = (math.floor(low), math.ceil(high)) if self.truncate else (low, high)
+            low, high = max(low, 0), min(high, self.dims - 1)
             kept = 1 - (pair - low) / max(high - low, 0.001)
         else:
             return frequency
@@ -211,6 +214,7 @@ _OTHER_SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "llama3-by-4": {"scaling": "llama3", "factor": 4.0, "original_context": 2048, "low_freq": 2.0, "high_freq": 9.0},
     "yarn-by-16": {"scaling": "yarn", "factor": 16.0, "original_context": 2048, "beta_fast": 20.0, "beta_slow": 2.0},
     "attention-factor": {"attention_factor": 1.19},
+    "yarn-untruncated": {"scaling": "yarn", "factor": 32.0, "original_context": 4096, "truncate": False},
 }
 
 

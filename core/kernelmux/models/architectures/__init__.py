@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 
 from kernelmux.errors import ModelError, nearest, shown, where_raised
 from kernelmux.models.architecture import Architecture, Folder
-from kernelmux.models.architectures import gemma, granite, llama, olmo, phi, qwen, smollm
+from kernelmux.models.architectures import gemma, gpt_oss, granite, llama, olmo, phi, qwen, smollm
 from kernelmux.models.stored import StoredFile
 
 GROUP = "kernelmux.architectures"
@@ -19,6 +19,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "gemma3": gemma.GEMMA3,
+    "gpt-oss": gpt_oss.GPT_OSS,
     "granite": granite.GRANITE,
     "llama": llama.LLAMA,
     "olmo2": olmo.OLMO2,

@@ -34,14 +34,15 @@ def _noise(seed, *shape):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _attention(q, caches, starts, lengths, table, **fields):
-    node = one_node("attention", *_values(len(q), len(lengths), len(table[0])), **{**FIELDS, **fields})
-    operands = Operands((q, *caches, _ints(starts), _ints(lengths), _ints(table)))
+def _attention(q, caches, starts, lengths, table, sinks=None, **fields):
+    weight = () if sinks is None else (Value("sinks", (HEADS,)),)
+    node = one_node("attention", *_values(len(q), len(lengths), len(table[0])), weight=weight, **{**FIELDS, **fields})
+    operands = Operands((q, *caches, _ints(starts), _ints(lengths), _ints(table)), () if sinks is None else (sinks,))
     (y,) = node.contract.reference(node, operands)
     return y
 
 
-def _by_hand(q, rows, window=0, soft_cap=0.0, scale=FIELDS["scale"]):
+def _by_hand(q, rows, window=0, soft_cap=0.0, scale=FIELDS["scale"], sinks=None):
     """q [rows, heads * dim] against the cached rows [length, kv_heads, dim] of one sequence, one score at a time."""
     keys, values = rows
     length, count = len(keys), len(q)
@@ -54,7 +55,7 @@ def _by_hand(q, rows, window=0, soft_cap=0.0, scale=FIELDS["scale"]):
             scores = [scale * float(q[row].view(HEADS, DIM)[head] @ keys[p, kv_head]) for p in seen]
             if soft_cap:
                 scores = [soft_cap * math.tanh(score / soft_cap) for score in scores]
-            total = sum(map(math.exp, scores))
+            total = sum(map(math.exp, scores)) + (0.0 if sinks is None else math.exp(sinks[head]))
             for p, score in zip(seen, scores, strict=True):
                 y[row, head] += math.exp(score) / total * values[p, kv_head]
     return y.flatten(1)
@@ -90,6 +91,20 @@ def test_the_scale_is_the_nodes_own():
     q, caches = _noise(0, 2, HEADS * DIM), (_noise(1, 9, PAGE, KV_HEADS, DIM), _noise(2, 9, PAGE, KV_HEADS, DIM))
     y = _attention(q, caches, [0, 2], [5], [[4, 6]], scale=2.0)
     torch.testing.assert_close(y, _by_hand(q, _cached(caches, [4, 6], 5), scale=2.0))
+
+
+@pytest.mark.parametrize("fields", [{}, {"window": 3}, {"window": 2, "soft_cap": 0.5}])
+def test_sinks_take_a_share_of_their_heads(fields):
+    q, caches = _noise(0, 4, HEADS * DIM), (_noise(1, 9, PAGE, KV_HEADS, DIM), _noise(2, 9, PAGE, KV_HEADS, DIM))
+    sinks = torch.tensor([-1.0, 0.0, 2.5, 40.0], dtype=torch.float64)
+    y = _attention(q, caches, [0, 3, 4], [6, 0], [[4, 6], [0, 0]], sinks=sinks, **fields)
+    torch.testing.assert_close(y[:3], _by_hand(q[:3], _cached(caches, [4, 6], 6), sinks=sinks.tolist(), **fields))
+    assert (y[3:] == 0).all()
+
+
+def test_sinks_of_other_heads_are_refused_by_name():
+    with pytest.raises(GraphError, match=r"sinks is \(3,\); sinks are one for each of 4 heads"):
+        one_node("attention", *_values(), weight=(Value("sinks", (3,)),), **FIELDS)
 
 
 def test_padding_rows_and_empty_sequences_are_zeros():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,17 @@ def test_yarn_keeps_fast_pairs_slows_slow_ones_and_sharpens_attention():
     small = Rotation(theta=1e4, dims=DIM, scaling="yarn", factor=4.0, original_context=4096)
     turned, _ = _rope(q, k, [9], small)
     assert float(turned.norm() / q.norm()) == pytest.approx(small.magnitude)
+
+
+def test_yarn_blends_between_fractions_of_pairs_unless_truncated():
+    """gpt-oss's numbers: 64 dims, base 150,000, 32 times 4096 positions."""
+    rotation = Rotation(theta=1.5e5, dims=64, scaling="yarn", factor=32.0, original_context=4096, truncate=False)
+    low, high = (64 * math.log(4096 / (turns * 2 * math.pi)) / (2 * math.log(1.5e5)) for turns in (32, 1))
+    for pair, frequency in enumerate(rotation.frequencies()):
+        slowed = min(max((pair - low) / (high - low), 0.0), 1.0)
+        plain = 1.5e5 ** (-2 * pair / 64)
+        assert frequency == pytest.approx(plain * (1 - slowed) + plain / 32 * slowed, rel=1e-12)
+    assert rotation.frequencies() != replace(rotation, truncate=True).frequencies()
 
 
 def test_cost_of_a_hand_computed_example():
