@@ -94,15 +94,25 @@ def bisect(
         plan = make_plan(opened, asked_policy(policy, exact), use, device)
         tokens = _tokens(opened, prompt, ids)
         bar.begin("running the reference")
-        found = bisect_plan(
-            opened,
-            plan,
-            tokens,
-            min(DECODED, len(tokens) - 1) if decode is None else decode,
-            instead=against.split(","),
-            limit=bound,
-            show=lambda runs, error: bar.begin(f"run {runs + 1}, after an error of {error:.2g}"),
-        )
+        made = [0]
+
+        def show(runs: int, error: float) -> None:
+            made[0] = runs
+            bar.begin(f"run {runs + 1}, after an error of {error:.2g}")
+
+        try:
+            found = bisect_plan(
+                opened,
+                plan,
+                tokens,
+                min(DECODED, len(tokens) - 1) if decode is None else decode,
+                instead=against.split(","),
+                limit=bound,
+                show=show,
+            )
+        except KeyboardInterrupt:
+            say(f"interrupted after {made[0]} runs: who is to blame is not known yet", err=True)
+            raise
         written = _write(opened, plan, found, tokens, policy, write_policy, write_cases)
     if save is not None:
         save_report(_document(found), save)

@@ -77,6 +77,7 @@ def test_a_kernel_offered_for_m_rows_takes_one():
     assert failure.startswith("error: NMSE 16 ")
     assert "; the worst is silu[0, " in failure
     assert failure.endswith(" of [1, 576]; 100 % of its elements are wrong, everywhere, for the last row alone")
+    assert outcome.error > outcome.bound, "a table shows it as it shows others"
 
 
 # Rough products inside a fused op.
