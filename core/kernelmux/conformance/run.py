@@ -213,10 +213,7 @@ def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float], times: int
     checks.own_stream(trial)
     checks.captured(trial)
     if not (outcome.failures or trial.failures):
-        alike, wrong = checks.one_row(trial, peer)
-        outcome = replace(outcome, batch_invariant=alike)
-        if wrong is not None:
-            outcome = replace(outcome, error=wrong.error, worst=wrong.worst, bound=wrong.bound)
+        outcome = replace(outcome, batch_invariant=checks.one_row(trial, peer))
     checks.weights_unchanged(trial)
     checks.guards(trial)
     failures = dict.fromkeys((*outcome.failures, *trial.failures))
