@@ -16,6 +16,8 @@ import torch
 
 from kernelmux.models.folder import read_folder
 from kernelmux.models.shape import Shape
+from kernelmux.plan.plan import Plan
+from kernelmux.run.model import Model
 from tiny_model import write_gguf
 
 COMMON: dict[str, Any] = {
@@ -74,6 +76,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+"""Tokens to hold models against each other by: more than three windows."""
 PERMUTED = ("llama", "smollm3", "granite")
 """Architectures whose queries and keys GGUF stores so that neighbours turn together."""
 
@@ -101,6 +105,27 @@ def make_checkpoint(name: str, folder: Path) -> Checkpoint:
             parameter.add_(spread * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     return Checkpoint(model, folder)
+
+
+def truth_of(checkpoint: Checkpoint) -> torch.Tensor:
+    """transformers' logits [IDS, vocabulary]."""
+    with torch.no_grad():
+        logits: torch.Tensor = checkpoint.model(torch.tensor([IDS])).logits[0]
+    return logits
+
+
+def in_parts(model: Model, plan: Plan) -> torch.Tensor:
+    """Logits of IDS by a session: a prompt in two chunks, and the rest token by token."""
+    session, ends = model.session(plan, len(IDS)), [5, 14, *range(15, len(IDS) + 1)]
+    sequence, starts = session.open(), [0, *ends[:-1]]
+    parts = zip(starts, ends, strict=True)
+    return torch.cat([session.feed(sequence, IDS[a:b], all_logits=True).cpu() for a, b in parts])
+
+
+def divergence(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """Kullback-Leibler, in nats a token, of logits from true ones."""
+    wanted, others = (logits.log_softmax(dim=-1) for logits in (truth, found))
+    return float((wanted.exp() * (wanted - others)).sum(dim=-1).mean())
 
 
 def write_gguf_of(folder: Path, shape: Shape, path: Path) -> Path:

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Model
 
-PROMPT_TOKENS, DECODED = 64, 8
+PROMPT_TOKENS = 64
 """Of the text of this package, where nobody names another."""
+DECODED = 8
+"""Tokens that are fed one by one, unless told."""
 
 
 def bisect(
@@ -94,10 +96,11 @@ def bisect(
         plan = make_plan(opened, asked_policy(policy, exact), use, device)
         tokens = _tokens(opened, prompt, ids)
         bar.begin("running the reference")
-        made = [0]
+        made = 0
 
         def show(runs: int, error: float) -> None:
-            made[0] = runs
+            nonlocal made
+            made = runs
             bar.begin(f"run {runs + 1}, after an error of {error:.2g}")
 
         try:
@@ -111,7 +114,7 @@ def bisect(
                 show=show,
             )
         except KeyboardInterrupt:
-            say(f"interrupted after {made[0]} runs: who is to blame is not known yet", err=True)
+            say(f"interrupted after {made} runs: who is to blame is not known yet", err=True)
             raise
         written = _write(opened, plan, found, tokens, policy, write_policy, write_cases)
     if save is not None:

@@ -117,10 +117,8 @@ def random_planes(
     stored = lookup(format)
     if stored.draw is not None:
         return stored.draw(shape, generator)
-    if format in INT4_WEIGHTS:
-        return random_groups(format, shape, generator, spread / _unit_spread(format), centred=True)
-    if stored.gguf is not None and not stored.plain:
-        return (random_blocks(format, shape, generator, spread / _unit_spread(format), centred=True),)
+    if format in INT4_WEIGHTS or (stored.gguf is not None and not stored.plain):
+        return _centred(format, shape, generator, spread / _unit_spread(format))
     drawn_as = stored.dtype if stored.plain else torch.float32
     values = torch.randn(shape, generator=generator, device=generator.device, dtype=drawn_as).mul_(spread)
     if stored.plain:
@@ -135,12 +133,18 @@ def _unit_spread(format: str) -> float:
     """The standard deviation of centred random blocks whose largest scale is 1, measured."""
     import torch
 
-    shape, generator = (256, 256), torch.Generator().manual_seed(0)
-    if format in INT4_WEIGHTS:
-        planes = random_groups(format, shape, generator, largest=1.0, centred=True)
-    else:
-        planes = (random_blocks(format, shape, generator, largest=1.0, centred=True),)
+    shape = (256, 256)
+    planes = _centred(format, shape, torch.Generator().manual_seed(0), 1.0)
     return float(Weight(format, shape, format, planes).dequantize().std())
+
+
+def _centred(
+    format: str, shape: tuple[int, ...], generator: torch.Generator, largest: float
+) -> tuple[torch.Tensor, ...]:
+    """Random planes of a format of groups or blocks about zero, of scales up to `largest`."""
+    if format in INT4_WEIGHTS:
+        return random_groups(format, shape, generator, largest, centred=True)
+    return (random_blocks(format, shape, generator, largest, centred=True),)
 
 
 def stored_as(name: str, extents: tuple[int, ...], stored: str, sizes: Sizes) -> str:

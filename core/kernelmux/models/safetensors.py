@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from kernelmux.errors import shown
-from kernelmux.graph.formats import ITEM_BYTES, Weight
+from kernelmux.graph.formats import ITEM_BYTES
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 
 if TYPE_CHECKING:
@@ -31,12 +31,6 @@ LONGEST_HEADER = 1 << 26
 """Bytes; a header has some hundred for each tensor."""
 MOST_DIMENSIONS = 4
 _LENGTH = 8
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Weight], tuple[int, int]]:
-    """The weights of one file, and its stamp."""
-    planes, stamp = read_planes(path, tuple(DTYPES))
-    return {name: plain_weight(name, plane) for name, plane in planes.items()}, stamp
 
 
 def plain_weight(name: str, plane: StoredPlane) -> StoredWeight:

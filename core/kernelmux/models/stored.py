@@ -124,12 +124,6 @@ class StackedBytes:
             self._planes[number].read_into(first, room[:count])
             start, room = start + count, room[count:]
 
-    def read(self, start: int, size: int) -> bytearray:
-        """So many bytes from `start` on."""
-        room = bytearray(size)
-        self.read_into(start, memoryview(room))
-        return room
-
 
 class MadeBytes:
     """A tensor that is made of what files hold when it is first read, and let go when all of it has been.
@@ -160,12 +154,6 @@ class MadeBytes:
                 self._made = None
         room[:] = made[start : start + len(room)].numpy().data
 
-    def read(self, start: int, size: int) -> bytearray:
-        """So many bytes from `start` on."""
-        room = bytearray(size)
-        self.read_into(start, memoryview(room))
-        return room
-
 
 @dataclass(frozen=True)
 class StoredPlane:
@@ -188,7 +176,9 @@ class StoredPlane:
 
     def read(self, start: int, size: int) -> bytearray:
         """So many of the plane's bytes, from its byte `start` on."""
-        return self.file.read(self.offset + start, size)
+        room = bytearray(size)
+        self.read_into(start, memoryview(room))
+        return room
 
     def rows(self, taken: slice) -> StoredPlane:
         """Some rows of the plane, which lie one after another."""

@@ -97,6 +97,5 @@ def _target(weight: Weight, format: str, rule: Rule | None) -> Target:
     for taken in (asked, NARROW.get(asked, "f16"), "f16"):
         if not columns % lookup(taken).block:
             break
-    return Target(
-        weight, taken, "" if taken == asked else f"{taken}: rows of {columns} do not divide into {asked}'s blocks"
-    )
+    other = "" if taken == asked else f"{taken}: rows of {columns} do not divide into {asked}'s blocks"
+    return Target(weight, taken, other)

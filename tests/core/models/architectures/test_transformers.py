@@ -9,15 +9,23 @@ import torch
 
 import kernelmux
 import kernelmux.errors
-from checkpoints import CONFIGS, LONGROPE, WINDOW, make_checkpoint, write_gguf_of
+from checkpoints import (
+    CONFIGS,
+    IDS,
+    LONGROPE,
+    WINDOW,
+    divergence,
+    in_parts,
+    make_checkpoint,
+    truth_of,
+    write_gguf_of,
+)
 from kernelmux.models.architectures import ARCHITECTURES
 
 pytest.importorskip("transformers", reason="transformers, whose models these are held against, is not installed")
 
 EXACT = ("*=reference:f32",)
 MOST = 1e-4
-IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(1)).tolist()
-"""More than three windows."""
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -32,8 +40,7 @@ def model(checkpoint):
 
 @pytest.fixture(scope="module")
 def truth(checkpoint):
-    with torch.no_grad():
-        return checkpoint.model(torch.tensor([IDS])).logits[0]
+    return truth_of(checkpoint)
 
 
 def off(found, truth):
@@ -45,12 +52,8 @@ def test_a_prompt_in_one_step(model, truth):
 
 
 def test_chunks_and_then_tokens_beyond_the_window(model, truth):
-    session = model.session(model.plan(use=EXACT), len(IDS))
-    sequence, ends = session.open(), [5, 14, *range(15, len(IDS) + 1)]
-    starts = [0, *ends[:-1]]
-    rows = [session.feed(sequence, IDS[a:b], all_logits=True) for a, b in zip(starts, ends, strict=True)]
     assert len(IDS) // 3 > WINDOW
-    assert off(torch.cat(rows), truth) < MOST
+    assert off(in_parts(model, model.plan(use=EXACT)), truth) < MOST
 
 
 def test_the_same_from_gguf(checkpoint, model, truth, tmp_path):
@@ -61,9 +64,9 @@ def test_the_same_from_gguf(checkpoint, model, truth, tmp_path):
 
 def check_default(model, truth):
     """In nats a token; of kernels that take 8-bit activations it would be some 1e-3."""
-    wanted, found = (logits.log_softmax(dim=-1) for logits in (truth, model.forward(IDS, model.plan())))
-    assert float((wanted.exp() * (wanted - found)).sum(dim=-1).mean()) < 1e-6
-    assert found.argmax(dim=-1).equal(wanted.argmax(dim=-1))
+    found = model.forward(IDS, model.plan())
+    assert divergence(found, truth) < 1e-6
+    assert found.argmax(dim=-1).equal(truth.argmax(dim=-1))
 
 
 def test_the_default_choice_of_torch_is_near(without_numba, model, truth):
