@@ -14,7 +14,17 @@ from kernelmux.graph.formats import Value, Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_numba.elementwise import FLOATS
 from kernelmux_numba.kernel import NumbaKernel
-from kernelmux_numba.packing import BLOCK, PACKINGS, packed, packed_bytes, packing_of, panel_count, panels_of
+from kernelmux_numba.packing import (
+    BLOCK,
+    PACKINGS,
+    packed,
+    packed_bytes,
+    packing_of,
+    panel_count,
+    panels_at_once,
+    panels_of,
+)
+from kernelmux_numba.target import outdone
 from kernelmux_numba.team import Phase, Piece, shares
 
 PART = 2**16
@@ -85,21 +95,22 @@ class Products(NumbaKernel):
         bias: torch.Tensor | None,
     ) -> Piece:
         n, k = weight.extents
-        count = panel_count(n, self.lanes)
-        at_once, parts = shares(count, max(1, PART // (self.lanes * k * len(y))))
+        together = panels_at_once(self.target)
+        count = -(-panel_count(n, self.lanes) // together)
+        at_once, parts = shares(count, max(1, PART // (self.lanes * together * k * len(y))))
         name, constants = self.function(weight.format)
         x = self.activations(node, weight.format, tensors)
         inputs = k // BLOCK if x[1] is not None else k
         strides = 4 * y.stride(0), 4 * added.stride(0) if added is not None else 0
         words = (
             *(panels, panels.shape[1], inputs, n, len(y), *x),
-            *(y, strides[0], added, strides[1], bias, at_once),
+            *(y, strides[0], added, strides[1], bias, at_once * together),
         )
         return self.piece(name, constants, words, parts)
 
 
 class Int16(Products):
-    """Activations in 16 bits, as two integers of eight, by the integers of quantised weights: next to no error.
+    """Activations in 16 bits by the integers of quantised weights: next to no error.
 
     The first phase of a launch cuts them, the second multiplies and sums exactly for each group of inputs. Eight bits
     would be half the products, but too few: SmolLM2's Q4_1 is 4e-3 (Kullback-Leibler) from float32 with them.
@@ -115,11 +126,11 @@ class Int16(Products):
         # VNNI in whole vectors multiplies integers faster than float32 is multiplied: 1.6 times torch's GEMM.
         if self.lanes == 16:
             return Efficiency(reading=0.8, multiplying=1.4)
-        if self.target.dot != "pairs":
+        if self.lanes == 4 or self.target.dot == "fours":
             return self.efficiency
-        # With AVX2 nearly as fast as that, of eight bits slower. No class that torch is limited to limits its GEMM.
-        share = 0.7 if any(PACKINGS[value.format].bits == 8 for value in node.weight) else 0.9
-        return Efficiency(reading=0.8, multiplying=share / 2 if self.target.limited else share)
+        # With AVX2 somewhat faster too where an integer is one field to take apart. That GEMM may have wider vectors.
+        share = 0.9 if any(PACKINGS[value.format].bits in (5, 6) for value in node.weight) else 1.1
+        return Efficiency(reading=0.8, multiplying=share / 2 if outdone(self.target) else share)
 
     def panel_bytes(self, weight: Value) -> int:
         return packed_bytes(weight.format, *weight.extents, self.lanes)

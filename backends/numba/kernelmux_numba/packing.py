@@ -42,7 +42,7 @@ class Packing:
     steps: bool = False
     """Whether scales and minima are bytes, in steps of each superblock."""
     signed: bool = False
-    """Whether eight bits are held as int8: where products of bytes need no unsigned ones."""
+    """Whether eight bits are held as int8: where no products want them without a sign."""
 
     @property
     def parts(self) -> int:
@@ -91,7 +91,7 @@ PACKINGS: Mapping[str, Packing] = {
 def packing_of(format: str, target: Target) -> Packing:
     """How that format is held for a target."""
     packing = PACKINGS[format]
-    if packing.bits == 8 and target.dot != "vnni":
+    if packing.bits == 8 and target.dot == "pairs":
         return Packing(8, packing.group, packing.minimum, 0, signed=True)
     return packing
 
@@ -99,6 +99,11 @@ def packing_of(format: str, target: Target) -> Packing:
 def panel_count(n: int, lanes: int) -> int:
     """Panels of so many outputs."""
     return -(-n // lanes)
+
+
+def panels_at_once(target: Target) -> int:
+    """Quantised panels that are multiplied together: two share what is loaded of activations where that is apart."""
+    return 1 if target.dot == "fours" else 2
 
 
 def packed_bytes(format: str, n: int, k: int, lanes: int) -> int:

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from kernelmux.contract import Device
 
-Dot = Literal["vnni", "pairs", "plain"]
-"""How four products of bytes are added to 32 bits: by one instruction (AVX-512 VNNI, AVX-VNNI); by pairs, in 16 bits
-first (AVX2's vpmaddubsw, vpmaddwd); or as LLVM sees fit."""
+Dot = Literal["fours", "pairs"]
+"""What is multiplied and added to 32 bits at once: four bytes (AVX-512 VNNI, AVX-VNNI), or two integers of 16 bits."""
 LANES = {"avx2": 8, "avx512": 8, "avx512_bf16": 16, "amx": 16}
 """Numbers of 32 bits in a vector, by class of processors; of all others 4. Not all with AVX-512 multiply bytes in its
 vectors, but all with its bfloat16 do."""
@@ -70,10 +69,18 @@ def target_of(device: Device) -> Target:
 
     has, lanes = llvm.get_host_cpu_features(), lanes_of(device)
     if not llvm.get_process_triple().startswith(("x86_64", "i686")):
-        return Target(llvm.get_host_cpu_name(), has.flatten(), lanes, "plain", x86=False)
+        return Target(llvm.get_host_cpu_name(), has.flatten(), lanes, "pairs", x86=False)
     if device.arch in NEWER and has.get(NEWER[device.arch]):
-        return Target(GENERIC[device.arch], "", lanes, "pairs" if lanes == 8 else "plain")
+        return Target(GENERIC[device.arch], "", lanes, "pairs")
     vnni = has.get("avxvnni") or (has.get("avx512vnni") and has.get("avx512vl"))
-    return Target(
-        llvm.get_host_cpu_name(), has.flatten(), lanes, "plain" if lanes == 4 else "vnni" if vnni else "pairs"
-    )
+    return Target(llvm.get_host_cpu_name(), has.flatten(), lanes, "fours" if vnni and lanes > 4 else "pairs")
+
+
+@cache
+def outdone(target: Target) -> bool:
+    """Whether torch's GEMM has wider vectors than a class that this processor is limited to: no class limits MKL, which
+    takes AVX-512 on Intel's processors and AVX2 on AMD's."""
+    import llvmlite.binding as llvm
+
+    wider = llvm.get_host_cpu_features().get("avx512f") and not llvm.get_host_cpu_name().startswith("znver")
+    return target.limited and bool(wider)

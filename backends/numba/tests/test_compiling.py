@@ -25,7 +25,7 @@ from kernelmux_numba.loaded import address_of
 from kernelmux_numba.packing import packing_of
 from kernelmux_numba.target import Target
 
-ARM = Target("cortex-a76", "", 4, "plain", x86=False, triple="aarch64-unknown-linux-gnu")
+ARM = Target("cortex-a76", "", 4, "pairs", x86=False, triple="aarch64-unknown-linux-gnu")
 MACHINE = slice(18, 20)
 """Where an ELF file says which processor it is for, and what it says of arm64 (the ELF specification's e_machine)."""
 AARCH64 = (183).to_bytes(2, "little")
@@ -58,7 +58,7 @@ def test_code_is_kept_by_all_of_what_it_is_compiled_for(tmp_path, monkeypatch):
     monkeypatch.setenv("KERNELMUX_CACHE", str(tmp_path))
     # No other test has this one's features: it is compiled here.
     eight = Target("x86-64-v3", "+avx2,+fma", 8, "pairs")
-    targets = [eight, replace(eight, lanes=4), replace(eight, dot="plain")]
+    targets = [eight, replace(eight, lanes=4), replace(eight, dot="fours")]
     for target in targets:
         address_of("convert:sixteen_bits", target)
     assert len([path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1000]) == len(targets)

@@ -13,17 +13,16 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernelmux_numba.code import numbers
-from kernelmux_numba.code.vectors import BYTE, FLOAT, WORD, Vectors, function_of, given, loop, share
+from kernelmux_numba.code.dots import HIGH, PAIRED
+from kernelmux_numba.code.vectors import BYTE, FLOAT, SHORT, WORD, Vectors, function_of, given, loop, share
 from kernelmux_numba.packing import BLOCK
 from kernelmux_numba.target import Target
 
-HIGH = 254
-"""What the first of two integers counts: the second is then from -127 to 127, as products of bytes want it."""
 LARGEST = 127.0 * HIGH + 126.0
 TINY = 2.0**-126
 """The smallest normal float32: what a scale is taken for where it is divided by, as core does."""
 
-ANY = Target("", "", BLOCK, "plain")
+ANY = Target("", "", BLOCK, "pairs")
 """Of integers and float32 all targets are alike to LLVM."""
 
 
@@ -143,15 +142,16 @@ def quantise(typing: Any, values: Any, qs: Any, scales: Any, sums: Any, block: A
 
 
 def sixteen_bits(target: Target) -> Callable[[int, int], None]:
-    """Float32 as 254 times one integer of eight bits, and another: as exact as one of sixteen.
+    """Float32 as integers of 16 bits, as the target's products want them (`dots`).
 
-    Words: the values, the integers (all first ones, then all second ones), a block's scale, its sum, the sums of its
-    halves, how many blocks there are, and how many of them are a part.
+    Words: the values, the integers (of two planes all of the first, then all of the second), a block's scale, its sum,
+    the sums of its halves, how many blocks there are, and how many of them are a part.
     """
+    store = _stored_as_two if target.dot == "fours" else _stored_for_pairs
 
     def lay(b: ir.IRBuilder, words: ir.Value, part: ir.Value) -> None:
-        x, high, scales, sums, halves, count, each = given(b, words, 7)
-        v, low = Vectors(b, ANY, BLOCK), b.add(high, b.shl(count, WORD(5)))
+        x, planes, scales, sums, halves, count, each = given(b, words, 7)
+        v = Vectors(b, ANY, BLOCK)
         first, here = share(b, part, each, count)
 
         def block(number: ir.Value) -> Sequence[ir.Value]:
@@ -160,11 +160,8 @@ def sixteen_bits(target: Target) -> Callable[[int, int], None]:
             values = Rows("f32", [x]).load(v, element)
             scale, inverse = steps_of(v, v.folded(magnitudes(v, values), larger(b)), LARGEST)
             steps = _rounded(v, b.fmul(values, v.all_lanes(inverse)))
-            of_high = _rounded(v, b.fmul(steps, v.constant(1 / HIGH)))
-            integers, highs = b.fptosi(steps, v.integers), b.fptosi(of_high, v.integers)
-            eight = ir.VectorType(BYTE, v.lanes)
-            v.store(b.trunc(highs, eight), b.add(high, element))
-            v.store(b.trunc(b.sub(integers, b.mul(highs, v.integer(HIGH))), eight), b.add(low, element))
+            integers = b.fptosi(steps, v.integers)
+            store(v, steps, integers, planes, element, count)
             v.store(scale, b.add(scales, place))
             half = Vectors(b, ANY, BLOCK // 2)
             for number, lanes in enumerate((range(16), range(16, 32))):
@@ -177,6 +174,25 @@ def sixteen_bits(target: Target) -> Callable[[int, int], None]:
         loop(b, here, [], block)
 
     return function_of(lay)
+
+
+def _stored_as_two(
+    v: Vectors, steps: ir.Value, integers: ir.Value, planes: ir.Value, element: ir.Value, count: ir.Value
+) -> None:
+    """Each integer as 254 times one of eight bits, and another."""
+    b, eight = v.builder, ir.VectorType(BYTE, v.lanes)
+    highs = b.fptosi(_rounded(v, b.fmul(steps, v.constant(1 / HIGH))), v.integers)
+    high, low = b.add(planes, element), b.add(b.add(planes, b.shl(count, WORD(5))), element)
+    v.store(b.trunc(highs, eight), high)
+    v.store(b.trunc(b.sub(integers, b.mul(highs, v.integer(HIGH))), eight), low)
+
+
+def _stored_for_pairs(
+    v: Vectors, steps: ir.Value, integers: ir.Value, planes: ir.Value, element: ir.Value, count: ir.Value
+) -> None:
+    order = [four + place for four in range(0, v.lanes, 4) for place in PAIRED]
+    shorts = v.builder.trunc(v.part(integers, order), ir.VectorType(SHORT, v.lanes))
+    v.store(shorts, v.builder.add(planes, v.builder.shl(element, WORD(1))))
 
 
 def _rounded(v: Vectors, values: ir.Value) -> ir.Value:

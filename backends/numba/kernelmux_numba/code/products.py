@@ -1,4 +1,4 @@
-"""Products of activations in two integers with panels of quantised weights, and of float32 with panels of dense ones.
+"""Products of activations in integers with panels of quantised weights, and of float32 with panels of dense ones.
 
 Each lane of a vector sums an output of its own, so that nothing is added across lanes. Some rows are multiplied at
 once, so that a panel's integers are unpacked once for all of them.
@@ -12,11 +12,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from kernelmux_numba.code.convert import HIGH
+from kernelmux_numba.code.dots import Sums, dots_of
 from kernelmux_numba.code.memory import word
 from kernelmux_numba.code.numbers import load
-from kernelmux_numba.code.vectors import BYTE, FLOAT, INTEGER, WORD, Products, Vectors, laid, loop
-from kernelmux_numba.packing import BLOCK, SUPERBLOCK, Packing
+from kernelmux_numba.code.vectors import BYTE, FLOAT, INTEGER, WORD, Vectors, laid, loop
+from kernelmux_numba.packing import BLOCK, SUPERBLOCK, Packing, panels_at_once
 from kernelmux_numba.target import Target
 
 # The words that a product is given.
@@ -32,30 +32,32 @@ AT_MOST = {16: (8, 4, 2), 8: (4, 3, 2), 4: (4, 3, 2)}
 
 
 def quantised(target: Target, packing: Packing) -> Callable[[int, int], None]:
-    """Products with weights packed so, of activations that are two integers each (`convert.sixteen_bits`)."""
-    return _by_tiles(target, lambda rows: _Quantised(target, rows, packing))
+    """Products with weights packed so, of activations that are integers of 16 bits (`convert.sixteen_bits`)."""
+    return _by_tiles(target, panels_at_once(target), lambda rows, panels: _Quantised(target, rows, panels, packing))
 
 
 def dense(target: Target, format: str) -> Callable[[int, int], None]:
     """Products with weights in panels of plain numbers."""
-    return _by_tiles(target, lambda rows: _Dense(target, rows, format))
+    return _by_tiles(target, 1, lambda rows, panels: _Dense(target, rows, panels, format))
 
 
 def one_row(target: Target, packing: Packing) -> Any:
     """One row by one panel of weights packed so: a function of a product's words, the panel and the row."""
-    return _Quantised(target, 1, packing).laid()
+    return _Quantised(target, 1, 1, packing).laid()
 
 
-def _by_tiles(target: Target, tile_of: Callable[[int], _Tile]) -> Callable[[int, int], None]:
-    """A part's panels, each by all rows: as many at once as there is a tile for, then fewer."""
+def _by_tiles(target: Target, panels: int, tile_of: Callable[[int, int], _Tile]) -> Callable[[int, int], None]:
+    """A part's panels, some at a time, each by all rows: as many at once as there is a tile for, then fewer."""
     lanes, (many, some, two) = target.lanes, AT_MOST[target.lanes]
-    by_many, by_some, by_two, by_one = (tile_of(rows).laid() for rows in (many, some, two, 1))
+    by_many, by_some, by_two = (tile_of(rows, panels).laid() for rows in (many, some, two))
+    # A panel of weights, and the next that is fetched meanwhile, fill the first level of caches where rows are long.
+    by_one = tile_of(1, 1).laid()
 
     def product(words: int, part: int) -> None:
         first = part * word(words, AT_ONCE)
         last = min(first + word(words, AT_ONCE), (word(words, OUTPUTS) + lanes - 1) // lanes)
         rows = word(words, ROWS)
-        for panel in range(first, last):
+        for panel in range(first, last, panels):
             row = 0
             while rows - row >= many:
                 by_many(words, panel, row)
@@ -67,29 +69,43 @@ def _by_tiles(target: Target, tile_of: Callable[[int], _Tile]) -> Callable[[int,
                 by_two(words, panel, row)
                 row += two
             if row < rows:
-                by_one(words, panel, row)
+                for one in range(panel, min(panel + panels, last)):
+                    by_one(words, one, row)
 
     return product
 
 
 class _Tile(ABC):
-    """Some rows by one panel."""
+    """Some rows by some panels."""
 
-    def __init__(self, target: Target, rows: int) -> None:
-        self.target, self.rows = target, rows
+    def __init__(self, target: Target, rows: int, panels: int) -> None:
+        self.target, self.rows, self.panels = target, rows, panels
 
     def laid(self) -> Any:
-        """The tile as a function of the words, the panel and the first row."""
+        """The tile as a function of the words, the first panel and the first row."""
         return laid(self.target, self._lay)
 
     @abstractmethod
-    def totals(self, v: Vectors, words: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
-        """A vector of sums for each row."""
+    def totals(self, v: Vectors, given: Any, panels: Sequence[ir.Value], row: ir.Value) -> Sequence[ir.Value]:
+        """A vector of sums for each row and panel, all of a row's together."""
 
-    def _lay(self, v: Vectors, words: ir.Value, panel: ir.Value, row: ir.Value) -> None:
+    def _lay(self, v: Vectors, words: ir.Value, first: ir.Value, row: ir.Value) -> None:
         b, lanes = v.builder, self.target.lanes
         given = [v.load(v.at(words, 8 * index), WORD, 8) for index in range(AT_ONCE)]
-        totals = self.totals(v, given, panel, row)
+        last = b.ashr(b.sub(given[OUTPUTS], WORD(1)), WORD(lanes.bit_length() - 1))
+        panels = [b.add(first, WORD(number)) for number in range(self.panels)]
+        there = [b.icmp_signed("<=", panel, last) for panel in panels]
+        # Beyond the last there is none: that one is multiplied again, for nobody.
+        totals = self.totals(
+            v, given, [b.select(is_there, panel, last) for is_there, panel in zip(there, panels, strict=True)], row
+        )
+        for place, panel in enumerate(panels):
+            with b.if_then(there[place]):
+                self._put(v, given, panel, row, totals[place :: self.panels])
+
+    def _put(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value, totals: Sequence[ir.Value]) -> None:
+        """A panel's sums of each row."""
+        b, lanes = v.builder, self.target.lanes
         column = b.mul(panel, WORD(lanes))
         whole = b.icmp_signed("<=", b.add(column, WORD(lanes)), given[OUTPUTS])
         kept = self._kept(v, b.sub(given[OUTPUTS], column))
@@ -125,54 +141,60 @@ class _Tile(ABC):
 class _Quantised(_Tile):
     """Integers by integers, a group of inputs at a time; then their scales."""
 
-    def __init__(self, target: Target, rows: int, packing: Packing) -> None:
-        super().__init__(target, rows)
+    def __init__(self, target: Target, rows: int, panels: int, packing: Packing) -> None:
+        super().__init__(target, rows, panels)
         self.packing = packing
 
-    def totals(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
+    def totals(self, v: Vectors, given: Any, panels: Sequence[ir.Value], row: ir.Value) -> Sequence[ir.Value]:
         b, packing, lanes = v.builder, self.packing, self.target.lanes
-        integers = b.add(given[PANELS], b.mul(panel, given[PANEL_BYTES]))
-        # The panel after this one is fetched meanwhile, its integers and its scales where this one's are read.
-        ahead = given[PANEL_BYTES]
-        read = self._scales(v, integers, given[INPUTS], ahead)
+        dots = dots_of(self.target, packing)
+        starts = [b.add(given[PANELS], b.mul(panel, given[PANEL_BYTES])) for panel in panels]
+        # The panels after these are fetched meanwhile, their integers and their scales where these are read.
+        ahead = b.mul(given[PANEL_BYTES], WORD(self.panels))
+        reads = [self._scales(v, start, given[INPUTS], ahead) for start in starts]
         of_row = [b.mul(b.add(row, WORD(number)), given[INPUTS]) for number in range(self.rows)]
         plane = b.mul(b.mul(given[ROWS], given[INPUTS]), WORD(BLOCK))
-        planes = [given[X], b.add(given[X], plane)]
-        xs = [[b.add(x, b.mul(start, WORD(BLOCK))) for x in planes] for start in of_row]
+        planes = [b.add(given[X], b.mul(plane, WORD(number))) for number in range(dots.planes)]
+        xs = [[b.add(x, b.mul(start, WORD(dots.block_bytes))) for x in planes] for start in of_row]
         steps = [b.add(given[SCALES], b.mul(start, WORD(4))) for start in of_row]
         sums = [b.add(given[SUMS], b.mul(start, WORD(4 * packing.parts))) for start in of_row]
 
         def block(index: ir.Value, *totals: ir.Value) -> Sequence[ir.Value]:
-            here = b.add(integers, b.mul(index, WORD(packing.integer_bytes(lanes))))
-            v.fetch(b.add(here, ahead), packing.integer_bytes(lanes))
-            weights = _unpacked(v, here, packing.bits)
-            scales, minima = read(index)
-            x = [[b.add(start, b.mul(index, WORD(BLOCK))) for start in row] for row in xs]
+            weights = []
+            for start in starts:
+                here = b.add(start, b.mul(index, WORD(packing.integer_bytes(lanes))))
+                v.fetch(b.add(here, ahead), packing.integer_bytes(lanes))
+                weights.append(dots.unpacked(v, here))
+            fields = [read(index) for read in reads]
+            x = [[b.add(start, b.mul(index, WORD(dots.block_bytes))) for start in row] for row in xs]
             step = [v.all_lanes(v.load(b.add(start, b.mul(index, WORD(4))), FLOAT, 4)) for start in steps]
             found = list(totals)
-            per_group = 8 // packing.parts
+            per_group = dots.vectors // packing.parts
             for part in range(packing.parts):
-                largest = 128 if packing.signed else 2**packing.bits - 1
-                dots = [[Products(v, largest, packing.signed) for _ in planes] for _ in found]
+                sums_of = [Sums(v, dots) for _ in found]
                 for vector in range(part * per_group, (part + 1) * per_group):
-                    w = weights(vector)
-                    for row_dots, starts in zip(dots, x, strict=True):
-                        for products, start in zip(row_dots, starts, strict=True):
-                            products.add(w, v.load(v.at(start, 4 * vector), INTEGER, 4))
-                for number, row_dots in enumerate(dots):
-                    of_x = b.mul(index, WORD(4 * packing.parts))
+                    ws = [unpacked(vector) for unpacked in weights]
+                    for number, starts_of_row in enumerate(x):
+                        four = [v.all_lanes(v.load(v.at(start, 4 * vector), INTEGER, 4)) for start in starts_of_row]
+                        for place, w in enumerate(ws):
+                            sums_of[number * self.panels + place].add(w, four)
+                    dots.keep_order(v, sums_of)
+                of_x = b.mul(index, WORD(4 * packing.parts))
+                for number in range(self.rows):
                     sum_x = v.all_lanes(v.load(v.at(b.add(sums[number], of_x), 4 * part), FLOAT, 4))
-                    product = b.sitofp(self._total(v, row_dots), v.floats)
-                    if packing.centre:
-                        product = v.fma(product, step[number], b.fmul(sum_x, v.constant(-packing.centre)))
-                    else:
-                        product = b.fmul(product, step[number])
-                    found[number] = v.fma(product, scales[part], found[number])
-                    if packing.minimum:
-                        found[number] = v.fma(minima[part], sum_x, found[number])
+                    for place, (scales, minima) in enumerate(fields):
+                        chain = number * self.panels + place
+                        product = b.sitofp(sums_of[chain].total(), v.floats)
+                        if packing.centre:
+                            product = v.fma(product, step[number], b.fmul(sum_x, v.constant(-packing.centre)))
+                        else:
+                            product = b.fmul(product, step[number])
+                        found[chain] = v.fma(product, scales[part], found[chain])
+                        if packing.minimum:
+                            found[chain] = v.fma(minima[part], sum_x, found[chain])
             return found
 
-        return loop(b, given[INPUTS], [v.constant(0.0)] * self.rows, block)
+        return loop(b, given[INPUTS], [v.constant(0.0)] * (self.rows * self.panels), block)
 
     def _scales(self, v: Vectors, panel: ir.Value, blocks: ir.Value, ahead: ir.Value) -> Callable[[ir.Value], Fields]:
         """What reads a block's scales and minima, of each group."""
@@ -203,40 +225,16 @@ class _Quantised(_Tile):
 
         return read
 
-    def _total(self, v: Vectors, dots: Sequence[Products]) -> ir.Value:
-        high, low = (products.total() for products in dots)
-        return v.builder.add(v.builder.mul(high, v.integer(HIGH)), low)
-
-
-def _unpacked(v: Vectors, start: ir.Value, bits: int) -> Callable[[int], ir.Value]:
-    """A block's vectors of integers by number, taken apart where they are asked for."""
-    size = 4 * v.lanes
-
-    def held(number: int) -> ir.Value:
-        return v.load(v.at(start, size * number), v.bytes)
-
-    if bits == 8:
-        return held
-    more = [held(4 + number) for number in range({4: 0, 5: 1, 6: 2}[bits])]
-
-    def vector(number: int) -> ir.Value:
-        low = v.fields(held(number // 2), 4 * (number % 2), 15)
-        if bits == 4:
-            return low
-        shift = number - 4 if bits == 5 else 2 * (number % 4) - 4
-        return v.builder.or_(low, v.fields(more[number // 4 if bits == 6 else 0], shift, 16 if bits == 5 else 48))
-
-    return vector
-
 
 class _Dense(_Tile):
     """Numbers by numbers, four inputs at a time, each with a sum of its own: a sum waits for its last product."""
 
-    def __init__(self, target: Target, rows: int, format: str) -> None:
-        super().__init__(target, rows)
+    def __init__(self, target: Target, rows: int, panels: int, format: str) -> None:
+        super().__init__(target, rows, panels)
         self.format = format
 
-    def totals(self, v: Vectors, given: Any, panel: ir.Value, row: ir.Value) -> Sequence[ir.Value]:
+    def totals(self, v: Vectors, given: Any, panels: Sequence[ir.Value], row: ir.Value) -> Sequence[ir.Value]:
+        (panel,) = panels
         b, chains = v.builder, 4 if self.rows < 4 else 1
         size = v.lanes * (4 if self.format == "f32" else 2)
         weights = b.add(given[PANELS], b.mul(panel, given[PANEL_BYTES]))

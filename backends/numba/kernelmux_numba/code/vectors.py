@@ -52,6 +52,17 @@ class Vectors:
             pointer = self.builder.inttoptr(self.at(address, offset), BYTE.as_pointer())
             self.call("llvm.prefetch.p0", ir.VoidType(), pointer, INTEGER(0), INTEGER(NEAR), INTEGER(1))
 
+    def computed(self, vectors: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """The same vectors, all in registers before any is used, and nothing that LLVM takes apart; on x86, that is."""
+        if not self.target.x86:
+            return vectors
+        kinds, count = [vector.type for vector in vectors], len(vectors)
+        register = "v" if self.lanes == 16 else "x"
+        constraints = ",".join([f"={register}"] * count + [str(number) for number in range(count)])
+        kind = ir.LiteralStructType(kinds) if count > 1 else kinds[0]
+        found = self.builder.asm(ir.FunctionType(kind, kinds), "", constraints, vectors, side_effect=False)
+        return [self.builder.extract_value(found, number) for number in range(count)] if count > 1 else [found]
+
     def halves(self, address: ir.Value) -> ir.Value:
         """Float16 of all lanes as float32."""
         return self.of_halves(self.load(address, ir.VectorType(SHORT, self.lanes)))
@@ -117,91 +128,15 @@ class Vectors:
         kind = ir.FunctionType(result, [operand.type for operand in operands])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
 
-    def fields(self, packed: ir.Value, shift: int, mask: int) -> ir.Value:
-        """The bits of `mask` of every byte, after a shift to the right, or to the left where it is negative."""
-        words = self.builder.bitcast(packed, self.integers)
-        by = ir.Constant(self.integers, [abs(shift)] * self.lanes)
-        moved = self.builder.lshr(words, by) if shift > 0 else self.builder.shl(words, by) if shift else words
-        kept = int.from_bytes(bytes([mask] * 4), "little")
-        return self.builder.bitcast(
-            self.builder.and_(moved, ir.Constant(self.integers, [kept] * self.lanes)), self.bytes
-        )
-
-
-class Products:
-    """Sums of products of bytes, four of each lane's at a time: weights by activations, which are signed."""
-
-    def __init__(self, vectors: Vectors, largest: int, signed: bool) -> None:
-        """Weights from 0 to `largest`, or as int8."""
-        self.vectors, self.signed, self.largest = vectors, signed, largest
-        self._sum: ir.Value | None = None
-        self._pairs: ir.Value | None = None
-        self._pending = 0
-
-    def add(self, weights: ir.Value, activations: ir.Value) -> None:
-        """Adds the products of a vector of bytes and four activations, 32 bits that every lane has."""
-        v, kind = self.vectors, self.vectors.target.dot
-        x = v.builder.bitcast(v.all_lanes(activations), v.bytes)
-        if kind == "vnni":
-            bits = 32 * v.lanes
-            self._sum = v.call(
-                f"llvm.x86.avx512.vpdpbusd.{bits}",
-                v.integers,
-                self._so_far(),
-                *(v.builder.bitcast(o, v.integers) for o in (weights, x)),
-            )
-        elif kind == "pairs":
-            self._add_pairs(weights, x)
-        else:
-            self._sum = v.builder.add(self._so_far(), self._plain(weights, x))
-
-    def total(self) -> ir.Value:
-        """The sums of all lanes."""
-        self._flush()
-        return self._so_far()
-
-    def _so_far(self) -> ir.Value:
-        return self._sum if self._sum is not None else ir.Constant(self.vectors.integers, [0] * self.vectors.lanes)
-
-    def _add_pairs(self, weights: ir.Value, x: ir.Value) -> None:
-        """In 16 bits as long as these hold them: (2 largest 127) each."""
-        v = self.vectors
-        if self.signed:
-            # |w| by x with the sign of w: both fit, for x is never -128.
-            weights, x = (
-                v.call("llvm.x86.avx2.psign.b", v.bytes, weights, weights),
-                v.call("llvm.x86.avx2.psign.b", v.bytes, x, weights),
-            )
-        pairs = v.call("llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 2 * v.lanes), weights, x)
-        self._pairs = pairs if self._pairs is None else v.builder.add(self._pairs, pairs)
-        self._pending += 1
-        if (self._pending + 1) * 2 * 127 * self.largest > 2**15 - 1:
-            self._flush()
-
-    def _flush(self) -> None:
-        v = self.vectors
-        if self._pairs is not None:
-            ones = ir.Constant(ir.VectorType(ir.IntType(16), 2 * v.lanes), [1] * (2 * v.lanes))
-            words = v.call("llvm.x86.avx2.pmadd.wd", v.integers, self._pairs, ones)
-            self._sum = words if self._sum is None else v.builder.add(self._sum, words)
-            self._pairs, self._pending = None, 0
-
-    def _plain(self, weights: ir.Value, x: ir.Value) -> ir.Value:
-        """By 16 bits, whose products are added in pairs to 32: LLVM knows SSE2's pmaddwd by this, and NEON's smlal."""
-        v, b = self.vectors, self.vectors.builder
-        wide = ir.VectorType(ir.IntType(16), 4 * v.lanes)
-        w16 = b.sext(weights, wide) if self.signed else b.zext(weights, wide)
-        x16 = b.sext(x, wide)
-        whole: ir.Value | None = None
-        for quarter in range(4):
-            picked = ir.Constant(v.integers, [4 * lane + quarter for lane in range(v.lanes)])
-            parts = (
-                b.sext(b.shuffle_vector(each, ir.Constant(wide, ir.Undefined), picked), v.integers)
-                for each in (w16, x16)
-            )
-            product = b.mul(*parts)
-            whole = product if whole is None else b.add(whole, product)
-        return whole
+    def fields(self, packed: ir.Value, shift: int, mask: int, width: int) -> ir.Value:
+        """The bits of `mask` of each `width` bits, after a shift to the right, or to the left where it is negative."""
+        # By bytes too: processors shift no narrower ones than 16 bits.
+        count, kind = 2 * self.lanes, ir.VectorType(SHORT, 2 * self.lanes)
+        by = ir.Constant(kind, [abs(shift)] * count)
+        held = self.builder.bitcast(packed, kind)
+        moved = self.builder.lshr(held, by) if shift > 0 else self.builder.shl(held, by) if shift else held
+        kept = ir.Constant(kind, [mask * (0x101 if width == 8 else 1)] * count)
+        return self.builder.bitcast(self.builder.and_(moved, kept), self.integers)
 
 
 def laid(target: Target, lay: Callable[..., None]) -> Any:
