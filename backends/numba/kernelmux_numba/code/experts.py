@@ -18,7 +18,7 @@ IDS, EACH, PLACES, SHARING = range(AT_ONCE + 1, AT_ONCE + 5)
 
 
 def quantised(target: Target, packing: Packing) -> Callable[[int, int], None]:
-    """Products with experts' weights packed so, of activations that are two integers each."""
+    """Products with experts' weights packed so, of activations that are integers of 16 bits."""
     by_one, memory = one_row(target, packing), stack(8 * AT_ONCE)
 
     def product(words: int, part: int) -> None:
