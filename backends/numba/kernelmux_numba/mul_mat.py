@@ -27,7 +27,7 @@ from kernelmux_numba.packing import (
 from kernelmux_numba.target import outdone
 from kernelmux_numba.team import Phase, Piece, shares
 
-PART = 2**16
+PART = 2**17
 """Products of weights that are worth a part: some microseconds."""
 
 

@@ -25,7 +25,7 @@ OVER = 0xFFFFF
 """The phase of a cursor whose run is over; more than any program has, and than any phase has parts."""
 SYSTEM = ("pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_broadcast")
 """What compiled code calls, by its address in a team's words: it need not be found by name."""
-PARTS_A_THREAD = 4
+PARTS_A_THREAD = 8
 """Parts of a phase for each thread, at most: so that whoever is late has little left to do."""
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
 
