@@ -26,9 +26,12 @@ from kernelmux.cli.prompt import asked_prompt
 from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
-    from kernelmux.debug.bisect import Suspect, Verdict
+    from kernelmux.debug.bisect import Verdict
+    from kernelmux.debug.suspects import Suspect
+    from kernelmux.graph.graph import TensorNode
     from kernelmux.plan.plan import Plan
     from kernelmux.run.model import Model
+    from kernelmux.run.session import Session
 
 PROMPT_TOKENS = 64
 """Of the text of this package, where nobody names another."""
@@ -96,6 +99,7 @@ def bisect(
         plan = make_plan(opened, asked_policy(policy, exact), use, device)
         tokens = _tokens(opened, prompt, ids)
         bar.begin("running the reference")
+        decoded = min(DECODED, len(tokens) - 1) if decode is None else decode
         made = 0
 
         def show(runs: int, error: float) -> None:
@@ -108,7 +112,7 @@ def bisect(
                 opened,
                 plan,
                 tokens,
-                min(DECODED, len(tokens) - 1) if decode is None else decode,
+                decoded,
                 instead=against.split(","),
                 limit=bound,
                 show=show,
@@ -116,7 +120,7 @@ def bisect(
         except KeyboardInterrupt:
             say(f"interrupted after {made} runs: who is to blame is not known yet", err=True)
             raise
-        written = _write(opened, plan, found, tokens, policy, write_policy, write_cases)
+        written = _write(opened, plan, found, tokens, decoded, policy, write_policy, write_cases)
     if save is not None:
         save_report(_document(found), save)
     if json:
@@ -145,12 +149,12 @@ def _write(
     plan: Plan,
     found: Verdict,
     tokens: Sequence[int],
+    decoded: int,
     asked: Path | None,
     policy: Path | None,
     cases: Path | None,
 ) -> list[str]:
     """Writes what is asked for of those to blame; what to say of it."""
-    from kernelmux.conformance.case_file import capture_cases
     from kernelmux.files import write_whole
     from kernelmux.policy.policy import DEFAULT, policy_text
     from kernelmux.policy.text import with_rules
@@ -164,16 +168,31 @@ def _write(
         write_whole(policy, with_rules(rules, before))
         lines.append(f"{policy}: a policy that works around it")
     if cases is not None:
-        session = model.session(plan, len(tokens))
-        names = {suspect.node for suspect in found.blamed}
-        with capture_cases(session, cases, names):
-            session.feed(session.open(), tokens)
+        _write_cases(cases, model.session(plan, len(tokens)), found.blamed, tokens, decoded)
         check = f"kernelmux check --kernel {found.blamed[0].kernel} --cases {cases}"
         lines.append(f"{cases}: {check} shows whether it is wrong alone")
     return lines
 
 
+def _write_cases(path: Path, session: Session, blamed: Sequence[Suspect], tokens: Sequence[int], decoded: int) -> None:
+    """The launches to blame, at the row counts that are."""
+    from kernelmux.conformance.case_file import capture_cases
+    from kernelmux.graph.domain import Range
+    from kernelmux.run.feeds import Feed
+
+    def blames(rows: int, node: TensorNode) -> bool:
+        return any(node.name == suspect.node and rows in Range(*suspect.rows) for suspect in blamed)
+
+    sequence, prompt = session.open(), len(tokens) - decoded
+    with capture_cases(session, path, blames):
+        session.feed(sequence, tokens[:prompt])
+        for token in tokens[prompt:]:
+            session.step([Feed(sequence, [token])])
+
+
 def _lines(found: Verdict) -> list[str]:
+    from kernelmux.debug.suspects import in_words
+
     said = f"error {found.error:.3g} after token {found.position + 1}"
     if found.error <= found.bound:
         return [f"nothing is wrong: {said}, within {found.bound:.2g}"]
@@ -181,9 +200,9 @@ def _lines(found: Verdict) -> list[str]:
         return [f"{said}, over {found.bound:.2g}, and no kernel is to blame: it is there without any of them"]
     where = ", where launches are captured or chained, and not one by one" if found.replayed else ""
     lines = [f"{said}, over {found.bound:.2g}{where}; without these it is {found.healed:.2g}:"]
-    lines += [f"  {suspect}" for suspect in found.blamed]
+    lines += [f"  {line}" for line in in_words(found.blamed)]
     if found.accomplices:
-        lines += ["and only beside:", *(f"  {suspect}" for suspect in found.accomplices)]
+        lines += ["and only beside:", *(f"  {line}" for line in in_words(found.accomplices))]
     return [*lines, f"{found.runs} runs of the tokens, {found.proved_after} of them until it was proved"]
 
 

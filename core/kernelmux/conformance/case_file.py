@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,10 +81,12 @@ class RecordingWalker(Walker):
 
 
 @contextmanager
-def capture_cases(session: Session, path: Path, nodes: Collection[str] | None = None) -> Iterator[None]:
+def capture_cases(
+    session: Session, path: Path, wanted: Callable[[int, TensorNode], bool] = lambda rows, node: True
+) -> Iterator[None]:
     """Writes what the session runs within the block to `path`, even where it raises. KernelmuxError if it cannot.
 
-    Of all nodes, or of those named.
+    Of all nodes, or of those that are `wanted`, given the rows of a walk.
     Nodes that differ only in name and layer are one case, and its step state is that of the last such step; of those
     that a graph replays, that of the capture. A fused node is a case of the fused op; a policy with `fuse = false`
     gives the plain ones.
@@ -99,18 +101,18 @@ def capture_cases(session: Session, path: Path, nodes: Collection[str] | None = 
                 yield
             except BaseException as error:
                 raised = error
-            file.write(_to_json(noted, nodes).encode())
+            file.write(_to_json(noted, wanted).encode())
     except OSError as error:
         raise KernelmuxError(f"cannot write cases to {path}: {error.strerror}", file=str(path)) from error
     if raised is not None:
         raise raised
 
 
-def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]], nodes: Collection[str] | None) -> str:
+def _to_json(noted: Mapping[Walk, Mapping[str, torch.Tensor]], wanted: Callable[[int, TensorNode], bool]) -> str:
     found: dict[Graph, Mapping[str, Any]] = {}
     for walk, state in noted.items():
         for step in walk.steps:
-            if nodes is None or step.node.name in nodes:
+            if wanted(walk.steps[0].node.rows, step.node):
                 found[_alone(step.node)] = _values(step.node, state)
     taken: Counter[str] = Counter()
     lines = []

@@ -9,15 +9,14 @@ looked for by plans instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kernelmux.contract.answers import bound
-from kernelmux.contract.kernel import Launch
 from kernelmux.debug.search import accomplices, to_blame
-from kernelmux.errors import LaunchError, ModelError, PlanError
+from kernelmux.debug.suspects import REFERENCE, SLACK, Beside, Suspect, Swap, suspects_of
+from kernelmux.errors import LaunchError, ModelError
 from kernelmux.graph.domain import Range
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.grammar import Rule
@@ -26,36 +25,14 @@ from kernelmux.run.feeds import Feed
 from kernelmux.run.ladder import eager_extents
 from kernelmux.run.model import Model
 from kernelmux.run.session import Session
-from kernelmux.run.walk import Walk
-from kernelmux.run.watch import Observer
 
 if TYPE_CHECKING:
     import torch
 
-REFERENCE = "reference"
-TRUTH = "reference:f32"
-"""The kernel that makes a launch in another's place."""
-SLACK = 10.0
-"""Times what all kernels of a walk say that they err by, which is what logits may be off by unless told."""
 LEAST_BOUND = 1e-4
 ANY_ERROR = 1.0
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A node of a plan at some row counts, and its kernel."""
-
-    node: str
-    op: str
-    kernel: str
-    rows: tuple[int, int]
-    """From as many to as many, of which it was run at some."""
-    parts: tuple[str, ...] = ()
-    """The plain nodes that a fused one stands for."""
-
-    def __str__(self) -> str:
-        low, high = self.rows
-        return f"{self.kernel} at {self.node} ({self.op}), {f'{low}' if low == high else f'{low} to {high}'} rows"
+FEW = 8
+"""Suspects of which each is tried to be left out, one by one."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +114,7 @@ class _Search:
         # Where a kernel raised and gave way to another, that one is suspected.
         self.plan = self._first.plan
         nodes: dict[str, list[Suspect]] = {}
-        for suspect in _suspects(self.plan, self._row_counts()):
+        for suspect in suspects_of(self.plan, self._row_counts()):
             nodes.setdefault(suspect.node, []).append(suspect)
         self.nodes = list(nodes.values())
         self._truth = self._run(self._session(), _all(self.nodes))
@@ -146,7 +123,7 @@ class _Search:
         error, position = self._error(self._found)
         if error <= self.limit:
             return Verdict(error, position, self.limit, (), (), None, False, self.runs, self.runs, None)
-        found = to_blame(self.nodes, self._heals, self._proves)
+        found = to_blame(self.nodes, self._heals, self._proves, self._wrong_by_themselves)
         # Where nothing ever failed before an observer's eyes it may be that nothing does.
         replayed = not self.fails_one_by_one and self._heals(())
         if replayed:
@@ -179,11 +156,22 @@ class _Search:
             self._healed[some] = self._error_without(sorted(some, key=_all(self.nodes).index))
         return self._healed[some] <= self.limit
 
+    def _wrong_by_themselves(self) -> Sequence[list[Suspect]]:
+        """Nodes of which launches are far from what the reference makes of the same inputs, at those row counts.
+
+        One run finds all of a kernel's that is wrong wherever it runs; faults of memory, order and replay it does not.
+        """
+        session = self._session()
+        beside = Beside(session)
+        with session.watched(beside):
+            self._error(self._run(session))
+        return [node for node in self.nodes if any(map(beside.tells_against, node))]
+
     def _fewer(self, nodes: Sequence[Sequence[Suspect]]) -> tuple[Suspect, ...]:
         """Of those to blame the nodes and row counts that none can be left out of, where there are several."""
         kept = _all(nodes)
         by_rows = [[other for other in kept if other.rows == rows] for rows in dict.fromkeys(s.rows for s in kept)]
-        for some in (*by_rows, *([suspect] for suspect in kept)):
+        for some in (*by_rows, *([suspect] for suspect in kept if len(kept) <= FEW)):
             rest = [other for other in kept if other not in some]
             if 0 < len(rest) < len(kept) and self._proves([rest]):
                 kept = rest
@@ -214,7 +202,7 @@ class _Search:
         plan = self.model.plan(policy, device=self.plan.device, max_rows=self.plan.max_rows, context=self.plan.context)
         session = self.model.session(plan, len(self.ids))
         found = self._run(session)
-        every = [*_suspects(session.plan, self._row_counts())]
+        every = [*suspects_of(session.plan, self._row_counts())]
         return self._error(found, self._run(self.model.session(session.plan, len(self.ids)), every))[0]
 
     def _run(self, session: Session, swapped: Collection[Suspect] | None = None) -> torch.Tensor:
@@ -225,7 +213,7 @@ class _Search:
         import torch
 
         sequence, parts, prompt = session.open(), list[torch.Tensor](), len(self.ids) - self.decoded
-        watched = nullcontext() if swapped is None else session.watched(_Swap(session, swapped))
+        watched = nullcontext() if swapped is None else session.watched(Swap(session, swapped))
         try:
             with watched:
                 parts.append(session.feed(sequence, self.ids[:prompt], all_logits=True).cpu())
@@ -251,21 +239,6 @@ def _all(nodes: Sequence[Sequence[Suspect]]) -> list[Suspect]:
     return [suspect for node in nodes for suspect in node]
 
 
-def _suspects(plan: Plan, counts: Collection[int]) -> Iterator[Suspect]:
-    """The steps of the walks at these row counts but for the reference's own, in the order of the walks.
-
-    Each is told of as many rows as the next smaller walk has not, the last up to what the plan takes.
-    """
-    low = 1
-    for count in sorted(counts):
-        high = plan.max_rows if count == max(counts) else count
-        for step in plan.schedule(count, count).steps:
-            if step.choice.backend != REFERENCE:
-                parts = plan.fused.get(step.node.name, ())
-                yield Suspect(step.node.name, step.node.op, step.choice.name, (low, high), parts)
-        low = count + 1
-
-
 def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -> Policy:
     """The policy with a rule before all others for each of those to blame, and for what a fused one stands for."""
     rules, names = [], []
@@ -282,35 +255,3 @@ def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -
 def _literal(name: str) -> str:
     """A name as a pattern that only it matches."""
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
-
-
-class _Swap(Observer):
-    """Makes the launches of some suspects by the reference, on the memory that their own kernels would have used."""
-
-    def __init__(self, session: Session, swapped: Collection[Suspect]) -> None:
-        self.session = session
-        self.swapped = dict[str, list[Range]]()
-        for suspect in swapped:
-            self.swapped.setdefault(suspect.node, []).append(Range(*suspect.rows))
-        self._launches: dict[tuple[Walk, int], Launch] = {}
-
-    def launch(self, walk: Walk, index: int, call: Launch) -> None:
-        rows = walk.steps[0].node.rows
-        if not any(rows in swapped for swapped in self.swapped.get(walk.steps[index].node.name, ())):
-            call()
-            return
-        if (walk, index) not in self._launches:
-            self._launches[walk, index] = self._bound(walk, index)
-        self._launches[walk, index]()
-
-    def _bound(self, walk: Walk, index: int) -> Launch:
-        node, walker = walk.steps[index].node, self.session.walker
-        offer = walker.plan.registry.offer(node, walk.device, REFERENCE)
-        kernel = offer.kernels.get(TRUTH)
-        if kernel is None:
-            raise PlanError(
-                f"{TRUTH} does not take {node.name} ({node.op}); install kernelmux-reference to look for faults"
-            )
-        with walk.device.platform.on(walker.stream):
-            packed = walker.packed.get(node, TRUTH, kernel)
-            return bound(kernel, node, replace(walk.tensors[index], packed=packed), walker.stream)

@@ -27,12 +27,17 @@ def shortest_prefix(things: Sequence[T], holds: Callable[[Sequence[T]], bool], b
 
 
 def to_blame(
-    things: Sequence[T], heals: Callable[[Sequence[T]], bool], proves: Callable[[Sequence[T]], bool]
+    things: Sequence[T],
+    heals: Callable[[Sequence[T]], bool],
+    proves: Callable[[Sequence[T]], bool],
+    signs: Callable[[], Sequence[T]] = tuple,
 ) -> list[T] | None:
     """A set whose exchange `heals`, of which none can be left out where exchanging more never harms.
 
     `heals` is false of none; `proves` asks the same of what seems to be all, in a way that counts. For one thing to
-    blame it takes log2 tries and a proof. None where even all of them heal nothing: something else is to blame.
+    blame it takes log2 tries and a proof. Where one is not all, `signs` is asked once for those that something else
+    speaks against: they are all where that is proved. None where even all things heal nothing: something else is to
+    blame.
     """
     found: list[T] = []
     left = list(things)
@@ -41,6 +46,11 @@ def to_blame(
         found, left = [*found, left[count - 1]], left[: count - 1]
         if proves(found):
             return found
+        if len(found) == 1:
+            seen = signs()
+            several = [thing for thing in things if thing in found or thing in seen]
+            if len(several) > 1 and proves(several):
+                return several
     return None
 
 

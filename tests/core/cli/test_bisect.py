@@ -37,7 +37,7 @@ def test_who_is_to_blame_is_named_and_a_policy_works_around_it(tiny, tmp_path, f
     asked = ["bisect", tiny, "--policy", policy, "-p", "Hello there, you.", "--decode", 2]
     done = call_command(*asked, "--write-policy", mended, "--write-cases", cases)
     assert done.code == 1, done.err
-    assert f"faulty:f32 at {WRONG} (mul_mat), 1 rows" in done.out
+    assert f"faulty:f32 at {WRONG} (mul_mat), 1 row\n" in done.out
     assert f"faulty:f32 at {WRONG} (mul_mat), 2 to 512 rows" in done.out
     assert done.out.count("faulty:f32 at") == 2
     assert f"{cases}: kernelmux check --kernel faulty:f32 --cases {cases} shows" in done.out
@@ -45,7 +45,35 @@ def test_who_is_to_blame_is_named_and_a_policy_works_around_it(tiny, tmp_path, f
     again = call_command("bisect", tiny, "--policy", mended, "-p", "Hello there, you.", "--decode", 2)
     assert (again.code, again.out.startswith("nothing is wrong: error")) == (0, True)
     captured = json.loads(cases.read_text())["cases"]
-    assert [case["graph"].partition("-")[0] for case in captured] == ["captured/mul_mat"]
+    assert {case["graph"].partition("-")[0] for case in captured} == {"captured/mul_mat"}
+    assert sorted(rows_of(case) for case in captured) == [1, 10]
+
+
+def rows_of(case):
+    """Of the activations, which a case has among the leaves of its graph."""
+    (x,) = [node["outputs"][0] for node in case["nodes"] if node["op"] == "leaf" and node["role"] == "state"]
+    return x["shape"][0]
+
+
+def test_the_cases_are_of_the_row_counts_to_blame(tiny, tmp_path):
+    """A kernel that is wrong in decoding alone: not one of the prompt's launches is a case."""
+
+    def work(node, tensors):
+        compute(node, tensors)
+        if node.name == WRONG and len(tensors.outputs[0]) == 1:
+            tensors.outputs[0].mul_(1.5)
+
+    cases = tmp_path / "cases.json"
+    (tmp_path / "p.toml").write_text(POLICY)
+    with registry.isolated(
+        faulty=whole_backend(**{op: FakeKernel(work=work) for op in OPS}), reference=kernelmux_reference
+    ):
+        done = call_command(
+            *("bisect", tiny, "--policy", tmp_path / "p.toml", "--ids", "1,2,3,4,5", "--decode", 2),
+            *("--write-cases", cases),
+        )
+    assert done.code == 1, done.err
+    assert [rows_of(case) for case in json.loads(cases.read_text())["cases"]] == [1]
 
 
 def test_json_names_them(tiny, tmp_path, faulty):

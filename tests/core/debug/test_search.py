@@ -36,6 +36,20 @@ def test_each_of_several_faults_is_blamed_and_nothing_else(wrong: set[int]):
     assert len(tries) <= len(wrong) * (math.ceil(math.log2(len(THINGS))) + 1)
 
 
+@given(wrong=st.sets(st.integers(0, 99), min_size=2, max_size=60), seen=st.sets(st.integers(0, 99), max_size=60))
+def test_where_signs_show_all_of_many_no_more_tries_are_needed(wrong: set[int], seen: set[int]):
+    """Whether signs show all, some or others: those to blame are found, and who else is named was shown."""
+    tries = []
+
+    def heals(some):
+        tries.append(some)
+        return wrong <= set(some)
+
+    assert wrong <= set(to_blame(THINGS, heals, heals, lambda: wrong) or ())
+    assert len(tries) <= math.ceil(math.log2(len(THINGS))) + 2
+    assert wrong <= set(to_blame(THINGS, heals, heals, lambda: seen) or ()) <= wrong | seen
+
+
 @given(pair=st.sets(st.integers(0, 99), min_size=2, max_size=4))
 def test_of_faults_that_only_show_together_one_is_blamed_and_the_others_are_found(pair: set[int]):
     def heals(some):
