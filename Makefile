@@ -24,7 +24,7 @@ test: $(VENV)/installed-dev ## Run the tests, the real model's too, on all cores
 test-interpreted: $(VENV)/installed-dev ## Run the conformance of Triton's kernels without a GPU, interpreted.
 	@TRITON_INTERPRET=1 $(PYTEST)
 
-test-slow: $(VENV)/installed-dev ## Run the slow tests: the model on each class of processor, tuning beside faults, compilers.
+test-slow: $(VENV)/installed-dev ## Run the slow tests: all cases of each backend, random ones, the model on each class of processor.
 	@TRITON_INTERPRET=0 $(PYTEST) -m slow
 
 lint: $(VENV)/installed-dev ## Check style and types.

@@ -33,9 +33,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of conformance suites the cases by hand are run by `make test`, those drawn from domains by `make test-slow`."""
+    """Of conformance suites the smoke cases are run by `make test`, all others by `make test-slow`."""
     for item in items:
-        if item.get_closest_marker("drawn"):
+        of_suite = item.path.name == "test_conformance.py" and "[" in item.name
+        if of_suite and not item.get_closest_marker("smoke"):
             item.add_marker("slow")
 
 

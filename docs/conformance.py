@@ -73,7 +73,7 @@ line of a file of cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and com
 
     kernelmux check --kernel hello:f32 --case silu-drawn:m=3,n=101 --cases fuzz-1.json
 
-`make test-slow` runs 300 an op on reference and torch, and the drawn cases of each backend; `make test` those by hand.
+`make test-slow` runs 300 an op on reference and torch, and all cases of each backend; `make test` their smoke cases.
 
 A smoke case is launched over and over, {many} times one case in {every}: with other inputs at the same addresses,
 another binding launched by turns, and after a launch in which torch raises. Cases named `*-huge-offsets` have a weight

@@ -71,6 +71,7 @@ def test_ops_says_what_was_wrong(arguments: tuple[str, ...], hint: str):
     assert_one_line_error(call_command("bench", "ops", *arguments), hint)
 
 
+@pytest.mark.slow
 def test_model_gives_rates_and_memory(tmp_path: Path):
     path = tmp_path / "model.json"
     result = call_command(
@@ -86,6 +87,7 @@ def test_model_gives_rates_and_memory(tmp_path: Path):
     assert json.loads(path.read_text())["title"] == "random tiny Q4_0"
 
 
+@pytest.mark.slow
 def test_model_times_drawn_tokens_and_says_how_they_were_drawn(tiny: Path):
     arguments = ("bench", "model", tiny, "--prompt", 4, "--context", 4, "--decode", 2)
     result = call_command(*arguments, "--temperature", 0.7, "--top-p", 0.9)

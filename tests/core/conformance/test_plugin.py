@@ -14,6 +14,8 @@ import pytest
 
 from command import TIMEOUT
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = "kernelmux.conformance.plugin"
 LOADS_NOTHING = f"""
 import sys

@@ -55,6 +55,7 @@ def test_a_wrong_kernel_is_caught_by_the_check_of_that_name(planted):
     pytest.fail(f"no case of {planted.op} fails by `{planted.check}`; by others: {sorted(found) or 'none'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "kernel", "device"),
     [pytest.param(*each, id=f"{each[0]}-{each[1].__name__}", marks=GPU[each[2]]) for each in RIGHT],

@@ -98,6 +98,7 @@ def test_files_of_such_weights_keep_embeddings_and_logits_in_bf16(stored: str):
     assert {w.format for name, w in weights.items() if "blk." in name and "norm" not in name} == {stored}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", FP8_WEIGHTS)
 def test_a_model_of_fp8_weights_is_planned_for_a_card_that_is_not_there(stored: str):
     plan = load_random(f"tiny:{stored}").plan(device=described_device("cuda sm_90 NVIDIA H200"))

@@ -56,6 +56,7 @@ def test_of_another_device(model, words, way):
         assert "device 'cuda:0' was asked for" in str(caught.value) or "the plan is for cuda sm_75" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_one_of_this_kind_of_processor_in_other_words_is_none_of_another(model):
     here = find_device("cpu").device_class
     for device in ("cpu", described_device("cpu"), described_device(here), described_device(f"{here}, 64 processors")):

@@ -14,6 +14,8 @@ from kernelmux.tune.result import compared_lines, frontier_lines, policy_text
 from kernelmux.tune.tuning import Asked, Tuning
 from kernelmux.tune.worker import Answer, SmokeCases
 
+pytestmark = pytest.mark.slow
+
 H200 = described_device("cuda sm_90 NVIDIA H200")
 ROWS = (1, 8, 64)
 

@@ -10,6 +10,8 @@ from kernelmux.policy.policy import parse_policy
 from kernelmux.run.model import load_random
 from kernelmux.tune.written import Section, write_rules
 
+pytestmark = pytest.mark.slow
+
 H200 = described_device("cuda sm_90 NVIDIA H200")
 BASE = 'extends = "default"\n'
 ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65, 100, 128, 129, 512)
