@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.errors import ModelError, shown
-from kernelmux.graph.formats import Weight, lookup
+from kernelmux.graph.formats import Weight
 from kernelmux.models.architecture import Folder
 from kernelmux.models.architectures import find_model_type
 from kernelmux.models.config import translated
+from kernelmux.models.experts import experts_stacked
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.names import IGNORED, expert_name, gguf_name, names_in_turn
 from kernelmux.models.quantization import Quantization
-from kernelmux.models.quantized_weights import quantized_weights, with_scales_of_rows
+from kernelmux.models.quantized_weights import quantized_weights
 from kernelmux.models.safetensors import DTYPES, json_object, plain_weight, read_planes
-from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight, stacked_weight
+from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 from kernelmux.models.transposed import outputs_in_turn
 
 CONFIG = "config.json"
@@ -100,13 +101,8 @@ def _planes(
 def _renamed(path: Path, stored: Mapping[str, StoredWeight], folder: Folder) -> dict[str, Weight]:
     """The weights by GGUF's names, with norms as GGUF stores them."""
     weights: dict[str, Weight] = {}
-    experts: dict[str, dict[int, StoredWeight]] = {}
-    for name, weight in stored.items():
+    for name, weight in experts_stacked(path, stored, expert_name).items():
         if IGNORED.fullmatch(name):
-            continue
-        if of_expert := expert_name(name):
-            whole, number = of_expert
-            experts.setdefault(whole, {})[number] = weight
             continue
         if in_turn := names_in_turn(name, folder.experts):
             weights |= outputs_in_turn(path, name, weight, in_turn)
@@ -118,20 +114,7 @@ def _renamed(path: Path, stored: Mapping[str, StoredWeight], folder: Folder) -> 
             weights[target] = Weight(target, weight.shape, "f32", (1.0 + weight.dequantize(),))
         else:
             weights[target] = StoredWeight(target, weight.shape, weight.format, weight.stored)
-    return weights | {name: _stacked(path, name, parts) for name, parts in experts.items()}
-
-
-def _stacked(path: Path, name: str, experts: Mapping[int, StoredWeight]) -> Weight:
-    """The experts' tensors as one, in their order."""
-    found = [with_scales_of_rows(experts[number]) for number in range(len(experts)) if number in experts]
-    if len(found) < len(experts) or len({(part.shape, part.format) for part in found}) > 1:
-        told = f"{name}: {len(experts)} experts, numbered from 0 on and stored alike, are needed"
-        raise ModelError(f"{path}: {told}; one is missing or differs", file=str(path))
-    tall = max(plane.rows for plane in lookup(found[0].format).planes)
-    if tall and found[0].shape[0] % tall:
-        told = f"{name}: {tall} rows share scales, experts have {found[0].shape[0]}"
-        raise ModelError(f"{path}: {told}; whole blocks are needed", file=str(path))
-    return stacked_weight(name, found)
+    return weights
 
 
 def _divisors(name: str, numbers: list[float]) -> Weight:

@@ -17,7 +17,9 @@ from typing import Any, Literal
 from kernelmux.errors import ModelError, shown
 from kernelmux.files import MAGIC
 from kernelmux.graph.formats import Format, Weight, gguf_formats
+from kernelmux.models.experts import experts_stacked
 from kernelmux.models.header import LONGEST_KEY, LONGEST_NAME, MOST_PAIRS, MOST_TENSORS, Header, Kind
+from kernelmux.models.names import gguf_expert_name
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 
 VERSIONS = (2, 3)
@@ -64,17 +66,19 @@ class _Tensor:
 def read(path: str | os.PathLike[str]) -> ModelFile:
     """The model in a GGUF file (version 2 or 3, little-endian); ModelError at the first fault.
 
-    Of a file that `llama-gguf-split` made any part is as good as another: all are opened, by their names.
+    Of a file that `llama-gguf-split` made any part is as good as another: all are opened, by their names. Experts that
+    an older file has one tensor each are one weight of all.
     """
     path = Path(path)
     if os.path.isdir(path):
         raise ModelError(f"{path}: is a directory, not a GGUF file; name the .gguf file in it", file=str(path))
     asked = _read_part(path)
     if asked.count <= 1:
-        return ModelFile(path, asked.metadata, asked.weights, asked.file.stamp, kinds=asked.kinds)
+        weights = experts_stacked(path, asked.weights, gguf_expert_name)
+        return ModelFile(path, asked.metadata, weights, asked.file.stamp, kinds=asked.kinds)
     paths = _part_paths(asked)
     parts = [asked if number == asked.number else _read_part(path) for number, path in enumerate(paths)]
-    metadata, weights = dict(parts[0].metadata), dict[str, Weight]()
+    metadata, weights = dict(parts[0].metadata), dict[str, StoredWeight]()
     for number, part in enumerate(parts):
         _check_part(part, number, parts[0])
         for name, weight in part.weights.items():
@@ -85,6 +89,7 @@ def read(path: str | os.PathLike[str]) -> ModelFile:
         raise asked.file.fault(f"its {asked.count} parts have {len(weights)} tensors of {total}; the parts are mixed")
     stamp = tuple(each for part in parts for each in part.file.stamp)
     metadata = {key: value for key, value in metadata.items() if not key.startswith(_SPLIT)}
+    weights = experts_stacked(path, weights, gguf_expert_name)
     return ModelFile(path, metadata, weights, stamp, kinds=parts[0].kinds)
 
 
@@ -95,7 +100,7 @@ class _Part:
     file: StoredFile
     metadata: Mapping[str, Any]
     kinds: Mapping[str, Kind]
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, StoredWeight]
     count: int
     number: int
     """From 0 on."""
@@ -220,7 +225,7 @@ def _row(header: Header, name: str, where: str) -> _Tensor:
     return _Tensor(name, shape, fmt, offset)
 
 
-def _weights(header: Header, table: list[_Tensor], start: int, alignment: int) -> dict[str, Weight]:
+def _weights(header: Header, table: list[_Tensor], start: int, alignment: int) -> dict[str, StoredWeight]:
     """The weights, which lie one after the other from byte `start` on, each padded to `alignment`, as ggml demands."""
     weights = {}
     expected = 0
@@ -233,7 +238,7 @@ def _weights(header: Header, table: list[_Tensor], start: int, alignment: int) -
     return weights
 
 
-def _weight(header: Header, tensor: _Tensor, begin: int) -> Weight:
+def _weight(header: Header, tensor: _Tensor, begin: int) -> StoredWeight:
     fmt, shape = tensor.format, tensor.shape
     size = fmt.nbytes(shape)
     if size > header.file.size - begin:

@@ -45,6 +45,7 @@ EXPERTS: Mapping[str, str] = {
 }
 """Modules of an expert, Mixtral's and others'; GGUF has one tensor of all of a layer's."""
 
+_GGUF_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|down|up))\.(0|[1-9]\d{0,8})(\.weight)")
 _EXPERT = re.compile(r"model\.layers\.(\d{1,9})\.(?:block_sparse_moe|mlp)\.experts\.(\d{1,9})\.(\w+)\.weight")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.(.+)\.(weight|bias)")
 _PARAMETER = re.compile(r"model\.layers\.(\d{1,9})\.(.+?)(_bias)?")
@@ -76,3 +77,9 @@ def expert_name(name: str) -> tuple[str, int] | None:
     if not found or found[3] not in EXPERTS:
         return None
     return f"blk.{int(found[1])}.{EXPERTS[found[3]]}.weight", int(found[2])
+
+
+def gguf_expert_name(name: str) -> tuple[str, int] | None:
+    """The same of an expert's tensor in older GGUF files, which have one each: blk.N.ffn_up.E.weight."""
+    found = _GGUF_EXPERT.fullmatch(name)
+    return (f"{found[1]}_exps{found[3]}", int(found[2])) if found else None

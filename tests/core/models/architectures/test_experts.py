@@ -7,11 +7,16 @@ import json
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 import kernelmux
+from kernelmux.contract.device import find_device
 from kernelmux.errors import ModelError
 from kernelmux.models.folder import read_folder
+from kernelmux.models.gguf import read
+from kernelmux.models.targets import targets
+from kernelmux.run.quantized import write_quantized
 from tiny_model import write_gguf
 
 SIZES = {"block_count": 2, "context_length": 64, "embedding_length": 64, "feed_forward_length": 96, "vocab_size": 80}
@@ -20,8 +25,8 @@ SIZES |= {"expert_count": 5, "expert_used_count": 2}
 IDS = torch.randint(3, 80, (19,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def write_mixtral(path, kind=Kind.F32, **changes):
-    """A llama with experts, its matrices stored as `kind`."""
+def write_mixtral(path, kind=Kind.F32, rename=lambda name: name, apart=False, **changes):
+    """A llama with experts, its matrices stored as `kind`; `apart` as older files have them, one tensor each."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"token_embd": (80, 64), "output_norm": (64,)}
     for layer in range(2):
@@ -33,8 +38,17 @@ def write_mixtral(path, kind=Kind.F32, **changes):
         f"{name}.weight": (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).numpy()
         for name, shape in shapes.items()
     }
+    if apart:
+        tensors = {each: part for name, whole in tensors.items() for each, part in taken_apart(name, whole)}
     metadata = {f"llama.{key}": value for key, value in {**SIZES, **changes}.items()}
+    tensors = {rename(name): part for name, part in tensors.items() if rename(name)}
     return write_gguf(path, "llama", metadata, tensors, kind)
+
+
+def taken_apart(name, whole):
+    if "_exps." not in name:
+        return [(name, whole)]
+    return [(name.replace("_exps.", f".{expert}."), part) for expert, part in enumerate(whole)]
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_0", "Q8_0"])
@@ -48,6 +62,43 @@ def test_the_default_choice_is_near_the_reference(without_numba, tmp_path, kind)
     assert float((wanted.exp() * (wanted - found)).sum(dim=-1).mean()) < 1e-3
     session = [model.forward(IDS[:1], plan) for plan in plans]
     assert torch.allclose(*session, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_older_files_with_a_tensor_for_each_expert_are_the_same_model(tmp_path, kind):
+    files = [write_mixtral(tmp_path / f"{apart}.gguf", Kind[kind], apart=apart) for apart in (False, True)]
+    one, other = map(kernelmux.load, files)
+    for name, weight in one.source.file.weights.items():
+        same = other.source.file.weights[name]
+        assert (same.shape, same.format) == (weight.shape, weight.format)
+        assert same.planes[0].equal(weight.planes[0])
+    plans = [model.plan(use=("*=reference:f32",)) for model in (one, other)]
+    assert one.forward(IDS, plans[0]).equal(other.forward(IDS, plans[1]))
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "message"),
+    [
+        ("blk.1.ffn_up.2.weight", "", "blk.1.ffn_up_exps.weight: 4 experts, numbered from 0 on"),
+        ("blk.1.ffn_up.4.weight", "blk.1.ffn_up.7.weight", "blk.1.ffn_up_exps.weight: 5 experts, numbered from 0 on"),
+        ("blk.1.ffn_up.4.weight", "", r"'blk.1.ffn_up_exps.weight' is \(4, 96, 64\), the metadata asks for \(5, 96"),
+        ("blk.1.ffn_norm.weight", "blk.1.ffn_up_exps.weight", "two tensors are blk.1.ffn_up_exps.weight, one of them"),
+        ("blk.0.ffn_down.1.weight", "blk.0.ffn_down.01.weight", "blk.0.ffn_down_exps.weight: 4 experts, numbered"),
+    ],
+)
+def test_experts_that_do_not_make_a_whole_are_refused(tmp_path, was, now, message):
+    path = write_mixtral(tmp_path / "m.gguf", rename=lambda name: now if name == was else name, apart=True)
+    with pytest.raises(ModelError, match=message):
+        kernelmux.load(path)
+
+
+def test_an_older_file_is_written_anew_with_one_tensor_for_all_experts(tmp_path):
+    old, new = write_mixtral(tmp_path / "old.gguf", apart=True), tmp_path / "new.gguf"
+    file = read(old)
+    list(write_quantized(file, new, "f32", targets(file.weights.values(), "f32", []), find_device("cpu")))
+    written = {tensor.name for tensor in GGUFReader(new).tensors}
+    assert "blk.0.ffn_gate_exps.weight" in written
+    assert "blk.0.ffn_gate.0.weight" not in written
 
 
 @pytest.mark.parametrize(
@@ -109,6 +160,13 @@ def test_a_missing_expert_and_one_of_another_shape_are_told(folder):
         kernelmux.load(folder)
     change(folder, lambda tensors: tensors.update({name: taken["gone"].half()}))
     with pytest.raises(ModelError, match="3 experts, numbered from 0 on and stored alike, are needed"):
+        kernelmux.load(folder)
+
+
+def test_an_expert_that_is_there_twice_is_refused(folder):
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    change(folder, lambda tensors: tensors.update({name.replace(".1.", ".01."): tensors[name].clone()}))
+    with pytest.raises(ModelError, match=r"two tensors are blk\.0\.ffn_up_exps\.weight, one of them"):
         kernelmux.load(folder)
 
 
