@@ -153,11 +153,21 @@ def integers(numbers, group, dtype, symmetric=False):
 
 
 def gptq(numbers, group=64, dtype=torch.float16, less=1, symmetric=False, order=None):
-    q, scales, zeros, back = integers(numbers, group, dtype, symmetric)
+    """`order`: groups are of inputs in that order, as by desc_act."""
     k = numbers.shape[1]
+    order = torch.arange(k) if order is None else order
+    back_again = order.argsort()
+    q, scales, zeros, back = integers(numbers[:, order], group, dtype, symmetric)
+    q, back, g_idx = q[:, back_again], back[:, back_again], back_again // group
     parts = {"qweight": nibbles(q.T.reshape(k // 8, 8, -1).transpose(1, 2).reshape(-1, 8)).view(k // 8, -1)}
     parts |= {"scales": scales.T, "qzeros": nibbles(zeros.T - less)}
-    return parts | {"g_idx": torch.arange(k, dtype=torch.int32) // group if order is None else order}, back
+    return parts | {"g_idx": g_idx.int()}, back
+
+
+def shuffled(make, **more):
+    """Modules by `make` whose inputs of a group lie anywhere."""
+    generator = torch.Generator().manual_seed(7)
+    return lambda numbers: make(numbers, order=torch.randperm(numbers.shape[1], generator=generator), **more)
 
 
 def awq(numbers, group=64, dtype=torch.float16):
@@ -170,14 +180,17 @@ def awq(numbers, group=64, dtype=torch.float16):
     return {"qweight": packed(q.T), "qzeros": packed(zeros.T), "scales": scales.T}, back
 
 
-def pack_quantized(numbers, group=64, dtype=torch.bfloat16, symmetric=False, unpacked=False):
-    q, scales, zeros, back = integers(numbers, group, dtype, symmetric)
+def pack_quantized(numbers, group=64, dtype=torch.bfloat16, symmetric=False, unpacked=False, order=None):
+    order = torch.arange(numbers.shape[1]) if order is None else order
+    back_again = order.argsort()
+    q, scales, zeros, back = integers(numbers[:, order], group, dtype, symmetric)
+    q, back = q[:, back_again], back[:, back_again]
     parts = {"weight_packed": nibbles(q), "weight_scale": scales, "weight_shape": torch.tensor(numbers.shape)}
     if unpacked:
         parts["weight_zero_point"] = (zeros - 8).to(torch.int8)
     elif not symmetric:
         parts["weight_zero_point"] = nibbles(zeros.T).T
-    return parts, back
+    return parts | {"weight_g_idx": (back_again // group).int()}, back
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": False, "damp_percent": 0.01}

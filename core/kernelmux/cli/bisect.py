@@ -18,6 +18,7 @@ from kernelmux.cli.common import (
     Use,
     asked_policy,
     make_plan,
+    open_asked,
     refuse_overwriting,
 )
 from kernelmux.cli.output import print_json, say
@@ -83,7 +84,6 @@ def bisect(
     from kernelmux.contract.device import start_device
     from kernelmux.debug.bisect import bisect as bisect_plan
     from kernelmux.measure.report import save_report
-    from kernelmux.run.model import load
 
     start_device(device)
     refuse_overwriting("--save", save, model=model, policy=policy)
@@ -94,7 +94,7 @@ def bisect(
             raise KernelmuxError(f"there is no folder {path.parent} to write {path.name} to")
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = load(model)
+        opened = open_asked(model, None, device)
         bar.begin("planning")
         plan = make_plan(opened, asked_policy(policy, exact), use, device)
         tokens = _tokens(opened, prompt, ids)

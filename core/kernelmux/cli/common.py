@@ -118,12 +118,18 @@ def asked_device(name: str | None, described: str | None) -> Device:
 
 
 def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Model:
-    """The model of a file, or a random one whose weights are drawn on the device when they are packed."""
+    """The model of a file, or a random one whose weights are drawn on the device when they are packed.
+
+    On stderr a line where weights are held otherwise than they are stored.
+    """
     from kernelmux.contract.device import find_device
     from kernelmux.run.model import load, load_random
 
     if path is not None and random is None:
-        return load(path)
+        opened = load(path)
+        for told in opened.source.file.held:
+            say(f"kernelmux: {told}", err=True)
+        return opened
     if path is None and random is not None:
         return load_random(random, find_device(device).torch)
     raise typer.BadParameter("name a model, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Json, ModelPath, SaveJson, noted, refuse_overwriting
+from kernelmux.cli.common import DeviceName, Json, ModelPath, SaveJson, noted, open_asked, refuse_overwriting
 from kernelmux.cli.output import print_json, print_table, say, tell
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import ModelError, PolicyError, label
@@ -58,13 +58,12 @@ def compare(
     from kernelmux.debug.compare import compare as compare_plans
     from kernelmux.debug.nodes import node_errors
     from kernelmux.measure.report import save_report
-    from kernelmux.run.model import load
 
     start_device(device)
     refuse_overwriting("--save", save, model=model, text=text, prompts=prompts)
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = load(model)
+        opened = open_asked(model, None, device)
         texts = _texts(opened, text, prompts)
         bar.begin("planning")
         plans = plan_of(opened, first, device), plan_of(opened, second, device)

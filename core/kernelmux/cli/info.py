@@ -59,7 +59,7 @@ def describe(path: Path) -> dict[str, Any]:
         "path": str(path),
         "architecture": _text(metadata.get("general.architecture")),
         "name": _text(metadata.get("general.name")),
-        "notes": list(file.notes),
+        "notes": [*file.notes, *file.held],
         "runs": reason is None,
         "reason": reason,
         "sizes": {} if source is None else {name: getattr(source.shape, name) for name in SIZES},

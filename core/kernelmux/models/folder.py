@@ -19,7 +19,7 @@ from kernelmux.models.experts import experts_stacked
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.names import IGNORED, expert_name, gguf_name, names_in_turn
 from kernelmux.models.quantization import Quantization
-from kernelmux.models.quantized_weights import quantized_weights
+from kernelmux.models.quantized_weights import held_plainly, quantized_weights
 from kernelmux.models.safetensors import DTYPES, json_object, plain_weight, read_planes
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
 from kernelmux.models.transposed import outputs_in_turn
@@ -52,7 +52,8 @@ def read_folder(path: Path) -> ModelFile:
     metadata |= {f"{architecture}.{key}": value for key, value in said.keys.items()}
     notes = said.quantization.notes if said.quantization else ()
     metadata |= _template(path)
-    return ModelFile(path, metadata, weights, (*config_file.stamp, *stamp), "halves", notes=notes)
+    held = held_plainly(stored.values()) if said.quantization else ()
+    return ModelFile(path, metadata, weights, (*config_file.stamp, *stamp), "halves", notes=notes, held=held)
 
 
 def read_json(file: StoredFile) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class ModelFile:
     """GGUF's types of the metadata's values."""
     notes: tuple[str, ...] = ()
     """What the file states that is not used, though the model is the same without it."""
+    held: tuple[str, ...] = ()
+    """Which weights are held otherwise than they are stored, and what they take: told whenever the file is opened."""
 
     def fault(self, message: str) -> ModelError:
         """What is wrong with the file."""

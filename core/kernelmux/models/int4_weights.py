@@ -1,7 +1,8 @@
 """Weights of 4-bit groups as GPTQ, AWQ and compressed-tensors store them: eight numbers in an int32, the lowest first.
 
 Enters: a module's tensors. Leaves: a weight in one of INT4_WEIGHTS (groups.py), unpacked when it is packed for a
-kernel; ModelError where its groups or their order are not built in.
+kernel; in float32 where the inputs of a group do not lie together (act-order), which no format of groups has.
+ModelError where its groups are not built in.
 GPTQ: https://github.com/ModelCloud/GPTQModel; AWQ: https://github.com/casper-hansen/AutoAWQ (version gemm);
 pack-quantized: https://github.com/vllm-project/compressed-tensors
 """
@@ -41,7 +42,7 @@ def gptq_weight(module: Module, one_less: bool) -> StoredWeight:
     scales = module.take_shaped("scales", SCALES, (ANY, n))
     groups = scales.shape[0]
     zeros = _packed_zeros(module, groups, n)
-    _check_order(module, "g_idx", k, groups)
+    order = _order(module, "g_idx", k, groups)
 
     def zero_points(packed: torch.Tensor) -> torch.Tensor:
         found = integers(_bytes(packed))
@@ -51,7 +52,7 @@ def gptq_weight(module: Module, one_less: bool) -> StoredWeight:
 
     data = made_plane("uint8", (n, k // 2), (words,), lambda packed: _bytes(packed.T))
     points = made_plane("uint8", (n, groups), (zeros,), zero_points)
-    return _weight(module, (n, k), groups, data, _transposed(scales), points)
+    return _weight(module, (n, k), groups, data, _transposed(scales), points, order)
 
 
 def awq_weight(module: Module) -> StoredWeight:
@@ -94,9 +95,9 @@ def compressed_weight(module: Module) -> StoredWeight:
     if len(scales.shape) == 1:
         scales = replace(scales, shape=(n, 1))
     groups = scales.shape[1]
-    _check_order(module, "weight_g_idx", k, groups)
+    order = _order(module, "weight_g_idx", k, groups)
     data = replace(words, dtype="uint8", shape=(n, k // 2))
-    return _weight(module, (n, k), groups, data, scales, _compressed_zeros(module, n, groups))
+    return _weight(module, (n, k), groups, data, scales, _compressed_zeros(module, n, groups), order)
 
 
 def _compressed_zeros(module: Module, n: int, groups: int) -> StoredPlane:
@@ -115,15 +116,34 @@ def _compressed_zeros(module: Module, n: int, groups: int) -> StoredPlane:
 
 
 def _weight(
-    module: Module, shape: tuple[int, int], groups: int, data: StoredPlane, scales: StoredPlane, zeros: StoredPlane
+    module: Module,
+    shape: tuple[int, int],
+    groups: int,
+    data: StoredPlane,
+    scales: StoredPlane,
+    zeros: StoredPlane,
+    order: StoredPlane | None = None,
 ) -> StoredWeight:
-    """The weight of these planes; ModelError where no format has such groups."""
+    """The weight of these planes; `order` is the group of each input, where groups do not lie one after another.
+
+    ModelError where no format has such groups.
+    """
     _, k = shape
     group = k // groups if k % groups == 0 and k // groups in INT4_GROUPS else ALL
     if (groups > 1 and group == ALL) or lookup(format := int4_name(group, scales.dtype)).check(shape):
         known = ", ".join(str(each) for each in INT4_GROUPS if each != ALL)
         module.fail(f"{k} inputs in {groups} groups; groups of {known}, or a multiple of 32 in one, are built in")
-    return StoredWeight(f"{module.name}.weight", shape, format, (data, scales, zeros))
+    planes: tuple[StoredPlane, ...] = (data, scales, zeros)
+    if order is not None:
+        # Exact: a scale has up to 11 bits, what it multiplies up to 5.
+        format, planes = "f32", (made_plane("float32", shape, (*planes, order), _by_order),)
+    return StoredWeight(f"{module.name}.weight", shape, format, planes)
+
+
+def _by_order(data: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Numbers [n, k] of planes of groups; `order` [k] says which each input is of."""
+    groups = order.long()
+    return integers(data).float().sub_(zeros[:, groups]).mul_(scales.float()[:, groups])
 
 
 def _packed_zeros(module: Module, groups: int, n: int) -> StoredPlane:
@@ -132,16 +152,19 @@ def _packed_zeros(module: Module, groups: int, n: int) -> StoredPlane:
     return module.take_shaped("qzeros", WORDS, (groups, n // EACH))
 
 
-def _check_order(module: Module, end: str, k: int, groups: int) -> None:
-    """ModelError where inputs are not of the groups in their order, if a tensor says which they are of."""
+def _order(module: Module, end: str, k: int, groups: int) -> StoredPlane | None:
+    """The group of each input, if a tensor says it and they do not lie one after another; ModelError for no such."""
     import torch
 
     if end not in module.parts:
-        return
-    order = module.take_shaped(end, ("int32", "int64"), (k,)).tensor()
-    if k % groups or not torch.equal(order, torch.arange(k, dtype=order.dtype) // (k // groups)):
-        told = "inputs in another order than their groups' (act-order) are not built in"
-        module.fail(f"{end}: {told}; quantise without desc_act, or with actorder static")
+        return None
+    plane = module.take_shaped(end, ("int32", "int64"), (k,))
+    order, in_turn = plane.tensor(), torch.arange(k) // max(1, k // groups)
+    if torch.equal(order.long(), in_turn):
+        return None
+    if k % groups or not torch.equal(order.long().sort().values, in_turn):
+        module.fail(f"{end}: each of {groups} groups needs as many of its {k} inputs; it is damaged")
+    return plane
 
 
 def _transposed(plane: StoredPlane) -> StoredPlane:

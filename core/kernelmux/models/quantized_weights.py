@@ -8,11 +8,12 @@ https://github.com/huggingface/transformers/blob/main/src/transformers/integrati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from kernelmux.graph.formats import lookup
+from kernelmux.graph.formats import human_bytes, lookup
 from kernelmux.models.int4_weights import awq_weight, compressed_weight, gptq_weight
 from kernelmux.models.module import Module
 from kernelmux.models.mxfp4_weights import compressed_mxfp4, expert_parameters
@@ -79,6 +80,23 @@ def _fp8(module: Module) -> StoredWeight:
         module.fail(str(faults[alike[0]]))
     scales = _as_float32(module, scale, lookup(format).planes[1].shape(data.shape))
     return StoredWeight(f"{module.name}.weight", data.shape, format, (data, scales))
+
+
+def held_plainly(weights: Iterable[StoredWeight]) -> tuple[str, ...]:
+    """Which quantised weights are held as plain numbers, and what they take: one line, or none."""
+    made = [weight for weight in weights if lookup(weight.format).plain and _sources(weight) != weight.stored]
+    if not made:
+        return ()
+    names = sorted({re.sub(r".*\.layers\.\d+\.|\.weight$", "", weight.name) for weight in made})
+    before = human_bytes(sum(plane.nbytes for weight in made for plane in _sources(weight)))
+    now = human_bytes(sum(weight.nbytes for weight in made))
+    told = f"{len(made)} matrices ({', '.join(names)}) are held as float32, in {now} instead of {before}"
+    reason = "as inputs of a group do not lie together (act-order)"
+    return (f"{told}, {reason}; `kernelmux quantize` stores them smaller",)
+
+
+def _sources(weight: StoredWeight) -> tuple[StoredPlane, ...]:
+    return tuple(source for plane in weight.stored if isinstance(plane, StoredPlane) for source in plane.sources)
 
 
 def _scale_shapes(format: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -1,10 +1,14 @@
 """Folders of 4-bit weights by GPTQ, AWQ and compressed-tensors, opened as what they say, or refused in one line."""
 
+import json
+
 import pytest
 import torch
 
 import kernelmux
+from command import call_command
 from kernelmux.errors import ModelError
+from kernelmux.graph.formats import human_bytes
 from kernelmux.models.stored import rows_of
 from quantized_folders import (
     AWQ,
@@ -31,6 +35,7 @@ from quantized_folders import (
     refused,
     rowwise,
     save,
+    shuffled,
 )
 
 INT4 = {
@@ -109,9 +114,59 @@ def words(*shape):
     return torch.zeros(shape, dtype=torch.int32)
 
 
-SHUFFLED = torch.arange(WIDTH, dtype=torch.int32).flip(0) // 64
+ACT_ORDER = {
+    "gptq": (shuffled(gptq), {**GPTQ, "desc_act": True}),
+    "gptq v2": (shuffled(gptq, less=0), {**GPTQ, "desc_act": True, "checkpoint_format": "gptq_v2"}),
+    "gptq bf16": (shuffled(gptq, group=32, dtype=torch.bfloat16), {**GPTQ, "desc_act": True, "group_size": 32}),
+    "packed": (shuffled(pack_quantized), int4_scheme(actorder="group")),
+    "packed symmetric": (shuffled(pack_quantized, symmetric=True), int4_scheme(actorder="group", symmetric=True)),
+}
+
+
+@pytest.mark.parametrize(("make", "quantization"), ACT_ORDER.values(), ids=ACT_ORDER)
+def test_groups_of_inputs_in_any_order_are_their_numbers(tmp_path, make, quantization):
+    made = {name: make(numbers) for name, numbers in matrices().items()}
+    model = opens_alike(tmp_path, made, quantization)
+    for name, part in (("ffn_gate", "mlp.gate_proj"), ("attn_k", "self_attn.k_proj"), ("ffn_down", "mlp.down_proj")):
+        weight = model.source.file.weights[f"blk.0.{name}.weight"]
+        assert weight.format == "f32"
+        assert weight.planes[0].equal(made[f"model.layers.0.{part}"][1])
+
+
+def test_which_matrices_are_held_otherwise_is_told_with_what_they_weigh(tmp_path):
+    order = shuffled(gptq)
+    made = {name: (order if "mlp" in name else gptq)(numbers)[0] for name, numbers in matrices().items()}
+    stored = {f"{name}.{end}": part for name, parts in made.items() for end, part in parts.items()}
+    folder = save(tmp_path / "folder", stored, {**GPTQ, "desc_act": True})
+    sizes = {name: sum(part.nbytes for part in parts.values()) for name, parts in made.items() if "mlp" in name}
+    told = "3 matrices (mlp.down_proj, mlp.gate_proj, mlp.up_proj) are held as float32, in "
+    told += f"{human_bytes(4 * 3 * WIDTH * WIDE)} instead of {human_bytes(sum(sizes.values()))}"
+    (line,) = kernelmux.load(folder).source.file.held
+    assert line.startswith(told)
+    assert line in json.loads(call_command("info", folder, "--json").out)["notes"]
+    assert line in call_command("plan", folder).err.replace("\n", " ")
+    in_order = {f"{name}.{end}": part for name, w in matrices().items() for end, part in gptq(w)[0].items()}
+    assert kernelmux.load(save(tmp_path / "folder", in_order, GPTQ)).source.file.held == ()
+
+
+def test_experts_of_act_order_are_one_weight(tmp_path):
+    moe, order = "model.layers.0.block_sparse_moe", shuffled(gptq)
+    made = {name: order(numbers) for name, numbers in matrices().items() if "mlp" not in name}
+    for number in range(2):
+        named = {f"{moe}.experts.{number}.{name}": noise(f"{name}{number}" * 3, *e) for name, e in EXPERT.items()}
+        made |= {name: order(numbers * (1 + number)) for name, numbers in named.items()}
+    gate = {f"{moe}.gate.weight": noise("gate", 2, WIDTH)}
+    stored = {f"{name}.{end}": part for name, (parts, _) in made.items() for end, part in parts.items()}
+    quantised = save(tmp_path / "quantised", stored | gate, {**GPTQ, "desc_act": True}, **MIXTURE)
+    plain = save(tmp_path / "plain", {f"{name}.weight": back for name, (_, back) in made.items()} | gate, **MIXTURE)
+    assert (logits(quantised) - logits(plain)).abs().max() < 1e-4
+
+
+UNEVEN = torch.cat([torch.zeros(65, dtype=torch.int32), torch.ones(63, dtype=torch.int32)])
+BEYOND = torch.cat([torch.zeros(64, dtype=torch.int32), torch.full((64,), 2, dtype=torch.int32)])
 INT4_DAMAGES = {
-    "another order": (gptq, GPTQ, {"g_idx": SHUFFLED}, "g_idx: inputs in another order than their groups"),
+    "uneven groups": (gptq, GPTQ, {"g_idx": UNEVEN}, "g_idx: each of 2 groups needs as many of its 128 inputs"),
+    "no such group": (gptq, GPTQ, {"g_idx": BEYOND}, "g_idx: each of 2 groups needs as many of its 128 inputs"),
     "no zero points": (gptq, GPTQ, {"qzeros": None}, "tensor qzeros is missing, of a module with g_idx"),
     "other zero points": (gptq, GPTQ, {"qzeros": words(3, 32)}, r"qzeros is int32 \[3, 32\]; int32 \[2, 32\] is read"),
     "scales in float32": (
@@ -128,7 +183,7 @@ INT4_DAMAGES = {
         *(pack_quantized, int4_scheme(), {"weight_shape": torch.tensor([WIDE, 64])}),
         r"weight_shape is \[256, 64\], weight_packed is of \[256, 128\]",
     ),
-    "act-order": (pack_quantized, int4_scheme(), {"weight_g_idx": SHUFFLED}, "or with actorder static"),
+    "uneven packed groups": (pack_quantized, int4_scheme(), {"weight_g_idx": UNEVEN}, "weight_g_idx: each of 2 groups"),
     "a tensor more": (awq, AWQ, {"g_scale": words(2)}, r"tensor g_scale of int32 \[2\] is not built in"),
 }
 
