@@ -110,14 +110,11 @@ def model(
     from kernelmux.run.sampling import Sampling
 
     refuse_overwriting("--save", save, model=model, policy=policy)
-    observing = Observing(False, shadow, shadow_bound, watchdog, annotate)
+    observing, longest = Observing(False, shadow, shadow_bound, watchdog, annotate), max(prompt, context + decode)
     load = Load(prompt, context, batch, decode, Sampling(temperature, top_p))
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = open_asked(model, random, device)
-    longest, held = max(prompt, context + decode), opened.source.shape.context
-    if longest > held:
-        raise KernelmuxError(f"{longest} tokens of a sequence were asked for, the model holds {held}")
+        opened = open_asked(model, random, device, longest)
     asked = asked_policy(policy, exact)
     with ProgressBar() as bar:
         bar.begin("planning")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kernelmux.cli.common import (
+    Context,
     DeviceName,
     Exact,
     Json,
@@ -72,6 +73,7 @@ def bisect(
         Path | None,
         typer.Option("--write-cases", metavar="FILE", help="Write the shapes of those to blame, for check --cases."),
     ] = None,
+    context: Context = None,
     device: DeviceName = "cpu",
     json: Json = False,
     save: SaveJson = None,
@@ -94,7 +96,7 @@ def bisect(
             raise KernelmuxError(f"there is no folder {path.parent} to write {path.name} to")
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = open_asked(model, None, device)
+        opened = open_asked(model, None, device, context)
         bar.begin("planning")
         plan = make_plan(opened, asked_policy(policy, exact), use, device)
         tokens = _tokens(opened, prompt, ids)

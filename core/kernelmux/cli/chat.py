@@ -91,13 +91,11 @@ def chat(
     options = asked_options(parse_special, chat_template, tools, documents)
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = open_asked(model, None, device)
-        if (context or 0) > (held := opened.source.shape.context):
-            raise typer.BadParameter(f"the model holds {held} tokens", param_hint="--context")
+        opened = open_asked(model, None, device, context)
         tell_unread(opened, options)
         bar.begin("planning")
         made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
-        tokens = context or min(USUAL_CONTEXT, held)
+        tokens = context or min(USUAL_CONTEXT, opened.source.shape.context)
         talk = Chat(opened, made, sampling, tokens, max_tokens, system, cache_packed=cache_packed, options=options)
     try:
         with Observing(watchdog=watchdog).over(talk.session):

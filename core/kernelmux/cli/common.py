@@ -101,6 +101,10 @@ RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", help="Above 1 tokens that were there before are less likely.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, help="Tokens that the model is to hold: phi3's longrope differs by it."),
+]
 LockedPlan = Annotated[
     Path | None, typer.Option("--plan", metavar="FILE", help="Run the plan of this lock file, or refuse.")
 ]
@@ -117,21 +121,21 @@ def asked_device(name: str | None, described: str | None) -> Device:
     return described_device(described)
 
 
-def open_asked(path: Path | None, random: str | None, device: str = "cpu") -> Model:
+def open_asked(path: Path | None, random: str | None, device: str = "cpu", context: int | None = None) -> Model:
     """The model of a file, or a random one whose weights are drawn on the device when they are packed.
 
-    On stderr a line where weights are held otherwise than they are stored.
+    It is to hold `context` tokens. On stderr a line where weights are held otherwise than they are stored.
     """
     from kernelmux.contract.device import find_device
     from kernelmux.run.model import load, load_random
 
     if path is not None and random is None:
-        opened = load(path)
+        opened = load(path, context or 0)
         for told in opened.source.file.held:
             say(f"kernelmux: {told}", err=True)
         return opened
     if path is None and random is not None:
-        return load_random(random, find_device(device).torch)
+        return load_random(random, find_device(device).torch, context or 0)
     raise typer.BadParameter("name a model, or --random SHAPE:FORMAT, and not both", param_hint="MODEL")
 
 

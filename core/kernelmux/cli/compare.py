@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kernelmux.cli.common import DeviceName, Json, ModelPath, SaveJson, noted, open_asked, refuse_overwriting
+from kernelmux.cli.common import Context, DeviceName, Json, ModelPath, SaveJson, noted, open_asked, refuse_overwriting
 from kernelmux.cli.output import print_json, print_table, say, tell
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import ModelError, PolicyError, label
@@ -49,6 +49,7 @@ def compare(
     nodes: Annotated[
         int, typer.Option("--nodes", min=0, metavar="N", help="Tokens over which nodes are compared; 0: none.")
     ] = 64,
+    context: Context = None,
     device: DeviceName = "cpu",
     json: Json = False,
     save: SaveJson = None,
@@ -63,7 +64,7 @@ def compare(
     refuse_overwriting("--save", save, model=model, text=text, prompts=prompts)
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = open_asked(model, None, device)
+        opened = open_asked(model, None, device, context)
         texts = _texts(opened, text, prompts)
         bar.begin("planning")
         plans = plan_of(opened, first, device), plan_of(opened, second, device)

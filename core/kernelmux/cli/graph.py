@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kernelmux.cli.common import Json, ModelPath, refuse_together
+from kernelmux.cli.common import Context, Json, ModelPath, refuse_together
 from kernelmux.cli.output import line_width, tell
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def graph(
     model: ModelPath,
     dot: Annotated[bool, typer.Option("--dot", help="Graphviz DOT.")] = False,
+    context: Context = None,
     json: Json = False,
 ) -> None:
     """Show a model's compute graph: every node with its op, inputs, outputs and weights."""
     from kernelmux.models import open_model
 
     refuse_together("--dot" if dot else "", json=json)
-    built = open_model(model).graph
+    built = open_model(model, context or 0).graph
     if json:
         tell(built.to_json())
     elif dot:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.cli.common import Json, ModelPath
+from kernelmux.cli.common import Context, Json, ModelPath
 from kernelmux.cli.output import print_json, print_table, say, tell
 from kernelmux.errors import ModelError, label
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from kernelmux.graph.graph import Graph
     from kernelmux.models import Source
 
-SIZES = ("layers", "hidden", "feed_forward", "heads", "kv_heads", "head_dim", "vocab", "context")
+SIZES = ("layers", "hidden", "feed_forward", "heads", "kv_heads", "head_dim", "vocab", "context", "longest")
 """What is told of a model's shape, in this order."""
 
 
 def info(
     model: ModelPath,
+    context: Context = None,
     json: Json = False,
 ) -> None:
     """Tell what a model is: architecture, sizes, tokenizer, what its weights are stored as, memory.
 
     A model whose architecture or weights cannot run here is told of as far as its file goes, with the reason.
     """
-    found = describe(model)
+    found = describe(model, context or 0)
     if json:
         print_json(found)
         return
@@ -40,17 +41,17 @@ def info(
     print_table(headings, [_row(each) for each in found["weights"]])
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, context: int = 0) -> dict[str, Any]:
     """What `--json` prints of a file, its strings made printable; ModelError where it cannot be read."""
     from kernelmux.models import open_model
     from kernelmux.models.gguf import read
 
     reason, source = None, None
     try:
-        source = open_model(path)
+        source = open_model(path, context)
         file = source.file
     except ModelError as error:
-        if os.path.isdir(path):
+        if context or os.path.isdir(path):
             raise
         # What is wrong with the file itself is said again by reading it.
         file, reason = read(path), str(error)
@@ -125,7 +126,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if sizes := found["sizes"]:
         yield "layers", f"{sizes['layers']} of width {sizes['hidden']}, feed-forward {sizes['feed_forward']}"
         yield "attention", f"{sizes['heads']} heads of {sizes['head_dim']}, keys and values of {sizes['kv_heads']}"
-        yield "context", f"{sizes['context']} tokens"
+        longer = f", opened for longer contexts {sizes['longest']} (--context)"
+        yield "context", f"{sizes['context']} tokens{longer if sizes['longest'] > sizes['context'] else ''}"
         yield "vocabulary", f"{sizes['vocab']} tokens"
     tokenizer, template = found["tokenizer"], "with" if found["chat_template"] else "without"
     named = " ".join(filter(None, (tokenizer["model"], tokenizer["pre"] and f"({tokenizer['pre']})")))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kernelmux.cli.common import (
+    Context,
     DeviceAs,
     DeviceNameOrAs,
     Exact,
@@ -46,6 +47,7 @@ def plan(
     device: DeviceNameOrAs = None,
     device_as: DeviceAs = None,
     max_rows: MaxRows = None,
+    context: Context = None,
     rows: Annotated[
         int | None,
         typer.Option("--rows", min=1, help="Only the choices for so many rows: 1 is decode, which JSON shows."),
@@ -77,7 +79,7 @@ def plan(
         "--diff" if diff else "", policy=policy, exact=exact, why=why, rows=rows, lock=lock, verbose=verbose
     )
     refuse_overwriting("--lock", lock, model=model, policy=policy)
-    opened, target = open_asked(model, random), asked_device(device, device_as)
+    opened, target = open_asked(model, random, context=context), asked_device(device, device_as)
     if diff is not None:
         files = [(path, _piped(path)) for path in diff]
         locks = all(is_lock(*file) for file in files)

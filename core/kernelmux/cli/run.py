@@ -13,6 +13,7 @@ import typer
 from kernelmux.cli.common import (
     CachePacked,
     ChatTemplatePath,
+    Context,
     DeviceName,
     DocumentsPath,
     Exact,
@@ -77,6 +78,7 @@ def run(
     use: Use = None,
     strict: Strict = False,
     max_rows: MaxRows = None,
+    context: Context = None,
     device: DeviceName = "cpu",
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
@@ -121,7 +123,7 @@ def run(
             with bar.stage("importing torch"):
                 import torch  # noqa: F401
         with bar.stage("opening the model"):
-            opened = open_asked(model, random, device)
+            opened = open_asked(model, random, device, context)
         tell_unread(opened, options)
         with bar.stage("planning"):
             made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)

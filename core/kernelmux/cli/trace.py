@@ -70,7 +70,7 @@ def trace(
     asked = asked_policy(policy, exact)
     with ProgressBar() as bar:
         bar.begin("opening the model")
-        opened = open_asked(model, random, device)
+        opened = open_asked(model, random, device, prompt + decode)
         bar.begin("planning")
         plan = make_plan(opened, asked, use, device, strict, max(MAX_ROWS, prompt, batch))
         found = trace_model(opened, plan, prompt, decode, batch, bar.show)

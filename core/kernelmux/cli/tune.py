@@ -80,13 +80,12 @@ def tune(
     refuse_overwriting("--output", output, model=model)
     if output is not None and not output.parent.is_dir():
         raise KernelmuxError(f"there is no folder {output.parent} to write {output.name} to")
-    opened, target = open_asked(model, random, device), find_device(device)
     if max_error is not None and not max_error > 0:
         raise typer.BadParameter(f"an error budget is above 0, not {max_error:g}", param_hint="--max-error")
     counts = tuple(sorted({*row_counts(m), batch}))
-    if max(counts[-1], context) > (held := opened.source.shape.context):
-        raise KernelmuxError(f"{max(counts[-1], context)} tokens of a sequence were asked for, the model holds {held}")
-    named = Named(str(model) if model is not None else str(random), random is not None)
+    longest = max(counts[-1], context)
+    opened, target = open_asked(model, random, device, longest), find_device(device)
+    named = Named(str(model) if model is not None else str(random), random is not None, longest)
     asked = Asked(named, target, counts, context, _seconds(budget), max_error, variants)
     # A kernel that hangs had better not take the whole budget.
     patience = min(1.0, max(0.5, asked.seconds / 240))

@@ -33,6 +33,8 @@ class Shape:
     head_dim: int
     vocab: int
     context: int
+    longest: int
+    """Of a model that differs for short and for long contexts what it holds if it is opened for so many tokens."""
     epsilon: float
 
 
@@ -61,7 +63,8 @@ def read_shape(keys: Hyperparameters) -> Shape:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=len(tokens) or stated,
-        context=keys.count("context_length"),
+        context=(context := keys.count("context_length")),
+        longest=context,
         epsilon=keys.number("attention.layer_norm_rms_epsilon"),
     )
 

@@ -105,7 +105,9 @@ class Chat:
             if whole + wanted <= self._tokens or (not earlier and whole <= self._tokens):
                 break
             if not earlier:
-                raise ModelError(f"the message makes {whole} tokens, the chat holds {self._tokens}: shorten it")
+                longest = self._model.source.shape.longest
+                more = f", or have the chat hold up to {longest} (--context)" if longest > self._tokens else ""
+                raise ModelError(f"the message makes {whole} tokens, the chat holds {self._tokens}: shorten it{more}")
             del self.messages[self._first : self._first + 2]
             self.dropped += 2
         if not self.kept:

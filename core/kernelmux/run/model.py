@@ -47,10 +47,13 @@ def load(path: str | Path, context: int = 0) -> Model:
 
 
 @plainly
-def load_random(asked: str, device: str = "cpu") -> Model:
-    """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them."""
+def load_random(asked: str, device: str = "cpu", context: int = 0) -> Model:
+    """A known shape with random weights, as `llama-8b:Q4_K_M`, drawn on the torch device that will use them.
+
+    `context` is as in `load`.
+    """
     registry.current()  # A backend may bring the format.
-    return Model(open_random(asked, device))
+    return Model(open_random(asked, device, context))
 
 
 @dataclass(frozen=True)
@@ -251,13 +254,15 @@ class Model:
         context = self.source.shape.context
         if not ids:
             raise ModelError("the prompt has no tokens; give at least one")
-        if len(ids) > context:
-            raise ModelError(f"the prompt has {len(ids)} tokens, the model holds {context}: shorten the prompt")
-        if len(ids) + new_tokens > context:
-            raise ModelError(
-                f"the prompt has {len(ids)} tokens and {new_tokens + 1} are to follow, the model holds {context}: "
-                f"shorten the prompt, or ask for up to {context - len(ids) + 1} (--max-tokens)"
-            )
+        if (wanted := len(ids) + new_tokens) <= context:
+            return
+        follow = f" and {new_tokens + 1} are to follow" if new_tokens else ""
+        told = f"the prompt has {len(ids)} tokens{follow}, the model holds {context}: shorten the prompt"
+        if len(ids) <= context:
+            told += f", or ask for up to {context - len(ids) + 1} (--max-tokens)"
+        if wanted <= self.source.shape.longest:
+            told += f", or open it for longer contexts (--context {wanted}, or load(path, context={wanted}))"
+        raise ModelError(told)
 
 
 def _strictly(plan: Plan, source: str) -> Plan:

@@ -25,10 +25,14 @@ class Named:
 
     name: str
     random: bool
+    longest: int = 0
+    """Tokens that it is to hold, as `load` has it."""
 
     def open(self, device: Device) -> Model:
         """The model; random weights are drawn on the device."""
-        return load_random(self.name, device.torch) if self.random else load(self.name)
+        if self.random:
+            return load_random(self.name, device.torch, self.longest)
+        return load(self.name, self.longest)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def test_sizes_formats_and_memory_are_the_files(tmp_path):
     assert (found["architecture"], found["name"], found["runs"], found["reason"]) == ("llama", "tiny", True, None)
     assert found["sizes"] == {
         **{"layers": 3, "hidden": 64, "feed_forward": 96, "heads": 4, "kv_heads": 2, "head_dim": 16},
-        **{"vocab": vocab, "context": 256},
+        **{"vocab": vocab, "context": 256, "longest": 256},
     }
     assert found["tokenizer"] == {"model": "gpt2", "pre": "smollm", "tokens": vocab}
     assert found["chat_template"] is True

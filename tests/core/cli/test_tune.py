@@ -63,7 +63,7 @@ def test_beside_kernels_that_crash_hang_and_corrupt_a_policy_is_written_and_the_
         (("--m", "0"), "--m 0: row counts from 1"),
         (("--max-error", "-1"), "an error budget is above 0, not -1"),
         (("-o", "nowhere/p.toml"), "there is no folder nowhere"),
-        (("--context", "1000000"), "tokens of a sequence were asked for, the model holds"),
+        (("--context", "1000000"), "a context of 1000000 tokens was asked for, the model holds 2048"),
         (("--device", "cuda:9"), "device 'cuda:9' was asked for"),
     ],
 )

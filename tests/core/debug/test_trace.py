@@ -116,7 +116,8 @@ def test_the_command_prints_writes_and_refuses(tiny, tmp_path):
     assert "Where the time goes: decode at 1 x 4" in (tmp_path / "report.html").read_text()
     assert [step["work"] for step in document["steps"]] == ["prompt of 4", "decode at 1 x 4"]
     assert {"by_op", "by_layer", "by_kernel", "nodes", "us", "step"} <= document["steps"][0].keys()
-    assert_one_line_error(call_command("trace", tiny, "--prompt", 300), "300 tokens of a prompt", "the model holds 256")
+    told = "a context of 332 tokens was asked for, the model holds 256"
+    assert_one_line_error(call_command("trace", tiny, "--prompt", 300), told)
     twice = call_command(*asked, "--html", page, "--chrome", page)
     assert twice.code == 2
     assert "the page asked for" in " ".join(twice.err.replace("│", " ").split())
