@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,24 @@ def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Ite
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, to be filled in the block and then renamed to it; where the block raises it is gone.
+
+    KernelmuxError where there is something at `path` already, but an empty folder.
+    """
+    target = path.absolute()
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise KernelmuxError(f"{path} is there already: name a new folder to write", file=str(path))
+    part = target.with_name(f".kernelmux-{secrets.token_hex(8)}")
+    part.mkdir()
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_whole(path: str | Path) -> bytes:

@@ -1,9 +1,13 @@
-"""`kernelmux quantize`: a model's weights in another format, as a GGUF file; and what that costs, tensor by tensor."""
+"""`kernelmux quantize`: a model's weights in another format, and what that costs, tensor by tensor.
+
+As a GGUF file, or a folder where they are FP8, of which GGUF has no type.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +19,7 @@ from kernelmux.cli.progress import ProgressBar
 from kernelmux.errors import KernelmuxError, label
 
 if TYPE_CHECKING:
+    from kernelmux.models.targets import Rule, Target
     from kernelmux.run.quantized import QuantizedTensor
 
 
@@ -22,10 +27,15 @@ def quantize(
     model: ModelPath,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="FORMAT", help="Of matrices: Q4_K, Q8_0, f16 and others.", show_default=False),
+        typer.Option(
+            "--to", metavar="FORMAT", help="Of matrices: Q4_K, Q8_0, f16, fp8_row and others.", show_default=False
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The GGUF file to write; of FP8 a new folder.", show_default=False
+        ),
     ],
     rule: Annotated[
         list[str] | None,
@@ -41,27 +51,24 @@ def quantize(
     """Store a model's weights in another format, and tell the error of each tensor.
 
     Norms and other vectors stay float32, and the metadata what it is. A tensor whose rows do not divide into a format's
-    blocks takes one of shorter blocks, and that is told.
+    blocks takes one of shorter blocks, and that is told. FP8 is written as a folder, of a folder.
     """
-    from kernelmux.models.targets import parse_rule, targets, written_format
+    from kernelmux.models.targets import FOLDER_FORMATS, parse_rule, written_format
 
     format = written_format(to, "--to")
-    rules = [parse_rule(text) for text in rule or ()]
+    rules = [parse_rule(text, format) for text in rule or ()]
     refuse_overwriting("--output", output, model=model)
     if not output.absolute().parent.is_dir():
         raise KernelmuxError(f"there is no folder {output.parent} to write {output.name} to")
     with ProgressBar() as bar:
         with bar.stage("opening the model"):
-            from kernelmux.contract.device import find_device
-            from kernelmux.models.exported import exported
             from kernelmux.run.progress import QUANTISING, Progress
-            from kernelmux.run.quantized import write_quantized
 
-            file, target = exported(model), find_device(device)
-        planned = targets(file.weights.values(), format, rules)
-        total, written = sum(weight.nbytes for weight in file.weights.values()), []
+            write = _folder if format in FOLDER_FORMATS else _file
+            planned, tensors = write(model, output, format, rules, device)
+        total, written = sum(target.weight.nbytes for target in planned), []
         bar.begin(QUANTISING)
-        for tensor in write_quantized(file, output, format, planned, target):
+        for tensor in tensors:
             written.append(tensor)
             bar.show(Progress(QUANTISING, sum(each.bytes_before for each in written), total))
     described = _describe(model, output, written)
@@ -69,6 +76,40 @@ def quantize(
         print_json(described)
     else:
         _tell(described)
+
+
+Writing = tuple[list["Target"], Iterator["QuantizedTensor"]]
+"""What each tensor is to be stored as, and what is told of each once it is written."""
+
+
+def _file(model: Path, output: Path, format: str, rules: Sequence[Rule], device: str) -> Writing:
+    from kernelmux.contract.device import find_device
+    from kernelmux.models.exported import exported
+    from kernelmux.models.targets import targets
+    from kernelmux.run.quantized import write_quantized
+
+    file, target = exported(model), find_device(device)
+    planned = targets(file.weights.values(), format, rules)
+    return planned, write_quantized(file, output, format, planned, target)
+
+
+def _folder(model: Path, output: Path, format: str, rules: Sequence[Rule], device: str) -> Writing:
+    from kernelmux.contract.device import find_device
+    from kernelmux.models import open_model
+    from kernelmux.models.folder import stored_folder
+    from kernelmux.models.fp8_folder import folder_targets
+    from kernelmux.run.quantized_folder import write_folder
+
+    if not os.path.isdir(model):
+        open_model(model)
+        needed = f"{format} is written as a folder, by the config.json and tokenizer.json of a folder"
+        raise KernelmuxError(f"{model}: {needed}: name the model's own, or --to Q8_0 for a GGUF file")
+    if output.suffix == ".gguf":
+        raise KernelmuxError(f"--output {output}: GGUF has no type for {format}, which is written as a folder")
+    open_model(model)
+    stored, target = stored_folder(model), find_device(device)
+    planned = folder_targets(stored, format, rules)
+    return planned, write_folder(stored, output, format, planned, target)
 
 
 def _describe(model: Path, output: Path, written: list[QuantizedTensor]) -> dict[str, Any]:

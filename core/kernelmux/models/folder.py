@@ -7,6 +7,7 @@ the folder is not built in is a ModelError. Weights lie as they are stored and a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kernelmux.errors import ModelError, shown
 from kernelmux.graph.formats import Weight
 from kernelmux.models.architecture import Folder
 from kernelmux.models.architectures import find_model_type
-from kernelmux.models.config import translated
+from kernelmux.models.config import Translation, translated
 from kernelmux.models.experts import experts_stacked
 from kernelmux.models.gguf import ModelFile
 from kernelmux.models.names import IGNORED, expert_name, gguf_name, names_in_turn
@@ -31,16 +32,40 @@ LARGEST_JSON = 1 << 26
 """Bytes of a JSON file."""
 
 
-def read_folder(path: Path) -> ModelFile:
-    """The model in a folder; ModelError says which file of it is missing, or what is wrong with it."""
+@dataclass(frozen=True, eq=False)
+class StoredFolder:
+    """What a folder holds, in its own words."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """config.json."""
+    architecture: str
+    folder: Folder
+    """How its model type says what GGUF says."""
+    said: Translation
+    """What config.json says in GGUF's words."""
+    weights: Mapping[str, StoredWeight]
+    """By the names that they have there."""
+    stamp: tuple[int, ...]
+
+
+def stored_folder(path: Path) -> StoredFolder:
+    """What a folder holds; ModelError says which file of it is missing, or what is wrong with it."""
     if not (path / CONFIG).exists():
         raise ModelError(f"{path}: a folder without {CONFIG}; name a .gguf file, or a model's folder", file=str(path))
     config_file = StoredFile(path / CONFIG)
     config = read_json(config_file)
     architecture, folder = find_model_type(config_file, config.get("model_type"))
     said = translated(config_file, config, folder)
-    stored, stamp = _stored(path, said.quantization)
-    weights = _renamed(path, stored, folder)
+    weights, stamp = _stored(path, said.quantization)
+    return StoredFolder(path, config, architecture, folder, said, weights, (*config_file.stamp, *stamp))
+
+
+def read_folder(path: Path) -> ModelFile:
+    """The model in a folder; ModelError as for `stored_folder`, and where its tensors are not those of a model."""
+    stored = stored_folder(path)
+    said, architecture = stored.said, stored.architecture
+    weights = _renamed(path, stored.weights, stored.folder)
     if said.tied:
         weights.pop("output.weight", None)
     elif "output.weight" not in weights:
@@ -52,8 +77,8 @@ def read_folder(path: Path) -> ModelFile:
     metadata |= {f"{architecture}.{key}": value for key, value in said.keys.items()}
     notes = said.quantization.notes if said.quantization else ()
     metadata |= _template(path)
-    held = held_plainly(stored.values()) if said.quantization else ()
-    return ModelFile(path, metadata, weights, (*config_file.stamp, *stamp), "halves", notes=notes, held=held)
+    held = held_plainly(stored.weights.values()) if said.quantization else ()
+    return ModelFile(path, metadata, weights, stored.stamp, "halves", notes=notes, held=held)
 
 
 def read_json(file: StoredFile) -> dict[str, Any]:

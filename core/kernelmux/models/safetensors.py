@@ -61,18 +61,29 @@ def read_planes(
 
 def write_safetensors(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
     """Writes tensors by name, one after another, as `read_planes` reads them."""
+    write_header({name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}, file)
+    for tensor in tensors.values():
+        write_tensor(tensor, file)
+
+
+def write_header(table: Mapping[str, tuple[str, tuple[int, ...]]], file: BinaryIO) -> None:
+    """Writes what stands before tensors, whose dtypes (torch's names) and shapes `table` has in their order."""
+    names = {name: dtype for dtype, name in ITEMS.items()}
+    # What wrote it: transformers' older versions read no file that does not say.
+    rows: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in table.items():
+        start, end = end, end + ITEM_BYTES[dtype] * math.prod(shape)
+        rows[name] = {"dtype": names[dtype], "shape": [*shape], "data_offsets": [start, end]}
+    header = json.dumps(rows).encode()
+    file.write(len(header).to_bytes(_LENGTH, "little") + header)
+
+
+def write_tensor(tensor: torch.Tensor, file: BinaryIO) -> None:
+    """Writes the next tensor's bytes."""
     import torch
 
-    names = {name: dtype for dtype, name in ITEMS.items()}
-    table, end = {}, 0
-    for name, tensor in tensors.items():
-        dtype = names[str(tensor.dtype).removeprefix("torch.")]
-        table[name] = {"dtype": dtype, "shape": [*tensor.shape], "data_offsets": [end, end + tensor.nbytes]}
-        end += tensor.nbytes
-    header = json.dumps(table).encode()
-    file.write(len(header).to_bytes(_LENGTH, "little") + header)
-    for tensor in tensors.values():
-        file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def json_object(file: StoredFile, data: bytes | bytearray) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.device import Device
 from kernelmux.contract.weights import dequantized_rows
+from kernelmux.errors import ModelError
 from kernelmux.files import replacing
 from kernelmux.graph.dequantize import dequantize_blocks
 from kernelmux.graph.formats import Value, Weight, lookup
@@ -65,23 +66,24 @@ def write_quantized(
     with replacing(path) as file:
         writer = Writer(file, metadata, kinds, table)
         for target in targets:
-            error = _Error()
+            error = TensorError()
             size = writer.tensor(_pieces(target, device, error))
             weight = target.weight
             if not error.finite:
-                raise model.fault(_infinite(target))
+                raise infinite(model.path, target)
             yield QuantizedTensor(
                 *(weight.name, weight.shape, weight.format, target.format, target.reason),
                 *(weight.nbytes, size, error.nmse),
             )
 
 
-def _infinite(target: Target) -> str:
-    said = "has numbers that are infinite or NaN, or larger than"
-    return f"tensor {target.weight.name!r} {said} {target.format} holds; store it as f32 (--rule)"
+def infinite(path: Path, target: Target) -> ModelError:
+    """What is wrong with a tensor's numbers."""
+    said = f"has numbers that are infinite or NaN, or larger than {target.format} holds; store it as f32 (--rule)"
+    return ModelError(f"{path}: tensor {target.weight.name!r} {said}", file=str(path))
 
 
-class _Error:
+class TensorError:
     """Sums over the pieces of a tensor."""
 
     def __init__(self) -> None:
@@ -100,7 +102,7 @@ class _Error:
         return self._wrong / self._whole if self._whole else 0.0
 
 
-def _pieces(target: Target, device: Device, error: _Error) -> Iterator[memoryview]:
+def _pieces(target: Target, device: Device, error: TensorError) -> Iterator[memoryview]:
     """The bytes of a tensor as it is to be stored."""
     weight, format = loaded(target.weight), lookup(target.format)
     if weight.format == target.format:

@@ -46,8 +46,8 @@ def test_what_is_not_stored_as_asked_says_why():
 def test_mistakes_are_told():
     for format, message in {
         "Q4_L": "--to: unknown format 'Q4_L' (did you mean 'Q4_K'?)",
-        "fp8_row": "--to: GGUF has no type for fp8_row; known: f32",
-        "IQ4_XS": "--to: IQ4_XS is read and not written; known: f32",
+        "fp8": "--to: unknown format 'fp8' (did you mean 'fp8_row'?)",
+        "IQ4_XS": "--to: IQ4_XS is read, and not written in such a file; known: f32",
     }.items():
         with pytest.raises(ModelError) as caught:
             written_format(format, "--to")
