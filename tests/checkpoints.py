@@ -6,6 +6,7 @@ same weights, whose queries and keys are permuted where GGUF's are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
     "olmo2": ("Olmo2", {}),
+    "olmo2-tied": ("Olmo2", {"tie_word_embeddings": True}),
     "gpt-oss": ("GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "truncate": False}, "swiglu_limit": 1.5}),
     "gpt-oss-default": ("GptOss", {**GPT_OSS, "rope_parameters": None}),
     "granite": (
@@ -128,8 +130,8 @@ def divergence(found: torch.Tensor, truth: torch.Tensor) -> float:
     return float((wanted.exp() * (wanted - others)).sum(dim=-1).mean())
 
 
-def write_gguf_of(folder: Path, shape: Shape, path: Path) -> Path:
-    """The folder's weights and keys as a GGUF file."""
+def write_gguf_of(folder: Path, shape: Shape, path: Path, more: Mapping[str, Any] | None = None) -> Path:
+    """The folder's weights and keys as a GGUF file, which has `more` keys."""
     file = read_folder(folder)
     architecture = file.metadata["general.architecture"]
     weights = {}
@@ -141,6 +143,7 @@ def write_gguf_of(folder: Path, shape: Shape, path: Path) -> Path:
                 dense = permuted(dense, count)
         weights[name] = np.ascontiguousarray(dense)
     metadata = {key: value for key, value in file.metadata.items() if key != "general.architecture"}
+    metadata |= more or {}
     return write_gguf(path, architecture, metadata, weights, gguf.GGMLQuantizationType.F32)
 
 

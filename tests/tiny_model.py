@@ -123,6 +123,15 @@ def write_gguf(
     return Path(path)
 
 
+def experts_apart(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights as older GGUF files have them, of each expert a tensor."""
+    found = {}
+    for name, weight in weights.items():
+        parts = {name.replace("_exps.", f".{expert}."): part for expert, part in enumerate(weight)}
+        found |= parts if "_exps." in name else {name: weight}
+    return found
+
+
 def _layer(hidden: int, kv_width: int, feed_forward: int) -> dict[str, tuple[int, ...]]:
     return {
         "attn_norm": (hidden,),

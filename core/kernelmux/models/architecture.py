@@ -33,6 +33,8 @@ class Folder:
     """The base of the rotary embedding's frequencies where config.json does not say."""
     tied: bool = False
     """Whether the head is the table of embeddings where config.json does not say."""
+    own_head: bool = False
+    """Whether GGUF has a head of its own even where it is the table of embeddings."""
     norms_from_zero: bool = False
     """Whether norms multiply by one more than is stored; GGUF stores what they multiply by."""
 

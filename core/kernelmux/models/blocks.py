@@ -109,19 +109,23 @@ class Blocks:
             return DIVISORS if DIVISORS in self.tensors else ""
         short = self.keys.count("rope.scaling.original_context_length", self.shape.context)
         wanted, other = (LONG, SHORT) if self._context > short else (SHORT, LONG)
-        self.tensors.leave(other)
+        if other in self.tensors:
+            self.tensors.take(other, self.keys.count("rope.dimension_count", self.shape.head_dim) // 2)
         if wanted == SHORT:
-            self.shape = replace(self.shape, context=min(short, self.shape.context))
+            held = min(short, self.shape.context)
+            self.shape = replace(
+                self.shape, context=held, longest=self.shape.longest if other in self.tensors else held
+            )
         return wanted
 
-    def windows(self, period: int = 0) -> list[int]:
+    def windows(self, period: int = 0, usual: int | None = 0) -> list[int]:
         """How many positions each layer's rows see, itself included; 0: all.
 
         Where the file has a window and does not say of which layers it is, the last of each `period` sees all; of a
-        period of 0 none does.
+        period of 0 none does. `usual` is the window where the file has none; None: it must state one, if only 0.
         """
         layers, pattern = self.shape.layers, "attention.sliding_window_pattern"
-        window = self.keys.count("attention.sliding_window", 0, least=0)
+        window = self.keys.count("attention.sliding_window", usual, least=0)
         if self.keys.is_list(pattern):
             slides = self.keys.flags_of_layers(pattern, layers)
         else:
@@ -145,15 +149,15 @@ class Blocks:
         x = self._builder.value("embed", "embed", self._state["tokens"], weight=(table,))
         return self.scaled("embed_scale", x, scale)
 
-    def logits(self, x: Value, scale: float = 1.0, soft_cap: float = 0.0) -> Graph:
+    def logits(self, x: Value, scale: float = 1.0, soft_cap: float = 0.0, own_head: bool = False) -> Graph:
         """The whole graph, which hands back logits of those rows that the step asks for.
 
-        The head is the table of embeddings, unless the file has one of its own.
+        The head is the table of embeddings, unless the file has one of its own, as it must where `own_head`.
         """
         b, s = self._builder, self.shape
         x = b.value("embed", "logit_rows.select", self._state["logit_rows"], x)
         x = self.norm("output_norm", x)
-        name = "output.weight" if "output.weight" in self.tensors else "token_embd.weight"
+        name = "output.weight" if own_head or "output.weight" in self.tensors else "token_embd.weight"
         changed = scale != 1 or soft_cap
         y = b.value("mul_mat", "output" if changed else "logits", x, weight=(self._weight(name, s.vocab, s.hidden),))
         if scale != 1:

@@ -119,6 +119,8 @@ def translated(file: StoredFile, values: Mapping[str, Any], folder: Folder) -> T
     config = Config(file, values, folder)
     keys = dict(folder.defaults)
     keys |= {target: value for key, target in {**KEYS, **folder.keys}.items() if (value := config.get(key)) is not None}
+    if "attention.key_length" in keys:
+        keys["attention.value_length"] = keys["attention.key_length"]
     # Of two keys that state it transformers takes the newer one.
     stated = [key for key in ("hidden_activation", "hidden_act") if config.get(key) is not None]
     if stated and config.get(stated[0]) != folder.activation:

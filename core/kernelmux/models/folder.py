@@ -22,7 +22,7 @@ from kernelmux.models.names import IGNORED, expert_name, gguf_name, names_in_tur
 from kernelmux.models.quantization import Quantization
 from kernelmux.models.quantized_weights import held_plainly, quantized_weights
 from kernelmux.models.safetensors import DTYPES, json_object, plain_weight, read_planes
-from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight
+from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight, renamed
 from kernelmux.models.transposed import outputs_in_turn
 
 CONFIG = "config.json"
@@ -68,6 +68,8 @@ def read_folder(path: Path) -> ModelFile:
     weights = _renamed(path, stored.weights, stored.folder)
     if said.tied:
         weights.pop("output.weight", None)
+        if stored.folder.own_head and "token_embd.weight" in weights:
+            weights["output.weight"] = renamed(weights["token_embd.weight"], "output.weight")
     elif "output.weight" not in weights:
         raise ModelError(
             f"{path}: tensor 'lm_head.weight' is missing, and tie_word_embeddings is false", file=str(path)
@@ -139,7 +141,7 @@ def _renamed(path: Path, stored: Mapping[str, StoredWeight], folder: Folder) -> 
         if folder.norms_from_zero and target.endswith("norm.weight"):
             weights[target] = Weight(target, weight.shape, "f32", (1.0 + weight.dequantize(),))
         else:
-            weights[target] = StoredWeight(target, weight.shape, weight.format, weight.stored)
+            weights[target] = renamed(weight, target)
     return weights
 
 

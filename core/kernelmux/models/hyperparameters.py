@@ -76,10 +76,10 @@ class Hyperparameters:
             self.fail(key, "a positive number is needed")
         return float(value)
 
-    def number_or_none(self, key: str) -> float:
-        """The same of a key that may be absent or 0: 0."""
-        value = self._get(key, 0.0)
-        return 0.0 if value == 0 and not isinstance(value, bool) else self.number(key)
+    def number_or_none(self, key: str, default: float = 0.0) -> float:
+        """The same of a key that may be 0, or absent."""
+        value = self._get(key, default)
+        return 0.0 if value == 0 and not isinstance(value, bool) else self.number(key, default)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""

@@ -49,8 +49,10 @@ def read_shape(keys: Hyperparameters) -> Shape:
     kv_heads = keys.count_of_layers("attention.head_count_kv", layers, heads)
     if heads % kv_heads:
         raise keys.file.fault(f"{heads} query heads do not divide over {kv_heads} kv heads")
-    if keys.count("attention.value_length", head_dim) != head_dim:
-        keys.fail("attention.value_length", f"keys have {head_dim} elements; values of another size are not built in")
+    # As GGUF has it, even where another length of keys is stated.
+    if (value_dim := keys.count("attention.value_length", hidden // heads)) != head_dim:
+        told = f"keys have {head_dim} elements, values {value_dim}; values of another size are not built in"
+        keys.fail("attention.value_length", told)
     tokens = keys.file.metadata.get("tokenizer.ggml.tokens", [])
     if not isinstance(tokens, list):
         raise keys.file.fault(f"tokenizer.ggml.tokens is {shown(tokens)}; a list is needed")

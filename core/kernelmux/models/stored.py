@@ -223,6 +223,13 @@ def loaded(weight: Weight) -> Weight:
     return Weight(weight.name, weight.shape, weight.format, weight.planes)
 
 
+def renamed(weight: Weight, name: str) -> Weight:
+    """The weight under another name, read when it is asked for where the given one is."""
+    if isinstance(weight, StoredWeight):
+        return StoredWeight(name, weight.shape, weight.format, weight.stored)
+    return replace(weight, name=name)
+
+
 def rows_of(weight: Weight, name: str, taken: slice) -> Weight:
     """Some rows of a matrix as a weight of that name, which is read when it is asked for where the whole one is.
 

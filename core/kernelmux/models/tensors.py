@@ -54,10 +54,6 @@ class Tensors:
         self._parts[name] = whole
         return whole
 
-    def leave(self, name: str) -> None:
-        """A tensor that the graph does without on purpose."""
-        self._used.add(name)
-
     def split(self, name: str, columns: int, parts: Mapping[str, int]) -> None:
         """From now on the rows of a stored matrix are tensors of their own, so many of each name in turn."""
         whole = self.take(name, sum(parts.values()), columns)

@@ -32,7 +32,7 @@ REFUSED = {
     "feed_forward_length": ([96, 64], "layers of different sizes are not built in"),
     "attention__head_count": ([4], "1 values for 2 layers"),
     "attention__head_count_kv": (3, "4 query heads do not divide over 3 kv heads"),
-    "attention__value_length": (8, "keys have 16 elements; values of another size are not built in"),
+    "attention__value_length": (8, "keys have 16 elements, values 8; values of another size are not built in"),
     "attention__layer_norm_rms_epsilon": (0.0, "a positive number is needed"),
     "rope__freq_base": (True, "llama.rope.freq_base = True: a positive number is needed"),
     "rope__freq_base ": (1.0, "a number above 1 is needed"),

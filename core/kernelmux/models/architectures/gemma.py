@@ -16,6 +16,9 @@ from kernelmux.graph.graph import Graph
 from kernelmux.models.architecture import Architecture, Folder
 from kernelmux.models.blocks import Attention, Blocks
 
+GEMMA2_CAPS = {"attn": 50.0, "final": 30.0}
+"""Of attention's scores, and of logits."""
+
 
 def build_gemma(t: Blocks) -> Graph:
     how = Attention(t.rotation("halves"))
@@ -26,12 +29,13 @@ def build_gemma(t: Blocks) -> Graph:
 
 
 def build_gemma2(t: Blocks) -> Graph:
+    """The first GGUF files of Gemma 2 state neither window nor caps, which are the same of all."""
     rotation, scale = t.rotation("halves"), _scale(t, divided=46)
-    cap = t.keys.number_or_none("attn_logit_softcapping")
+    cap, last_cap = (t.keys.number_or_none(f"{part}_logit_softcapping", usual) for part, usual in GEMMA2_CAPS.items())
     x = t.embedding(math.sqrt(t.shape.hidden))
-    for layer, window in enumerate(t.windows(period=2)):
+    for layer, window in enumerate(t.windows(period=2, usual=4096)):
         x = _layer(t, layer, x, Attention(rotation, window=window, scale=scale, soft_cap=cap))
-    return t.logits(x, soft_cap=t.keys.number_or_none("final_logit_softcapping"))
+    return t.logits(x, soft_cap=last_cap)
 
 
 def build_gemma3(t: Blocks) -> Graph:
@@ -75,5 +79,7 @@ _KEYS = {
 _GEMMA = Folder(activation="gelu_pytorch_tanh", tied=True, norms_from_zero=True)
 
 GEMMA = Architecture(build_gemma, {"gemma": _GEMMA})
-GEMMA2 = Architecture(build_gemma2, {"gemma2": replace(_GEMMA, keys=_KEYS, names=_NAMES)})
+_NONE = {"attention.sliding_window": 0, **{f"{part}_logit_softcapping": 0.0 for part in GEMMA2_CAPS}}
+"""What a folder has that does not state them."""
+GEMMA2 = Architecture(build_gemma2, {"gemma2": replace(_GEMMA, defaults=_NONE, keys=_KEYS, names=_NAMES)})
 GEMMA3 = Architecture(build_gemma3, {"gemma3_text": replace(_GEMMA, keys=_KEYS, names=_NAMES, theta=1e6)})

@@ -23,13 +23,13 @@ def build(t: Blocks) -> Graph:
     limit, alpha = t.keys.number("swiglu_limit", 7.0), t.keys.number("swiglu_alpha", 1.702)
     experts = replace(experts, limit=limit, alpha=alpha)
     x = t.embedding()
-    for layer, window in enumerate(t.windows(period=2)):
+    for layer, window in enumerate(t.windows(period=2, usual=None)):
         at = f"blk.{layer}"
         how = Attention(rotation, window=window, sinks=True)
         x = t.add(f"{at}.attn_add", x, t.attention(layer, t.norm(f"{at}.attn_norm", x, layer), how), layer)
         made = t.expert_feed_forward(experts, layer, t.norm(f"{at}.post_attention_norm", x, layer))
         x = t.add(f"{at}.ffn_add", x, made, layer)
-    return t.logits(x)
+    return t.logits(x, own_head=True)
 
 
 _FOLDER = Folder(
@@ -49,7 +49,9 @@ _FOLDER = Folder(
         "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
         "mlp.experts.down_proj": ("ffn_down_exps",),
     },
+    defaults={"attention.sliding_window": 0},
     theta=150_000.0,
+    own_head=True,
 )
 
 GPT_OSS = Architecture(build, {"gpt_oss": _FOLDER})

@@ -19,9 +19,9 @@ def build(t: Blocks) -> Graph:
         x = t.add(f"{at}.attn_add", x, t.norm(f"{at}.post_attention_norm", mixed, layer), layer)
         made = t.feed_forward(layer, x)
         x = t.add(f"{at}.ffn_add", x, t.norm(f"{at}.post_ffw_norm", made, layer), layer)
-    return t.logits(x)
+    return t.logits(x, own_head=True)
 
 
 _NAMES = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 
-OLMO2 = Architecture(build, {"olmo2": Folder(names=_NAMES)})
+OLMO2 = Architecture(build, {"olmo2": Folder(names=_NAMES, own_head=True)})

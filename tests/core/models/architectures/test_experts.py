@@ -17,7 +17,7 @@ from kernelmux.models.folder import read_folder
 from kernelmux.models.gguf import read
 from kernelmux.models.targets import targets
 from kernelmux.run.quantized import write_quantized
-from tiny_model import write_gguf
+from tiny_model import experts_apart, write_gguf
 
 SIZES = {"block_count": 2, "context_length": 64, "embedding_length": 64, "feed_forward_length": 96, "vocab_size": 80}
 SIZES |= {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5}
@@ -39,16 +39,10 @@ def write_mixtral(path, kind=Kind.F32, rename=lambda name: name, apart=False, **
         for name, shape in shapes.items()
     }
     if apart:
-        tensors = {each: part for name, whole in tensors.items() for each, part in taken_apart(name, whole)}
+        tensors = experts_apart(tensors)
     metadata = {f"llama.{key}": value for key, value in {**SIZES, **changes}.items()}
     tensors = {rename(name): part for name, part in tensors.items() if rename(name)}
     return write_gguf(path, "llama", metadata, tensors, kind)
-
-
-def taken_apart(name, whole):
-    if "_exps." not in name:
-        return [(name, whole)]
-    return [(name.replace("_exps.", f".{expert}."), part) for expert, part in enumerate(whole)]
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_0", "Q8_0"])

@@ -21,6 +21,8 @@ from checkpoints import (
     write_gguf_of,
 )
 from kernelmux.models.architectures import ARCHITECTURES
+from kernelmux.models.gguf import read
+from tiny_model import write_gguf
 
 pytest.importorskip("transformers", reason="transformers, whose models these are held against, is not installed")
 
@@ -94,3 +96,40 @@ def test_a_longer_context_has_divisors_of_its_own(tmp_path):
     assert off(long.forward(ids, long.plan(use=EXACT)), truth) < MOST
     with pytest.raises(kernelmux.errors.ModelError, match="a context of 65 tokens was asked for, the model holds 64"):
         kernelmux.load(tmp_path, context=65)
+
+
+def without(folder, tmp_path, *keys):
+    """The folder as a GGUF file that does not state these."""
+    source = kernelmux.load(folder).source
+    left_out = {f"{source.file.metadata['general.architecture']}.{key}": None for key in keys}
+    return write_gguf_of(folder, source.shape, tmp_path / "without.gguf", left_out)
+
+
+def test_first_files_of_gemma2_have_the_window_and_the_caps_of_all(tmp_path):
+    made = make_checkpoint("gemma2", tmp_path / "folder")
+    keys = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+    nodes = kernelmux.load(without(made.folder, tmp_path, *keys, "attention.sliding_window_pattern")).graph.ops
+    assert [(node.window, node.soft_cap) for node in nodes if node.op == "attention"] == [
+        (4096, 50),
+        (0, 50),
+        (4096, 50),
+    ]
+    assert [node.soft_cap for node in nodes if node.op == "soft_cap"] == [30]
+
+
+def test_gpt_oss_states_its_window(tmp_path):
+    made = make_checkpoint("gpt-oss", tmp_path / "folder")
+    with pytest.raises(kernelmux.errors.ModelError, match=r"lacks gpt-oss\.attention\.sliding_window, which"):
+        kernelmux.load(without(made.folder, tmp_path, "attention.sliding_window"))
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gpt-oss"])
+def test_a_head_is_not_taken_from_the_embeddings_where_files_have_their_own(tmp_path, name):
+    made = make_checkpoint(name, tmp_path / "folder")
+    whole = write_gguf_of(made.folder, kernelmux.load(made.folder).source.shape, tmp_path / "whole.gguf")
+    file = read(whole)
+    weights = {weight.name: weight.dequantize().numpy() for weight in file.weights.values()}
+    del weights["output.weight"]
+    metadata = {key: value for key, value in file.metadata.items() if key != "general.architecture"}
+    with pytest.raises(kernelmux.errors.ModelError, match=r"tensor 'output\.weight' is missing"):
+        kernelmux.load(write_gguf(tmp_path / "headless.gguf", name, metadata, weights))
