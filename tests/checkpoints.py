@@ -43,6 +43,9 @@ LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
 LONGROPE |= {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
 
+LLAMA4 = {"head_dim": 16, "intermediate_size": 40, "intermediate_size_mlp": 80, "num_hidden_layers": 5}
+LLAMA4 |= {"num_local_experts": 4, "attention_chunk_size": WINDOW, "floor_scale": 4, "attn_scale": 0.35}
+
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-biased-untied": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
@@ -67,6 +70,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2-tied": ("Olmo2", {"tie_word_embeddings": True}),
     "gpt-oss": ("GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "truncate": False}, "swiglu_limit": 1.5}),
     "gpt-oss-default": ("GptOss", {**GPT_OSS, "rope_parameters": None}),
+    "llama4": ("Llama4Text", LLAMA4),
+    "llama4-dense-and-sparse": ("Llama4Text", {**LLAMA4, "interleave_moe_layer_step": 2, "use_qk_norm": False}),
+    "llama4-llama3": (
+        "Llama4Text",
+        {**LLAMA4, "rope_parameters": LLAMA3, "attn_temperature_tuning": False, "attention_chunk_size": None},
+    ),
     "granite": (
         "Granite",
         {

@@ -47,6 +47,8 @@ class Attention(Kernel):
             return Declined(f"it reads keys and values of one format, not {cache} and {values}", "format")
         if dim % (whole := LOAD // lookup(cache).dtype.itemsize):
             return Declined(f"it loads {whole} numbers of {cache} at once, head_dim is {dim}", "alignment")
+        if node.chunk:
+            return Declined("it reads no chunks apart", "unsupported")
         return Declined("it has no sinks", "unsupported") if node.weight else None
 
     def workspace(self, node: TensorNode) -> int:

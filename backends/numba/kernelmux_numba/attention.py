@@ -73,6 +73,8 @@ class Attention(NumbaKernel):
         keys, values = node.inputs[1].format, node.inputs[2].format
         if keys != values:
             return Declined(f"it reads keys and values of one format, not {keys}, {values}", "format")
+        if node.chunk:
+            return Declined("it reads no chunks apart", "unsupported")
         return Declined("it has no sinks", "unsupported") if node.weight else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:

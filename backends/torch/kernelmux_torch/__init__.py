@@ -25,6 +25,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(attention.Sdpa, cuda_attention.Sdpa, cuda_attention.SdpaHalf),
         *(elementwise.Add, elementwise.Mul, elementwise.Scale),
         *(elementwise.Silu, elementwise.Gelu, elementwise.SoftCap, elementwise.ClampedSwiglu),
+        elementwise.Temper,
         *(rms_norm.RmsNorm, rms_norm.QkNorm, rope.Rope, copy.Copy),
         *(cuda_embed.Bf16, cuda_embed.F32, embed.Rows),
         *(experts.Route, experts.MulMatId, experts.MulMatIdBf16, experts.ExpertSum),

@@ -81,8 +81,8 @@ def _one_sequence(
     """
     _, rows, group, _ = q.shape
     mask = None
-    if rows > 1 or node.window:
-        mask = visible(rows, keys.shape[1], node.window, q.device).repeat_interleave(group, dim=0)
+    if rows > 1 or node.window or node.chunk:
+        mask = visible(rows, keys.shape[1], node.window, q.device, node.chunk).repeat_interleave(group, dim=0)
     heads = [part.unsqueeze(0) for part in (q.flatten(1, 2), keys, values)]
     if sinks is None:
         return scaled_dot_product_attention(*heads, attn_mask=mask, scale=node.scale).view(q.shape)

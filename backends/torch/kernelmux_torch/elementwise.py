@@ -1,11 +1,12 @@
-"""add, mul, scale, silu, gelu, soft_cap and clamped_swiglu in any mix of f32, bf16 and f16, by torch calls.
+"""add, mul, scale, silu, gelu, soft_cap, clamped_swiglu and temper in any mix of f32, bf16 and f16, by torch calls.
 
-One each, but three of soft_cap, and of an activation that changes the format; eight of clamped_swiglu.
+One each, but three of soft_cap, and of an activation that changes the format; seven of temper, eight of clamped_swiglu.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -133,5 +134,32 @@ class ClampedSwiglu(_Elementwise):
             gated.mul_(opened.sigmoid_())
             opened.copy_(up).clamp_(-limit, limit).add_(1)
             torch.mul(gated, opened, out=y)
+
+        return launch
+
+
+class Temper(_Elementwise):
+    ops = ("temper",)
+    on_card = 7
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, ["i32"]]
+
+    def workspace(self, node: TensorNode) -> int:
+        return 8 * node.inputs[0].extents[0]
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        (x, positions), (y,) = tensors.inputs, tensors.outputs
+        assert tensors.workspace is not None
+        # Of whole numbers, so that the floor is exact.
+        passed, factor = tensors.workspace.view(torch.int32).view(2, -1, 1)
+        factor = factor.view(torch.float32)
+
+        def launch() -> None:
+            torch.add(positions.unsqueeze(1), 1, out=passed)
+            passed.floor_divide_(node.span)
+            factor.copy_(passed)
+            factor.log1p_().mul_(node.scale).add_(1)
+            torch.mul(x, factor, out=y)
 
         return launch

@@ -38,6 +38,10 @@ class Route(TorchKernel):
 
         def launch() -> None:
             largest, order = logits.float().sort(dim=-1, descending=True, stable=True)
+            if node.sigmoid:
+                ids.copy_(order[:, : node.top_k])
+                weights.copy_(largest[:, : node.top_k].sigmoid().mul_(scale))
+                return
             parts = largest.sub_(largest[:, :1].clone()).exp_()
             chosen = parts[:, : node.top_k]
             total = (chosen if node.renormalize else parts).sum(dim=-1, keepdim=True)

@@ -99,6 +99,17 @@ def pages_of(table, start, end, PAGE: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def first_seen(sees, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The first position that rows see whose sight ends at `sees`, by their window and their chunk."""
+    first = sees * 0
+    if WINDOW > 0:
+        first = tl.maximum(sees - WINDOW, 0)
+    if CHUNK > 0:
+        first = tl.maximum(first, tl.maximum(sees - 1, 0) // CHUNK * CHUNK)
+    return first
+
+
+@triton.jit
 def split_queries(queries, KIND: tl.constexpr, SCALED: tl.constexpr):
     """Queries rounded to KIND and what they have beyond it, of all columns; where SCALED of the even and the odd ones.
 

@@ -84,7 +84,7 @@ class Decode(Cached):
             (programs,),
             *(q, y, found, weights, spans, *caches, sinks, query_start, kv_len, block_table),
             *(m, seqs, block_table.stride(0)),
-            *(node.scale, node.soft_cap or 0.0, node.window or 0),
+            *(node.scale, node.soft_cap or 0.0, node.window, node.chunk),
             *(*heads, caches[0].shape[1], wide_of(node), pack, tall),
             *(self._tile(node), self.tuning.stages, rows, max(16, min(pow2(seqs), COMPARED // rows))),
             *(scaled(node), splits_queries(node), not q.is_cpu, sunk),

@@ -10,6 +10,7 @@ from kernelmux_triton.attention_cache import (
     add_values,
     capped,
     fade,
+    first_seen,
     joined,
     nothing_seen,
     pages_of,
@@ -23,10 +24,10 @@ from kernelmux_triton.attention_cache import (
 def attend(
     q, y, found, weights, spans, k_cache, k_scales, v_cache, v_scales, sinks, query_start, kv_len, block_table, rows,
     sequences, width,
-    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr, SCALED: tl.constexpr,
-    LOW: tl.constexpr, ASSEMBLED: tl.constexpr, SINKS: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr,
+    TALL: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
+    SCALED: tl.constexpr, LOW: tl.constexpr, ASSEMBLED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """Attends for y [rows, HEADS * DIM]; each key and value of the cache is read once by each TALL / PACK rows.
 
@@ -49,7 +50,7 @@ def attend(
     own = tl.minimum(owner, sequences - 1)
     end = tl.load(kv_len + own) - (tl.load(query_start + own + 1) - 1 - index)
     leads = (index - tl.load(query_start + own)) % block == 0
-    tiles = _seen(index, own, query_start, kv_len, WINDOW, block, TILE)[2]
+    tiles = _seen(index, own, query_start, kv_len, WINDOW, CHUNK, block, TILE)[2]
     units = tl.where(known & leads, tiles, 0).to(tl.int64)
     ends = tl.cumsum(units, axis=0)
     head_units = tl.sum(units, axis=0)
@@ -83,7 +84,7 @@ def attend(
         here = index == row
         sequence = tl.sum(tl.where(here, own, 0), axis=0)
         tile = (within - tl.sum(tl.where(here, ends - units, 0), axis=0)).to(tl.int32)
-        begin, block_end, row_tiles = _seen(row, sequence, query_start, kv_len, WINDOW, block, TILE)
+        begin, block_end, row_tiles = _seen(row, sequence, query_start, kv_len, WINDOW, CHUNK, block, TILE)
         take = tl.minimum(row_tiles - tile, (stop_unit - unit).to(tl.int32))
 
         last_row = tl.minimum(tl.load(query_start + sequence + 1), row + block) - 1
@@ -113,8 +114,8 @@ def attend(
             keys = tl.load(k_cache + place, mask=there, other=0)
             scores = capped(score(halved, keys, k_scales, at, valid, SCALED, LOW, ASSEMBLED), SCALE, CAP)
             visible = position[None, :] < sees[:, None]
-            if WINDOW > 0:
-                visible = visible & (position[None, :] >= sees[:, None] - WINDOW)
+            if WINDOW > 0 or CHUNK > 0:
+                visible = visible & (position[None, :] >= first_seen(sees, WINDOW, CHUNK)[:, None])
             peak, faded, each = fade(peak, tl.where(visible, scores * LOG2E, float("-inf")), 1.0, True)
             total = total * faded + tl.sum(each, axis=1)
             values = tl.load(v_cache + place, mask=there, other=0)
@@ -194,10 +195,13 @@ def _owners(row, query_start, sequences, ROWS: tl.constexpr, SEQUENCES: tl.const
 
 
 @triton.jit
-def _seen(row, sequence, query_start, kv_len, WINDOW: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _seen(
+    row, sequence, query_start, kv_len, WINDOW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
     """Of the block that a row leads, or each of several rows: its first tile's start, the end, the number of tiles."""
     stop = tl.load(query_start + sequence + 1)
     before = tl.load(kv_len + sequence) - (stop - row)
     end = before + tl.minimum(BLOCK, stop - row)
-    begin = (tl.maximum(before + 1 - WINDOW, 0) // TILE) * TILE if WINDOW > 0 else row * 0
+    begin = first_seen(before + 1, WINDOW, CHUNK) // TILE * TILE
     return begin, end, tl.maximum((end - begin + TILE - 1) // TILE, 0)

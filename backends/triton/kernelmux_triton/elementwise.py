@@ -49,6 +49,40 @@ class Swiglu(Elementwise):
         return [emitted(node.outputs[-1], LONGEST)]
 
 
+class Temper(Kernel):
+    """In float32, rounded once."""
+
+    ops = ("temper",)
+    name = "f32"
+    precision = 1e-11
+    input_formats = output_formats = FLOATS
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [FLOATS, ["i32"]]
+
+    def bind(self, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
+        (x, positions), (y,) = tensors.inputs, tensors.outputs
+        m, n = x.shape
+        wide = min(TILE, triton.next_power_of_2(n))
+        args = (x, positions, y, node.scale, node.span, n, wide)
+        return bind(_temper, (m, triton.cdiv(n, wide)), *args, stream=stream, num_warps=warps(wide))
+
+
+@triton.jit
+def _temper(
+    x, positions, y,
+    SCALE: tl.constexpr, SPAN: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """x, y [m, COLUMNS]; a program takes WIDE columns of a row. The floor is a division of whole numbers."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    passed = (tl.load(positions + row) + 1) // SPAN
+    factor = 1.0 + SCALE * tl.log(1.0 + passed.to(tl.float32))
+    at = row * COLUMNS + column
+    values = tl.load(x + at, mask=column < COLUMNS, other=0.0).to(tl.float32)
+    tl.store(y + at, (values * factor).to(y.dtype.element_ty), mask=column < COLUMNS)
+
+
 @triton.jit
 def _elementwise(
     a, b, y, scales, sums,

@@ -44,7 +44,7 @@ class Route(Kernel):
         (logits,), (ids, weights) = tensors.inputs, tensors.outputs
         m, experts = logits.shape
         sizes = (experts, triton.next_power_of_2(experts), node.top_k, triton.next_power_of_2(node.top_k))
-        args = (logits, ids, weights, *sizes, node.renormalize, node.scale or 1.0)
+        args = (logits, ids, weights, *sizes, node.renormalize, node.sigmoid, node.scale or 1.0)
         return bind(_route, (m,), *args, stream=stream, num_warps=1)
 
 
@@ -161,7 +161,7 @@ class MulMatIdDequant(MulMatId):
 def _route(
     logits, ids, weights,
     EXPERTS: tl.constexpr, WIDE: tl.constexpr, TOP_K: tl.constexpr, CHOSEN: tl.constexpr,
-    RENORMALIZE: tl.constexpr, SCALE: tl.constexpr,
+    RENORMALIZE: tl.constexpr, SIGMOID: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """A program takes a row of logits [m, EXPERTS], and finds one expert after another; CHOSEN covers TOP_K."""
     row = tl.program_id(0).to(tl.int64)
@@ -178,10 +178,11 @@ def _route(
         chosen = tl.min(tl.where(left & (values == peak), expert, WIDE), axis=0)
         left = left & (expert != chosen)
         found = tl.where(place == number, chosen, found)
-        shares = tl.where(place == number, tl.exp(peak - largest), shares)
+        share = 1.0 / (1.0 + tl.exp(-peak)) if SIGMOID else tl.exp(peak - largest)
+        shares = tl.where(place == number, share, shares)
     if RENORMALIZE:
         total = tl.sum(shares, axis=0)
-    shares = SCALE * (shares / total)
+    shares = SCALE * (shares if SIGMOID else shares / total)
     at = row * TOP_K + place
     tl.store(ids + at, found, mask=place < TOP_K)
     tl.store(weights + at, shares.to(weights.dtype.element_ty), mask=place < TOP_K)

@@ -77,7 +77,7 @@ class Prefill(Cached):
             (heads // pack, blocks),
             *(q, y, *read, k_scales, v_scales, sinks),
             *(query_start, kv_len, block_table, m, seqs, block_table.stride(0)),
-            *(node.scale, node.soft_cap or 0.0, node.window or 0),
+            *(node.scale, node.soft_cap or 0.0, node.window, node.chunk),
             *(heads, node.num_kv_heads, dim, keys.shape[1], wide, pack, tall, tile, tuning.stages),
             *(SEQUENCES, scaled(node), splits_queries(node), tuning.copies, not q.is_cpu, sunk),
             stream=stream,

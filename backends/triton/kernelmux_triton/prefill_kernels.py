@@ -10,6 +10,7 @@ from kernelmux_triton.attention_cache import (
     add_values,
     capped,
     fade,
+    first_seen,
     joined,
     nothing_seen,
     pages_of,
@@ -22,8 +23,9 @@ from kernelmux_triton.attention_cache import (
 @triton.jit(do_not_specialize=["rows", "sequences", "width"])
 def attend(
     q, y, k_cache, v_cache, k_scales, v_scales, sinks, query_start, kv_len, block_table, rows, sequences, width,
-    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr,
+    TALL: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, SEQUENCES: tl.constexpr, SCALED: tl.constexpr, LOW: tl.constexpr,
     COPIES: tl.constexpr, ASSEMBLED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
@@ -48,27 +50,27 @@ def attend(
     loaded = tl.load(q + at, mask=inside, other=0.0)
     queries = split_queries(loaded, kind, SCALED)
 
-    # Tiles from `begin`: up to `low_edge` some row's window begins later, from `whole` on some row's sight ends.
+    # Tiles from `begin`: up to `low_edge` some row's window or chunk begins later, from `whole` on one's sight ends.
     table = block_table + sequence.to(tl.int64) * width
     tiles, whole = tl.cdiv(block_end, TILE), first_end // TILE
     begin, low_edge = 0, 0
-    if WINDOW > 0:
-        begin = tl.maximum(first_end - WINDOW, 0) // TILE
-        low_edge = tl.minimum(tl.cdiv(tl.maximum(block_end - WINDOW, 0), TILE), tiles)
+    if WINDOW > 0 or CHUNK > 0:
+        begin = first_seen(first_end, WINDOW, CHUNK) // TILE
+        low_edge = tl.minimum(tl.cdiv(first_seen(block_end, WINDOW, CHUNK), TILE), tiles)
     state = nothing_seen(TALL, WIDE, SCALED)
     caches = k_cache, v_cache, k_scales, v_scales
-    if WINDOW > 0:
+    if WINDOW > 0 or CHUNK > 0:
         state = _tiles(
-            begin, low_edge, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW,
+            begin, low_edge, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW, CHUNK,
             KV_HEADS, DIM, PAGE, WIDE, TILE, STAGES, SCALED, LOW, COPIES, ASSEMBLED, True,
         )  # fmt: skip
     first_whole, first_edge = tl.maximum(begin, low_edge), tl.maximum(whole, low_edge)
     state = _tiles(
-        first_whole, whole, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW,
+        first_whole, whole, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW, CHUNK,
         KV_HEADS, DIM, PAGE, WIDE, TILE, STAGES, SCALED, LOW, COPIES, ASSEMBLED, False,
     )  # fmt: skip
     state = _tiles(
-        first_edge, tiles, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW,
+        first_edge, tiles, queries, sees, state, caches, table, kv_head, block_end, SCALE, CAP, WINDOW, CHUNK,
         KV_HEADS, DIM, PAGE, WIDE, TILE, STAGES, SCALED, LOW, COPIES, ASSEMBLED, True,
     )  # fmt: skip
     peak, total, sums, odd_sums = state
@@ -126,9 +128,9 @@ def _block(turn, query_start, kv_len, rows, sequences, BLOCK: tl.constexpr, SEQU
 @triton.jit
 def _tiles(
     first_tile, stop_tile, queries, sees, state, caches, table, kv_head, end,
-    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
-    PAGE: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, SCALED: tl.constexpr,
-    LOW: tl.constexpr, COPIES: tl.constexpr, ASSEMBLED: tl.constexpr, MASKED: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr, PAGE: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+    SCALED: tl.constexpr, LOW: tl.constexpr, COPIES: tl.constexpr, ASSEMBLED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Some tiles more: the largest scores, the sums of weights and the weighted values [TALL, WIDE] with them.
 
@@ -160,8 +162,8 @@ def _tiles(
             scores = capped(scores, SCALE, CAP) * LOG2E
         if MASKED:
             visible = position[None, :] < sees[:, None]
-            if WINDOW > 0:
-                visible = visible & (position[None, :] >= sees[:, None] - WINDOW)
+            if WINDOW > 0 or CHUNK > 0:
+                visible = visible & (position[None, :] >= first_seen(sees, WINDOW, CHUNK)[:, None])
             scores = tl.where(visible, scores, float("-inf"))
         peak, faded, each = fade(peak, scores, factor, MASKED)
         values = _load(v_cache, place, corner, kv_head * DIM, valid, held, wide, COPIES, MASKED)

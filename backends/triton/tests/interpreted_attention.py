@@ -21,7 +21,7 @@ WANTED = {
         *("attention-chunk-7-*", "attention-*empty", "attention-padding-3", "attention-window-8"),
         *("attention-soft-cap-h9*", "attention-window-soft-cap", "attention-loud", "attention-scale"),
         *("attention-pages-of-*", "attention-no-length", "attention-batch", "attention-idle", "attention-unseen-nan*"),
-        *("attention-fp8_row-*", "attention-sinks-*"),
+        *("attention-fp8_row-*", "attention-sinks-*", "attention-chunked-*"),
     ),
     "prefill": (
         *("attention-decode-33-h32*", "attention-mixed-h4-kv2*", "attention-chunk-7-*", "attention-*empty"),
@@ -29,6 +29,7 @@ WANTED = {
         *("attention-no-length", "attention-idle", "attention-unseen-nan-window"),
         *("attention-sinks-mixed-h9*", "attention-sinks-window*", "attention-sinks-no-length", "attention-sinks-at*"),
         *("attention-sinks-unseen-nan", "attention-sinks-bf16", "attention-sinks-f16", "attention-sinks-fp8_row"),
+        *("attention-chunked-[18]", "attention-chunked-at-*", "attention-chunked-long", "attention-chunked-[bfuw]*"),
         *("attention-fp8_row-window", "attention-fp8_row-mixed", "attention-fp8_row-*nan", "attention-fp8_row-h4*"),
     ),
 }

@@ -14,7 +14,16 @@ from offered import H100, offered_on
 from triton_interpreter import interpreted_jobs
 
 SMALL = (
-    *("route-m5-*", "route-2-of-*", "route-1-of-1-*", "route-4-of-60-*", "route-all", "route-ties", "route-equal"),
+    *(
+        "route-m5-*",
+        "route-2-of-*",
+        "route-1-of-1-*",
+        "route-4-of-60-*",
+        "route-all",
+        "route-ties",
+        "route-equal",
+        "route-sigmoid-*",
+    ),
     *("expert_sum-m[15]-of[28]-*", "expert_sum-zero-row"),
     *("mul_mat_id-*f*-m2", "mul_mat_id-Q[48]_[0K]-m[25]", "mul_mat_id-Q4_1-m5", "mul_mat_id-f32-own-m3"),
     "mul_mat_id-int4_*-m[25]",

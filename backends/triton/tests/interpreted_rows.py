@@ -13,7 +13,7 @@ from offered import offered_on
 from triton_interpreter import interpreted_jobs
 
 OPS = ("rms_norm", "add_rms_norm", "add", "mul", "scale", "silu", "gelu", "soft_cap", "swiglu", "qk_norm", "embed")
-OPS += ("clamped_swiglu",)
+OPS += ("clamped_swiglu", "temper")
 
 REGISTRY, CASES = interpreted_jobs(backend(**dict.fromkeys(OPS, offered_on())))
 

@@ -48,12 +48,15 @@ class TensorNode:
     rotation: Rotation | None = None
     scale: float = 0.0
     window: int = 0
+    chunk: int = 0
     soft_cap: float = 0.0
     limit: float = 0.0
     alpha: float = 0.0
     experts: int = 0
     top_k: int = 0
     renormalize: bool = False
+    sigmoid: bool = False
+    span: int = 0
     role: Role | None = None
     """Of a leaf: a weight of the model file, a buffer of step state, or a layer's cache."""
     attributes: tuple[tuple[str, Scalar], ...] = ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kernelmux.graph.graph import Graph
 from kernelmux.models.blocks import Blocks
@@ -27,12 +27,20 @@ class Folder:
     """Within a layer, which parameters [experts, inputs, outputs] are of which tensors of GGUF the outputs in turn.
 
     A parameter [experts, outputs] of that name and `_bias` holds their biases."""
+    in_turn: bool = True
+    """Whether outputs of several such tensors alternate; else those of the one come after all of the other's."""
     activation: str = "silu"
     """The only one that is built in, as config.json calls it."""
     theta: float = 10_000.0
     """The base of the rotary embedding's frequencies where config.json does not say."""
     tied: bool = False
     """Whether the head is the table of embeddings where config.json does not say."""
+    pairing: Literal["adjacent", "halves"] = "halves"
+    """Which elements of a head turn together."""
+    within: str = ""
+    """The key of config.json under which all that is read stands, where the model has other parts, as for images."""
+    prefix: str = ""
+    """How names of its tensors begin then; tensors of other names are not read."""
     own_head: bool = False
     """Whether GGUF has a head of its own even where it is the table of embeddings."""
     norms_from_zero: bool = False

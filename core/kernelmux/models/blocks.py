@@ -51,10 +51,14 @@ class Attention:
     scale: float = 0.0
     """What scores are multiplied by; 0: one over the root of the head's size."""
     soft_cap: float = 0.0
+    chunk: int = 0
+    """Of how many positions chunks are, of which a row sees its own alone; 0: all are one."""
     sinks: bool = False
     """Whether each head has one more score, learned, that takes its share and has no value."""
-    norm: Literal["", "head", "row"] = ""
-    """Whether queries and keys are normed, each head by itself or whole rows."""
+    norm: Literal["", "head", "row", "turned"] = ""
+    """Whether queries and keys are normed, each head by itself or whole rows; or heads once they have turned."""
+    temper: tuple[float, int] | None = None
+    """Scale and span of what queries are multiplied by, more the farther into a text (op temper); None: by nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Experts:
     """Outputs of an expert's gate and up projections."""
     renormalize: bool
     """Whether the weights of a row's experts add up to one."""
+    sigmoid: bool = False
+    """Whether the weight of a row's one expert is a sigmoid, and multiplies what it reads instead of what it makes."""
     limit: float = 0.0
     alpha: float = 0.0
     """Where gates and ups are clamped, and what gates are multiplied by (clamped_swiglu); 0: silu alone."""
@@ -132,6 +138,12 @@ class Blocks:
             period = self.keys.count(pattern, period, least=0)
             slides = [not period or layer % period < period - 1 for layer in range(layers)]
         return [window if each else 0 for each in slides]
+
+    def turning(self) -> list[bool]:
+        """Which layers' queries and keys have positions: where the file does not say, all but each fourth."""
+        layers, period = self.shape.layers, self.keys.count("rope.layer_interval", 4)
+        usual = [(layer + 1) % period != 0 for layer in range(layers)]
+        return self.keys.flags_of_layers("rope.layers", layers, usual)
 
     def experts(self, width_key: str, renormalize: bool) -> Experts | None:
         """How many experts the file states, and of what width; None where it has none."""
@@ -205,17 +217,23 @@ class Blocks:
         q, k, v = (self.linear(f"{at}.attn_{part}", x, n * s.head_dim, layer) for part, n in counts.items())
         if how.norm == "row":
             q, k = (self.norm(f"{at}.attn_{part}_norm", rows, layer) for part, rows in (("q", q), ("k", k)))
-        elif how.norm == "head":
+        normed: dict[str, Any] = {"epsilon": s.epsilon, **heads, **kept}
+        if how.norm == "head":
             gamma = tuple(self._weight(f"{at}.attn_{part}_norm.weight", s.head_dim) for part in "qk")
-            normed: dict[str, Any] = {"gamma": gamma, "epsilon": s.epsilon}
-            q, k = b.node("qk_norm", f"{at}.qk_norm", q, k, **normed, **heads, **kept)
+            q, k = b.node("qk_norm", f"{at}.qk_norm", q, k, gamma=gamma, **normed)
         if how.rotation is not None:
             divisors = (self._weight(how.divisors, how.rotation.dims // 2),) if how.divisors else ()
             turned: dict[str, Any] = {"rotation": how.rotation, "weight": divisors}
             q, k = b.node("rope", f"{at}.rope", q, k, state["positions"], **turned, **heads, **kept)
+        if how.norm == "turned":
+            ones = (self._ones(s.head_dim),) * 2
+            q, k = b.node("qk_norm", f"{at}.qk_norm", q, k, gamma=ones, **normed)
+        if how.temper is not None:
+            scale, span = how.temper
+            q = b.value("temper", f"{at}.temper", q, state["positions"], scale=scale, span=span, layer=layer)
         cache = b.node("copy", f"{at}.copy", k, v, state["slots"], *cache, **kept)
         read = (q, *cache, *(state[name] for name in ("query_start", "kv_len", "block_table")))
-        seen: dict[str, Any] = {"window": how.window, "soft_cap": how.soft_cap}
+        seen: dict[str, Any] = {"window": how.window, "chunk": how.chunk, "soft_cap": how.soft_cap}
         seen["scale"] = how.scale or s.head_dim**-0.5
         seen["weight"] = (self._weight(f"{at}.attn_sinks.weight", s.heads),) if how.sinks else ()
         mixed = b.value("attention", f"{at}.attention", *read, **seen, **heads, **kept)
@@ -223,10 +241,17 @@ class Blocks:
 
     def feed_forward(self, layer: int, x: Value, activation: Activation = "silu") -> Value:
         """From normed rows to the down projection of a gated layer."""
-        s, at = self.shape, f"blk.{layer}"
-        gate = self.linear(f"{at}.ffn_gate", x, s.feed_forward, layer)
-        up = self.linear(f"{at}.ffn_up", x, s.feed_forward, layer)
-        return self.linear(f"{at}.ffn_down", self._gated(layer, gate, up, activation), s.hidden, layer)
+        return self._gated_layer(layer, x, self.shape.feed_forward, activation)
+
+    def shared_expert(self, layer: int, x: Value, width: int) -> Value:
+        """The same of a gated layer of that width that all rows go through beside their experts."""
+        return self._gated_layer(layer, x, width, end="_shexp")
+
+    def _gated_layer(self, layer: int, x: Value, width: int, activation: Activation = "silu", end: str = "") -> Value:
+        """`end` is how its names end."""
+        gate, up = (self.linear(f"blk.{layer}.ffn_{part}{end}", x, width, layer) for part in ("gate", "up"))
+        active = self._gated(layer, gate, up, activation, end)
+        return self.linear(f"blk.{layer}.ffn_down{end}", active, self.shape.hidden, layer)
 
     def expert_feed_forward(self, experts: Experts, layer: int, x: Value) -> Value:
         """From normed rows to the weighted sum of what each row's experts, gated layers all, make of it.
@@ -236,7 +261,10 @@ class Blocks:
         b, at = self._builder, f"blk.{layer}"
         logits = self.linear(f"{at}.ffn_gate_inp", x, experts.count, layer)
         chosen: dict[str, Any] = {"top_k": experts.used, "renormalize": experts.renormalize, "layer": layer}
-        ids, weights = b.node("route", f"{at}.ffn_route", logits, **chosen)
+        ids, weights = b.node("route", f"{at}.ffn_route", logits, sigmoid=experts.sigmoid, **chosen)
+        if experts.sigmoid:
+            # Of one expert the weighted sum is the row times its weight.
+            x = b.value("expert_sum", f"{at}.ffn_weighed", x, weights, layer=layer)
 
         def by_experts(name: str, rows: Value, n: int, k: int) -> Value:
             stored, count = f"{at}.{name}", experts.count
@@ -252,13 +280,20 @@ class Blocks:
         else:
             active = self._gated(layer, gate, up)
         made = by_experts("ffn_down_exps", active, hidden, wide)
+        if experts.sigmoid:
+            return made
         return b.value("expert_sum", f"{at}.ffn_experts", made, weights, layer=layer)
 
-    def _gated(self, layer: int, gate: Value, up: Value, activation: Activation = "silu") -> Value:
+    def _gated(self, layer: int, gate: Value, up: Value, activation: Activation = "silu", end: str = "") -> Value:
         """What a gated layer's down projection reads."""
         b, at = self._builder, f"blk.{layer}"
-        active = b.value(activation, f"{at}.ffn_{activation}", gate, layer=layer)
-        return b.value("mul", f"{at}.ffn_mul", active, up, layer=layer)
+        active = b.value(activation, f"{at}.ffn_{activation}{end}", gate, layer=layer)
+        return b.value("mul", f"{at}.ffn_mul{end}", active, up, layer=layer)
+
+    def _ones(self, width: int) -> Value:
+        """The leaf of as many ones, for a norm of which files store no factors."""
+        self.tensors.make_ones("ones", width)
+        return self._weight("ones", width)
 
     def _weight(self, name: str, *shape: int, experts: int = 0) -> Value:
         """The leaf of a stored tensor, made when it is first read; of experts their rows are one after another's."""

@@ -34,7 +34,8 @@ KEYS: Mapping[str, str] = {
 INERT = frozenset(
     (
         "_name_or_path", "architectures", "attention_bias", "attention_dropout", "attn_implementation",
-        "auto_map", "bos_token_id", "cache_implementation", "dtype", "embd_pdrop", "eos_token_id",
+        "_attn_implementation_autoset", "auto_map", "bos_token_id", "cache_implementation", "dtype", "embd_pdrop",
+        "eos_token_id", "for_llm_compressor",
         "gradient_checkpointing", "hidden_dropout", "id2label", "initial_context_length", "initializer_range",
         "is_llama_config",
         "label2id", "max_window_layers", "mlp_bias", "model_type", "output_attentions", "output_hidden_states",
@@ -140,6 +141,8 @@ def _windows(config: Config) -> dict[str, Any]:
     window, layers, kinds = config.get("sliding_window"), config.count("num_hidden_layers"), config.get("layer_types")
     if kinds is not None:
         return _windows_of_kinds(config, layers, kinds)
+    if "attention_chunk_size" in config.folder.keys and "attention_chunk_size" in config.values:
+        return {"attention.chunk_size": config.get("attention_chunk_size", 0)}
     if window is None or not config.get("use_sliding_window", True):
         return {}
     keys: dict[str, Any] = {"attention.sliding_window": window}
@@ -155,13 +158,18 @@ def _windows(config: Config) -> dict[str, Any]:
 def _windows_of_kinds(config: Config, layers: int, kinds: Any) -> dict[str, Any]:
     if not isinstance(kinds, list) or len(kinds) != layers:
         config.fail("layer_types", f"one kind for each of {layers} layers is needed")
-    known = ("full_attention", "sliding_attention")
+    # Of a model's layers that do not see all some see a window, or chunks.
+    chunks = "attention_chunk_size" in config.folder.keys
+    known = ("full_attention", "chunked_attention" if chunks else "sliding_attention")
     if odd := [kind for kind in kinds if kind not in known]:
         config.fail("layer_types", f"{shown(odd[0])} is not built in{nearest(str(odd[0]), known)}")
-    slides = [kind == "sliding_attention" for kind in kinds]
-    if not any(slides):
+    apart = [kind == known[1] for kind in kinds]
+    if chunks:
+        size = config.count("attention_chunk_size") if any(apart) else 0
+        return {"attention.chunk_pattern": apart, "attention.chunk_size": size}
+    if not any(apart):
         return {}
-    return {"attention.sliding_window": config.count("sliding_window"), "attention.sliding_window_pattern": slides}
+    return {"attention.sliding_window": config.count("sliding_window"), "attention.sliding_window_pattern": apart}
 
 
 def _rotation(config: Config) -> tuple[dict[str, Any], dict[str, list[float]]]:

@@ -23,7 +23,7 @@ from kernelmux.models.quantization import Quantization
 from kernelmux.models.quantized_weights import held_plainly, quantized_weights
 from kernelmux.models.safetensors import DTYPES, json_object, plain_weight, read_planes
 from kernelmux.models.stored import StoredFile, StoredPlane, StoredWeight, renamed
-from kernelmux.models.transposed import outputs_in_turn
+from kernelmux.models.transposed import taken_apart
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -38,7 +38,7 @@ class StoredFolder:
 
     path: Path
     config: Mapping[str, Any]
-    """config.json."""
+    """config.json, or the part of it that is of the model that is read."""
     architecture: str
     folder: Folder
     """How its model type says what GGUF says."""
@@ -56,9 +56,23 @@ def stored_folder(path: Path) -> StoredFolder:
     config_file = StoredFile(path / CONFIG)
     config = read_json(config_file)
     architecture, folder = find_model_type(config_file, config.get("model_type"))
+    config = _within(config_file, config, folder)
     said = translated(config_file, config, folder)
     weights, stamp = _stored(path, said.quantization)
+    if folder.prefix:
+        own = {name.removeprefix(folder.prefix): w for name, w in weights.items() if name.startswith(folder.prefix)}
+        weights = {name: StoredWeight(name, w.shape, w.format, w.stored) for name, w in own.items()}
     return StoredFolder(path, config, architecture, folder, said, weights, (*config_file.stamp, *stamp))
+
+
+def _within(file: StoredFile, config: dict[str, Any], folder: Folder) -> dict[str, Any]:
+    """The part of config.json that is of the model that is read; how its weights are quantised all of it says."""
+    if not folder.within:
+        return config
+    part = config.get(folder.within)
+    if not isinstance(part, dict):
+        raise file.fault(f"{folder.within} = {shown(part)}: an object is needed")
+    return part | {key: config[key] for key in ("quantization_config",) if key in config}
 
 
 def read_folder(path: Path) -> ModelFile:
@@ -80,7 +94,7 @@ def read_folder(path: Path) -> ModelFile:
     notes = said.quantization.notes if said.quantization else ()
     metadata |= _template(path)
     held = held_plainly(stored.weights.values()) if said.quantization else ()
-    return ModelFile(path, metadata, weights, stored.stamp, "halves", notes=notes, held=held)
+    return ModelFile(path, metadata, weights, stored.stamp, stored.folder.pairing, notes=notes, held=held)
 
 
 def read_json(file: StoredFile) -> dict[str, Any]:
@@ -133,7 +147,7 @@ def _renamed(path: Path, stored: Mapping[str, StoredWeight], folder: Folder) -> 
         if IGNORED.fullmatch(name):
             continue
         if in_turn := names_in_turn(name, folder.experts):
-            weights |= outputs_in_turn(path, name, weight, in_turn)
+            weights |= taken_apart(path, name, weight, in_turn, folder.in_turn)
             continue
         target = gguf_name(name, folder.names)
         if target in weights:

@@ -88,9 +88,21 @@ class Hyperparameters:
             self.fail(key, "true or false is needed")
         return value
 
-    def flags_of_layers(self, key: str, layers: int) -> list[bool]:
-        """One flag a layer."""
+    def truth(self, key: str, default: bool) -> bool:
+        """The same of a key that may be a count, which is as good as true where it is not 0."""
+        value = self._get(key, default)
+        return bool(self._count(key, value, 0)) if type(value) is int else self.flag(key, default)
+
+    def listed_layers(self, key: str, layers: int) -> list[bool]:
+        """Which layers a key lists by their numbers."""
         value = self._get(key, None)
+        if not isinstance(value, list) or any(type(each) is not int or not 0 <= each < layers for each in value):
+            self.fail(key, f"a list of layers from 0 to {layers - 1} is needed")
+        return [layer in value for layer in range(layers)]
+
+    def flags_of_layers(self, key: str, layers: int, default: list[bool] | None = None) -> list[bool]:
+        """One flag a layer; where there is a default, an empty list says nothing."""
+        value = self._get(key, default) or default
         if not isinstance(value, list) or len(value) != layers or not all(each in (0, 1) for each in value):
             self.fail(key, f"true or false for each of {layers} layers is needed")
         return [bool(each) for each in value]

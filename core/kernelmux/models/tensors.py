@@ -54,6 +54,12 @@ class Tensors:
         self._parts[name] = whole
         return whole
 
+    def make_ones(self, name: str, count: int) -> None:
+        """From now on there is a vector of so many ones, which no file stores."""
+        import torch
+
+        self._parts[name] = Weight(name, (count,), "f32", (torch.ones(count),))
+
     def split(self, name: str, columns: int, parts: Mapping[str, int]) -> None:
         """From now on the rows of a stored matrix are tensors of their own, so many of each name in turn."""
         whole = self.take(name, sum(parts.values()), columns)

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def outputs_in_turn(path: Path, name: str, weight: Weight, products: Sequence[str]) -> Mapping[str, Weight]:
-    """The weights of these products; ModelError where the outputs do not divide over them."""
+def taken_apart(
+    path: Path, name: str, weight: Weight, products: Sequence[str], in_turn: bool = True
+) -> Mapping[str, Weight]:
+    """The weights of these products, whose outputs come in turn, or those of the one after all of the other's.
+
+    ModelError where the outputs do not divide over them.
+    """
     (stored,) = weight.stored if isinstance(weight, StoredWeight) else (None,)
     is_bias, turns = products[0].endswith(".bias"), len(products)
     whole = isinstance(stored, StoredPlane) and len(weight.shape) == 3 - is_bias
@@ -29,10 +34,9 @@ def outputs_in_turn(path: Path, name: str, weight: Weight, products: Sequence[st
         wanted = "[experts, outputs]" if is_bias else "three axes"
         told = f"tensor {shown(name)} is {weight.shape}, not {wanted} of {turns} products in turn"
         raise ModelError(f"{path}: {told}", file=str(path))
-    make = _biases if is_bias else _matrices
-    return {
-        product: make(product, weight, stored, slice(number, None, turns)) for number, product in enumerate(products)
-    }
+    make, each = _biases if is_bias else _matrices, weight.shape[_outputs(weight)] // turns
+    taken = [slice(n, None, turns) if in_turn else slice(n * each, (n + 1) * each) for n in range(turns)]
+    return {product: make(product, weight, stored, taken[number]) for number, product in enumerate(products)}
 
 
 def _outputs(weight: Weight) -> int:

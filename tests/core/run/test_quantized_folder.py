@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import checkpoints
 import kernelmux
@@ -209,6 +209,21 @@ def test_fused_projections_of_which_blocks_reach_over_a_part_are_not_left(tmp_pa
         quantise(source, tmp_path / "made", "fp8_128x128")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     quantise(source, tmp_path / "made", "fp8_128x128", "*qkv_proj*=bf16")
+    assert logits(tmp_path / "made").isfinite().all()
+
+
+def test_of_a_model_of_images_the_text_is_written(tmp_path):
+    pytest.importorskip("transformers")
+    checkpoints.make_checkpoint("llama4", tmp_path / "text")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    config = {"model_type": "llama4", "text_config": json.loads((tmp_path / "text" / "config.json").read_text())}
+    (whole / "config.json").write_text(json.dumps(config), "utf-8")
+    tensors = {f"language_model.{name}": part for name, part in load_file(tmp_path / "text/model.safetensors").items()}
+    save_file(tensors | {"vision_model.class_embedding": torch.zeros(8)}, whole / "model.safetensors")
+    told = quantise(whole, tmp_path / "made", "fp8_row")
+    assert told["model.layers.0.feed_forward.shared_expert.up_proj.weight"].format == "fp8_row"
+    assert told["model.layers.0.feed_forward.experts.down_proj"].format == "f32"
     assert logits(tmp_path / "made").isfinite().all()
 
 

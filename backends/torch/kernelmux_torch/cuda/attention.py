@@ -30,6 +30,8 @@ class Sdpa(attention.Sdpa):
     takes = {"cache_format": ("f32",)}
 
     def refuses(self, node: TensorNode) -> Declined | None:
+        if node.chunk:
+            return Declined("it reads no chunks apart", "unsupported")
         return Declined("torch's attention has no sinks", "unsupported") if node.weight else super().refuses(node)
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:

@@ -35,6 +35,7 @@ from kernelmux.graph.ops.scale import Scale
 from kernelmux.graph.ops.silu import Silu
 from kernelmux.graph.ops.soft_cap import SoftCap
 from kernelmux.graph.ops.swiglu import Swiglu
+from kernelmux.graph.ops.temper import Temper
 
 _PLAIN: tuple[Op, ...] = (
     MulMat(),
@@ -55,6 +56,7 @@ _PLAIN: tuple[Op, ...] = (
     MulMatId(),
     ExpertSum(),
     ClampedSwiglu(),
+    Temper(),
 )
 _FUSED = (AddRmsNorm(), Swiglu(), Qkv(), GateUpSwiglu(), MulMatAdd(), QkvRopeCopy(), RopeCopy(), MulMatPair())
 

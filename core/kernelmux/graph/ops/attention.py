@@ -39,7 +39,8 @@ class Attention(Op):
     [seqs + 1], i32: sequence s owns rows query_start[s] to query_start[s + 1]; kv_len [seqs], i32: its cached length,
     these rows included; block_table [seqs, width], i32: its pages in order; weight, optional [num_heads]: sinks, each
     one more score of its head in every softmax, of no value (Xiao et al. 2023, arXiv:2309.17453; learned in gpt-oss).
-    Fields: scale; window (a row sees that many positions, itself included); soft_cap (c * tanh(scores / c)).
+    Fields: scale; window (a row sees that many positions, itself included); chunk (a row sees none of an earlier chunk
+    of so many positions, as in Llama 4); soft_cap (c * tanh(scores / c)).
     Outputs: y [m, num_heads * head_dim].
     Constraints: query head h reads kv head h // (num_heads / num_kv_heads). The sequence's rows are its last positions.
     Numerics: rows of no sequence, and of a sequence of length 0, are zeros, never NaN.
@@ -49,7 +50,7 @@ class Attention(Op):
     inputs = ("q", "k_cache", "v_cache", "query_start", "kv_len", "block_table")
     outputs = ("y",)
     fields = ("num_heads", "num_kv_heads", "head_dim", "scale")
-    optional = ("window", "soft_cap", "weight")
+    optional = ("window", "chunk", "soft_cap", "weight")
     told = {
         "m": row_count,
         **own_fields("num_heads", "num_kv_heads", "head_dim", "layer"),
@@ -109,7 +110,8 @@ class Attention(Op):
         scores = torch.einsum("qhd,khd->hqk", heads, keys) * node.scale
         if node.soft_cap:
             scores = node.soft_cap * torch.tanh(scores / node.soft_cap)
-        scores = scores.masked_fill(~visible(len(q), len(keys), node.window, q.device), -math.inf)
+        seen = visible(len(q), len(keys), node.window, q.device, node.chunk)
+        scores = scores.masked_fill(~seen, -math.inf)
         beside = [each.view(-1, 1, 1).expand(-1, len(q), 1) for each in sinks]
         shares = torch.cat([scores, *beside], dim=-1).softmax(dim=-1)[..., : len(keys)]
         # In float32 a BLAS may add one position after the other: 8,192 equal ones are 1e-4 off.
@@ -132,6 +134,7 @@ class Attention(Op):
                 "cache": CACHES,
                 "page_size": PAGE_SIZES,
                 "window": (0, 17, 1024),
+                "chunk": (0, 13, 512),
                 "values": tuple(spread for spread in SPREADS if spread != "outliers"),
                 **STORED,
                 "scale": (False, True),
@@ -146,7 +149,7 @@ class Attention(Op):
 
     def _drawn(self, label: str, point: Point) -> Case:
         heads, kv_heads = point["heads"]
-        stated = {key: point[key] for key in ("dim", "page_size", "window", "soft_cap", "sinks", "padding")}
+        stated = {key: point[key] for key in ("dim", "page_size", "window", "chunk", "soft_cap", "sinks", "padding")}
         made = self._case(
             label,
             _sequences(point),
@@ -204,6 +207,7 @@ class Attention(Op):
         yield self._case("window-7", [(4, 40), (1, 64)], window=7)
         # Whole pages and tiles before the window: a maximum over nothing is -inf, and -inf from -inf is NaN.
         yield self._case("window-long", [(1, 300), (40, 200), (150, 150)], window=20)
+        yield from self._chunked()
         for cap in (1.0, 5.0, 50.0):
             yield self._case(f"soft-cap-{cap:g}", [(4, 30), (1, 17)], soft_cap=cap)
         yield self._case("window-soft-cap", [(4, 30)], window=6, soft_cap=5.0)
@@ -211,6 +215,23 @@ class Attention(Op):
         yield self._case("scale", [(3, 40)], scale=0.3)
         for label in extremes():
             yield self._case(label, [(3, 40), (1, 17)], spread=label)
+
+    def _chunked(self) -> Iterator[Case]:
+        """Chunks: rows at the first and the last position of one, over several, of tiles and pages in part."""
+        for chunk in (1, 8, 16, 17, 40, 100):
+            yield self._case(f"chunked-{chunk}", [(9, 40), (1, 64), (1, 3), (1, 65)], chunk=chunk)
+        yield self._case("chunked-at-the-edge", [(1, 32), (1, 33), (2, 33), (1, 34), (32, 64)], chunk=32)
+        # Whole pages and tiles before the chunk: a maximum over nothing is -inf, and -inf from -inf is NaN.
+        yield self._case("chunked-long", [(1, 300), (40, 200), (150, 150), (1, 1025)], chunk=128)
+        for query, kv, dim in ((32, 8, 128), (8, 1, 96), (2, 1, 256)):
+            shape: dict[str, Any] = {"heads": query, "kv_heads": kv, "dim": dim}
+            yield self._case(f"chunked-h{query}-kv{kv}-d{dim}", [(9, 40), (1, 64)], chunk=17, **shape)
+        for format in ("bf16", "f16", "fp8_row"):
+            yield self._case(f"chunked-{format}", [(9, 40), (1, 64), (2, 0)], padding=2, chunk=17, format=format)
+        yield self._case("chunked-window", [(9, 40), (1, 64)], chunk=17, window=6)
+        yield self._case("chunked-soft-cap", [(4, 30)], chunk=7, soft_cap=5.0)
+        yield self._case("chunked-sinks", [(9, 40), (1, 300)], chunk=17, sinks=True)
+        yield self._case("chunked-unseen-nan", [(1, 90), (20, 41), (2, 0)], padding=2, chunk=17, unseen=True)
 
     def _sunk(self) -> Iterator[Case]:
         """Sinks: beside scores, far above and far below all, and where nothing is seen."""
@@ -263,6 +284,7 @@ class Attention(Op):
         dim: int = 64,
         padding: int = 0,
         window: int = 0,
+        chunk: int = 0,
         soft_cap: float = 0.0,
         loud: float = 1.0,
         scale: float = 0.0,
@@ -303,7 +325,7 @@ class Attention(Op):
             *(Value(name, shape, "i32") for name, shape in shapes.items()),
         )
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
-        fields |= {"scale": scale or dim**-0.5, "window": window, "soft_cap": soft_cap}
+        fields |= {"scale": scale or dim**-0.5, "window": window, "chunk": chunk, "soft_cap": soft_cap}
         fields["weight"] = (Value("sinks", (heads,)),) if sinks else ()
         like_all = Like(spread or "noise", (m, heads * dim)), Like(spread or "noise", cache_shape)
         draw: dict[str, Draw] = {"q": like_all[0] if loud == 1 else lambda generator: loud * like_all[0](generator)}
@@ -379,11 +401,16 @@ def _deal(counts: Sequence[int]) -> tuple[list[list[int]], int]:
     return [[order.pop() for _ in range(count)] for count in counts], order[0]
 
 
-def visible(rows: int, length: int, window: int, device: torch.device) -> torch.Tensor:
-    """Which of `length` positions each of the last `rows` positions sees: [rows, length], causal, within the window."""
+def visible(rows: int, length: int, window: int, device: torch.device, chunk: int = 0) -> torch.Tensor:
+    """Which of `length` positions each of the last `rows` positions sees: [rows, length], causal, within the window.
+
+    And within its chunk, where there are such.
+    """
     import torch
 
     positions = torch.arange(length - rows, length, device=device).unsqueeze(1)
     keys = torch.arange(length, device=device)
     mask = keys <= positions
+    if chunk:
+        mask &= keys >= positions // chunk * chunk
     return mask & (keys > positions - window) if window else mask

@@ -22,22 +22,22 @@ EXPERTS = ((8, 2), (1, 1), (16, 1), (32, 4), (60, 4), (64, 8), (128, 8), (256, 8
 
 
 class Route(Op):
-    """ids = the top_k experts of the largest logits; weights = their softmax, times scale.
+    """ids = the top_k experts of the largest logits; weights = their softmax, or sigmoid, times scale.
 
     Axes: m rows, as many columns as experts; top_k experts a row.
     Inputs: logits [m, experts]; top_k; renormalize, whether the softmax is over the chosen alone, so that their weights
-    add up to one, or over all experts; scale, 1 unless stated.
+    add up to one, or over all experts; sigmoid, whether each chosen logit has its own instead; scale, 1 unless stated.
     Outputs: ids [m, top_k], i32, the largest logit's first and of equal ones the lower id; weights [m, top_k].
     Numerics: ids are exact, and in range whatever the logits are. Shazeer et al. 2017 (arXiv:1701.06538) and, of
-    weights that are not renormalised, Fedus et al. 2021 (arXiv:2101.03961).
+    weights that are not renormalised, Fedus et al. 2021 (arXiv:2101.03961); Llama 4 has sigmoids.
     """
 
     name = "route"
     inputs = ("logits",)
     outputs = ("ids", "weights")
     fields = ("top_k",)
-    optional = ("renormalize", "scale")
-    told = {"m": row_count, "experts": column_count, **own_fields("top_k", "renormalize")}
+    optional = ("renormalize", "sigmoid", "scale")
+    told = {"m": row_count, "experts": column_count, **own_fields("top_k", "renormalize", "sigmoid")}
 
     def infer(self, node: TensorNode, format: str) -> tuple[Value, ...]:
         (logits,) = node.inputs
@@ -45,6 +45,8 @@ class Route(Op):
         rows, experts = logits.shape
         fits = isinstance(experts, int) and 0 < node.top_k <= experts
         self.require(fits, node, f"{node.top_k} of {experts} experts cannot be chosen")
+        both = node.renormalize and node.sigmoid
+        self.require(not both, node, "weights are renormalised or sigmoids, not both")
         shape = (rows, node.top_k)
         return self.output(node, 0, shape, "i32"), self.output(node, 1, shape, format)
 
@@ -52,6 +54,8 @@ class Route(Op):
         (logits,) = operands.inputs
         largest, ids = logits.sort(dim=-1, descending=True, stable=True)
         # Less the largest before anything is added up: of large logits a logarithm of the sum keeps few digits.
+        if node.sigmoid:
+            return ids[:, : node.top_k].int(), (node.scale or 1.0) * largest[:, : node.top_k].sigmoid()
         parts = (largest - largest[:, :1]).exp()
         chosen = parts[:, : node.top_k]
         total = (chosen if node.renormalize else parts).sum(dim=-1, keepdim=True)
@@ -62,14 +66,17 @@ class Route(Op):
 
     def domain(self) -> Domain:
         def case(label: str, point: Point) -> Case:
-            made = self._case(label, point["m"], point["experts"], point["renormalize"], point["scale"])
+            kind, scale = point["weights"], point["scale"]
+            made = self._case(
+                label, point["m"], point["experts"], kind == "renormalized", scale, sigmoid=kind == "sigmoid"
+            )
             return as_stored(like(point["values"], made), point["stored"])
 
         return Domain(
             case,
             {
                 "experts": EXPERTS,
-                "renormalize": (False, True),
+                "weights": ("softmax", "renormalized", "sigmoid"),
                 "scale": (0.0, 2.5),
                 "values": ("noise", "equal", "uneven", "zeros", "zero-row", "large"),
                 **STORED,
@@ -86,6 +93,12 @@ class Route(Op):
             for renormalize in (False, True):
                 label = f"{experts[1]}-of-{experts[0]}-{_kind(renormalize)}"
                 yield self._case(label, 5, experts, renormalize)
+        for experts in ((16, 1), (128, 1), (64, 8)):
+            yield self._case(f"sigmoid-{experts[1]}-of-{experts[0]}", 5, experts, sigmoid=True)
+        yield self._case("sigmoid-many", MANY_ROWS, (4, 1), sigmoid=True)
+        yield self._case("sigmoid-scaled", 5, (64, 6), scale=2.5, sigmoid=True)
+        for spread in ("uneven", "zeros", "large"):
+            yield like(spread, self._case(f"sigmoid-{spread}", 3, (16, 1), sigmoid=True))
         yield self._case("scaled", 5, (64, 6), scale=16.0)
         yield self._case("all", 5, (7, 7), renormalize=True)
         yield self._case("many", MANY_ROWS, (4, 2))
@@ -102,10 +115,11 @@ class Route(Op):
         renormalize: bool = False,
         scale: float = 0.0,
         draw: dict[str, Any] | None = None,
+        sigmoid: bool = False,
     ) -> Case:
         """`experts`: how many there are, and are chosen."""
         count, top_k = experts
-        fields = {"top_k": top_k, "renormalize": renormalize, "scale": scale}
+        fields = {"top_k": top_k, "renormalize": renormalize, "scale": scale, "sigmoid": sigmoid}
         return self.make_case(label, [Value("logits", (m, count))], fields, draw)
 
 

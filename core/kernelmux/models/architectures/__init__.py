@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 
 from kernelmux.errors import ModelError, nearest, shown, where_raised
 from kernelmux.models.architecture import Architecture, Folder
-from kernelmux.models.architectures import gemma, gpt_oss, granite, llama, olmo, phi, qwen, smollm
+from kernelmux.models.architectures import gemma, gpt_oss, granite, llama, llama4, olmo, phi, qwen, smollm
 from kernelmux.models.stored import StoredFile
 
 GROUP = "kernelmux.architectures"
@@ -22,6 +22,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt-oss": gpt_oss.GPT_OSS,
     "granite": granite.GRANITE,
     "llama": llama.LLAMA,
+    "llama4": llama4.LLAMA4,
     "olmo2": olmo.OLMO2,
     "phi3": phi.PHI3,
     "qwen2": qwen.QWEN2,

@@ -9,11 +9,7 @@ from kernelmux.models.blocks import Attention, Blocks
 
 def build(t: Blocks) -> Graph:
     """GGUF stores queries and keys permuted, so that neighbours turn together."""
-    rotation, divisors, layers = t.rotation("adjacent"), t.divisors(), t.shape.layers
-    period = t.keys.count("rope.layer_interval", 4)
-    turns = [(layer + 1) % period != 0 for layer in range(layers)]
-    if "rope.layers" in t.keys:
-        turns = t.keys.flags_of_layers("rope.layers", layers)
+    rotation, divisors, turns = t.rotation("adjacent"), t.divisors(), t.turning()
     x = t.embedding()
     for layer, window in enumerate(t.windows()):
         how = Attention(rotation, divisors, window) if turns[layer] else Attention(None, window=window)

@@ -178,8 +178,8 @@ class Attention(_Float32):
     capturable = False
 
     def refuses(self, node):
-        known = not (node.soft_cap or node.window or node.weight)
-        return None if known else Declined("it knows neither windows nor soft caps nor sinks")
+        known = not (node.soft_cap or node.window or node.chunk or node.weight)
+        return None if known else Declined("it knows neither windows nor chunks nor soft caps nor sinks")
 
     def bind(self, node, tensors, stream):
         q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
