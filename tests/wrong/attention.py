@@ -133,6 +133,26 @@ class WindowOneTooNarrow(Paged):
         return node.window and max(node.window - 1, 1)
 
 
+@planted("attention", "error", first="*-chunked-*")
+class IgnoresTheChunk(Paged):
+    def chunk(self, node, last):
+        return 0 * last
+
+
+@planted("attention", "error", first="*-chunked-*")
+class TakesTheChunkForAWindow(Paged):
+    def chunk(self, node, last):
+        return last + 1 - node.chunk if node.chunk else 0 * last
+
+
+@planted("attention", "error", first="*-chunked-*")
+class TakesTheFirstRowsChunk(Paged):
+    """Of a block of rows, which may reach into the next one."""
+
+    def chunk(self, node, last):
+        return super().chunk(node, last[:1]).expand(last.shape)
+
+
 @planted("attention", "error", first="*-soft-cap-*")
 class CapsWhatIsMasked(Paged):
     """A mask of -inf comes out of tanh as minus the cap."""

@@ -1,4 +1,4 @@
-"""add, mul, silu, swiglu and convert."""
+"""add, mul, silu, swiglu, temper and convert."""
 
 from __future__ import annotations
 
@@ -15,6 +15,30 @@ class AddsInsteadOfMultiplying(Right):
     def answer(self, node, operands):
         a, b = operands.inputs
         return (a + b,)
+
+
+@planted("temper", "error")
+class TempersByThePositionItself(Right):
+    def answer(self, node, operands):
+        x, positions = operands.inputs
+        return super().answer(node, dataclasses.replace(operands, inputs=(x, positions - 1)))
+
+
+@planted("temper", "error")
+class TempersAllRowsByTheFirst(Right):
+    def answer(self, node, operands):
+        x, positions = operands.inputs
+        return super().answer(node, dataclasses.replace(operands, inputs=(x, positions[:1].expand(positions.shape))))
+
+
+@planted("temper", "error", first="*-span-*")
+class MultipliesByOneOverTheSpan(Right):
+    """In float32, whose product lies below a whole number at the start of some spans."""
+
+    def answer(self, node, operands):
+        x, positions = operands.inputs
+        passed = ((positions + 1).float() * torch.tensor(1 / node.span)).floor()
+        return ((x * (1 + node.scale * passed.to(x.dtype).log1p()).unsqueeze(1)),)
 
 
 @planted("silu", "error")

@@ -28,6 +28,12 @@ class IgnoresTheScaleOfWeights(Right):
         return super().answer(dataclasses.replace(node, scale=0.0), operands)
 
 
+@planted("route", "error", first="route-sigmoid-*")
+class TakesASoftmaxForSigmoids(Right):
+    def answer(self, node, operands):
+        return super().answer(dataclasses.replace(node, sigmoid=False), operands)
+
+
 @planted("mul_mat_id", "error")
 class GivesARowToItsFirstExpertAlone(Right):
     def answer(self, node, operands):

@@ -57,7 +57,9 @@ class Paged(Right):
         scores = self.capped(torch.einsum("qhd,khd->hqk", heads, keys) * self.scale(node), node)
         last = self.last(torch.arange(len(q)), len(q), length).unsqueeze(1)
         slots = torch.arange(len(keys))
-        mask = (slots <= last) & (slots > last - (self.window(node) or len(keys) + 1))
+        mask = (
+            (slots <= last) & (slots > last - (self.window(node) or len(keys) + 1)) & (slots >= self.chunk(node, last))
+        )
         beside = [sink.view(-1, 1, 1).expand(-1, len(q), 1) for sink in self.sinks]
         shares = self.shares(torch.cat([scores.masked_fill(~mask, -torch.inf), *beside], dim=-1))[..., : len(keys)]
         return torch.einsum("hqk,khd->qhd", shares, values).flatten(1)
@@ -77,6 +79,10 @@ class Paged(Right):
 
     def window(self, node):
         return node.window
+
+    def chunk(self, node, last):
+        """Where the chunks of positions begin."""
+        return last // node.chunk * node.chunk if node.chunk else 0 * last
 
     def shares(self, scores):
         return scores.softmax(dim=-1)

@@ -122,6 +122,10 @@ def test_attention_with_sinks_is_declined():
     assert ask(node_of("attention", "attention-sinks-window"))["cupy:f32"].reason == "it has no sinks"
 
 
+def test_attention_with_chunks_is_declined():
+    assert ask(node_of("attention", "attention-chunked-8"))["cupy:f32"].reason == "it reads no chunks apart"
+
+
 def test_attention_is_split_by_the_processors_of_the_card():
     node = node_of("attention", "attention-decode-200")
     small = replace(H100, processors=12)

@@ -58,6 +58,10 @@ def test_sinks_are_declined_by_name():
     assert Attention().refuses(replace(node, weight=(Value("sinks", (6,)),))).reason == "it has no sinks"
 
 
+def test_chunks_are_declined_by_name():
+    assert Attention().refuses(replace(Step([(1, 20)]).node, chunk=8)).reason == "it reads no chunks apart"
+
+
 MIXED = [(1, 700), (70, 300), (0, 40), (3, 129)]
 
 

@@ -41,6 +41,12 @@ def test_sinks_are_triton_s_alone_on_a_card():
     assert "triton:prefill" in offer.kernels
 
 
+def test_chunks_are_triton_s_alone_on_a_card():
+    offer = registry.current().offer(attention_node(512, chunk=128), H100)
+    assert offer.declined["torch:sdpa"].reason == "it reads no chunks apart"
+    assert "triton:prefill" in offer.kernels
+
+
 def test_projections_are_one_gemm_and_triton_turns_and_stores_what_it_wrote():
     b = Builder("block", "bf16")
     x = b.leaf("x", ("m", 256), "bf16", role="state")

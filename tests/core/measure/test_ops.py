@@ -27,6 +27,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch):
 
 
 OF_OTHERS = {"gelu", "scale", "soft_cap", "qk_norm", "route", "mul_mat_id", "expert_sum", "clamped_swiglu"}
+OF_OTHERS |= {"temper"}
 """Ops that a llama has not."""
 
 

@@ -42,7 +42,7 @@ def _attention(q, caches, starts, lengths, table, sinks=None, **fields):
     return y
 
 
-def _by_hand(q, rows, window=0, soft_cap=0.0, scale=FIELDS["scale"], sinks=None):
+def _by_hand(q, rows, window=0, soft_cap=0.0, scale=FIELDS["scale"], sinks=None, chunk=0):
     """q [rows, heads * dim] against the cached rows [length, kv_heads, dim] of one sequence, one score at a time."""
     keys, values = rows
     length, count = len(keys), len(q)
@@ -52,6 +52,7 @@ def _by_hand(q, rows, window=0, soft_cap=0.0, scale=FIELDS["scale"], sinks=None)
         for head in range(HEADS):
             kv_head = head * KV_HEADS // HEADS
             seen = [p for p in range(length) if p <= position and (not window or position - p < window)]
+            seen = [p for p in seen if not chunk or p // chunk == position // chunk]
             scores = [scale * float(q[row].view(HEADS, DIM)[head] @ keys[p, kv_head]) for p in seen]
             if soft_cap:
                 scores = [soft_cap * math.tanh(score / soft_cap) for score in scores]
@@ -91,6 +92,13 @@ def test_the_scale_is_the_nodes_own():
     q, caches = _noise(0, 2, HEADS * DIM), (_noise(1, 9, PAGE, KV_HEADS, DIM), _noise(2, 9, PAGE, KV_HEADS, DIM))
     y = _attention(q, caches, [0, 2], [5], [[4, 6]], scale=2.0)
     torch.testing.assert_close(y, _by_hand(q, _cached(caches, [4, 6], 5), scale=2.0))
+
+
+@pytest.mark.parametrize("fields", [{"chunk": 1}, {"chunk": 2}, {"chunk": 4}, {"chunk": 3, "window": 2}])
+def test_rows_see_their_own_chunk(fields):
+    q, caches = _noise(0, 4, HEADS * DIM), (_noise(1, 9, PAGE, KV_HEADS, DIM), _noise(2, 9, PAGE, KV_HEADS, DIM))
+    y = _attention(q, caches, [0, 4], [7], [[4, 6]], **fields)
+    torch.testing.assert_close(y, _by_hand(q, _cached(caches, [4, 6], 7), **fields))
 
 
 @pytest.mark.parametrize("fields", [{}, {"window": 3}, {"window": 2, "soft_cap": 0.5}])

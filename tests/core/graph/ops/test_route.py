@@ -33,9 +33,17 @@ def test_renormalised_weights_add_up_to_one_before_they_are_scaled():
     assert torch.allclose(weights, 2.5 * plain / plain.sum(dim=-1, keepdim=True))
 
 
+def test_sigmoids_are_each_chosen_logits_own():
+    ids, weights = routed(top_k=2, sigmoid=True, scale=2.0)
+    assert ids.tolist() == [[1, 3], [0, 3]]
+    assert torch.allclose(weights, 2.0 * torch.tensor([[2.0, 2.0], [3.0, 1.0]], dtype=torch.float64).sigmoid())
+    with pytest.raises(GraphError, match="weights are renormalised or sigmoids, not both"):
+        routed(top_k=2, sigmoid=True, renormalize=True)
+
+
 def test_the_hook_is_told_experts_and_how_many_are_chosen():
     node = one_node("route", Value("logits", (2, 4)), top_k=3)
-    assert node.contract.arguments(node) == {"m": 2, "experts": 4, "top_k": 3, "renormalize": False}
+    assert node.contract.arguments(node) == {"m": 2, "experts": 4, "top_k": 3, "renormalize": False, "sigmoid": False}
     assert [value.format for value in node.outputs] == ["i32", "f32"]
 
 
