@@ -50,6 +50,8 @@ VARIANTS = {
     "pages-of-256": {"page_size": 256},
     "window": {"window": 1024},
     "window-cap": {"window": 1024, "soft_cap": 50.0, "page_size": 256},
+    "chunk": {"chunk": 8192},
+    "chunk-f32-queries": {"chunk": 8192, "q": "f32", "page_size": 256},
     "sinks": {"dim": 64, "heads": 64, "page_size": 64, "window": 128, "weight": (Value("sinks", (64,)),)},
     "d64": {"dim": 64, "heads": 9, "kv_heads": 3},
     "d80": {"dim": 80, "page_size": 256},

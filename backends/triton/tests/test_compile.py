@@ -85,6 +85,10 @@ def roped_and_copied(**fields):
     return rope_copy.RopeCopy(), node
 
 
+def tempered():
+    return [*rows("bf16"), Value("positions", (M,), "i32")]
+
+
 def heads_normed():
     """Of eight heads and four, in two formats."""
     q, k = rows("bf16", k=1024)[0], replace(rows("f32", k=512)[0], name="k")
@@ -117,6 +121,7 @@ NODES = {
         elementwise.Elementwise(),
         made("clamped_swiglu", rows("bf16", "f32"), ["bf16"], limit=7.0, alpha=1.702),
     ),
+    "temper": (elementwise.Temper(), made("temper", tempered(), ["f32"], scale=0.1, span=8192)),
     "qk_norm": heads_normed(),
     "swiglu fp8_row": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["fp8_row"])),
     "swiglu fp8_block": (elementwise.Swiglu(), made("swiglu", rows("bf16", "bf16", k=14336), ["fp8_block"])),

@@ -26,13 +26,14 @@ def product(m, form, bias=False, own=False, x_format="bf16"):
     return make_node("mul_mat_id", "y", x, ids, format="bf16", **fields)
 
 
-def routing(renormalize):
-    return make_node("route", "y", Value("x", (9, 128), "bf16"), top_k=TOP_K, renormalize=renormalize)
+def routing(**fields):
+    return make_node("route", "y", Value("x", (9, 128), "bf16"), top_k=TOP_K, **fields)
 
 
 NODES = {
-    "route": (experts.Route(), routing(False)),
-    "route renormalized": (experts.Route(), routing(True)),
+    "route": (experts.Route(), routing()),
+    "route renormalized": (experts.Route(), routing(renormalize=True)),
+    "route by sigmoids": (experts.Route(), routing(sigmoid=True)),
     "sum": (
         experts.ExpertSum(),
         make_node("expert_sum", "y", Value("x", (9, 8 * 2880), "bf16"), Value("weights", (9, 8))),

@@ -46,7 +46,9 @@ EXPERTS: Mapping[str, str] = {
 """Modules of an expert, Mixtral's and others'; GGUF has one tensor of all of a layer's."""
 
 _GGUF_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|down|up))\.(0|[1-9]\d{0,8})(\.weight)")
-_EXPERT = re.compile(r"model\.layers\.(\d{1,9})\.(?:block_sparse_moe|mlp)\.experts\.(\d{1,9})\.(\w+)\.weight")
+_EXPERT = re.compile(
+    r"model\.layers\.(\d{1,9})\.(?:block_sparse_moe|mlp|feed_forward)\.experts\.(\d{1,9})\.(\w+)\.weight"
+)
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.(.+)\.(weight|bias)")
 _PARAMETER = re.compile(r"model\.layers\.(\d{1,9})\.(.+?)(_bias)?")
 

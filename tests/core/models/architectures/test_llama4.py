@@ -93,6 +93,23 @@ def test_the_text_of_a_model_of_images(folder, tmp_path):
         kernelmux.load(edited(whole, text_config=3))
 
 
+def test_experts_may_be_modules_of_their_own(folder):
+    """As in folders that llm-compressor quantises."""
+    before = kernelmux.load(folder)
+    wanted, tensors = before.forward(IDS, before.plan(use=EXACT)), load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if ".experts." in name]:
+        stem, _, parameter = name.rpartition(".")
+        for number, whole in enumerate(tensors.pop(name)):
+            parts = (
+                {"gate_proj": whole[:, :40], "up_proj": whole[:, 40:]} if "gate" in parameter else {"down_proj": whole}
+            )
+            own = {f"{stem}.{number}.{part}.weight": numbers.T.contiguous() for part, numbers in parts.items()}
+            tensors |= own
+    save_file(tensors, folder / "model.safetensors")
+    found = kernelmux.load(folder)
+    assert found.forward(IDS, found.plan(use=EXACT)).equal(wanted)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
