@@ -102,7 +102,7 @@ def test_an_error_has_no_traceback_and_no_colours_in_a_process_of_its_own(tmp_pa
 
 
 def test_ctrl_c_before_the_first_word_exits_with_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch, tiny: Path):
-    def interrupted(path: Path):
+    def interrupted(path: Path, context: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kernelmux.run.model.load", interrupted)
