@@ -12,22 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 import checkpoints
+from damaged_gguf import BAD
 from kernelmux.models import open_model
 from kernelmux.models.gguf import read
 from mutated_gguf import Mutant, Mutants
-from tiny_model import experts_apart, write_gguf, write_tiny_llama
+from tiny_model import experts_apart, write_gguf, write_three_llamas, write_tiny_llama
 
 VERDICTS = Path(__file__).parent / "data" / "llama_cpp_loads.json"
-Q8_0 = gguf.GGMLQuantizationType.Q8_0
 LLAMAS, OTHERS = 200, 60
 """Mutants of each file of a llama with a vocabulary, and of each other file."""
-STATED = {"llama.rope.freq_base": 5000.0, "llama.rope.dimension_count": 16, "tokenizer.ggml.add_bos_token": True}
-YARN = {"type": "yarn", "factor": 2.0, "original_context_length": 128}
-SCALED = STATED | {f"llama.rope.scaling.{key}": value for key, value in YARN.items()}
 Weights = Mapping[str, np.ndarray]
 NO_WORDS = {"tokenizer.ggml.model": "none"}
 """llama.cpp's word for a model without a vocabulary."""
@@ -37,12 +33,7 @@ MORE = {"gpt-oss": {"gpt-oss.expert_feed_forward_length": 80}}
 
 def whole_files(folder: Path) -> dict[str, tuple[Path, int]]:
     """Files that are whole, by name, and how many mutants are made of each."""
-    made = {
-        "plain": write_tiny_llama(folder / "plain.gguf", extra=STATED, layers=1),
-        "blocks": write_tiny_llama(folder / "blocks.gguf", weight_type=Q8_0, extra=STATED, tied=False, layers=1),
-        "scaled": write_tiny_llama(folder / "scaled.gguf", extra=SCALED, layers=1),
-    }
-    found = {name: (path, LLAMAS) for name, path in made.items()}
+    found = {name: (path, LLAMAS) for name, path in write_three_llamas(folder, turned=16).items()}
     found["part of a head"] = write_tiny_llama(folder / "part.gguf", extra={"llama.rope.dimension_count": 8}), 0
     for name in checkpoints.CONFIGS:
         checkpoint = checkpoints.make_checkpoint(name, folder / name)
@@ -75,6 +66,12 @@ def files(folder: Path) -> Iterator[tuple[str, Mutant]]:
         for seed in range(first, first + count):
             assert make is not None
             yield f"{name} {seed}", make(seed)
+
+
+def headers() -> Iterator[tuple[str, bytes]]:
+    """Each damaged header's name, and the file; there is no model in any, so that ggml's reader alone is asked."""
+    for name, (data, _) in BAD.items():
+        yield f"header: {name}", data
 
 
 def stored_verdicts() -> dict[str, Any]:

@@ -74,6 +74,23 @@ def write_tiny_llama(
     return write_gguf(path, architecture, metadata, _weights(shapes, seed), weight_type)
 
 
+def write_three_llamas(folder: Path, turned: int) -> dict[str, Path]:
+    """A file in float32, one in blocks with a head of its own, and one whose positions are scaled, of a layer each.
+
+    Nothing in them is what it would be without being stated; `turned` elements of a head turn.
+    """
+    stated = {"llama.rope.freq_base": 5000.0, "llama.rope.dimension_count": turned}
+    stated |= {"tokenizer.ggml.add_bos_token": True}
+    yarn = {"type": "yarn", "factor": 2.0, "original_context_length": 128}
+    scaled = stated | {f"llama.rope.scaling.{key}": value for key, value in yarn.items()}
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    return {
+        "plain": write_tiny_llama(folder / "plain.gguf", extra=stated, layers=1),
+        "blocks": write_tiny_llama(folder / "blocks.gguf", weight_type=q8_0, extra=stated, tied=False, layers=1),
+        "scaled": write_tiny_llama(folder / "scaled.gguf", extra=scaled, layers=1),
+    }
+
+
 def tokenizer_metadata(vocab: int | None = None) -> dict[str, Any]:
     """The `tokenizer.*` keys: one token for each byte, then the merges, then the control tokens, then unused ones."""
     tokens = [*byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES), *CONTROLS]

@@ -17,10 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llama_cpp_files import VERDICTS, files
+from llama_cpp_files import VERDICTS, files, headers
 
 LOADER = """
-import importlib.metadata, os, sys
+import ctypes, importlib.metadata, os, pathlib, sys
 import llama_cpp_py_sync._cffi_bindings as bindings
 lib, ffi = bindings.get_lib(), bindings.ffi
 lib.llama_backend_init()
@@ -28,7 +28,14 @@ asked = lib.llama_model_default_params()
 asked.n_gpu_layers = 0
 os.dup2(os.open(sys.argv[1], os.O_RDWR | os.O_APPEND), 2)
 print(importlib.metadata.version("llama-cpp-py-sync"), flush=True)
+class Params(ctypes.Structure):
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+ggml = ctypes.CDLL(next(map(str, pathlib.Path(bindings.__file__).parent.glob("libggml-base*"))))
+ggml.gguf_init_from_file.restype, ggml.gguf_init_from_file.argtypes = ctypes.c_void_p, [ctypes.c_char_p, Params]
 for path in sys.stdin:
+    if path.strip().endswith(".header"):
+        print("" if ggml.gguf_init_from_file(path.strip().encode(), Params(True, None)) else "refused", flush=True)
+        continue
     model = lib.llama_model_load_from_file(path.strip().encode(), asked)
     print("refused" if model == ffi.NULL else "", flush=True)
     if model != ffi.NULL:
@@ -84,6 +91,9 @@ def main() -> None:
             path.write_bytes(mutant.data)
             verdicts[name] = [mutant.told, load(path)]
             print(name, *verdicts[name], file=sys.stderr)
+        for name, data in headers():
+            (header := path.with_suffix(".header")).write_bytes(data)
+            verdicts[name] = ["", load(header)]
     build = f"b{load.version.rpartition('.')[2]}"
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(verdict)}" for name, verdict in verdicts.items())
     VERDICTS.write_text(f'{{\n"llama.cpp": {json.dumps(build)}, "files": {{\n{lines}\n}}\n}}\n', "utf-8")

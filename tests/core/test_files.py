@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from kernelmux.errors import KernelmuxError
-from kernelmux.files import read_whole, replacing, write_whole
+from kernelmux.files import new_folder, read_whole, replacing, write_whole
 
 
 def test_a_file_is_there_once_it_is_whole_and_nothing_beside_it(tmp_path):
@@ -85,3 +85,20 @@ def test_what_is_read_whole_has_an_end(tmp_path, monkeypatch):
         (tmp_path / "more").write_bytes(b"x" * ((1 << 20) + 1))
         with pytest.raises(OSError, match="more than 1 MB, which no such file has"):
             read_whole(endless)
+
+
+def test_a_new_folder_is_there_once_it_is_whole_and_in_nothing_s_place(tmp_path):
+    path = tmp_path / "made"
+    with new_folder(path) as part:
+        (part / "a").write_text("whole")
+        assert not path.exists()
+    assert (path / "a").read_text() == "whole"
+    with pytest.raises(KernelmuxError, match="made is there already: name a new folder"), new_folder(path):
+        pass
+    with pytest.raises(ValueError, match="halfway"), new_folder(tmp_path / "other") as part:
+        (part / "a").write_text("half")
+        raise ValueError("halfway")
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as part:
+        (part / "b").write_text("in an empty one's place")
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["a", "b", "empty", "made"]

@@ -16,9 +16,8 @@ import pytest
 from kernelmux.errors import KernelmuxError
 from kernelmux.models import Source, open_model
 from mutated_gguf import Mutants
-from tiny_model import MERGES, write_tiny_llama
+from tiny_model import MERGES, write_three_llamas
 
-Q8_0 = gguf.GGMLQuantizationType.Q8_0
 SEEDS = 300
 SLOW_SEEDS = 5000
 SAYS_NOTHING = ("token_type", "scores", "padding_token_id", "pre", "vocab_size")
@@ -30,17 +29,8 @@ WORDS = [merge.replace(" ", "").replace("Ġ", " ") for merge in MERGES]
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
     """Of a file in float32, one in blocks with a head of its own, and one whose positions are scaled."""
-    folder = tmp_path_factory.mktemp("mutants")
-    # Nothing is what it would be without being stated.
-    stated = {"llama.rope.freq_base": 5000.0, "llama.rope.dimension_count": 8, "tokenizer.ggml.add_bos_token": True}
-    yarn = {"type": "yarn", "factor": 2.0, "original_context_length": 128}
-    scaled = stated | {f"llama.rope.scaling.{key}": value for key, value in yarn.items()}
-    paths = [
-        write_tiny_llama(folder / "plain.gguf", extra=stated, layers=1),
-        write_tiny_llama(folder / "blocks.gguf", weight_type=Q8_0, extra=stated, tied=False, layers=1),
-        write_tiny_llama(folder / "scaled.gguf", extra=scaled, layers=1),
-    ]
-    return [(Mutants(path), open_model(path)) for path in paths]
+    paths = write_three_llamas(tmp_path_factory.mktemp("mutants"), turned=8)
+    return [(Mutants(path), open_model(path)) for path in paths.values()]
 
 
 def computes(source: Source) -> list[object]:
