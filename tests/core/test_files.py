@@ -95,9 +95,8 @@ def test_a_new_folder_is_there_once_it_is_whole_and_in_nothing_s_place(tmp_path)
     assert (path / "a").read_text() == "whole"
     with pytest.raises(KernelmuxError, match="made is there already: name a new folder"), new_folder(path):
         pass
-    with pytest.raises(ValueError, match="halfway"), new_folder(tmp_path / "other") as part:
-        (part / "a").write_text("half")
-        raise ValueError("halfway")
+    with pytest.raises(TypeError), new_folder(tmp_path / "other") as part:
+        (part / "a").write_bytes("half")
     (tmp_path / "empty").mkdir()
     with new_folder(tmp_path / "empty") as part:
         (part / "b").write_text("in an empty one's place")
