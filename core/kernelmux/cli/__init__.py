@@ -24,6 +24,7 @@ from kernelmux.cli.report import report
 from kernelmux.cli.run import run
 from kernelmux.cli.trace import trace
 from kernelmux.cli.tune import tune
+from kernelmux.cli.waiting import wait_by_load
 from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.errors import KernelmuxError
 
@@ -56,6 +57,7 @@ def options(
 def main() -> None:
     """The `kernelmux` command."""
     open_streams()
+    wait_by_load()
     try:
         app()
     except KernelmuxError as error:
