@@ -112,20 +112,17 @@ def test_a_second_copy_of_the_weights_is_taken_where_decode_and_prompts_differ(p
     assert bool(plan.extra_copy_bytes) == (few != many)
 
 
-@pytest.mark.parametrize(
-    ("backend", "format", "kernel"), [("torch", "Q4_1", "torch:int4"), ("numba", "Q8_0", "numba:int16")]
-)
-def test_a_second_copy_must_fit_the_memory_where_that_is_known(backend: str, format: str, kernel: str):
-    model, device = load_random(f"smollm2-135m:{format}"), described_device("cpu avx2")
-    with installed(backend):
+def test_a_second_copy_must_fit_the_memory_where_that_is_known():
+    model, device = load_random("smollm2-135m:Q4_1"), described_device("cpu avx2")
+    with installed("torch"):
         roomy, tight = (model.plan(device=replace(device, memory=memory), max_rows=512) for memory in (2**31, 2**28))
     assert roomy.extra_copy_bytes > 2**28
     assert tight.extra_copy_bytes == 0
     # Fused ones read weights too.
     readers = [
-        step for step in tight.schedule(512, 512).steps if format in {value.format for value in step.node.weight}
+        step for step in tight.schedule(512, 512).steps if "Q4_1" in {value.format for value in step.node.weight}
     ]
-    assert {step.choice.name for step in readers if step.node.layer is not None} == {kernel}
+    assert {step.choice.name for step in readers if step.node.layer is not None} == {"torch:int4"}
 
 
 def _kernels(plan: Plan, rows: int) -> Counter[str]:
