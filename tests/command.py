@@ -24,7 +24,7 @@ _UNSET = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "NO_COLOR", "COLUMNS", "
 
 
 # What is said of stages that take long, on a busy machine.
-_PROGRESS = re.compile(r"^[a-z ]+: (\d+ s so far|.* of .*, \d+ s left)\n", re.MULTILINE)
+_PROGRESS = re.compile(r"^[a-z ]+( \.\.\.|: \S+( [kMG]?B)? of \S+( [kMG]?B)?)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)

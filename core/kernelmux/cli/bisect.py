@@ -16,6 +16,7 @@ from kernelmux.cli.common import (
     ModelPath,
     PolicyPath,
     SaveJson,
+    TokenIds,
     Use,
     asked_policy,
     make_plan,
@@ -24,7 +25,7 @@ from kernelmux.cli.common import (
 )
 from kernelmux.cli.output import print_json, say
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.cli.prompt import asked_prompt
+from kernelmux.cli.prompt import asked_ids, asked_prompt
 from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ def bisect(
         str | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="What is run; - reads stdin.", show_default=False),
     ] = None,
-    ids: Annotated[
-        str | None, typer.Option("--ids", metavar="N,N", help="Token ids instead.", show_default=False)
-    ] = None,
+    ids: TokenIds = None,
     decode: Annotated[
         int | None,
         typer.Option(
@@ -140,10 +139,7 @@ def _tokens(model: Model, prompt: str | None, ids: str | None) -> list[int]:
         raise typer.BadParameter("they stand in place of --prompt: ask for one", param_hint="--ids")
     if ids is None:
         return model.encode(asked_prompt(prompt)) if prompt is not None else model.encode(prose())[:PROMPT_TOKENS]
-    parts = ids.replace(",", " ").split()
-    if not parts or not all(part.isdigit() for part in parts):
-        raise KernelmuxError(f"--ids {ids[:80]}: token ids, with commas between them, as 1,15,7")
-    return model.encode([int(part) for part in parts])
+    return model.encode(asked_ids(ids))
 
 
 def _write(

@@ -75,6 +75,7 @@ CachePacked = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for a script to read.")]
 SaveJson = Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Also write the JSON there.")]
+TokenIds = Annotated[str | None, typer.Option("--ids", metavar="N,N", help="Token ids instead.", show_default=False)]
 ParseSpecial = Annotated[
     bool,
     typer.Option("--parse-special", help="Take control tokens that are written in what is said for what they are."),

@@ -1,9 +1,8 @@
-"""What a command is doing, on stderr: a bar on a terminal, elsewhere a line a second while something takes long."""
+"""What a command is doing, on stderr: a bar on a terminal, elsewhere a line for each stage that takes long."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -28,7 +27,7 @@ class ProgressBar:
 
     def __init__(self, stages: Stages | None = None) -> None:
         self._stages = stages
-        self._stage, self._began = "", time.monotonic()
+        self._stage, self._number = "", 0
         self._latest: Progress | None = None
         self._over = Event()
         self._bar: Any = None
@@ -65,7 +64,7 @@ class ProgressBar:
 
     def begin(self, stage: str) -> None:
         """The same, until the next one begins."""
-        self._latest, self._stage, self._began = None, stage, time.monotonic()
+        self._latest, self._stage, self._number = None, stage, self._number + 1
         if self._bar is not None:
             self._bar.reset(self._task, description=stage, total=None, told="")
 
@@ -83,13 +82,13 @@ class ProgressBar:
             self._bar.update(self._task, completed=progress.done, total=progress.total, told=_told(progress))
 
     def _tell(self) -> None:
+        told = 0
         while not self._over.wait(QUIET):
-            spent, latest = time.monotonic() - self._began, self._latest
-            if latest is not None and latest.done:
-                left = spent * (latest.total / latest.done - 1)
-                typer.echo(f"{latest.stage}: {_told(latest)}, {left:.0f} s left", err=True)
-            elif self._stage:
-                typer.echo(f"{self._stage}: {spent:.0f} s so far", err=True)
+            number, stage, latest = self._number, self._stage, self._latest
+            # Once a stage: in a file or a log nobody watches it come further.
+            if stage and number != told:
+                told = number
+                typer.echo(f"{stage}: {_told(latest)}" if latest else f"{stage} ...", err=True)
 
 
 @contextmanager

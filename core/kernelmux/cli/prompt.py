@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kernelmux.cli.output import lent_stdout, say, tell
-from kernelmux.errors import ModelError
+from kernelmux.errors import KernelmuxError, ModelError
 from kernelmux.files import read_whole
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 """In place of a prompt: stdin."""
+COMMANDS = HELP_COMMAND, QUIT = "/help", "/quit"
+"""What is typed in a chat, and is no message."""
+HELP = f"each line is a message; Ctrl-C ends an answer, Ctrl-D or {QUIT} the chat; {HELP_COMMAND} says so again"
 
 
 def asked_prompt(text: str) -> str:
@@ -30,6 +33,14 @@ def asked_prompt(text: str) -> str:
     with suppress(UnicodeError):
         return os.fsencode(text).decode()
     return text
+
+
+def asked_ids(ids: str) -> list[int]:
+    """The token ids of `--ids`, in place of a prompt."""
+    parts = ids.replace(",", " ").split()
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
+        raise KernelmuxError(f"--ids {ids[:80]}: token ids, with commas between them, as 1,15,7")
+    return [int(part) for part in parts]
 
 
 def asked_options(
@@ -75,7 +86,7 @@ def _text(path: Path) -> str:
 
 
 def said_lines() -> Iterator[str]:
-    """Lines of stdin that are not empty, after a prompt where that is a terminal."""
+    """Lines of stdin that are not empty; where that is a terminal, after a prompt each, and but for its COMMANDS."""
     stream = _stdin()
     for line in _typed() if sys.stdin.isatty() else map(_decoded, stream):
         if line.strip():
@@ -85,6 +96,7 @@ def said_lines() -> Iterator[str]:
 def _typed() -> Iterator[str]:
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` edits lines by it.
+    say(HELP, err=True)
     while True:
         try:
             with lent_stdout():
@@ -92,7 +104,13 @@ def _typed() -> Iterator[str]:
         except EOFError:
             tell()
             return
-        yield line
+        # Others are messages: models have some of their own, as `/no_think`.
+        if (command := line.strip()) not in COMMANDS:
+            yield line
+        elif command == QUIT:
+            return
+        else:
+            say(HELP, err=True)
 
 
 def _stdin() -> BinaryIO:

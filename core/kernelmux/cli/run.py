@@ -30,6 +30,7 @@ from kernelmux.cli.common import (
     Seed,
     Strict,
     Temperature,
+    TokenIds,
     ToolsPath,
     TopK,
     TopP,
@@ -40,6 +41,7 @@ from kernelmux.cli.common import (
     open_asked,
     refuse_beside_plan,
     refuse_overwriting,
+    refuse_together,
     tell_cache,
     tell_replaced,
     traced,
@@ -48,11 +50,11 @@ from kernelmux.cli.observe import Annotating, CheckNan, Observing, ShadowBound, 
 from kernelmux.cli.output import line_width, print_json, tell
 from kernelmux.cli.plan import capturing
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.cli.prompt import asked_options, asked_prompt, tell_unread
+from kernelmux.cli.prompt import asked_ids, asked_options, asked_prompt, tell_unread
 from kernelmux.cli.stages import FIRST, Stages
 
 if TYPE_CHECKING:
-    from kernelmux.run.model import Generation
+    from kernelmux.run.model import Generation, Prompt
 
 ENOUGH = 4
 """Tokens of an answer from which on its speed tells something."""
@@ -62,11 +64,13 @@ FAR_SLOWER = 2.0
 
 @traced
 def run(
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads stdin.", show_default=False)
-    ],
     model: OptionalModelPath = None,
     random: RandomModel = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads stdin.", show_default=False),
+    ] = None,
+    ids: TokenIds = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     chat_template: ChatTemplatePath = None,
     tools: ToolsPath = None,
@@ -113,7 +117,10 @@ def run(
         if path is not None and not chat:
             raise typer.BadParameter("it is for a chat template: ask with --chat", param_hint=option)
     observing = Observing(check_nan, shadow, shadow_bound, watchdog, annotate)
-    text = asked_prompt(prompt)
+    if (prompt is None) == (ids is None):
+        raise typer.BadParameter("ask with one of the two", param_hint="'--prompt' / '-p' or '--ids'")
+    refuse_together("--ids" if ids is not None else "", chat=chat, **{"parse-special": parse_special})
+    said: Prompt = asked_prompt(prompt) if prompt is not None else asked_ids(ids or "")
     # Here, so that what they refuse is told before anything is opened.
     options = asked_options(parse_special, chat_template, tools, documents)
     asked_sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -129,7 +136,7 @@ def run(
             made = chosen_plan(opened, locked, policy, exact, use, device, strict, max_rows)
         with bar.stage("reading the vocabulary"):
             answer = opened.generate(
-                [{"role": "user", "content": text}] if chat else text,
+                [{"role": "user", "content": said}] if chat else said,
                 made,
                 max_tokens=max_tokens,
                 temperature=temperature,
@@ -210,8 +217,8 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float], observed:
         "",
         *(wrapped(first, line_width(), "  ") if timing else ()),
         *(_from_cache(answer) if timing else ()),
-        f"prompt {len(answer.prompt_ids)} tokens, {answer.prompt_rate:.1f} tokens/s; "
-        f"answer {len(answer.ids)} tokens, {answer.decode_rate:.1f} tokens/s",
+        f"prompt {_at_rate(len(answer.prompt_ids), answer.prompt_rate)}; "
+        f"answer {_at_rate(len(answer.ids), answer.decode_rate)}",
         *run_summary(plan, line_width()),
         *capturing(plan),
     ]
@@ -219,6 +226,13 @@ def _print_statistics(answer: Generation, timing: Mapping[str, float], observed:
         lines += (part for line in _slower_than_predicted(answer) for part in wrapped(line, line_width(), "  "))
     for line in lines:
         typer.echo(line, err=True)
+
+
+def _at_rate(tokens: int, rate: float) -> str:
+    """So many tokens, and how many a second where that is known: of an answer of one it is not."""
+    from kernelmux.graph.formats import human_count
+
+    return human_count(tokens, "token") + (f", {rate:.1f} tokens/s" if rate else "")
 
 
 def _from_cache(answer: Generation) -> Iterator[str]:

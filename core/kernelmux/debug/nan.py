@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.kernel import Planes
-from kernelmux.debug.rows import LiveRows, Rows
+from kernelmux.debug.rows import LiveRows, Rows, at_positions
 from kernelmux.errors import KernelmuxError
-from kernelmux.graph.formats import Value, as_planes, as_tuple, lookup
+from kernelmux.graph.formats import Value, as_planes, as_tuple, human_count, lookup
 from kernelmux.graph.graph import TensorNode
 from kernelmux.run.session import Session
 from kernelmux.run.walk import Walk
@@ -73,7 +73,8 @@ class NanCheck(Observer):
         counts = [f"{nan} NaN"] * bool(nan) + [f"{infinite} infinite"] * bool(infinite)
         message = (
             f"{node.name} ({node.op}) has {' and '.join(counts)} numbers by {kernel}, step {index + 1} of "
-            f"{len(walk.steps)}, in {len(tokens)} of {self._rows.count} rows, of positions {tokens[0]} to {tokens[-1]}"
+            f"{len(walk.steps)}, in {len(tokens)} of {human_count(self._rows.count, 'row')}, "
+            f"of {at_positions(tokens[0], tokens[-1])}"
         )
         weights = [self.session.walker.packed.weights[value.name] for value in node.weights]
         read = [f"input {each.value.name}" for each in _not_finite(self._rows.inputs(index, self._kept))]

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 
+def at_positions(first: int, last: int) -> str:
+    """`position 5`, `positions 3 to 5`."""
+    return f"position {first}" if first == last else f"positions {first} to {last}"
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """The rows of one value that count."""

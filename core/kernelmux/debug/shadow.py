@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from kernelmux.debug.rows import LiveRows, Rows
+from kernelmux.debug.rows import LiveRows, Rows, at_positions
 from kernelmux.debug.second import Binder, Second, Twin
 from kernelmux.errors import KernelmuxError, contained, nearest
-from kernelmux.graph.formats import lookup
+from kernelmux.graph.formats import human_count, lookup
 from kernelmux.run.session import Session
 from kernelmux.run.walk import Walk
 from kernelmux.run.watch import Observer
@@ -68,10 +68,11 @@ class Apart:
             self.over = min(first, *over), max(last, *over)
 
     def __str__(self) -> str:
-        where = f"position {self.position}" if self.over is None else "positions {} to {}".format(*self.over)
+        where = at_positions(*(self.over or (self.position, self.position)))
+        launches = human_count(self.launches, "launch", "launches")
         return (
             f"{self.node} ({self.op}): {self.kernel} is {self.worst:.2g} from {self.second} at worst, {self.mean:.2g} "
-            f"on average of {self.launches} launches, where {self.bound:.2g} is the bound; {where}"
+            f"on average of {launches}, where {self.bound:.2g} is the bound; {where}"
         )
 
 

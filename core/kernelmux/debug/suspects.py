@@ -14,6 +14,7 @@ from kernelmux.debug.second import Second
 from kernelmux.debug.shadow import Shadow
 from kernelmux.errors import PlanError
 from kernelmux.graph.domain import Range
+from kernelmux.graph.formats import human_count
 from kernelmux.plan.plan import Plan
 from kernelmux.run.session import Session
 from kernelmux.run.walk import Walk
@@ -47,7 +48,7 @@ class Suspect:
     def at(self) -> str:
         """The row counts, in words."""
         low, high = self.rows
-        return f"{low} to {high} rows" if low != high else "1 row" if low == 1 else f"{low} rows"
+        return f"{low} to {high} rows" if low != high else human_count(low, "row")
 
 
 def in_words(suspects: Sequence[Suspect]) -> list[str]:

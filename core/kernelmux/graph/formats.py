@@ -398,6 +398,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def human_count(count: int, one: str, several: str = "") -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
 def value_bytes(value: Value) -> int:
     """Bytes of all planes of a value, each aligned."""
     return _aligned_bytes(value.format, value.extents)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.graph.formats import human_count
 from kernelmux.plan.buckets import bounds
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.summary import show_summary, summarise
@@ -142,7 +143,8 @@ def _launches(plan: Plan, tops: Sequence[int]) -> str:
     alike = groupby(steps, key=lambda step: (step[0].launches, step[0].conversions))
     told = [(count, _rows(plan, [top for _, top in steps])) for count, steps in alike]
     (launches, conversions), rows = told[0]
-    first = f"{launches} launches ({conversions} conversions) at {rows} rows"
+    noun = "row" if rows == "1" else "rows"
+    first = f"{human_count(launches, 'launch', 'launches')} ({conversions} conversions) at {rows} {noun}"
     others = (f"{launches} ({conversions}) at {rows}" for (launches, conversions), rows in told[1:])
     return f"{', '.join([first, *others])}; fingerprint {plan.fingerprint}"
 

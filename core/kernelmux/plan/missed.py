@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.contract.answers import Offer, excluded
 from kernelmux.contract.device import Device
+from kernelmux.graph.formats import human_count
 from kernelmux.measure.table import HERE
 from kernelmux.plan.budget import added_error
 from kernelmux.plan.selection import Selector
@@ -129,7 +130,7 @@ def _savings(selector: Selector, speeds: Speeds, rows: int, kind: str) -> Iterat
 
 
 def _nodes(count: int) -> str:
-    return f"{count} node" + "s" * (count > 1)
+    return human_count(count, "node")
 
 
 def _error(name: str, call: Call, speeds: Speeds) -> float:

@@ -25,6 +25,9 @@ from kernelmux.plan.offers import Offers
 from kernelmux.policy.grammar import AUTO, PARTS, Rule
 from kernelmux.policy.policy import Policy
 
+LEAST_TIME = "least predicted time"
+"""The reason of what `auto` chooses."""
+
 Held = Mapping[str, frozenset[Form]]
 """The packed forms that smaller row counts already need, by weight."""
 
@@ -198,7 +201,7 @@ class Selector:
                 names = self._named(asked, node, rule, offer)
                 yield from ((full, self.policy.where(place), asked, meant) for full in names)
                 continue
-            reason = f"least predicted time, by {self.policy.where(place)}"
+            reason = f"{LEAST_TIME}, by {self.policy.where(place)}"
 
             def slowness(name: str) -> tuple[bool, float, float, str]:
                 kernel = offer.kernels[name]

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.packed import packed_form
 from kernelmux.errors import PlanError, nearest
+from kernelmux.graph.formats import human_count
 from kernelmux.measure.predict import Prediction, human_time
+from kernelmux.plan.auto import PAYS
 from kernelmux.plan.buckets import bounds
 from kernelmux.plan.choice import Rejection
 from kernelmux.plan.offers import Offers
-from kernelmux.plan.selection import Selector
+from kernelmux.plan.selection import LEAST_TIME, Selector
 from kernelmux.plan.table import WIDTH, grouped, members, spans, wrapped
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from kernelmux.plan.formats import Step
     from kernelmux.plan.plan import Plan
 
+ONCE_MORE = (
+    f"it would pack the weights once more, which is done where that takes {1 - PAYS:.0%} off a step, there is room, "
+    "and the policy allows it"
+)
 
 Told = tuple[str, tuple[Rejection, ...]]
 """What a step's choice is, in lines; and who lost."""
@@ -40,7 +46,7 @@ def why(plan: Plan, name: str, rows: int | None = None) -> str:
     names, apart = _nodes_named(plan, name), _Apart(plan)
     told: dict[Told, list[int]] = {}
     for top, steps in _steps_of(plan, names, rows):
-        texts = [("\n".join(_chosen(step, top, apart)), _losers(plan, step, top, apart)) for step in steps]
+        texts = [_chosen(step, _told(plan, step, top, apart), top, apart) for step in steps]
         for told_once in grouped(texts) if len(texts) > 1 else texts:
             told.setdefault(told_once, []).append(top)
     lines = []
@@ -63,7 +69,7 @@ def why_data(plan: Plan, name: str, rows: int | None = None) -> dict[str, Any]:
             {
                 "rows": top,
                 "node": step.node.name,
-                **choice_data(replace(step.choice, rejected=_losers(plan, step, top, apart))),
+                **choice_data(_told(plan, step, top, apart)),
                 "predicted": step.choice.predicted and asdict(step.choice.predicted),
                 "variants": [asdict(taken) for taken in step.choice.variants],
                 "parts": [asdict(part) for part in apart.parts(step, top)],
@@ -124,7 +130,7 @@ class _Apart:
             return ""
         form = packed_form(node, loser.kernel, kernel)
         if form is not None and form not in self.plan.packed_forms:
-            return "it would pack the weights once more"
+            return ONCE_MORE
         return "the whole step is predicted to be slower with it, for conversions and storage beside it"
 
     def _fastest(self, node: TensorNode, rows: int) -> list[Part]:
@@ -152,30 +158,38 @@ def _steps_of(plan: Plan, names: Sequence[str], rows: int | None) -> Iterator[tu
         yield top, [step for step in steps if {step.node.name, *plan.fused.get(step.node.name, ())} & wanted]
 
 
-def _chosen(step: Step, top: int, apart: _Apart) -> Iterator[str]:
-    """A step's choice in words, then a line for its variants, and one for what the parts of a fused node would take."""
-    choice, parts = step.choice, apart.parts(step, top)
+def _chosen(step: Step, choice: Choice, top: int, apart: _Apart) -> Told:
+    """A step's choice in words, and who lost."""
+    return "\n".join(_lines(step, choice, top, apart)), choice.rejected
+
+
+def _lines(step: Step, choice: Choice, top: int, apart: _Apart) -> Iterator[str]:
+    """A step's choice, then a line for its variants, and one for what the parts of a fused node would take."""
+    parts = apart.parts(step, top)
     predicted = choice.predicted or (apart.predicted(step, top) if parts else None)
-    at = f" at {step.node.rows_at(top)} rows" if top > 1 else ""
+    at = f" at {human_count(step.node.rows_at(top), 'row')}" if top > 1 else ""
     told = f", predicted {human_time(predicted.us)}{at} ({predicted.source})" if predicted else ""
     yield f"{step.node.name} ({step.node.op}) runs {choice.name}: {choice.reason}{told}"
     if choice.variants:
-        taken = (f"{each.variant} up to {each.rows} rows ({each.source})" for each in choice.variants)
+        taken = (f"{each.variant} up to {human_count(each.rows, 'row')} ({each.source})" for each in choice.variants)
         yield f"  variants: {'; '.join(taken)}"
     if parts:
         each = (f"{part.node.rpartition('.')[2]} {human_time(part.us)} ({part.kernel})" for part in parts)
         yield f"  its {len(parts)} parts would take {human_time(sum(part.us for part in parts))}: {', '.join(each)}"
 
 
-def _losers(plan: Plan, step: Step, top: int, apart: _Apart) -> tuple[Rejection, ...]:
-    """Who lost a node, and of those that would be faster by themselves what keeps them from it."""
+def _told(plan: Plan, step: Step, top: int, apart: _Apart) -> Choice:
+    """A choice that says of those who lost, and would be faster by themselves, what keeps them from the node."""
     choice = step.choice
     if plan.locked is not None or choice.predicted is None:
-        return choice.rejected
-    return tuple(
-        replace(loser, reason=f"{loser.reason}; {kept}") if (kept := apart.kept_from(loser, step, top)) else loser
-        for loser in choice.rejected
+        return choice
+    kept = [apart.kept_from(loser, step, top) for loser in choice.rejected]
+    losers = tuple(
+        replace(loser, reason=f"{loser.reason}; {why}") if why else loser
+        for loser, why in zip(choice.rejected, kept, strict=True)
     )
+    said = f"{LEAST_TIME} without another packed copy" if ONCE_MORE in kept else LEAST_TIME
+    return replace(choice, reason=choice.reason.replace(LEAST_TIME, said, 1), rejected=losers)
 
 
 def _was_outranked(loser: Rejection) -> bool:

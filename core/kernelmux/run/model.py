@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +37,9 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
 USUAL_TOKENS = 128
 """Of an answer at most, unless told."""
+QUIET = 1.0
+"""Seconds after which somebody at a terminal is told what an answer waits for."""
+PREPARING = "kernelmux: packing weights and compiling kernels before the first answer; `prepare()` tells how far it is"
 
 
 @plainly
@@ -275,6 +281,19 @@ def _device(asked: str | Device) -> Device:
     return find_device(asked) if isinstance(asked, str) else asked
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    """A line on stderr where what a person waits for at a terminal takes long; none after `prepare` has been walked."""
+    timer = threading.Timer(QUIET, print, [PREPARING], {"file": sys.stderr})
+    timer.daemon = True
+    if sys.stderr is not None and sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @dataclass(eq=False)
 class Generation:
     """A streamed answer: iterating over it runs the model; the counts and times are those of what has run so far."""
@@ -296,8 +315,9 @@ class Generation:
         yield from self.session.prepare(rows, self.sampling)
 
     def __iter__(self) -> Iterator[str]:
-        for _ in self.prepare():
-            pass
+        with _telling():
+            for _ in self.prepare():
+                pass
         self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0
         tokenizer = self.source.tokenizer
         stream = tokenizer.stream(after=self.prompt_ids[-1])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from kernelmux.graph.formats import human_count
 from kernelmux.graph.graph import Graph, TensorNode
 from kernelmux.graph.ops import fused_ops
 from kernelmux.graph.rewrite import find_fusions
@@ -179,7 +180,7 @@ def _comment(kernel: str, node: TensorNode, counts: Iterable[int], told: Told) -
         slower = {name: each for name, each in times.items() if each.us <= WORTH_TELLING * own.us}
         others = sorted(slower, key=lambda name: (slower[name].us, name))[:2]
         rest = "".join(f"; {name} {_time(slower[name])}" for name in others)
-        yield f"# {rows} row{'s' if rows > 1 else ''}: {_time(own)}{rest}"
+        yield f"# {human_count(rows, 'row')}: {_time(own)}{rest}"
 
 
 def _time(told: Prediction) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -64,6 +65,24 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path: Path):
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     assert b"Traceback" not in err
+
+
+def test_a_terminal_has_commands_that_are_no_messages(tiny: Path):
+    """In a pipe they are messages, as all else is."""
+    pty = pytest.importorskip("pty")
+    near, far = pty.openpty()
+    with open(near, "wb", buffering=0) as typed:
+        command = [sys.executable, "-m", "kernelmux", "chat", str(tiny), "--max-tokens", "2", *F32]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=far, stdout=pipe, stderr=pipe, env=clean_environment())
+        os.close(far)
+        typed.write(b"/help\nhello\n/quit\n")
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert err.count(b"Ctrl-D or /quit the chat") == 2
+    assert err.count(b"the answer was cut") == 1
+    code, _, said = chat("/help\n", tiny, "--max-tokens", 2, *F32)
+    assert (code, said.count("the answer was cut"), said.count("/quit")) == (0, 1, 0)
 
 
 def test_a_message_that_does_not_fit_is_told_and_the_next_is_answered(tiny: Path):

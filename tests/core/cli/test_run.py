@@ -442,3 +442,25 @@ def test_settings_without_effect_are_told_and_impossible_ones_refused_before_any
     assert told in call_command(*asked, "--top-p", 0.5, "--top-k", 3).err
     assert "no effect" not in call_command(*asked, "--top-p", 0.5, "--temperature", 1).err
     assert_one_line_error(call_command("run", "no-such-file.gguf", "-p", "hello", "--top-p", 2), "top_p=2")
+
+
+def test_token_ids_stand_in_place_of_a_prompt(tiny: Path, model: Model):
+    ids = model.encode("hello there")
+    told = answer(tiny, "--ids", ",".join(map(str, ids)), "--max-tokens", 3, *F32)
+    assert told["prompt_ids"] == ids
+    assert told["ids"] == answer(tiny, "-p", "hello there", "--max-tokens", 3, *F32)["ids"]
+    for asked, said in {
+        ("--ids", "1,x"): "token ids, with commas between them",
+        ("--ids", "1", "-p", "a"): "ask with one of the two",
+        (): "ask with one of the two",
+        ("--ids", "1", "--chat"): "--ids is without --chat",
+        ("--ids", "999999"): "is not in the vocabulary",
+    }.items():
+        refused = call_command("run", tiny, *asked)
+        assert (refused.code, refused.out) == (2, "")
+        assert said in refused.err
+
+
+def test_an_answer_of_one_token_has_no_speed(tiny: Path):
+    told = call_command("run", tiny, "-p", "hello", "--max-tokens", 1, *F32).err
+    assert "; answer 1 token\n" in told

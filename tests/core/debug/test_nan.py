@@ -57,7 +57,7 @@ def test_the_node_its_kernel_and_the_rows_are_named(tiny, node, value, said):
             session.feed(sequence, [1, 2, 3, 4, 5])
     found = raised.value
     assert (found.node, found.kernel, found.positions) == (node, "odd:kernel", (4, 4))
-    for part in (f"{node} (", f"{said} numbers by odd:kernel", "1 of 5 rows, of positions 4 to 4", "it reads none"):
+    for part in (f"{node} (", f"{said} numbers by odd:kernel", "1 of 5 rows, of position 4", "it reads none"):
         assert part in str(found)
 
 
@@ -78,7 +78,7 @@ def test_a_cache_counts_where_the_step_has_written(tiny):
             session = session_of(tiny, "blk.1.copy", tokens=128)
             with session.watched(NanCheck(session)):
                 if caught:
-                    with pytest.raises(NotFiniteError, match=r"blk.1.copy \(copy\) has 1 NaN .* positions 0 to 0;"):
+                    with pytest.raises(NotFiniteError, match=r"blk.1.copy \(copy\) has 1 NaN .* position 0;"):
                         session.feed(session.open(), [1, 2, 3])
                 else:
                     session.feed(session.open(), [1, 2, 3])

@@ -83,7 +83,7 @@ def test_the_node_and_the_rows_are_named_and_no_other(tiny):
     assert (found.node, found.kernel, found.second) == ("blk.1.ffn_down", "odd:kernel", "reference:f32")
     assert (found.over, found.position, found.launches) == ((3, 3), 3, 7)
     assert found.worst > 1e-3 > found.bound
-    for part in ("blk.1.ffn_down (mul_mat): odd:kernel", "from reference:f32", "of 7 launches", "positions 3 to 3"):
+    for part in ("blk.1.ffn_down (mul_mat): odd:kernel", "from reference:f32", "of 7 launches", "position 3"):
         assert part in str(found)
     assert not shadow.missing
 

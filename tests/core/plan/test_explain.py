@@ -99,6 +99,13 @@ use = "b"
     assert last.startswith("2 launches (0 conversions) at 1..2,6..8 rows; fingerprint ")
 
 
+def test_what_holds_for_one_row_is_told_of_one():
+    with registry.isolated(a=whole_backend()) as found:
+        plan = plan_for(chain("silu"), found, "fuse = false\n", max_rows=1)
+    last = explain.show(plan, verbose=True).splitlines()[-1]
+    assert last.startswith("1 launch (0 conversions) at 1 row; fingerprint ")
+
+
 def test_reasons_are_short_in_the_table_and_whole_under_verbose():
     policy = '[[rule]]\nop = "add"\nuse = "auto"\n\n[defaults]\nuse = "a"\n'
     plan = planned(chain("silu", "mul", "add"), policy, a=whole_backend())

@@ -129,6 +129,9 @@ def test_who_would_pack_weights_once_more_is_told_so():
     kernels = whole_backend(mul_mat=[few, many], embed=FakeKernel(), rms_norm=FakeKernel())
     text = " ".join(planned(llama_graph(1), "fuse = false\n" + AUTO, a=kernels).why("blk.0.ffn_down").split())
     assert text.count("it would pack the weights once more") == 1
+    # Who was chosen is not the fastest by itself, and is not called so.
+    assert text.count("least predicted time without another packed copy, by defaults") == 1
+    assert text.count("least predicted time, by defaults") == text.count(" runs a:") - 1
 
 
 def test_a_row_that_leaves_out_layers_or_parts_of_a_long_name_stands_for_all_between():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from itertools import zip_longest
 from pathlib import Path
 
@@ -258,3 +260,21 @@ def test_answers_one_after_another_pack_once(model: Model, plan: Plan, monkeypat
     monkeypatch.setattr(kernelmux_torch.mul_mat.F32, "prepare", None)
     assert "".join(fresh.generate("hello", plan, max_tokens=2)) is not None
     assert len(fresh.forward([1, 2], plan)) == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_answer_that_waits_long_says_so_at_a_terminal(
+    tiny: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr("kernelmux.run.model.QUIET", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    answer = kernelmux.load(tiny).generate("hello", max_tokens=1)
+    steps = list(answer.prepare())
+
+    def slowly():
+        time.sleep(0.2)
+        yield from steps
+
+    monkeypatch.setattr(answer, "prepare", slowly)
+    assert "".join(answer)
+    assert capsys.readouterr().err.count("packing weights") == terminal
