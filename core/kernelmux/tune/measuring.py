@@ -13,7 +13,7 @@ from typing import Protocol
 from kernelmux.contract.kernel import Kernel
 from kernelmux.measure.timing import Timing
 from kernelmux.tune.questions import Question
-from kernelmux.tune.worker import SmokeCases, Timed
+from kernelmux.tune.worker import Answer, SmokeCases, Task, Timed
 from kernelmux.tune.workers import Worker
 
 UNSTEADY = 2.0
@@ -96,7 +96,7 @@ def measure(
                 progress.tell(f"{question.subject} is left out: {fault}")
                 continue
         task = Timed(question.work, kernel, variants and question.variants)
-        answer = worker.ask(task)
+        answer = _asked(worker, task)
         if not answer.fault and _is_unsteady(answer.value[0]):
             # Something else was running: once more.
             answer = worker.ask(task)
@@ -151,11 +151,20 @@ class _Together:
         self.drop()
 
 
+def _asked(worker: Worker, task: Task) -> Answer:
+    """The answer to a task; what hangs does so twice.
+
+    It goes on record for good, and a machine that was busy, asleep, or compiling for the first time is no fault of it.
+    """
+    answer = worker.ask(task)
+    return worker.ask(task) if answer.hung else answer
+
+
 def _smoke_fault(op: str, kernel: str, worker: Worker, smoke: Smoke) -> str:
     """Why a kernel is not to be trusted; its smoke cases run unless they are known to have passed."""
     if smoke.passed(op, kernel):
         return ""
-    answer = worker.ask(SmokeCases(op, kernel))
+    answer = _asked(worker, SmokeCases(op, kernel))
     if answer.fault:
         smoke.note(op, kernel, answer.fault)
         return f"its smoke cases: {answer.fault}"

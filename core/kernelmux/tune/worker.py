@@ -39,6 +39,8 @@ class Answer:
     fault: str = ""
     over: bool = False
     """Whether the process is of no further use, as where the device was lost to it."""
+    hung: bool = False
+    """Whether it is only known that a stage took too long."""
 
 
 @dataclass

@@ -50,9 +50,8 @@ class Worker:
                 limit = self.patience * PATIENCE.get(stage.partition(" ")[0], MOST_PATIENCE)
                 if not connection.poll(limit):
                     self._stop(kill=True)
-                    return Answer(
-                        fault=f"it hung, or is far too slow: {stage} had not ended after {limit:.0f} s", over=True
-                    )
+                    fault = f"it hung, or is far too slow: {stage} had not ended after {limit:.0f} s"
+                    return Answer(fault=fault, over=True, hung=True)
                 said = connection.recv()
                 if isinstance(said, Answer):
                     break

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from fake_backend import CPU, FakeKernel, llama_graph, whole_backend
 from fake_tuning import Record, Told
 from kernelmux.contract import registry
@@ -14,7 +16,7 @@ from kernelmux.plan.selection import Selector
 from kernelmux.policy.policy import parse_policy
 from kernelmux.tune.measuring import measure
 from kernelmux.tune.questions import find_questions
-from kernelmux.tune.worker import Answer, SmokeCases
+from kernelmux.tune.worker import Answer, SmokeCases, Timed
 
 AUTO = parse_policy('[defaults]\nuse = ["auto"]\n', "p.toml")
 PACKAGE = FakeKernel.__module__.partition(".")[0]
@@ -86,6 +88,23 @@ def test_what_fails_is_told_once_noted_and_left_out_and_the_rest_is_kept():
         "silu a:crashes": "its process crashed: SIGSEGV",
         "silu a:wrong": "silu-m1",
     }
+
+
+@pytest.mark.parametrize("task", [SmokeCases, Timed])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_kernel_that_hangs_once_is_asked_again_and_goes_on_record_the_second_time(task, times):
+    """A laptop may have slept meanwhile, or a machine been busy as it compiled."""
+    record, left = Record(), [Answer(fault="it hung", over=True, hung=True)] * times
+
+    class Sleepy(Answers):
+        def ask(self, asked):
+            return left.pop() if left and isinstance(asked, task) else super().ask(asked)
+
+    with registry.isolated(a=whole_backend(silu=[FakeKernel("good")])) as found:
+        questions = [q for q in asked(found) if q.work.node.op == "silu"]
+        measured = measure(questions, Sleepy(), lambda *answer: None, record, Told())
+    assert bool(measured.faults) == (times == 2)
+    assert (record.known["silu a:good"] == "") == (times == 1)
 
 
 def test_smoke_cases_that_are_known_to_have_passed_do_not_run_again():
