@@ -87,10 +87,11 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _declined(plan: Plan, speeds: Speeds) -> Iterator[str]:
-    """Of the kernels that declined a node for its alignment alone the one that would save the most; then of those that
-    are over the error budget; then of those that `auto` might take where the policy names another."""
+    """Of the kernels whose smoke cases failed here the one that would save the most; then of those that declined a node
+    for its alignment alone; of those that are over the error budget; of those that `auto` might take where the policy
+    names another."""
     selector = Selector(plan.policy, speeds.offers)
-    for kind in ("alignment", "over budget", "outranked"):
+    for kind in ("failed", "alignment", "over budget", "outranked"):
         found: list[tuple[float, bool, str]] = []
         for rows in dict.fromkeys((1, plan.max_rows)):
             found += ((saved, rows == 1, told) for saved, told in _savings(selector, speeds, rows, kind))
@@ -110,7 +111,7 @@ def _savings(selector: Selector, speeds: Speeds, rows: int, kind: str) -> Iterat
         for loser in call.choice.rejected:
             if loser.kind == kind and " of " not in loser.kernel:
                 us = _would_take(loser.kernel, call, selector, kind)
-                reason = loser.reason if kind == "alignment" else ""
+                reason = loser.reason if kind in ("failed", "alignment") else ""
                 saved[loser.kernel, reason] += max(0.0, call.count * (call.prediction.us - us)) / step
                 refused[loser.kernel, reason].append(call)
     for (kernel, reason), share in saved.items():
@@ -119,7 +120,8 @@ def _savings(selector: Selector, speeds: Speeds, rows: int, kind: str) -> Iterat
             first, nodes = refused[kernel, reason][0], sum(call.count for call in refused[kernel, reason])
             if reason:
                 node = first.node.name + (f" and {nodes - 1} more" if nodes > 1 else "")
-                yield round(share, 2), f"{kernel} declined {node}: {reason}; {less}"
+                refusal = "is kept from" if kind == "failed" else "declined"
+                yield round(share, 2), f"{kernel} {refusal} {node}: {reason}; {less}"
             elif kind == "outranked":
                 if share >= BY_HAND:
                     instead = f"{kernel} for {_nodes(nodes)}, in place of {refused[kernel, ''][0].choice.name}"

@@ -11,6 +11,7 @@ from kernelmux.contract.record import Record
 from kernelmux.errors import BackendError, KernelmuxError, PlanError, PolicyError
 from kernelmux.graph.graph import Builder
 from kernelmux.plan.plan import make_plan
+from kernelmux.plan.summary import summarise
 from kernelmux.policy.policy import default_policy, parse_policy
 
 FAST, EXACT = FakeKernel("fast", precision=1e-4), FakeKernel("exact")
@@ -284,6 +285,13 @@ def test_nobody_gets_a_kernel_whose_smoke_cases_failed_here_without_asking_for_i
     assert kind == "failed"
     assert re.match(FAILED, reason)
     assert not any("smoke" in note for note in plan.notes)
+
+
+def test_a_summary_names_a_kernel_whose_failure_keeps_it_from_a_node_and_what_it_would_save():
+    plan = planned_beside_a_failure(AUTO, graph=silu_graph(columns=1 << 20))
+    (said,) = (line for line in summarise(plan).missed if "smoke" in line)
+    assert said.startswith("a:fast is kept from y: its smoke cases failed here")
+    assert re.search(r"would take \d\d% less$", said)
 
 
 @pytest.mark.parametrize(
