@@ -53,9 +53,9 @@ class Route(Op):
     def reference(self, node: TensorNode, operands: Operands) -> tuple[torch.Tensor, ...]:
         (logits,) = operands.inputs
         largest, ids = logits.sort(dim=-1, descending=True, stable=True)
-        # Less the largest before anything is added up: of large logits a logarithm of the sum keeps few digits.
         if node.sigmoid:
             return ids[:, : node.top_k].int(), (node.scale or 1.0) * largest[:, : node.top_k].sigmoid()
+        # Less the largest before anything is added up: of large logits a logarithm of the sum keeps few digits.
         parts = (largest - largest[:, :1]).exp()
         chosen = parts[:, : node.top_k]
         total = (chosen if node.renormalize else parts).sum(dim=-1, keepdim=True)
