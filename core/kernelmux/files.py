@@ -27,9 +27,11 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write that is at `path` once the block has ended, and nowhere where it raised.
 
     A link stays one: what it points to is replaced. What is no regular file, as a pipe, is written as it is. OSError
-    where the folder takes no file; KernelmuxError where a model would be lost.
+    where the folder takes no file; KernelmuxError where a model would be lost, and for a folder.
     """
     target = Path(path).resolve()
+    if target.is_dir():
+        raise KernelmuxError(f"{path} is a folder: name a file to write", file=str(path))
     if target.exists() and not target.is_file():
         with target.open("wb") as file:
             yield file
@@ -51,11 +53,23 @@ def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Ite
     """
     part = target.with_name(f"{prefix}{secrets.token_hex(8)}")
     try:
-        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+        with _told_as(target):
+            file = open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode))
+        with file:
             yield file
-        part.replace(target)
+        with _told_as(target):
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_as(path: Path) -> Iterator[None]:
+    """An OSError of the block names what was asked for, and not what it is called until it is whole."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -68,10 +82,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise KernelmuxError(f"{path} is there already: name a new folder to write", file=str(path))
     part = target.with_name(f".kernelmux-{secrets.token_hex(8)}")
-    part.mkdir()
+    with _told_as(path):
+        part.mkdir()
     try:
         yield part
-        part.replace(target)
+        with _told_as(path):
+            part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

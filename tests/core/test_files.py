@@ -72,9 +72,19 @@ def test_a_model_is_not_replaced(tmp_path, tiny, linked):
     assert (tmp_path / "model").read_bytes() == tiny.read_bytes()
 
 
-def test_no_folder_is_the_systems_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_whole(tmp_path / "none" / "out.json", "{}")
+def test_no_folder_is_the_systems_error_of_the_path_that_was_asked_for(tmp_path):
+    path = tmp_path / "none" / "out"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(path, "{}")
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as caught, new_folder(path):
+        pass
+    assert caught.value.filename == str(path)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(KernelmuxError, match="is a folder: name a file to write"):
+        write_whole(tmp_path, "{}")
 
 
 def test_what_is_read_whole_has_an_end(tmp_path, monkeypatch):

@@ -65,7 +65,8 @@ def main() -> None:
         say(f"kernelmux: {type(error).__name__}: {said}", err=True)
         sys.exit(2)
     except OSError as error:  # A file that cannot be written to its end, or stdout.
-        say(f"kernelmux: {error}", err=True)
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"kernelmux: {where}{error.strerror or error}", err=True)
         sys.exit(2)
     except RuntimeError as error:
         if not is_out_of_memory(error):

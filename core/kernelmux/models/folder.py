@@ -118,6 +118,9 @@ def _planes(
 ) -> tuple[dict[str, StoredPlane], tuple[int, ...]]:
     """The tensors of all files, each read so, and the files' stamps."""
     if not (path / INDEX).exists():
+        if not (path / WHOLE).exists() and (parts := sorted(part.name for part in path.glob("*.safetensors"))):
+            told = f"there is neither {WHOLE} nor {INDEX}, which says what lies in files such as {shown(parts[0])}"
+            raise ModelError(f"{path}: {told}; fetch it, too", file=str(path))
         return read(path / WHOLE)
     where = read_json(StoredFile(path / INDEX)).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
@@ -130,7 +133,8 @@ def _planes(
         found, of_file = read(path / name)
         for tensor in found:
             if where.get(tensor) != name:
-                told = f"tensor {shown(tensor)} lies in {name}, the index says {shown(where.get(tensor))}"
+                says = f"says {shown(where[tensor])}" if tensor in where else "does not have it"
+                told = f"tensor {shown(tensor)} lies in {name}, the index {says}"
                 raise ModelError(f"{path}: {told}", file=str(path))
         planes |= found
         stamp += of_file

@@ -161,7 +161,10 @@ def _opening(header: Header) -> tuple[int, int]:
     """How many tensors and how many metadata pairs the file states."""
     magic = bytes(header.file.read(0, min(len(MAGIC), header.file.size)))
     if magic != MAGIC:
-        header.fail("magic", f"starts with {magic!r}, a GGUF file starts with {MAGIC!r}; is it another format?")
+        path = header.file.path
+        of_folder = path.name == "config.json" or path.suffix == ".safetensors"
+        other = f"it is of a model's folder: name {path.parent}" if of_folder else "is it another format?"
+        header.fail("magic", f"starts with {magic!r}, a GGUF file starts with {MAGIC!r}; {other}")
     header.at = len(MAGIC)
     (version,) = header.numbers("I", "version")
     if version not in VERSIONS:

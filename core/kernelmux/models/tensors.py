@@ -30,6 +30,7 @@ class Tensors:
         self._layers = layers
         self._parts: dict[str, Weight] = {}
         self._used: set[str] = set()
+        self._divided: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts or name in self._file.weights
@@ -69,13 +70,17 @@ class Tensors:
                 raise self._file.fault(f"tensor {name!r}: its blocks of {whole.format} reach over {part!r}")
             self._parts[part] = rows_of(whole, part, slice(first, first + rows))
             first += rows
+        self._divided.add(name)
 
     def finish(self) -> ModelFile:
-        """The file with the parts among its weights; ModelError at the first tensor that nobody uses."""
+        """The file with parts in place of what they are of; ModelError at the first tensor that nobody uses."""
         for name in self._file.weights:
             if name not in self._used:
                 raise self._file.fault(f"tensor {shown(name)}: {self._why_unused(name)}")
-        return replace(self._file, weights={**self._file.weights, **self._parts}) if self._parts else self._file
+        if not self._parts:
+            return self._file
+        whole = {name: weight for name, weight in self._file.weights.items() if name not in self._divided}
+        return replace(self._file, weights=whole | self._parts)
 
     def _why_unused(self, name: str) -> str:
         layer = re.match(r"blk\.(\d{1,9})\.", name)

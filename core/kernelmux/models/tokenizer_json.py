@@ -91,7 +91,7 @@ def read_tokenizer(path: Path, vocabulary: int = 0) -> tuple[Vocabulary, JsonEnc
     if not file.exists():
         others = [name for name in ("tokenizer.model", "vocab.json", "tekken.json") if (path / name).exists()]
         found = f"; there is {', '.join(others)}, which transformers can convert (save_pretrained)" if others else ""
-        raise _fault(file, f"no such file, so that prompts are token ids{found}")
+        raise _fault(file, f"no such file, so that prompts are token ids, for Model.forward{found}")
     encoder = JsonEncoder(file)
     byte_level, prefix, bytes_fall_back = _spelling(file, _read(file).get("decoder"))
     tokens, kinds = _tokens(encoder, bytes_fall_back)

@@ -92,6 +92,20 @@ def test_torch_is_not_imported_for_it(tiny):
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
+def test_what_lies_in_one_matrix_is_counted_once(tmp_path):
+    pytest.importorskip("transformers")
+    model = checkpoints.make_checkpoint("phi3", tmp_path).model
+    found = json.loads(call_command("info", tmp_path, "--json").out)
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["weight_bytes"] == 4 * found["parameters"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_folder_is_no_model_by_itself(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{      }")
+    assert_one_line_error(call_command("info", tmp_path / name), f"it is of a model's folder: name {tmp_path}")
+
+
 @pytest.mark.parametrize("tokenizer", [True, False])
 def test_a_folder_is_told_of_likewise(tmp_path, monkeypatch, tokenizer):
     pytest.importorskip("transformers")

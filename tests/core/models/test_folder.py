@@ -128,8 +128,11 @@ def test_shards_are_one_model(folder):
     refused(folder, "tensor 'lm_head.weight' is not in 'model-00001-of-00002.safetensors', where the index says it is")
     first_file = where.pop("model.norm.weight")
     index.write_text(json.dumps({"weight_map": where}), "utf-8")
-    refused(folder, "tensor 'model.norm.weight' lies in model-00001-of-00002.safetensors, the index says None")
+    refused(folder, "tensor 'model.norm.weight' lies in model-00001-of-00002.safetensors, the index does not have it")
     index.write_text(json.dumps({"weight_map": {**where, "model.norm.weight": first_file}}), "utf-8")
+    index.rename(folder / "kept")
+    refused(folder, "neither model.safetensors nor model.safetensors.index.json, which says what lies in files such as")
+    (folder / "kept").rename(index)
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "model-00002-of-00002.safetensors: no such file")
 

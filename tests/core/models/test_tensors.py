@@ -92,4 +92,4 @@ def test_the_rows_of_a_matrix_are_tensors_of_their_own(file, format):
     parts = [tensors.take(name, rows, 256) for name, rows in (("q", 8), ("k", 2), ("v", 2))]
     for index, plane in enumerate(typed):
         assert torch.cat([part.planes[index].float() for part in parts]).equal(plane.float())
-    assert set(tensors.finish().weights) == {"qkv", "q", "k", "v"}
+    assert set(tensors.finish().weights) == {"q", "k", "v"}
