@@ -53,22 +53,22 @@ def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Ite
     """
     part = target.with_name(f"{prefix}{secrets.token_hex(8)}")
     try:
-        with _told_as(target):
-            file = open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode))
-        with file:
-            yield file
-        with _told_as(target):
+        with _told_as(target, part):
+            with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+                yield file
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def _told_as(path: Path) -> Iterator[None]:
-    """An OSError of the block names what was asked for, and not what it is called until it is whole."""
+def _told_as(path: Path, part: Path) -> Iterator[None]:
+    """An OSError about `part` names what was asked for, and not what that is called until it is whole."""
     try:
         yield
     except OSError as error:
+        if str(error.filename) != str(part):
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -82,11 +82,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise KernelmuxError(f"{path} is there already: name a new folder to write", file=str(path))
     part = target.with_name(f".kernelmux-{secrets.token_hex(8)}")
-    with _told_as(path):
+    with _told_as(path, part):
         part.mkdir()
     try:
         yield part
-        with _told_as(path):
+        with _told_as(path, part):
             part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
