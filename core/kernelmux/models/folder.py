@@ -28,6 +28,10 @@ from kernelmux.models.transposed import taken_apart
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+_MLP_BIASES = ("granite", "llama", "smollm3")
+_ATTENTION_BIASES = ("gemma", "gemma2", "gemma3_text", "gpt_oss", "llama4_text", "olmo2", "qwen3", "qwen3_moe")
+BIASES = {"attention_bias": ("attn_q", (*_MLP_BIASES, *_ATTENTION_BIASES)), "mlp_bias": ("ffn_down", _MLP_BIASES)}
+"""Keys of config.json that say whether modules have biases: one of these modules, and the model types that heed it."""
 LARGEST_JSON = 1 << 26
 """Bytes of a JSON file."""
 
@@ -89,12 +93,26 @@ def read_folder(path: Path) -> ModelFile:
             f"{path}: tensor 'lm_head.weight' is missing, and tie_word_embeddings is false", file=str(path)
         )
     weights |= {name: _divisors(name, numbers) for name, numbers in said.divisors.items()}
+    _check_biases(stored, weights)
     metadata = {"general.architecture": architecture, "general.name": path.resolve().name}
     metadata |= {f"{architecture}.{key}": value for key, value in said.keys.items()}
     notes = said.quantization.notes if said.quantization else ()
     metadata |= _template(path)
     held = held_plainly(stored.weights.values()) if said.quantization else ()
     return ModelFile(path, metadata, weights, stored.stamp, stored.folder.pairing, notes=notes, held=held)
+
+
+def _check_biases(stored: StoredFolder, weights: Mapping[str, Weight]) -> None:
+    """ModelError where a layer has biases that config.json denies, or lacks those that it states."""
+    for key, (module, heeding) in BIASES.items():
+        stated = stored.config.get(key)
+        if not isinstance(stated, bool) or stored.config.get("model_type") not in heeding:
+            continue
+        for name in (name for name in weights if name.endswith(f".{module}.weight")):
+            bias = f"{name.removesuffix('.weight')}.bias"
+            if (bias in weights) != stated:
+                told = f"{key} is {str(stated).lower()}, and tensor {shown(bias)} is {'missing' if stated else 'there'}"
+                raise ModelError(f"{stored.path}: {told}", file=str(stored.path))
 
 
 def read_json(file: StoredFile) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class Module:
         for end in ends:
             if end in self.parts:
                 return self.parts.pop(end)
-        self.fail(f"tensor {' or '.join(ends)} is missing, of a module with {', '.join(self.parts)}")
+        others = f", of a module with {', '.join(self.parts)}" if self.parts else ""
+        self.fail(f"tensor {' or '.join(ends)} is missing{others}")
 
     def take_shaped(self, end: str, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> StoredPlane:
         """The same of a tensor that has one of these dtypes and one of these shapes, an extent of which is ANY."""

@@ -109,6 +109,24 @@ def test_a_folder_answers_text_with_its_own_tokenizer_and_template(folder, rows)
     assert model.source.tokenizer.token_bytes(999) == b""
 
 
+def test_biases_are_those_that_the_config_states(folder):
+    whole = logits(folder)
+    configure(folder, attention_bias=False, mlp_bias=False)
+    assert logits(folder).equal(whole)
+    configure(folder, attention_bias=True)
+    refused(folder, "attention_bias is true, and tensor 'blk.0.attn_q.bias' is missing")
+    save(folder / "model.safetensors", SHAPES | {"model.layers.0.mlp.down_proj.bias": (32,)})
+    configure(folder, mlp_bias=False)
+    refused(folder, "mlp_bias is false, and tensor 'blk.0.ffn_down.bias' is there")
+    configure(folder, mlp_bias=True)
+    assert not logits(folder).equal(whole)
+
+
+def test_a_key_of_biases_that_its_model_type_does_not_heed_is_none(folder):
+    configure(folder, model_type="mistral", attention_bias=True)
+    assert logits(folder).isfinite().all()
+
+
 def test_shards_are_one_model(folder):
     whole = logits(folder)
     first, second = list(SHAPES.items())[:4], list(SHAPES.items())[4:]
