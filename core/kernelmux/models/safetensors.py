@@ -113,7 +113,9 @@ def _stored(file: StoredFile, name: str, row: Any, start: int, dtypes: tuple[str
         raise file.fault(f"tensor {shown(name)}: dtype, shape and data_offsets are needed, found {shown(row)}")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes:
-        raise file.fault(f"tensor {shown(name)} is stored as {shown(dtype)}; {', '.join(dtypes)} are read")
+        others = isinstance(dtype, str) and dtype in ITEMS
+        more = ", and others by config.json's quantization_config" if others else ""
+        raise file.fault(f"tensor {shown(name)} is stored as {shown(dtype)}; {', '.join(dtypes)} are read{more}")
     if not _are_counts(shape) or not least <= len(shape) <= MOST_DIMENSIONS or 0 in shape:
         read = f"{least} to {MOST_DIMENSIONS} positive counts are read"
         raise file.fault(f"tensor {shown(name)}: shape {shown(shape)}; {read}")

@@ -64,7 +64,10 @@ BAD = {
     "NaN": (packed(b'{"w": NaN}'), "NaN is no number"),
     "no row": (packed({"w": 3}), "tensor 'w': dtype, shape and data_offsets are needed"),
     "a key more": (packed({"w": {**row(), "x": 1}}, bytes(24)), "are needed"),
-    "another type": (packed({"w": row("F8_E4M3")}, bytes(24)), "'w' is stored as 'F8_E4M3'; F32, F16, BF16 are read"),
+    "another type": (
+        packed({"w": row("F8_E4M3")}, bytes(24)),
+        "as 'F8_E4M3'; F32, F16, BF16 are read, and others by config",
+    ),
     "no extents": (packed({"w": row(shape=(), offsets=(0, 4))}, bytes(4)), "1 to 4 positive counts"),
     "an extent of 0": (packed({"w": row(shape=(0, 3), offsets=(0, 0))}), "1 to 4 positive counts"),
     "an extent below 0": (packed({"w": row(shape=(-2, -3))}, bytes(24)), "1 to 4 positive counts"),
