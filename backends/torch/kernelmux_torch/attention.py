@@ -86,8 +86,9 @@ def _one_sequence(
     heads = [part.unsqueeze(0) for part in (q.flatten(1, 2), keys, values)]
     if sinks is None:
         return scaled_dot_product_attention(*heads, attn_mask=mask, scale=node.scale).view(q.shape)
-    added = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
-    # What the call above makes of it, and the logarithm of the sum that the sink is added to.
+    added = None if mask is None else torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
+    # What the call above makes of it, and the logarithm of the sum that the sink is added to. In float32: of a narrower
+    # type the result would be rounded before the sinks have their share, and once more after.
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    mixed, summed = attend(*heads, attn_mask=added, scale=node.scale)
+    mixed, summed = attend(*(part.float() for part in heads), attn_mask=added, scale=node.scale)
     return mixed.view(q.shape) * torch.sigmoid(summed.view(q.shape[:3]) - sinks).unsqueeze(-1)

@@ -241,6 +241,9 @@ class Attention(Op):
                 yield self._case(f"sinks-{label}-h{query}-kv{kv}-d{dim}", sequences, **shape)
         for format in ("bf16", "f16", "fp8_row"):
             yield self._case(f"sinks-{format}", [(9, 40), (1, 300), (2, 0)], padding=2, format=format, sinks=True)
+        # A result that is rounded before the sink takes its share is rounded twice.
+        for length in (13, 40, 100):
+            yield self._case(f"sinks-bf16-decode-{length}", [(1, length)], format="bf16", sinks=True)
         yield self._case("sinks-window", [(9, 40), (1, 64), (40, 200)], window=17, sinks=True)
         yield self._case("sinks-window-soft-cap", [(4, 30), (1, 900)], window=6, soft_cap=5.0, sinks=True)
         yield self._case("sinks-no-length", [(1, 9), (2, 0), (0, 5)], padding=2, sinks=True)
