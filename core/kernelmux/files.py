@@ -20,6 +20,8 @@ MAGIC = b"GGUF"
 """What a model file begins with."""
 LARGEST_TEXT = 256 << 20
 """Bytes of a file that is read whole: policies, templates, texts, cases."""
+PART = ".kernelmux-"
+"""How the name of what is not whole yet begins."""
 
 
 @contextmanager
@@ -46,12 +48,12 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Iterator[BinaryIO]:
+def renamed(target: Path, prefix: str = PART, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new file beside another, to be written in the block and then renamed to it; where the block raises it is gone.
 
     Another process may look at `target` at the same time. `mode` is as umask leaves it.
     """
-    part = target.with_name(f"{prefix}{secrets.token_hex(8)}")
+    part = _part(target, prefix)
     try:
         with _told_as(target, part):
             with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
@@ -59,6 +61,11 @@ def renamed(target: Path, prefix: str = ".kernelmux-", mode: int = 0o666) -> Ite
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part(target: Path, prefix: str = PART) -> Path:
+    """A name beside `target` that nothing has, for what is not whole yet."""
+    return target.with_name(f"{prefix}{secrets.token_hex(8)}")
 
 
 @contextmanager
@@ -81,7 +88,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     target = path.absolute()
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise KernelmuxError(f"{path} is there already: name a new folder to write", file=str(path))
-    part = target.with_name(f".kernelmux-{secrets.token_hex(8)}")
+    part = _part(target)
     with _told_as(path, part):
         part.mkdir()
     try:

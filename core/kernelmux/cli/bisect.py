@@ -175,17 +175,15 @@ def _write(
 def _write_cases(path: Path, session: Session, blamed: Sequence[Suspect], tokens: Sequence[int], decoded: int) -> None:
     """The launches to blame, at the row counts that are."""
     from kernelmux.conformance.case_file import capture_cases
+    from kernelmux.debug.bisect import fed
     from kernelmux.graph.domain import Range
-    from kernelmux.run.feeds import Feed
 
     def blames(rows: int, node: TensorNode) -> bool:
         return any(node.name == suspect.node and rows in Range(*suspect.rows) for suspect in blamed)
 
-    sequence, prompt = session.open(), len(tokens) - decoded
     with capture_cases(session, path, blames):
-        session.feed(sequence, tokens[:prompt])
-        for token in tokens[prompt:]:
-            session.step([Feed(sequence, [token])])
+        for _ in fed(session, tokens, decoded):
+            pass
 
 
 def _lines(found: Verdict) -> list[str]:

@@ -9,7 +9,7 @@ looked for by plans instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -212,13 +212,12 @@ class _Search:
         """
         import torch
 
-        sequence, parts, prompt = session.open(), list[torch.Tensor](), len(self.ids) - self.decoded
+        parts = list[torch.Tensor]()
         watched = nullcontext() if swapped is None else session.watched(Swap(session, swapped))
         try:
             with watched:
-                parts.append(session.feed(sequence, self.ids[:prompt], all_logits=True).cpu())
                 # The next step overwrites what one returns.
-                parts += (session.step([Feed(sequence, [token])]).cpu().clone() for token in self.ids[prompt:])
+                parts += (logits.cpu().clone() for logits in fed(session, self.ids, self.decoded, all_logits=True))
         except LaunchError as error:
             if error.sticky:
                 raise
@@ -233,6 +232,14 @@ class _Search:
         errors = (found.double() - wanted).square().sum(-1).div(spread).nan_to_num(nan=math.inf)
         self.show(self.runs, float(errors.max()))
         return float(errors.max()), int(errors.argmax())
+
+
+def fed(session: Session, ids: Sequence[int], decoded: int, *, all_logits: bool = False) -> Iterator[torch.Tensor]:
+    """Logits of a new sequence's prompt, of its last row or of all, then of each of the last `decoded` tokens."""
+    sequence, prompt = session.open(), len(ids) - decoded
+    yield session.feed(sequence, ids[:prompt], all_logits=all_logits)
+    for token in ids[prompt:]:
+        yield session.step([Feed(sequence, [token])])
 
 
 def _all(nodes: Sequence[Sequence[Suspect]]) -> list[Suspect]:
