@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kernelmux.contract.device import Ceilings, Device, Platform, add_platform
@@ -179,8 +179,16 @@ class Cuda(Platform):
     def graph_pool(self) -> Any:
         return _cuda().graph_pool_handle()
 
-    def capturing(self, graph: Any, stream: Any, pool: Any = None) -> Any:
-        return _cuda().graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    @contextmanager
+    def capturing(self, graph: Any, stream: Any, pool: Any = None) -> Iterator[None]:
+        # torch.cuda.graph does the same, and gives what torch has cached back to the driver each time, which is slow.
+        _cuda().synchronize()
+        with _cuda().stream(stream or _cuda().Stream()):
+            graph.capture_begin(*(() if pool is None else (pool,)), capture_error_mode="thread_local")
+            try:
+                yield
+            finally:
+                graph.capture_end()
 
     def is_capturing(self) -> bool:
         return bool(_cuda().is_current_stream_capturing())
