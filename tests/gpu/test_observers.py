@@ -46,18 +46,44 @@ def _decoded(session, prompt: list[int], steps: int):
     return logits, list(session.decode([sequence], [int(logits.argmax())], steps))
 
 
-def test_shadowed_and_checked_steps_give_what_captured_ones_give(tiny: Path):
+@pytest.mark.parametrize("second", ["reference", "torch"])
+def test_shadowed_and_checked_steps_give_what_captured_ones_give(tiny: Path, second: str):
     model = kernelmux.load(tiny)
     plan = model.plan(device="cuda")
     plain = _decoded(model.session(plan, 128), [1, 2, 3, 4, 5], 40)
     session = model.session(plan, 128)
-    shadow = Shadow(session, Second.parse("reference:1/4"))
+    shadow = Shadow(session, Second.parse(f"{second}:1/4"))
     with session.watched(Together([shadow, NanCheck(session)])):
         looked = _decoded(session, [1, 2, 3, 4, 5], 40)
     assert looked[0].equal(plain[0])
     assert looked[1] == plain[1]
     assert (shadow.sampled, shadow.over) == (11, [])
-    assert {each.node for each in shadow.found} >= {step.node.name for step in session.plan.schedule(1, 1).steps}
+    seen = {each.node for each in shadow.found}
+    assert seen | shadow.missing.keys() >= {step.node.name for step in session.plan.schedule(1, 1).steps}
+    assert second != "reference" or not shadow.missing
+
+
+def test_a_graph_of_both_kernels_launches_tells_what_single_launches_tell(tiny: Path):
+    """The first of the sampled steps is made launch by launch, those after it are replays."""
+    model = kernelmux.load(tiny)
+    plan = model.plan(device="cuda")
+    plain = _decoded(model.session(plan, 128), [1, 2, 3, 4, 5], 40)
+    session, found = model.session(plan, 128), []
+    for observer in (kind(session, Second.parse("torch:1/4")) for kind in (Shadow, _Single)):
+        with session.watched(observer):
+            looked = _decoded(session, [1, 2, 3, 4, 5], 40)
+        assert looked[1] == plain[1]
+        found.append({(each.node, each.kernel): (each.launches, each.worst, each.mean) for each in observer.found})
+    assert found[0].keys() == found[1].keys()
+    for node, told in found[0].items():
+        assert told == pytest.approx(found[1][node], rel=0.5, abs=1e-12), node
+
+
+class _Single(Shadow):
+    """Looks at each launch by itself."""
+
+    def recorded(self, walk):
+        return None
 
 
 @pytest.mark.model
@@ -68,15 +94,20 @@ def test_the_nodes_of_a_trace_add_up_to_the_step(smollm2: Path):
 
 
 @pytest.mark.model
-def test_a_shadow_of_a_hundredth_costs_a_twentieth_at_most(smollm2: Path):
+@pytest.mark.parametrize("second", ["torch", "triton", "cupy"])
+def test_a_shadow_of_a_hundredth_costs_a_twentieth_at_most(smollm2: Path, second: str):
     model = kernelmux.load(smollm2)
     plan, load = model.plan(device="cuda"), Load(decode=400)
     plain = time_model(model, plan, load).decode.median
+    shadows = []
 
     def looking(session):
-        return session.watched(Shadow(session, Second.parse("torch")))
+        shadows.append(Shadow(session, Second.parse(second)))
+        return session.watched(shadows[0])
 
     assert time_model(model, plan, load, looking=looking).decode.median <= 1.05 * plain
+    assert shadows[0].found
+    assert not shadows[0].over
 
 
 def test_a_kernel_that_spins_on_the_card_is_named(tiny: Path, tmp_path: Path):

@@ -11,10 +11,7 @@ class Copy(TorchKernel):
     ops = ("copy",)
     name = "f32"
     precision = 1e-11
-    # A launch reads the slots on the host.
-    capturable = False
-    # The host waits for the slots: what torch makes of `nonzero` and of the indexing.
-    on_card = 20
+    devices: tuple[str, ...] = ("cpu",)
     takes = {"cache_format": FLOATS}
     input_formats = FLOATS
 

@@ -116,7 +116,7 @@ class SoftCap(_Elementwise):
 
 class ClampedSwiglu(_Elementwise):
     ops = ("clamped_swiglu",)
-    on_card = 8
+    on_card = 9
 
     def workspace(self, node: TensorNode) -> int:
         return 8 * math.prod(node.outputs[0].extents)

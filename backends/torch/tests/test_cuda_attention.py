@@ -1,4 +1,4 @@
-"""sdpa as it is on CUDA, on CPU tensors."""
+"""attention and copy as they are on CUDA, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernelmux.conformance.hookup import Job, jobs
 from kernelmux.conformance.testing import backend, pass_or_skip
 from kernelmux.contract import Declined
 from kernelmux.contract.registry import Registry
-from kernelmux_torch.cuda import attention
+from kernelmux_torch.cuda import attention, copy
 
 
 def attention_on_cpu(node, m):
@@ -49,3 +49,31 @@ for case in [job.case for job in CASES if job.kernel == "torch:sdpa" and job.nam
 @pytest.mark.parametrize("job", CASES, ids=[f"{job.kernel}-{job.name}" for job in CASES])
 def test_case(job):
     pass_or_skip(job, REGISTRY)
+
+
+def held_by_a_graph(kernel):
+    def hook(node, m):
+        declined = node.inputs[3 if node.op == "copy" else 1].format == "fp8_row" or m > 8
+        return Declined("not for this one", kernel=kernel.name) if declined else kernel()
+
+    return hook
+
+
+CAPTURED = Registry()
+CAPTURED.register(
+    backend(attention=held_by_a_graph(attention.Gathered), copy=held_by_a_graph(copy.Copy)),
+    "torch",
+)
+HELD = [job for job in jobs("torch", CAPTURED) if not job.case.marks & {"drawn", "large", "huge"}]
+"""Of what a graph can hold, the cases by hand."""
+
+
+@pytest.mark.parametrize("job", HELD, ids=[f"{job.kernel}-{job.name}" for job in HELD])
+def test_what_a_graph_can_hold(job):
+    pass_or_skip(job, CAPTURED)
+
+
+def test_rows_are_taken_in_parts_where_pages_have_much_room(monkeypatch):
+    monkeypatch.setattr(attention, "GATHERED", 1)
+    (job,) = [job for job in HELD if job.name == "attention-batch"]
+    assert job.run(CAPTURED, "cpu").status == "pass"

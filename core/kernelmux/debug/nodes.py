@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kernelmux.contract.kernel import Planes
+from kernelmux.debug.apart import ratio
 from kernelmux.errors import ModelError
 from kernelmux.graph.formats import Value, as_planes, as_tuple, dequantize_planes, lookup, quantize_planes
 from kernelmux.graph.graph import PAGE_SIZE
@@ -74,17 +75,13 @@ class _Sums:
 
     @property
     def nmse(self) -> float | None:
-        return _ratio(sum(self.errors.values()), sum(self.squares.values())) if self.errors else None
+        return ratio(sum(self.errors.values()), sum(self.squares.values())) if self.errors else None
 
     @property
     def by_row(self) -> Mapping[int, float]:
         """Each position's error, relative to the mean square of all: a row of next to nothing counts as one."""
         mean = sum(self.squares.values()) / max(len(self.squares), 1)
-        return {row: _ratio(error, max(self.squares[row], mean)) for row, error in self.errors.items()}
-
-
-def _ratio(error: float, square: float) -> float:
-    return error / square if square else 0.0 if not error else math.inf
+        return {row: ratio(error, max(self.squares[row], mean)) for row, error in self.errors.items()}
 
 
 def node_errors(model: Model, first: Plan, second: Plan, ids: Sequence[int], rows: int = ROWS) -> list[NodeError]:

@@ -1,12 +1,13 @@
 """Which rows of a walk's values are of real tokens, and what they hold: what pads a step may hold anything.
 
 Enters: a session, and a walk of its that is about to run. Leaves: of each step's inputs or outputs the rows that count,
-as float32, with their positions; of caches the cells that the step has written, or may read.
+as float32, with their positions; of caches the cells that the step has written, or may read. Where a graph is to hold
+the reading, all rows, for which of them count is not known then: those that do not have no position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,15 +34,15 @@ class Rows:
     value: Value
     """As the step has it."""
     positions: torch.Tensor
-    """Of each row's token in its sequence."""
+    """Of each row's token in its sequence; below 0 of what pads the step."""
     numbers: torch.Tensor
     """[rows, ...], float32."""
 
 
 class LiveRows:
-    """The rows of a walk that are of real tokens, by its step state as it is now."""
+    """The rows of a walk that are of real tokens, by its step state as it is now; or all, as a graph can hold them."""
 
-    def __init__(self, session: Session, walk: Walk) -> None:
+    def __init__(self, session: Session, walk: Walk, every: bool = False) -> None:
         (logits, *_) = walk.outputs.values()
         m, outs = walk.steps[0].node.rows, len(as_tuple(logits)[0])
         self._walk, self._state = walk, session.walker.placement.leaves
@@ -50,9 +51,16 @@ class LiveRows:
         slots, positions = (self._state[name][:m].long() for name in ("slots", "positions"))
         logit_rows = self._state["logit_rows"][:outs].long()
         live, live_outs = slots >= 0, slots[logit_rows] >= 0
-        self._rows = {"m": live.nonzero().flatten(), "outs": live_outs.nonzero().flatten()}
-        self._positions = {"m": positions[live], "outs": positions[logit_rows][live_outs]}
-        self._slots = slots[live]
+        self._rows: Mapping[str, slice | torch.Tensor]
+        if every:
+            self._rows = {"m": slice(m), "outs": slice(outs)}
+            positions = positions.where(live, -1)
+            self._positions = {"m": positions, "outs": positions[logit_rows]}
+            self._slots = slots.clamp(min=0)
+        else:
+            self._rows = {"m": live.nonzero().flatten(), "outs": live_outs.nonzero().flatten()}
+            self._positions = {"m": positions[live], "outs": positions[logit_rows][live_outs]}
+            self._slots = slots[live]
 
     @property
     def count(self) -> int:
@@ -83,7 +91,7 @@ class LiveRows:
         value, symbol = (each.node.inputs[place] for each in (self._walk.steps[index], self._steps[index]))
         if value.format == "i32" or (rows := self._rows.get(str(symbol.shape[0]))) is None:
             return None
-        padding = torch.ones(value.extents[0], dtype=torch.bool, device=rows.device)
+        padding = torch.ones(value.extents[0], dtype=torch.bool, device=self._slots.device)
         padding[rows] = False
         return padding
 
@@ -95,7 +103,8 @@ class LiveRows:
                 continue
             if (rows := self._rows.get(str(symbol.shape[0]))) is not None:
                 dense = dequantize_planes(value.format, as_tuple(planes))
-                taken = dense if len(rows) == len(dense) else dense[rows]
+                whole = isinstance(rows, slice) or len(rows) == len(dense)
+                taken = dense if whole else dense[rows]
                 yield Rows(value, self._positions[str(symbol.shape[0])], taken)
             elif len(value.shape) == 4:
                 cells, positions = (self._slots, self._positions["m"]) if place in written else self._cached

@@ -1,7 +1,7 @@
 """Second kernels for the steps of a walk, bound to memory of their own, to make launches again beside the first ones.
 
-Enters: whose kernels, a session, a walk of it. Leaves: for each step a Twin, or why there is none. All copies of a
-walk lie in one piece of memory, those of one step at a time.
+Enters: whose kernels, a session, a walk of it. Leaves: for each step a Twin, or why there is none. The steps take turns
+with a few streams beside the session's, so that their launches overlap, and with a piece of memory for each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.answers import bound, checked_workspace, stored
 from kernelmux.contract.kernel import Kernel, Launch, Planes, Tensors
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 EVERY = 100
 """Of so many walks one is sampled, unless told."""
+STREAMS = 4
+"""Where there are streams: launches of one row fill a small part of a device, and wait for each other's results."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,14 @@ class Twin:
     """In the formats that it reads and writes."""
     tensors: Tensors
     call: Launch
-    mirrored: bool
-    """Whether it reads step state in host memory that is not the device's: a replay leaves the session's as it was."""
+    stream: Any
+    """That the call launches on; None where there are none."""
 
     def give(self, node: TensorNode, inputs: Sequence[Planes]) -> None:
-        """Copies what the step of that node reads, converted where this kernel reads it otherwise."""
+        """Copies what the step of that node reads, converted where this kernel reads it otherwise.
+
+        A kernel that no graph can hold may read step state in host memory: then it waits for that.
+        """
         for value, planes, wanted, copies in zip(
             node.inputs, inputs, self.node.inputs, self.tensors.inputs, strict=True
         ):
@@ -82,6 +87,10 @@ class Twin:
                     copy.copy_(part)
             else:
                 quantize_planes(wanted.format, dequantize_planes(value.format, parts), as_tuple(copies))
+        if not self.kernel.capturable:
+            for copy, mirror in zip(self.tensors.inputs, self.tensors.host, strict=True):
+                if mirror is not None and mirror is not copy:
+                    mirror.copy_(copy)
 
 
 class Binder:
@@ -91,6 +100,8 @@ class Binder:
         self.session, self.second = session, second
         self._packed: PackedWeights = session.walker.packed.holder()
         self._tables = Tables(session.plan.device)
+        platform = session.plan.device.platform
+        self._streams = [platform.stream(session.plan.device) for _ in range(STREAMS if platform.captures else 1)]
         self.missing: dict[str, str] = {}
         """Nodes that have no second kernel, and why."""
 
@@ -99,10 +110,15 @@ class Binder:
         import torch
 
         found = [self._choose(walk, index) for index in range(len(walk.steps))]
-        room = max((_room(node, kernel) for each in found if each for _, kernel, node in [each]), default=0)
-        memory = torch.empty(room, dtype=torch.uint8, device=walk.device.torch)
+        rooms = [_room(each[2], each[1]) if each else 0 for each in found]
+        count = len(self._streams)
+        memories = [
+            torch.empty(max(rooms[turn::count], default=0), dtype=torch.uint8, device=walk.device.torch)
+            for turn in range(count)
+        ]
         for index, each in enumerate(found):
-            yield self._bound(walk, index, memory, *each) if each else None
+            turn = index % count
+            yield self._bound(walk, index, memories[turn], self._streams[turn], *each) if each else None
 
     def _choose(self, walk: Walk, index: int) -> tuple[str, Kernel, TensorNode] | None:
         """The name of a step's second kernel, the kernel, and the node as near to its stored values as that takes."""
@@ -120,14 +136,21 @@ class Binder:
         return None
 
     def _bound(
-        self, walk: Walk, index: int, memory: torch.Tensor, name: str, kernel: Kernel, node: TensorNode
+        self,
+        walk: Walk,
+        index: int,
+        memory: torch.Tensor,
+        stream: Any,
+        name: str,
+        kernel: Kernel,
+        node: TensorNode,
     ) -> Twin | None:
         memories = _Memory(memory)
         inputs = [memories.of(value) for value in node.inputs]
         outputs = memories.side_by_side(node.outputs) if kernel.joins(node) else [*map(memories.of, node.outputs)]
         for source, target in node.contract.updates:
             outputs[target] = inputs[source]
-        nbytes, stream = kernel.workspace(node), self.session.walker.stream
+        nbytes = kernel.workspace(node)
         try:
             packed = self._packed.get(node, name, kernel)
             workspace = memories.take(nbytes) if nbytes else None
@@ -136,8 +159,7 @@ class Binder:
             state = [copy if value.format == "i32" else None for value, copy in ports]
             host = tuple(copy if copy is None or on_host else copy.cpu() for copy in state)
             tensors = Tensors(tuple(inputs), tuple(outputs), packed, workspace, host)
-            mirrored = not (on_host or kernel.capturable)
-            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), mirrored)
+            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), stream)
         except BaseException as error:
             self.missing[node.name] = f"{name} cannot be bound: {contained(error)}"
             return None

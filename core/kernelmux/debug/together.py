@@ -14,11 +14,18 @@ class Together(Observer):
     """Has each observer see the walks that it wants; the launch is made once, within those that make it themselves."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._all, self._here = observers, list[Observer]()
+        self._all, self._here = observers, [*observers]
+        self._recorded: dict[tuple[Observer, ...], Together] = {}
 
     def wants(self, walk: Walk, rehearsal: bool) -> bool:
         self._here = [observer for observer in self._all if observer.wants(walk, rehearsal)]
         return bool(self._here)
+
+    def recorded(self, walk: Walk) -> Observer | None:
+        found = [recorded for observer in self._here if (recorded := observer.recorded(walk)) is not None]
+        if len(found) < len(self._here):
+            return None
+        return self._recorded.setdefault(tuple(found), Together(found))
 
     def before(self, walk: Walk, index: int) -> None:
         for observer in self._here:

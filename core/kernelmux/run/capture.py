@@ -7,7 +7,7 @@ whose launch a graph cannot hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.device import Device, Platform
@@ -37,7 +37,8 @@ def captured_rows(plan: Plan, rows: int) -> int | None:
 class CapturedWalk:
     """A walk as a graph of the device: a call replays it on torch's current stream, and returns the launches.
 
-    A replay that somebody wants to look at is made launch by launch instead, on the stream that it was captured on.
+    A replay that somebody wants to look at is made launch by launch instead, on the stream that it was captured on, or
+    is one of a graph that holds what the observer launches, too.
     """
 
     walk: Walk
@@ -45,6 +46,9 @@ class CapturedWalk:
     tail: Callable[[Walk], object]
     """What the graph holds after the walk."""
     stream: Any
+    pool: Any = None
+    looked_at: dict[Observer, Any] = field(default_factory=dict)
+    """Graphs by the observer that one was recorded before."""
 
     def __call__(self) -> int:
         observer = self.walk.watch.observer
@@ -55,9 +59,16 @@ class CapturedWalk:
         return self.walk.launches
 
     def _observed(self, observer: Observer) -> None:
+        recorded = observer.recorded(self.walk)
         with in_line(self.walk.device, self.stream):
-            self.walk.observed(observer)
-            self.tail(self.walk)
+            if recorded is None:
+                self.walk.observed(observer)
+                self.tail(self.walk)
+                return
+            if recorded not in self.looked_at:
+                self.looked_at[recorded] = _recorded(self.walk, self.stream, self.tail, self.pool, recorded)
+            self.looked_at[recorded].replay()
+            recorded.end(self.walk)
 
     @property
     def outputs(self) -> Mapping[str, Planes]:
@@ -71,15 +82,20 @@ def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], obje
     What `tail` allocates comes from `pool`. The walk runs once before: libraries make their handles and workspaces at
     the first call, which a capture forbids.
     """
-    platform = device.platform
-    with platform.on(stream):
+    with device.platform.on(stream):
         walk.rehearse()
-    platform.synchronize(device)
+    return CapturedWalk(walk, _recorded(walk, stream, tail, pool, Observer()), tail, stream, pool)
+
+
+def _recorded(walk: Walk, stream: Any, tail: Callable[[Walk], object], pool: Any, observer: Observer) -> Any:
+    """A graph of the walk's launches before an observer's eyes, and after them what `tail` launches."""
+    platform = walk.device.platform
+    platform.synchronize(walk.device)
     graph = platform.graph()
     failure: LaunchError | None = None
     try:
         with platform.capturing(graph, stream, pool):
-            failure = _record(walk, platform)
+            failure = _record(walk, platform, observer)
             if failure is None:
                 tail(walk)
     except RuntimeError as error:
@@ -90,14 +106,15 @@ def capture(walk: Walk, device: Device, stream: Any, tail: Callable[[Walk], obje
             raise LaunchError(message, walk.steps[-1].node.name, walk.steps[-1].choice.name) from error
     if failure is not None:
         raise failure
-    return CapturedWalk(walk, graph, tail, stream)
+    return graph
 
 
-def _record(walk: Walk, platform: Platform) -> LaunchError | None:
+def _record(walk: Walk, platform: Platform, observer: Observer) -> LaunchError | None:
     """Makes each launch while the stream is capturing; the error of the first one that breaks the capture."""
     for index, call in enumerate(walk.calls):
+        observer.before(walk, index)
         try:
-            call()
+            observer.launch(walk, index, call)
             if not platform.is_capturing():
                 raise RuntimeError("it ended the capture")
         except BaseException as error:
@@ -105,4 +122,5 @@ def _record(walk: Walk, platform: Platform) -> LaunchError | None:
             failure.args = (f"while a graph was captured: {failure}",)
             failure.reason = f"while a graph was captured: {failure.reason}"
             return failure
+        observer.after(walk, index)
     return None

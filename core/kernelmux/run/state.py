@@ -95,10 +95,11 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.record()
 
-    def wait(self) -> list[float]:
+    def wait(self) -> list[Any]:
+        """Nested, as the source's axes are."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        numbers: list[float] = self._copy.tolist()
+        numbers: list[Any] = self._copy.tolist()
         return numbers
 
 

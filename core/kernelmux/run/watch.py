@@ -2,7 +2,8 @@
 
 Enters: an Observer, for as long as it is asked. Leaves: the same results, for an observed walk makes the same launches
 on the same memory; where it would have been one replay of a graph, or one call of several chained launches, it makes
-them one after the other, which gives the same bits. Nobody looking costs a comparison a walk.
+them one after the other, which gives the same bits, or replays a graph that holds the observer's own launches, too.
+Nobody looking costs a comparison a walk.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ class Observer:
         A `rehearsal` is of padding alone, before its first step or its capture, and tells nothing of any sequence.
         """
         return not rehearsal
+
+    def recorded(self, walk: Walk) -> Observer | None:
+        """Who looks at a walk that it wants where a graph is to hold it all; None: it is made launch by launch.
+
+        One and the same for walks that it looks at alike: a graph is recorded before its eyes once, and then replayed.
+        Until `end`, which comes after each replay, it only launches, and what it reads lies where it always does.
+        """
+        return None
 
     def before(self, walk: Walk, index: int) -> None:
         """Called before the launch of a step."""

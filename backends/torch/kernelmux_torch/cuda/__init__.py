@@ -1,1 +1,1 @@
-"""What runs on CUDA alone: GEMMs of cuBLAS, and attention."""
+"""What runs on CUDA alone, or otherwise than on the CPU: GEMMs of cuBLAS, attention, copies, experts, tables."""

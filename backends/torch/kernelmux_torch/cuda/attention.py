@@ -1,8 +1,9 @@
-"""attention on CUDA: torch's scaled_dot_product_attention, one call a sequence."""
+"""attention on CUDA: torch's scaled_dot_product_attention, one call a sequence; of few rows what a graph can hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops.attention import visible
 from kernelmux_torch import attention
+from kernelmux_torch.kernel import FLOATS, TorchKernel
 
 FASTEST = [
     SDPBackend.CUDNN_ATTENTION,
@@ -20,6 +22,8 @@ FASTEST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+GATHERED = 2**28
+"""Numbers of keys that are gathered at once at most, and as many of values: a gigabyte each in float32."""
 
 
 class Sdpa(attention.Sdpa):
@@ -78,6 +82,91 @@ class SdpaHalf(Sdpa):
 
     precision = 1e-5
     takes = {"cache_format": ("bf16", "f16")}
+
+
+class Gathered(TorchKernel):
+    """Each row against all that its sequence's pages have room for; what it does not see is masked.
+
+    Nothing of it depends on what lengths and pages are, so that a graph can hold it; but it takes as long as the pages
+    have room.
+    """
+
+    ops = ("attention",)
+    name = "gathered"
+    precision = 1e-9
+    devices = ("cuda",)
+    takes: Mapping[str, object] = {"cache_format": FLOATS, "m": "..8"}
+    input_formats = FLOATS
+    output_formats = FLOATS
+    packed = "f32"
+    # With sinks, a chunk, a window and a soft cap.
+    on_card = 64
+    # Keys and values are copied twice.
+    efficiency = Efficiency(reading=0.1, multiplying=0.05)
+
+    def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
+        return [self.input_formats, *([value.format] for value in node.inputs[1:])]
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        q, k_cache, v_cache, query_start, kv_len, block_table = tensors.inputs
+        (y,) = tensors.outputs
+        heads = (len(q), node.num_kv_heads, -1, node.head_dim)
+        # [m, kv heads, group, dim]: query head h reads kv head h // group.
+        queries, results = q.view(heads), y.view(heads)
+        rows = torch.arange(len(q), dtype=torch.int32, device=q.device)
+        cells = torch.arange(block_table.shape[1] * k_cache.shape[1], dtype=torch.int32, device=q.device)
+        sinks = tensors.packed[0].view(1, node.num_kv_heads, -1, 1) if node.weight else None
+        each = max(1, GATHERED // max(1, len(cells) * node.num_kv_heads * node.head_dim))
+
+        def launch() -> None:
+            sequence = torch.searchsorted(query_start, rows, right=True).sub_(1).clamp_(max=len(kv_len) - 1)
+            position = kv_len[sequence] - query_start[sequence + 1] + rows
+            # A row of no sequence sees nothing.
+            position = position.masked_fill_(rows >= query_start[-1], -1).unsqueeze(1)
+            pages = block_table[sequence].clamp_(0, len(k_cache) - 1)
+            for start in range(0, len(q), each):
+                part = slice(start, start + each)
+                seen = _seen(node, position[part], cells)
+                keys, values = (cache[pages[part]].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
+                results[part] = _mixed(node, queries[part].float(), keys.float(), values.float(), seen, sinks)
+
+        return launch
+
+
+def _seen(node: TensorNode, position: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Which cells of its sequence's pages each row sees, [rows, cells], by its position there, [rows, 1]."""
+    seen = cells <= position
+    if node.chunk:
+        seen &= cells >= position // node.chunk * node.chunk
+    return seen & (cells > position - node.window) if node.window else seen
+
+
+def _mixed(
+    node: TensorNode,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    seen: torch.Tensor,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """q [rows, kv heads, group, dim] against keys and values [rows, kv heads, cells, dim], as q is; float32.
+
+    Cells that are not seen may hold anything. Zeros where none is.
+    """
+    unseen = ~seen[:, None, None]
+    scores = (q @ keys.transpose(2, 3)).mul_(node.scale)
+    if node.soft_cap:
+        scores = scores.div_(node.soft_cap).tanh_().mul_(node.soft_cap)
+    scores = scores.masked_fill_(unseen, -math.inf)
+    most = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    if sinks is not None:
+        most = most.maximum(sinks)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total += (sinks - most).exp_()
+    mixed = weights @ values.masked_fill(~seen[:, None, :, None], 0)
+    return mixed.div_(total.clamp_(min=torch.finfo(torch.float32).tiny))
 
 
 def _attends(node: TensorNode, q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
