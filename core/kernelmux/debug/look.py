@@ -1,20 +1,19 @@
 """One look at a walk: its launches made again by second kernels, and what both made held side by side.
 
 Enters: a walk's launches, one by one or while a graph of them is recorded. Leaves: at the walk's end, errors by node
-and row on their way to the host. Second kernels launch beside the session's stream, on copies that were made on it.
+and row on their way to the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelmux.contract.device import Device
 from kernelmux.debug.apart import Apart, errors_of
 from kernelmux.debug.rows import LiveRows, Rows
-from kernelmux.debug.second import Twin
+from kernelmux.debug.second import Twin, Twins
 from kernelmux.errors import contained
 from kernelmux.run.session import Session
 from kernelmux.run.state import HostCopy
@@ -34,40 +33,35 @@ class Look(Observer):
     def __init__(
         self,
         session: Session,
-        twins: list[Twin | None],
+        twins: Twins,
         apart_of: Callable[[Walk, int, Twin], Apart],
         missing: dict[str, str],
     ) -> None:
         """A twin that raises is taken out of `twins`, and said to be missing."""
         self._session, self._twins, self._apart_of, self._missing = session, twins, apart_of, missing
-        self._busy = set[Any]()
         self._sent: _Results | None = None
 
     def before(self, walk: Walk, index: int) -> None:
         if index == 0:
             self._rows = LiveRows(self._session, walk, every=True)
             self._results = _Results()
-        if (twin := self._twins[index]) is None:
+            self._twins.state.take(mirrored=not self._twins.capturable)
+        if (twin := self._twins.each[index]) is None:
             return
-        if twin.stream in self._busy:
-            # Its memory is that of a step before.
-            self._session.walker.stream.wait_stream(twin.stream)
         twin.give(walk.steps[index].node, walk.tensors[index].inputs)
         try:
-            with self._beside(twin):
-                twin.call()
-                self._theirs = _kept(self._rows.written(index, twin.node.outputs, twin.tensors.outputs))
+            twin.call()
+            self._theirs = _kept(self._rows.written(index, twin.node.outputs, twin.tensors.outputs))
         except BaseException as error:
             self._missing[walk.steps[index].node.name] = f"{twin.name} raised: {contained(error)}"
-            self._twins[index] = None
+            self._twins.each[index] = None
 
     def after(self, walk: Walk, index: int) -> None:
-        if (twin := self._twins[index]) is not None:
+        if (twin := self._twins.each[index]) is not None:
             ours = _kept(self._rows.outputs(index))
             self._results.add(self._apart_of(walk, index, twin), ours, self._theirs)
         last = index == len(walk.steps) - 1
         if last or self._results.nbytes > HELD:
-            self._join()
             self._results.compare()
         if last:
             self._results.close()
@@ -82,20 +76,6 @@ class Look(Observer):
         if self._sent is not None:
             self._sent.count()
             self._sent = None
-
-    @contextmanager
-    def _beside(self, twin: Twin) -> Iterator[None]:
-        """Work on a twin's own stream, after what the session's holds; where there is one."""
-        if twin.stream is not None:
-            twin.stream.wait_stream(self._session.walker.stream)
-            self._busy.add(twin.stream)
-        with self._session.plan.device.platform.on(twin.stream):
-            yield
-
-    def _join(self) -> None:
-        for stream in self._busy:
-            self._session.walker.stream.wait_stream(stream)
-        self._busy.clear()
 
 
 class _Results:

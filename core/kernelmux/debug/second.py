@@ -1,15 +1,15 @@
 """Second kernels for the steps of a walk, bound to memory of their own, to make launches again beside the first ones.
 
-Enters: whose kernels, a session, a walk of it. Leaves: for each step a Twin, or why there is none. The steps take turns
-with a few streams beside the session's, so that their launches overlap, and with a piece of memory for each.
+Enters: whose kernels, a session, a walk of it. Leaves: for each step a Twin, or why there is none. All copies of a
+walk lie in one piece of memory, those of one step at a time; those of the step state beside it, for all steps.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from kernelmux.contract.answers import bound, checked_workspace, stored
 from kernelmux.contract.kernel import Kernel, Launch, Planes, Tensors
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 EVERY = 100
 """Of so many walks one is sampled, unless told."""
-STREAMS = 4
-"""Where there are streams: launches of one row fill a small part of a device, and wait for each other's results."""
 
 
 @dataclass(frozen=True)
@@ -70,27 +68,69 @@ class Twin:
     """In the formats that it reads and writes."""
     tensors: Tensors
     call: Launch
-    stream: Any
-    """That the call launches on; None where there are none."""
+    state: Collection[int]
+    """Of its inputs those that are step state."""
 
     def give(self, node: TensorNode, inputs: Sequence[Planes]) -> None:
-        """Copies what the step of that node reads, converted where this kernel reads it otherwise.
-
-        A kernel that no graph can hold may read step state in host memory: then it waits for that.
-        """
-        for value, planes, wanted, copies in zip(
-            node.inputs, inputs, self.node.inputs, self.tensors.inputs, strict=True
-        ):
-            parts = as_tuple(planes)
+        """Copies what that node's step reads but for step state, converted where this kernel reads it otherwise."""
+        for place, (value, planes) in enumerate(zip(node.inputs, inputs, strict=True)):
+            wanted, parts, copies = self.node.inputs[place], as_tuple(planes), as_tuple(self.tensors.inputs[place])
+            if place in self.state:
+                continue
             if value.format == wanted.format:
-                for part, copy in zip(parts, as_tuple(copies), strict=True):
+                for part, copy in zip(parts, copies, strict=True):
                     copy.copy_(part)
             else:
-                quantize_planes(wanted.format, dequantize_planes(value.format, parts), as_tuple(copies))
-        if not self.kernel.capturable:
-            for copy, mirror in zip(self.tensors.inputs, self.tensors.host, strict=True):
-                if mirror is not None and mirror is not copy:
-                    mirror.copy_(copy)
+                quantize_planes(wanted.format, dequantize_planes(value.format, parts), copies)
+
+
+class StateCopies:
+    """Copies of the step state that a walk reads, for all of its steps."""
+
+    def __init__(self, session: Session) -> None:
+        self._leaves = session.walker.placement.leaves
+        self._on_host = session.plan.device.platform.host_memory
+        self._copies: dict[Value, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        """Of each the original, the copy, and the copy's mirror in host memory."""
+
+    def copy(self, value: Value, original: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of a step's input that is step state its copy and that one's mirror; None of any other."""
+        import torch
+
+        if value.format != "i32" or value.name not in self._leaves:
+            return None
+        if value not in self._copies:
+            copy = original.clone()
+            mirror = copy if self._on_host else torch.empty(copy.shape, dtype=copy.dtype, pin_memory=True)
+            self._copies[value] = original, copy, mirror
+        return self._copies[value][1:]
+
+    def take(self, mirrored: bool) -> None:
+        """Copies all of it as it is now; the mirrors too where a kernel may read those, which waits for the device."""
+        for original, copy, mirror in self._copies.values():
+            copy.copy_(original)
+            if mirrored and mirror is not copy:
+                mirror.copy_(copy)
+
+
+@dataclass(frozen=True, eq=False)
+class Twins:
+    """The second kernels of a walk."""
+
+    each: list[Twin | None]
+    """In the order of its steps; None of those that have none, or none any more."""
+    state: StateCopies
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a graph can hold their launches."""
+        return all(twin is None or twin.kernel.capturable for twin in self.each)
+
+
+class _Chosen(NamedTuple):
+    name: str
+    kernel: Kernel
+    node: TensorNode
 
 
 class Binder:
@@ -100,28 +140,24 @@ class Binder:
         self.session, self.second = session, second
         self._packed: PackedWeights = session.walker.packed.holder()
         self._tables = Tables(session.plan.device)
-        platform = session.plan.device.platform
-        self._streams = [platform.stream(session.plan.device) for _ in range(STREAMS if platform.captures else 1)]
         self.missing: dict[str, str] = {}
         """Nodes that have no second kernel, and why."""
 
-    def bind(self, walk: Walk) -> Iterator[Twin | None]:
-        """Each step's, in the order of the walk."""
+    def bind(self, walk: Walk) -> Twins:
+        """Those of each step."""
         import torch
 
         found = [self._choose(walk, index) for index in range(len(walk.steps))]
-        rooms = [_room(each[2], each[1]) if each else 0 for each in found]
-        count = len(self._streams)
-        memories = [
-            torch.empty(max(rooms[turn::count], default=0), dtype=torch.uint8, device=walk.device.torch)
-            for turn in range(count)
-        ]
-        for index, each in enumerate(found):
-            turn = index % count
-            yield self._bound(walk, index, memories[turn], self._streams[turn], *each) if each else None
+        room = max((_room(each.node, each.kernel) for each in found if each), default=0)
+        memory = torch.empty(room, dtype=torch.uint8, device=walk.device.torch)
+        state = StateCopies(self.session)
+        return Twins(
+            [each and self._bound(walk, index, each, memory, state) for index, each in enumerate(found)],
+            state,
+        )
 
-    def _choose(self, walk: Walk, index: int) -> tuple[str, Kernel, TensorNode] | None:
-        """The name of a step's second kernel, the kernel, and the node as near to its stored values as that takes."""
+    def _choose(self, walk: Walk, index: int) -> _Chosen | None:
+        """A step's second kernel, and the node as near to its stored values as that takes."""
         node, own, asked = walk.steps[index].node, walk.steps[index].choice.name, self.second.kernel
         offer = self.session.plan.registry.offer(node, walk.device, self.second.backend)
         names = [name for name in offer.kernels if asked in ("", name)]
@@ -130,36 +166,27 @@ class Binder:
                 kernel = offer.kernels[name]
                 if (picked := self._tables.pick(kernel, node)) is not None:
                     kernel.variant = picked[0]
-                return name, kernel, stored(node, kernel, lambda place, value: value.format)
+                return _Chosen(name, kernel, stored(node, kernel, lambda place, value: value.format))
         refusals = [refusal.reason for name, refusal in offer.declined.items() if asked in ("", name)]
         self.missing[node.name] = f"{own} is its own" if own in names else "; ".join(refusals) or "there is none"
         return None
 
-    def _bound(
-        self,
-        walk: Walk,
-        index: int,
-        memory: torch.Tensor,
-        stream: Any,
-        name: str,
-        kernel: Kernel,
-        node: TensorNode,
-    ) -> Twin | None:
-        memories = _Memory(memory)
-        inputs = [memories.of(value) for value in node.inputs]
+    def _bound(self, walk: Walk, index: int, chosen: _Chosen, memory: torch.Tensor, state: StateCopies) -> Twin | None:
+        name, kernel, node = chosen
+        memories, originals = _Memory(memory), walk.tensors[index].inputs
+        shared = [state.copy(value, original) for value, original in zip(node.inputs, originals, strict=True)]
+        inputs = [each[0] if each else memories.of(value) for each, value in zip(shared, node.inputs, strict=True)]
         outputs = memories.side_by_side(node.outputs) if kernel.joins(node) else [*map(memories.of, node.outputs)]
         for source, target in node.contract.updates:
             outputs[target] = inputs[source]
-        nbytes = kernel.workspace(node)
+        nbytes, stream = kernel.workspace(node), self.session.walker.stream
         try:
             packed = self._packed.get(node, name, kernel)
             workspace = memories.take(nbytes) if nbytes else None
-            on_host = walk.device.platform.host_memory
-            ports = zip(node.inputs, inputs, strict=True)
-            state = [copy if value.format == "i32" else None for value, copy in ports]
-            host = tuple(copy if copy is None or on_host else copy.cpu() for copy in state)
+            host = tuple(each[1] if each else None for each in shared)
             tensors = Tensors(tuple(inputs), tuple(outputs), packed, workspace, host)
-            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), stream)
+            places = {place for place, each in enumerate(shared) if each}
+            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), places)
         except BaseException as error:
             self.missing[node.name] = f"{name} cannot be bound: {contained(error)}"
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from kernelmux.debug.apart import Apart
 from kernelmux.debug.look import Look
-from kernelmux.debug.second import Binder, Second, Twin
+from kernelmux.debug.second import Binder, Second, Twin, Twins
 from kernelmux.errors import KernelmuxError, nearest
 from kernelmux.graph.formats import lookup
 from kernelmux.run.session import Session
@@ -29,7 +29,7 @@ class Shadow(Observer):
         self.session, self.second, self.limit = session, second, limit
         self.walks = self.sampled = 0
         self._binder = Binder(session, second)
-        self._twins: dict[Walk, list[Twin | None]] = {}
+        self._twins: dict[Walk, Twins] = {}
         self._looks: dict[Walk, Look] = {}
         """At walks that are made launch by launch."""
         self._recorded: dict[Walk, Look] = {}
@@ -64,7 +64,7 @@ class Shadow(Observer):
 
     def recorded(self, walk: Walk) -> Observer | None:
         """After one look at a walk, so that libraries have taken the time that they do at first."""
-        if walk not in self._looks or not all(twin is None or twin.kernel.capturable for twin in self._twins[walk]):
+        if walk not in self._looks or not self._twins[walk].capturable:
             return None
         if walk not in self._recorded:
             self._recorded[walk] = self._look(walk)
@@ -72,7 +72,7 @@ class Shadow(Observer):
 
     def before(self, walk: Walk, index: int) -> None:
         if index == 0 and walk not in self._looks:
-            self._twins[walk] = list(self._binder.bind(walk))
+            self._twins[walk] = self._binder.bind(walk)
             self._looks[walk] = self._look(walk)
         self._looks[walk].before(walk, index)
 

@@ -100,7 +100,7 @@ class Gathered(TorchKernel):
     output_formats = FLOATS
     packed = "f32"
     # With sinks, a chunk, a window and a soft cap.
-    on_card = 64
+    on_card = 48
     # Keys and values are copied twice.
     efficiency = Efficiency(reading=0.1, multiplying=0.05)
 
@@ -118,17 +118,19 @@ class Gathered(TorchKernel):
         sinks = tensors.packed[0].view(1, node.num_kv_heads, -1, 1) if node.weight else None
         each = max(1, GATHERED // max(1, len(cells) * node.num_kv_heads * node.head_dim))
 
+        ends = query_start[1:]
+
         def launch() -> None:
-            sequence = torch.searchsorted(query_start, rows, right=True).sub_(1).clamp_(max=len(kv_len) - 1)
-            position = kv_len[sequence] - query_start[sequence + 1] + rows
+            sequence = torch.searchsorted(ends, rows, right=True).clamp_(max=len(ends) - 1)
             # A row of no sequence sees nothing.
-            position = position.masked_fill_(rows >= query_start[-1], -1).unsqueeze(1)
+            position = (kv_len - ends)[sequence].add_(rows).masked_fill_(rows >= ends[-1], -1).unsqueeze(1)
             pages = block_table[sequence].clamp_(0, len(k_cache) - 1)
             for start in range(0, len(q), each):
                 part = slice(start, start + each)
                 seen = _seen(node, position[part], cells)
-                keys, values = (cache[pages[part]].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
-                results[part] = _mixed(node, queries[part].float(), keys.float(), values.float(), seen, sinks)
+                keys, values = (cache[pages[part]].float().flatten(1, 2) for cache in (k_cache, v_cache))
+                given = queries[part].float(), keys.transpose(1, 2), values.transpose(1, 2)
+                results[part] = _mixed(node, *given, seen, sinks)
 
         return launch
 
@@ -151,22 +153,18 @@ def _mixed(
 ) -> torch.Tensor:
     """q [rows, kv heads, group, dim] against keys and values [rows, kv heads, cells, dim], as q is; float32.
 
-    Cells that are not seen may hold anything. Zeros where none is.
+    Cells that are not seen may hold anything; values are made zeros there. Zeros where none is seen.
     """
     unseen = ~seen[:, None, None]
     scores = (q @ keys.transpose(2, 3)).mul_(node.scale)
     if node.soft_cap:
         scores = scores.div_(node.soft_cap).tanh_().mul_(node.soft_cap)
     scores = scores.masked_fill_(unseen, -math.inf)
-    most = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
     if sinks is not None:
-        most = most.maximum(sinks)
-    weights = scores.sub_(most).exp_()
-    total = weights.sum(-1, keepdim=True)
-    if sinks is not None:
-        total += (sinks - most).exp_()
-    mixed = weights @ values.masked_fill(~seen[:, None, :, None], 0)
-    return mixed.div_(total.clamp_(min=torch.finfo(torch.float32).tiny))
+        scores = torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], dim=-1)
+    # NaN where nothing is seen.
+    shares = scores.softmax(-1)[..., : len(seen[0])].masked_fill_(unseen, 0)
+    return shares @ values.masked_fill_(unseen.transpose(2, 3), 0)
 
 
 def _attends(node: TensorNode, q: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
