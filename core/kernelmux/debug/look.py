@@ -1,20 +1,21 @@
 """One look at a walk: its launches made again by second kernels, and what both made held side by side.
 
 Enters: a walk's launches, one by one or while a graph of them is recorded. Leaves: at the walk's end, errors by node
-and row on their way to the host.
+and row on their way to the host. Second kernels launch beside the session's stream, on copies that were made on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.device import Device
 from kernelmux.debug.apart import Apart, errors_of
-from kernelmux.debug.rows import LiveRows, Rows
+from kernelmux.debug.rows import AllRows, Stored
 from kernelmux.debug.second import Twin, Twins
 from kernelmux.errors import contained
+from kernelmux.graph.formats import dequantize_planes, stored_as
 from kernelmux.run.session import Session
 from kernelmux.run.state import HostCopy
 from kernelmux.run.walk import Walk
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 HELD = 2**25
-"""Bytes of results that are held until their errors are computed at once: each alone would take a dozen launches."""
+"""Bytes of results that are held until their errors are computed at once: each alone would take twenty launches."""
 
 
 class Look(Observer):
@@ -39,29 +40,37 @@ class Look(Observer):
     ) -> None:
         """A twin that raises is taken out of `twins`, and said to be missing."""
         self._session, self._twins, self._apart_of, self._missing = session, twins, apart_of, missing
+        self._busy = set[Any]()
         self._sent: _Results | None = None
 
     def before(self, walk: Walk, index: int) -> None:
         if index == 0:
-            self._rows = LiveRows(self._session, walk, every=True)
+            self._rows = AllRows(self._session, walk)
             self._results = _Results()
             self._twins.state.take(mirrored=not self._twins.capturable)
         if (twin := self._twins.each[index]) is None:
             return
+        if twin.stream in self._busy:
+            # Its memory may still be that of a step before.
+            self._session.walker.stream.wait_stream(twin.stream)
         twin.give(walk.steps[index].node, walk.tensors[index].inputs)
         try:
-            twin.call()
-            self._theirs = _kept(self._rows.written(index, twin.node.outputs, twin.tensors.outputs))
+            with self._beside(twin):
+                twin.call()
+                self._theirs = [*self._rows.stored(index, twin.node.outputs, twin.tensors.outputs)]
         except BaseException as error:
             self._missing[walk.steps[index].node.name] = f"{twin.name} raised: {contained(error)}"
             self._twins.each[index] = None
 
     def after(self, walk: Walk, index: int) -> None:
         if (twin := self._twins.each[index]) is not None:
-            ours = _kept(self._rows.outputs(index))
-            self._results.add(self._apart_of(walk, index, twin), ours, self._theirs)
+            ours = self._rows.stored(index, walk.steps[index].node.outputs, walk.tensors[index].outputs)
+            apart = self._apart_of(walk, index, twin)
+            for one, other in zip(ours, self._theirs, strict=True):
+                self._results.add(apart, one, other)
         last = index == len(walk.steps) - 1
         if last or self._results.nbytes > HELD:
+            self._join()
             self._results.compare()
         if last:
             self._results.close()
@@ -77,6 +86,20 @@ class Look(Observer):
             self._sent.count()
             self._sent = None
 
+    @contextmanager
+    def _beside(self, twin: Twin) -> Iterator[None]:
+        """Work on a twin's own stream, after what the session's holds; where there is one."""
+        if twin.stream is not None:
+            twin.stream.wait_stream(self._session.walker.stream)
+            self._busy.add(twin.stream)
+        with self._session.plan.device.platform.on(twin.stream):
+            yield
+
+    def _join(self) -> None:
+        for stream in self._busy:
+            self._session.walker.stream.wait_stream(stream)
+        self._busy.clear()
+
 
 class _Results:
     """What both kernels of a walk's steps have made, then the errors of it."""
@@ -84,29 +107,32 @@ class _Results:
     def __init__(self) -> None:
         self.nbytes = 0
         """Of what is held."""
-        self._held: dict[torch.Size, list[tuple[Apart, Rows, Rows]]] = {}
-        """By shape."""
+        self._held: dict[object, list[tuple[Apart, Stored, Stored]]] = {}
+        """Those that are stored alike together."""
         self._errors: list[torch.Tensor] = []
         """[3, rows]: squared errors, squares, positions."""
         self._aparts: list[Apart] = []
         """One for each row of them."""
         self._copy: HostCopy | None = None
 
-    def add(self, apart: Apart, ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
-        for one, other in zip(ours, theirs, strict=True):
-            self._held.setdefault(one.numbers.shape, []).append((apart, one, other))
-            self.nbytes += 2 * one.numbers.nbytes
+    def add(self, apart: Apart, ours: Stored, theirs: Stored) -> None:
+        self._held.setdefault((ours.kind, theirs.kind), []).append((apart, ours, theirs))
+        self.nbytes += sum(part.nbytes for part in (*ours.planes, *theirs.planes))
 
     def compare(self) -> None:
-        """Computes the errors of what is held, and holds it no longer."""
+        """Computes the errors of what is held, and holds it no longer.
+
+        What the second kernel made is stored as the first one stores it: both round alike.
+        """
         import torch
 
         for several in self._held.values():
-            found = torch.stack([one.numbers for _, one, _ in several])
-            wanted = torch.stack([other.numbers for _, _, other in several])
-            positions = torch.stack([one.positions for _, one, _ in several]).double()
-            self._errors.append(torch.cat([errors_of(found, wanted), positions.unsqueeze(0)]).flatten(1))
-            self._aparts += [apart for apart, one, _ in several for _ in range(len(one.positions))]
+            found = _numbers([ours for _, ours, _ in several])
+            wanted = stored_as(several[0][1].format, _numbers([theirs for _, _, theirs in several]))
+            positions = torch.stack([ours.positions for _, ours, _ in several]).double()
+            errors = errors_of(found.flatten(2), wanted.flatten(2))
+            self._errors.append(torch.cat([errors, positions.unsqueeze(0)]).flatten(1))
+            self._aparts += [apart for apart, ours, _ in several for _ in range(len(ours.positions))]
         self._held.clear()
         self.nbytes = 0
 
@@ -135,7 +161,9 @@ class _Results:
             apart.count(rows)
 
 
-def _kept(several: Sequence[Rows]) -> list[Rows]:
-    """Rows as [rows, columns], in memory of their own: float32 was not converted, so that it may be the kernel's."""
-    flat = [replace(rows, numbers=rows.numbers.flatten(1)) for rows in several]
-    return [replace(rows, numbers=rows.numbers.clone()) if rows.value.format == "f32" else rows for rows in flat]
+def _numbers(several: list[Stored]) -> torch.Tensor:
+    """Values that are stored alike as float32, [values, rows, ...]."""
+    import torch
+
+    planes = zip(*(stored.planes for stored in several), strict=True)
+    return dequantize_planes(several[0].format, tuple(torch.stack(parts) for parts in planes))

@@ -1,13 +1,13 @@
 """Which rows of a walk's values are of real tokens, and what they hold: what pads a step may hold anything.
 
 Enters: a session, and a walk of its that is about to run. Leaves: of each step's inputs or outputs the rows that count,
-as float32, with their positions; of caches the cells that the step has written, or may read. Where a graph is to hold
-the reading, all rows, for which of them count is not known then: those that do not have no position.
+as float32, with their positions; of caches the cells that the step has written, or may read. Or of a kernel's outputs
+all rows, as they are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -34,33 +34,72 @@ class Rows:
     value: Value
     """As the step has it."""
     positions: torch.Tensor
-    """Of each row's token in its sequence; below 0 of what pads the step."""
+    """Of each row's token in its sequence."""
     numbers: torch.Tensor
     """[rows, ...], float32."""
 
 
-class LiveRows:
-    """The rows of a walk that are of real tokens, by its step state as it is now; or all, as a graph can hold them."""
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """All rows of one value as a kernel has stored them, in memory of their own."""
 
-    def __init__(self, session: Session, walk: Walk, every: bool = False) -> None:
+    format: str
+    positions: torch.Tensor
+    """Of each row's token in its sequence; below 0 of what pads the step."""
+    planes: tuple[torch.Tensor, ...]
+    """But for sums, which say nothing that the others do not."""
+
+    @property
+    def kind(self) -> object:
+        """What others have that are stored alike."""
+        return self.format, tuple((part.dtype, part.shape) for part in self.planes)
+
+
+class _StepRows:
+    """A walk's step state as it is now, and whose rows each of its values has."""
+
+    def __init__(self, session: Session, walk: Walk) -> None:
         (logits, *_) = walk.outputs.values()
         m, outs = walk.steps[0].node.rows, len(as_tuple(logits)[0])
         self._walk, self._state = walk, session.walker.placement.leaves
         # The walk's own nodes have extents, which may be alike; by symbols it is known whose rows a value has.
         self._steps = session.plan.schedule(m, outs).steps
-        slots, positions = (self._state[name][:m].long() for name in ("slots", "positions"))
-        logit_rows = self._state["logit_rows"][:outs].long()
+        self._slots, self._at = (self._state[name][:m].long() for name in ("slots", "positions"))
+        self._logit_rows = self._state["logit_rows"][:outs].long()
+
+
+class AllRows(_StepRows):
+    """All rows of a walk: which of them are of real tokens is on the device, so that a graph can hold the reading."""
+
+    def __init__(self, session: Session, walk: Walk) -> None:
+        super().__init__(session, walk)
+        positions = self._at.where(self._slots >= 0, -1)
+        self._positions = {"m": positions, "outs": positions[self._logit_rows]}
+        self._cells = self._slots.clamp(min=0)
+
+    def stored(self, index: int, values: Sequence[Value], memory: Sequence[Planes]) -> Iterator[Stored]:
+        """What a kernel of the step at `index` has written to memory, in the formats of `values`."""
+        node = self._steps[index].node
+        updated = {target for _, target in node.contract.updates}
+        for place, (value, symbol, planes) in enumerate(zip(values, node.outputs, memory, strict=True)):
+            parts = as_tuple(planes)[:2]
+            if value.format != "i32" and (positions := self._positions.get(str(symbol.shape[0]))) is not None:
+                yield Stored(value.format, positions, tuple(part.clone() for part in parts))
+            elif place in updated:
+                cells = tuple(part.flatten(0, 1)[self._cells] for part in parts)
+                yield Stored(value.format, self._positions["m"], cells)
+
+
+class LiveRows(_StepRows):
+    """The rows of a walk that are of real tokens."""
+
+    def __init__(self, session: Session, walk: Walk) -> None:
+        super().__init__(session, walk)
+        slots, positions, logit_rows = self._slots, self._at, self._logit_rows
         live, live_outs = slots >= 0, slots[logit_rows] >= 0
-        self._rows: Mapping[str, slice | torch.Tensor]
-        if every:
-            self._rows = {"m": slice(m), "outs": slice(outs)}
-            positions = positions.where(live, -1)
-            self._positions = {"m": positions, "outs": positions[logit_rows]}
-            self._slots = slots.clamp(min=0)
-        else:
-            self._rows = {"m": live.nonzero().flatten(), "outs": live_outs.nonzero().flatten()}
-            self._positions = {"m": positions[live], "outs": positions[logit_rows][live_outs]}
-            self._slots = slots[live]
+        self._rows = {"m": live.nonzero().flatten(), "outs": live_outs.nonzero().flatten()}
+        self._positions = {"m": positions[live], "outs": positions[logit_rows][live_outs]}
+        self._slots = slots[live]
 
     @property
     def count(self) -> int:
@@ -69,12 +108,9 @@ class LiveRows:
 
     def outputs(self, index: int) -> list[Rows]:
         """What the step at `index` has written."""
-        return self.written(index, self._walk.steps[index].node.outputs, self._walk.tensors[index].outputs)
-
-    def written(self, index: int, values: Sequence[Value], memory: Sequence[Planes]) -> list[Rows]:
-        """The same of other memory, which another kernel has written, in the formats of `values`."""
-        node = self._steps[index].node
-        return list(self._taken(values, node.outputs, memory, {target for _, target in node.contract.updates}))
+        node, memory = self._walk.steps[index].node, self._walk.tensors[index].outputs
+        updated = {target for _, target in node.contract.updates}
+        return list(self._taken(node.outputs, self._steps[index].node.outputs, memory, updated))
 
     def inputs(self, index: int, memory: Sequence[Planes] | None = None) -> list[Rows]:
         """What it reads, but for ids, lengths and what it updates."""
@@ -91,7 +127,7 @@ class LiveRows:
         value, symbol = (each.node.inputs[place] for each in (self._walk.steps[index], self._steps[index]))
         if value.format == "i32" or (rows := self._rows.get(str(symbol.shape[0]))) is None:
             return None
-        padding = torch.ones(value.extents[0], dtype=torch.bool, device=self._slots.device)
+        padding = torch.ones(value.extents[0], dtype=torch.bool, device=rows.device)
         padding[rows] = False
         return padding
 
@@ -103,8 +139,7 @@ class LiveRows:
                 continue
             if (rows := self._rows.get(str(symbol.shape[0]))) is not None:
                 dense = dequantize_planes(value.format, as_tuple(planes))
-                whole = isinstance(rows, slice) or len(rows) == len(dense)
-                taken = dense if whole else dense[rows]
+                taken = dense if len(rows) == len(dense) else dense[rows]
                 yield Rows(value, self._positions[str(symbol.shape[0])], taken)
             elif len(value.shape) == 4:
                 cells, positions = (self._slots, self._positions["m"]) if place in written else self._cached

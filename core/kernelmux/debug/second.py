@@ -1,7 +1,8 @@
 """Second kernels for the steps of a walk, bound to memory of their own, to make launches again beside the first ones.
 
-Enters: whose kernels, a session, a walk of it. Leaves: for each step a Twin, or why there is none. All copies of a
-walk lie in one piece of memory, those of one step at a time; those of the step state beside it, for all steps.
+Enters: whose kernels, a session, a walk of it. Leaves: for each step a Twin, or why there is none. The steps take turns
+with a few streams beside the session's, and with a piece of memory for each: what one step's kernel does overlaps with
+what others do. Step state is copied once, for all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernelmux.contract.answers import bound, checked_workspace, stored
 from kernelmux.contract.kernel import Kernel, Launch, Planes, Tensors
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 EVERY = 100
 """Of so many walks one is sampled, unless told."""
+STREAMS = 4
+"""Where there are streams. Launches of a row fill a small part of a device: on an H200 a step of SmolLM2 and its second
+launches took 4.6 ms on four streams, and more than 6 ms on one (docs/results/h200-debugging.json)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Twin:
     call: Launch
     state: Collection[int]
     """Of its inputs those that are step state."""
+    stream: Any
+    """That the call launches on; None where there are none."""
 
     def give(self, node: TensorNode, inputs: Sequence[Planes]) -> None:
         """Copies what that node's step reads but for step state, converted where this kernel reads it otherwise."""
@@ -140,6 +146,8 @@ class Binder:
         self.session, self.second = session, second
         self._packed: PackedWeights = session.walker.packed.holder()
         self._tables = Tables(session.plan.device)
+        platform = session.plan.device.platform
+        self._streams = [platform.stream(session.plan.device) for _ in range(STREAMS if platform.captures else 1)]
         self.missing: dict[str, str] = {}
         """Nodes that have no second kernel, and why."""
 
@@ -148,13 +156,17 @@ class Binder:
         import torch
 
         found = [self._choose(walk, index) for index in range(len(walk.steps))]
-        room = max((_room(each.node, each.kernel) for each in found if each), default=0)
-        memory = torch.empty(room, dtype=torch.uint8, device=walk.device.torch)
-        state = StateCopies(self.session)
-        return Twins(
-            [each and self._bound(walk, index, each, memory, state) for index, each in enumerate(found)],
-            state,
-        )
+        rooms = [_room(each.node, each.kernel) if each else 0 for each in found]
+        turns, state = len(self._streams), StateCopies(self.session)
+        memories = [
+            torch.empty(max(rooms[turn::turns], default=0), dtype=torch.uint8, device=walk.device.torch)
+            for turn in range(turns)
+        ]
+        twins = [
+            each and self._bound(walk, index, each, _Memory(memories[index % turns]), state)
+            for index, each in enumerate(found)
+        ]
+        return Twins(twins, state)
 
     def _choose(self, walk: Walk, index: int) -> _Chosen | None:
         """A step's second kernel, and the node as near to its stored values as that takes."""
@@ -171,22 +183,22 @@ class Binder:
         self.missing[node.name] = f"{own} is its own" if own in names else "; ".join(refusals) or "there is none"
         return None
 
-    def _bound(self, walk: Walk, index: int, chosen: _Chosen, memory: torch.Tensor, state: StateCopies) -> Twin | None:
+    def _bound(self, walk: Walk, index: int, chosen: _Chosen, memory: _Memory, state: StateCopies) -> Twin | None:
         name, kernel, node = chosen
-        memories, originals = _Memory(memory), walk.tensors[index].inputs
+        originals = walk.tensors[index].inputs
         shared = [state.copy(value, original) for value, original in zip(node.inputs, originals, strict=True)]
-        inputs = [each[0] if each else memories.of(value) for each, value in zip(shared, node.inputs, strict=True)]
-        outputs = memories.side_by_side(node.outputs) if kernel.joins(node) else [*map(memories.of, node.outputs)]
+        inputs = [each[0] if each else memory.of(value) for each, value in zip(shared, node.inputs, strict=True)]
+        outputs = memory.side_by_side(node.outputs) if kernel.joins(node) else [*map(memory.of, node.outputs)]
         for source, target in node.contract.updates:
             outputs[target] = inputs[source]
-        nbytes, stream = kernel.workspace(node), self.session.walker.stream
+        nbytes, stream = kernel.workspace(node), self._streams[index % len(self._streams)]
         try:
             packed = self._packed.get(node, name, kernel)
-            workspace = memories.take(nbytes) if nbytes else None
+            workspace = memory.take(nbytes) if nbytes else None
             host = tuple(each[1] if each else None for each in shared)
             tensors = Tensors(tuple(inputs), tuple(outputs), packed, workspace, host)
             places = {place for place, each in enumerate(shared) if each}
-            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), places)
+            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), places, stream)
         except BaseException as error:
             self.missing[node.name] = f"{name} cannot be bound: {contained(error)}"
             return None

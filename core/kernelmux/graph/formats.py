@@ -349,6 +349,20 @@ def quantize_planes(name: str, values: torch.Tensor, planes: tuple[torch.Tensor,
         plane.copy_(_blocks_of(dequantize_planes(name, planes), scales.shape).sum(dim=-1))
 
 
+def stored_as(name: str, values: torch.Tensor) -> torch.Tensor:
+    """What is left of float `values` [..., rows, columns] that are stored in a format, as `quantize_planes` has it."""
+    import torch
+
+    fmt = lookup(name)
+    if fmt.plain:
+        return values.to(fmt.dtype).to(values.dtype)
+    if values.dim() > 2 and any(plane.rows != 1 for plane in fmt.planes):
+        return torch.stack([stored_as(name, each) for each in values])
+    planes = empty_planes(Value("", tuple(values.shape), name), str(values.device))
+    quantize_planes(name, values, planes)
+    return dequantize_planes(name, planes, values.dtype)
+
+
 def quantized_scales(name: str, values: torch.Tensor) -> torch.Tensor:
     """The scales, by rows, that `quantize_planes` stores `values` with, in their dtype."""
     import torch
