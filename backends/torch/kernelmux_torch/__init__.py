@@ -18,6 +18,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
     from kernelmux_torch.cuda import embed as cuda_embed
     from kernelmux_torch.cuda import experts as cuda_experts
     from kernelmux_torch.cuda import mul_mat as cuda_mul_mat
+    from kernelmux_torch.cuda import rms_norm as cuda_rms_norm
 
     return [
         *(mul_mat.Bf16, mul_mat.F32, mul_mat.Int4, mul_mat.Int4Groups, mul_mat.Int8),
@@ -27,7 +28,8 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(elementwise.Add, elementwise.Mul, elementwise.Scale),
         *(elementwise.Silu, elementwise.Gelu, elementwise.SoftCap, elementwise.ClampedSwiglu),
         elementwise.Temper,
-        *(rms_norm.RmsNorm, rms_norm.QkNorm, rope.Rope, copy.Copy, cuda_copy.Copy),
+        *(rms_norm.RmsNorm, rms_norm.QkNorm, cuda_rms_norm.RmsNorm, cuda_rms_norm.QkNorm),
+        *(rope.Rope, copy.Copy, cuda_copy.Copy),
         *(cuda_embed.Bf16, cuda_embed.F32, embed.Rows),
         *(experts.Route, experts.MulMatId, experts.MulMatIdBf16, experts.ExpertSum),
         *(cuda_experts.Route, cuda_experts.MulMatId, cuda_experts.MulMatIdBf16, cuda_experts.ExpertSum),

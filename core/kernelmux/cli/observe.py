@@ -37,7 +37,7 @@ Shadowed = Annotated[
 ]
 ShadowBound = Annotated[
     float | None,
-    typer.Option("--shadow-bound", min=0.0, metavar="NMSE", help="Warn beyond it, not beyond what both kernels state."),
+    typer.Option("--shadow-bound", min=0.0, metavar="NMSE", help="Warn beyond it, not beyond ten times what both say."),
 ]
 WatchdogSeconds = Annotated[
     float | None,

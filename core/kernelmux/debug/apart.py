@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 
+SLACK = 10.0
+"""Times what kernels say that they err by, which is what is taken for rounding unless told: they say it of the numbers
+that the suite draws, and a model's have outliers."""
+
+
 @dataclass
 class Apart:
     """How far one node's kernel was from the second one, over all launches that both made."""
@@ -26,7 +31,7 @@ class Apart:
     kernel: str
     second: str
     bound: float
-    """NMSE over which it is told of: the sum of what both kernels state, unless it was given."""
+    """NMSE over which it is told of: SLACK times the sum of what both kernels state, unless it was given."""
     launches: int = 0
     worst: float = 0.0
     """NMSE of the worst launch; infinite where one of the two has made a NaN and the other none."""

@@ -14,8 +14,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kernelmux.debug.apart import SLACK
 from kernelmux.debug.search import accomplices, to_blame
-from kernelmux.debug.suspects import REFERENCE, SLACK, Beside, Suspect, Swap, suspects_of
+from kernelmux.debug.suspects import REFERENCE, Beside, Suspect, Swap, suspects_of
 from kernelmux.errors import LaunchError, ModelError
 from kernelmux.graph.domain import Range
 from kernelmux.plan.plan import Plan

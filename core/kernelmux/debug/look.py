@@ -57,7 +57,8 @@ class Look(Observer):
         try:
             with self._beside(twin):
                 twin.call()
-                self._theirs = [*self._rows.stored(index, twin.node.outputs, twin.tensors.outputs)]
+                theirs = twin.node.outputs, twin.tensors.outputs
+                self._theirs = [*self._rows.stored(index, *theirs, lasts=twin.lasts)]
         except BaseException as error:
             self._missing[walk.steps[index].node.name] = f"{twin.name} raised: {contained(error)}"
             self._twins.each[index] = None

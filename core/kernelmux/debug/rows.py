@@ -41,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """All rows of one value as a kernel has stored them, in memory of their own."""
+    """All rows of one value as a kernel has stored them, until the walk ends."""
 
     format: str
     positions: torch.Tensor
@@ -77,14 +77,16 @@ class AllRows(_StepRows):
         self._positions = {"m": positions, "outs": positions[self._logit_rows]}
         self._cells = self._slots.clamp(min=0)
 
-    def stored(self, index: int, values: Sequence[Value], memory: Sequence[Planes]) -> Iterator[Stored]:
-        """What a kernel of the step at `index` has written to memory, in the formats of `values`."""
+    def stored(
+        self, index: int, values: Sequence[Value], memory: Sequence[Planes], lasts: bool = False
+    ) -> Iterator[Stored]:
+        """What a kernel of the step at `index` has written, in the formats of `values`; copied unless it `lasts`."""
         node = self._steps[index].node
         updated = {target for _, target in node.contract.updates}
         for place, (value, symbol, planes) in enumerate(zip(values, node.outputs, memory, strict=True)):
             parts = as_tuple(planes)[:2]
             if value.format != "i32" and (positions := self._positions.get(str(symbol.shape[0]))) is not None:
-                yield Stored(value.format, positions, tuple(part.clone() for part in parts))
+                yield Stored(value.format, positions, parts if lasts else tuple(part.clone() for part in parts))
             elif place in updated:
                 cells = tuple(part.flatten(0, 1)[self._cells] for part in parts)
                 yield Stored(value.format, self._positions["m"], cells)

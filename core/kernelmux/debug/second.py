@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 EVERY = 100
 """Of so many walks one is sampled, unless told."""
+LASTING = 2**28
+"""Bytes of all outputs of a walk's second kernels that each has memory of its own for."""
 STREAMS = 4
 """Where there are streams. Launches of a row fill a small part of a device: on an H200 a step of SmolLM2 and its second
 launches took 4.6 ms on four streams, and more than 6 ms on one (docs/results/h200-debugging.json)."""
@@ -76,6 +78,8 @@ class Twin:
     """Of its inputs those that are step state."""
     stream: Any
     """That the call launches on; None where there are none."""
+    lasts: bool
+    """Whether its outputs stay as they are until the walk has ended: no other twin's are in their memory."""
 
     def give(self, node: TensorNode, inputs: Sequence[Planes]) -> None:
         """Copies what that node's step reads but for step state, converted where this kernel reads it otherwise."""
@@ -162,8 +166,10 @@ class Binder:
             torch.empty(max(rooms[turn::turns], default=0), dtype=torch.uint8, device=walk.device.torch)
             for turn in range(turns)
         ]
+        room = sum(sum(map(value_bytes, each.node.outputs)) for each in found if each)
+        lasting = _Memory(torch.empty(room, dtype=torch.uint8, device=walk.device.torch)) if room <= LASTING else None
         twins = [
-            each and self._bound(walk, index, each, _Memory(memories[index % turns]), state)
+            each and self._bound(walk, index, each, _Memory(memories[index % turns]), lasting, state)
             for index, each in enumerate(found)
         ]
         return Twins(twins, state)
@@ -183,12 +189,15 @@ class Binder:
         self.missing[node.name] = f"{own} is its own" if own in names else "; ".join(refusals) or "there is none"
         return None
 
-    def _bound(self, walk: Walk, index: int, chosen: _Chosen, memory: _Memory, state: StateCopies) -> Twin | None:
+    def _bound(
+        self, walk: Walk, index: int, chosen: _Chosen, memory: _Memory, lasting: _Memory | None, state: StateCopies
+    ) -> Twin | None:
         name, kernel, node = chosen
         originals = walk.tensors[index].inputs
         shared = [state.copy(value, original) for value, original in zip(node.inputs, originals, strict=True)]
         inputs = [each[0] if each else memory.of(value) for each, value in zip(shared, node.inputs, strict=True)]
-        outputs = memory.side_by_side(node.outputs) if kernel.joins(node) else [*map(memory.of, node.outputs)]
+        written = lasting or memory
+        outputs = written.side_by_side(node.outputs) if kernel.joins(node) else [*map(written.of, node.outputs)]
         for source, target in node.contract.updates:
             outputs[target] = inputs[source]
         nbytes, stream = kernel.workspace(node), self._streams[index % len(self._streams)]
@@ -198,7 +207,8 @@ class Binder:
             host = tuple(each[1] if each else None for each in shared)
             tensors = Tensors(tuple(inputs), tuple(outputs), packed, workspace, host)
             places = {place for place, each in enumerate(shared) if each}
-            return Twin(name, kernel, node, tensors, bound(kernel, node, tensors, stream), places, stream)
+            call, lasts = bound(kernel, node, tensors, stream), lasting is not None
+            return Twin(name, kernel, node, tensors, call, places, stream, lasts)
         except BaseException as error:
             self.missing[node.name] = f"{name} cannot be bound: {contained(error)}"
             return None

@@ -8,7 +8,7 @@ second sample on, if a graph can hold them.
 
 from __future__ import annotations
 
-from kernelmux.debug.apart import Apart
+from kernelmux.debug.apart import SLACK, Apart
 from kernelmux.debug.look import Look
 from kernelmux.debug.second import Binder, Second, Twin, Twins
 from kernelmux.errors import KernelmuxError, nearest
@@ -93,6 +93,6 @@ class Shadow(Observer):
             stores = zip(step.node.outputs, twin.node.outputs, strict=True)
             rounding = max(lookup(one.format).rounding + lookup(other.format).rounding for one, other in stores)
             stated = step.choice.kernel.precision + twin.kernel.precision + rounding
-            limit = stated if self.limit is None else self.limit
+            limit = SLACK * stated if self.limit is None else self.limit
             self._found[key] = Apart(step.node.name, step.node.op, step.choice.name, twin.name, limit)
         return self._found[key]

@@ -23,9 +23,6 @@ from kernelmux.run.watch import Observer
 REFERENCE = "reference"
 TRUTH = "reference:f32"
 """The kernel that makes a launch in another's place."""
-SLACK = 10.0
-"""Times what kernels say that they err by, which is what is taken for rounding unless told."""
-
 FEW_NAMES = 4
 
 
@@ -124,7 +121,7 @@ class Beside(Observer):
         """Whether one of its launches was far beyond what both kernels state."""
         rows = Range(*suspect.rows)
         told = (apart for count, shadow in self._shadows.items() if count in rows for apart in shadow.found)
-        return any(apart.node == suspect.node and apart.share > SLACK for apart in told)
+        return any(apart.node == suspect.node and apart.share > 1 for apart in told)
 
     def wants(self, walk: Walk, rehearsal: bool) -> bool:
         return self._of(walk).wants(walk, rehearsal)
