@@ -1,4 +1,4 @@
-"""rms_norm and qk_norm, five torch calls a tensor that write where told: torch's own allocates, for nothing on the CPU."""
+"""rms_norm and qk_norm, five torch calls a tensor that write where told: torch's own norm allocates."""
 
 from __future__ import annotations
 
