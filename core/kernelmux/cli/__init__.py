@@ -12,7 +12,7 @@ from kernelmux.cli.bench import bench
 from kernelmux.cli.bisect import bisect
 from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
-from kernelmux.cli.command import Command
+from kernelmux.cli.command import Command, UsageError, say_usage
 from kernelmux.cli.compare import compare
 from kernelmux.cli.graph import graph
 from kernelmux.cli.info import info
@@ -59,7 +59,10 @@ def main() -> None:
     open_streams()
     wait_by_load()
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        say_usage(error)
+        sys.exit(error.exit_code)
     except KernelmuxError as error:
         said = " ".join(part.strip() for part in str(error).splitlines())
         say(f"kernelmux: {type(error).__name__}: {said}", err=True)

@@ -44,9 +44,7 @@ ALL = dict(commands(typer.main.get_command(app)))
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_an_option_that_takes_one_value_is_refused_where_it_is_given_twice(arguments: list[str], option: str):
-    result = call_command(*arguments)
-    assert (result.code, result.out) == (2, "")
-    assert f"{option} is given 2 times" in " ".join(result.err.replace("│", " ").split())
+    assert_one_line_error(call_command(*arguments), f"{option} is given 2 times")
 
 
 def test_a_switch_may_be_given_twice(tiny: Path):

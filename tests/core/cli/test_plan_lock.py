@@ -122,7 +122,7 @@ def test_a_locked_plan_takes_no_policy(q4: Path, small: Path, tmp_path: Path, op
     given = [small if option == "small" else option for option in options]
     result = call_command("run", q4, "--plan", tmp_path / "p.json", *given, *ASK)
     assert (result.code, result.out) == (2, "")
-    assert "a locked plan takes no --policy, no --exact and no --use" in " ".join(result.err.replace("│", " ").split())
+    assert "a locked plan takes no --policy, no --exact and no --use" in result.err
 
 
 def test_a_lock_that_cannot_be_written_is_one_line(q4: Path, tmp_path: Path):
@@ -349,7 +349,7 @@ def test_options_that_have_no_use_for_each_other_are_an_error(
     filled = [{"small": small, "whole": whole, "locked": locked}.get(option, option) for option in options]
     result = call_command("plan", q4, *filled)
     assert result.code == 2
-    assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
+    assert said in result.err
 
 
 @pytest.mark.parametrize("what", ["model", "policy"])
@@ -360,5 +360,5 @@ def test_a_lock_does_not_take_the_place_of_what_the_plan_is_made_from(tiny: Path
     before = written.read_bytes()
     result = call_command("plan", model, "--policy", small, "--lock", written)
     assert (result.code, result.out) == (2, "")
-    assert f"is the {what} asked for: name another file" in " ".join(result.err.replace("│", " ").split())
+    assert f"is the {what} asked for: name another file" in result.err
     assert written.read_bytes() == before

@@ -70,4 +70,4 @@ def test_beside_kernels_that_crash_hang_and_corrupt_a_policy_is_written_and_the_
 def test_what_cannot_be_is_said_before_anything_is_measured(options, said):
     result = run_command("tune", "--random", "tiny:Q4_1", *options)
     assert result.code == 2
-    assert said in " ".join(result.err.replace("│", " ").split())
+    assert said in result.err

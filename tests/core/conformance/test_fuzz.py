@@ -137,7 +137,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, hints):
 def test_what_has_no_use_beside_it_is_refused(option):
     result = check("--fuzz", 5, *option, fake=backend(silu=FakeKernel(work=compute)))
     assert result.code == 2
-    assert f"--fuzz is without {option[0]}" in " ".join(result.err.replace("│", "").split())
+    assert f"--fuzz is without {option[0]}" in result.err
 
 
 def test_a_place_that_cannot_be_written_is_one_line():
