@@ -22,6 +22,8 @@ LARGEST_TEXT = 256 << 20
 """Bytes of a file that is read whole: policies, templates, texts, cases."""
 PART = ".kernelmux-"
 """How the name of what is not whole yet begins."""
+_parts: set[Path] = set()
+"""What this process has begun to write, and is not whole yet."""
 
 
 @contextmanager
@@ -53,19 +55,35 @@ def renamed(target: Path, prefix: str = PART, mode: int = 0o666) -> Iterator[Bin
 
     Another process may look at `target` at the same time. `mode` is as umask leaves it.
     """
-    part = _part(target, prefix)
+    with _part(target, prefix) as part, _told_as(target, part):
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            yield file
+        part.replace(target)
+
+
+@contextmanager
+def _part(target: Path, prefix: str = PART) -> Iterator[Path]:
+    """A name beside `target` that nothing has, for what is not whole yet; what has it after the block is removed."""
+    part = target.with_name(f"{prefix}{secrets.token_hex(8)}")
+    _parts.add(part)
     try:
-        with _told_as(target, part):
-            with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
-                yield file
-            part.replace(target)
+        yield part
     finally:
+        _remove(part)
+        _parts.discard(part)
+
+
+def remove_parts() -> None:
+    """Removes all that is not whole yet, for a process that ends in the midst of its blocks, as by a signal."""
+    for part in tuple(_parts):
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
         part.unlink(missing_ok=True)
-
-
-def _part(target: Path, prefix: str = PART) -> Path:
-    """A name beside `target` that nothing has, for what is not whole yet."""
-    return target.with_name(f"{prefix}{secrets.token_hex(8)}")
 
 
 @contextmanager
@@ -88,15 +106,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     target = path.absolute()
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise KernelmuxError(f"{path} is there already: name a new folder to write", file=str(path))
-    part = _part(target)
-    with _told_as(path, part):
-        part.mkdir()
-    try:
+    with _part(target) as part:
+        with _told_as(path, part):
+            part.mkdir()
         yield part
         with _told_as(path, part):
             part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_whole(path: str | Path) -> bytes:

@@ -1,4 +1,4 @@
-"""The command line: one file a command. Errors are one line on stderr and exit code 2; Ctrl-C is 130."""
+"""The command line: one file a command. Errors are one line on stderr and exit code 2; Ctrl-C is 130, SIGTERM 143."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
 from kernelmux.cli.command import Command, UsageError, say_usage
 from kernelmux.cli.compare import compare
+from kernelmux.cli.ending import removing_parts
 from kernelmux.cli.graph import graph
 from kernelmux.cli.info import info
 from kernelmux.cli.output import open_streams, say, tell
@@ -59,7 +60,9 @@ def main() -> None:
     open_streams()
     wait_by_load()
     try:
-        sys.exit(app(standalone_mode=False))
+        with removing_parts():
+            code = app(standalone_mode=False)
+        sys.exit(code)
     except UsageError as error:
         say_usage(error)
         sys.exit(error.exit_code)
