@@ -147,7 +147,12 @@ def refuse_together(option: str, **others: object) -> None:
 
 
 def refuse_overwriting(option: str, written: Path | None, **others: Path | None) -> None:
-    """An error where the file to write is one that the command reads or also writes, by whatever path or link."""
+    """An error where the file to write is one that the command reads or also writes, by whatever path or link.
+
+    Also for `-`, which elsewhere is stdin or stdout.
+    """
+    if written == Path("-"):
+        raise typer.BadParameter("it is written to a file, not to stdout: name one", param_hint=f"{option} -")
     for what, path in others.items():
         if written is not None and path is not None and _same_file(written, path):
             raise typer.BadParameter(f"{written} is the {what} asked for: name another file", param_hint=option)

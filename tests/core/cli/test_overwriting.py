@@ -2,7 +2,7 @@
 
 import pytest
 
-from command import call_command
+from command import assert_one_line_error, call_command
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
@@ -47,6 +47,19 @@ def test_no_output_takes_the_place_of_a_model_or_of_what_is_read(files, command,
     assert (result.code, result.out) == (2, "")
     assert "name another file" in result.err
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+
+
+WRITING_MORE = {"quantize -o": ("quantize", "{model}", "--to", "Q8_0", "-o"), "report -o": ("report", ".", "-o")}
+
+
+@pytest.mark.parametrize("command", [*WRITING.values(), *WRITING_MORE.values()], ids=[*WRITING, *WRITING_MORE])
+def test_no_file_is_called_as_stdout_is_elsewhere(files, command, monkeypatch):
+    monkeypatch.chdir(files)
+    before = {*files.iterdir()}
+    named = {"{model}": "model.gguf", "{policy}": "p.toml"}
+    result = call_command(*(named.get(part, part) for part in command), "-")
+    assert_one_line_error(result, " -: it is written to a file, not to stdout: name one")
+    assert {*files.iterdir()} == before
 
 
 def test_one_file_is_not_asked_for_twice(tmp_path):
