@@ -119,11 +119,13 @@ def _key(package: str, device: Device) -> str:
 
 @cache
 def _shipped(package: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
-    """Each shipped table, once for each card that it is for."""
-    try:
-        folder = files(package) / "tunings"
-    except (ModuleNotFoundError, TypeError):
+    """Each shipped table, once for each card that it is for; none where the kernels' module is no package.
+
+    That of a script, or of a notebook, is `__main__`, of which Python may know no more than the name.
+    """
+    if getattr(getattr(sys.modules[package], "__spec__", None), "submodule_search_locations", None) is None:
         return ()
+    folder = files(package) / "tunings"
     found = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ()
     tables = [json.loads(file.read_text("utf-8")) for file in found]
     return [(card, table) for table in tables for card in table["cards"]]
