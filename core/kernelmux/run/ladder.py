@@ -19,6 +19,11 @@ def rung(rows: int) -> int:
     return -(-rows // step) * step
 
 
+def step_rows(tokens: int, most: int) -> set[int]:
+    """The row counts of the steps that read so many tokens, `most` at a time."""
+    return {min(tokens, most), tokens % most} - {0}
+
+
 def eager_extents(plan: Plan, rows: int, outs: int, seqs: int, most: int) -> Extents:
     """The extents of an eager step: none is so large that the plan would choose other kernels for it.
 

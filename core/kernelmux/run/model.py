@@ -26,6 +26,7 @@ from kernelmux.plan.plan import MAX_ROWS, Plan, make_plan
 from kernelmux.policy.policy import Policy, default_policy, read_policy
 from kernelmux.run.generate import generate
 from kernelmux.run.host import plainly
+from kernelmux.run.ladder import step_rows
 from kernelmux.run.progress import Progress
 from kernelmux.run.sampling import Sampling
 from kernelmux.run.session import Session
@@ -39,7 +40,7 @@ USUAL_TOKENS = 128
 """Of an answer at most, unless told."""
 QUIET = 1.0
 """Seconds after which somebody at a terminal is told what an answer waits for."""
-PREPARING = "kernelmux: packing weights and compiling kernels before the first answer; `prepare()` tells how far it is"
+PREPARING = "kernelmux: packing weights and compiling kernels before the first "
 
 
 @plainly
@@ -228,6 +229,9 @@ class Model:
         ids = self._checked_ids(ids)
         self._check_length(ids, 0)
         session = self._kept_session(self.plan() if plan is None else plan, len(ids))
+        with _telling("logits"):
+            for _ in session.prepare_logits(len(ids)):
+                pass
         return session.feed(session.open(), ids, all_logits=True)
 
     def _check_plan(self, plan: object) -> None:
@@ -282,9 +286,9 @@ def _device(asked: str | Device) -> Device:
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def _telling(awaited: str) -> Iterator[None]:
     """A line on stderr where what a person waits for at a terminal takes long; none after `prepare` has been walked."""
-    timer = threading.Timer(QUIET, print, [PREPARING], {"file": sys.stderr})
+    timer = threading.Timer(QUIET, print, [PREPARING + awaited], {"file": sys.stderr})
     timer.daemon = True
     if sys.stderr is not None and sys.stderr.isatty():
         timer.start()
@@ -309,13 +313,12 @@ class Generation:
 
     def prepare(self) -> Iterator[Progress]:
         """Does all that must be done before the first step, step by step: packing, compiling, binding, capturing."""
-        most = self.session.plan.max_rows
-        prompt = {len(self.prompt_ids) % most, *([most] if len(self.prompt_ids) >= most else [])} - {0}
+        prompt = step_rows(len(self.prompt_ids), self.session.plan.max_rows)
         rows = {*prompt, 1} if self.max_tokens > 1 else prompt
         yield from self.session.prepare(rows, self.sampling)
 
     def __iter__(self) -> Iterator[str]:
-        with _telling():
+        with _telling("answer; `prepare()` tells how far it is"):
             for _ in self.prepare():
                 pass
         self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0

@@ -22,7 +22,7 @@ from kernelmux.run.capture import CapturedWalk, captured_rows
 from kernelmux.run.drawing import Drawing
 from kernelmux.run.feeds import Feed, check_feeds, state_rows
 from kernelmux.run.host import check_process, plainly
-from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents
+from kernelmux.run.ladder import Extents, all_eager_extents, captured_extents, eager_extents, step_rows
 from kernelmux.run.nucleus import Way, highest
 from kernelmux.run.pages import CachedSequence, CapacityError, Pages
 from kernelmux.run.progress import CAPTURING, Progress
@@ -109,10 +109,24 @@ class Session:
         """
         for count in rows or ():
             self.plan.bucket(count)
+        yield from self._prepared(lambda: self._prepare(rows, Way.of([sampling or Sampling()])))
+
+    @plainly
+    def prepare_logits(self, tokens: int) -> Iterator[Progress]:
+        """The same for one `feed` of so many tokens that returns the logits of all, but for what only later ones need.
+
+        Nothing is captured, and no step is made that nobody reads.
+        """
+        rows = step_rows(tokens, self.plan.max_rows)
+        steps = [eager_extents(self.plan, count, count, 1, self._most) for count in rows]
+        yield from self._prepared(lambda: self.walker.prepare(steps))
+
+    def _prepared(self, prepare: Callable[[], Iterator[Progress]]) -> Iterator[Progress]:
+        """Prepares, and where a kernel raises again without it."""
         with self._alone():
             while True:
                 try:
-                    yield from self._prepare(rows, Way.of([sampling or Sampling()]))
+                    yield from prepare()
                     break
                 except LaunchError as error:
                     self._do_without(error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from gguf import GGMLQuantizationType
 
 import kernelmux
 import kernelmux_torch.mul_mat
+from command import TIMEOUT
 from kernelmux.conformance.measure import compare
 from kernelmux.errors import ModelError, PlanError
 from kernelmux.plan.plan import Plan
@@ -260,6 +263,31 @@ def test_answers_one_after_another_pack_once(model: Model, plan: Plan, monkeypat
     monkeypatch.setattr(kernelmux_torch.mul_mat.F32, "prepare", None)
     assert "".join(fresh.generate("hello", plan, max_tokens=2)) is not None
     assert len(fresh.forward([1, 2], plan)) == 2
+
+
+def test_logits_that_wait_long_for_packing_say_so_at_a_terminal(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    told, prepare = Event(), kernelmux_torch.mul_mat.F32.prepare
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            count = super().write(text)
+            if text.endswith("\n"):
+                told.set()
+            return count
+
+    def slowly(*arguments: object) -> object:
+        assert told.wait(TIMEOUT)
+        return prepare(*arguments)
+
+    model = kernelmux.load(tiny)
+    monkeypatch.setattr("kernelmux.run.model.QUIET", 0.0)
+    monkeypatch.setattr(kernelmux_torch.mul_mat.F32, "prepare", slowly)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert len(model.forward([1, 2], model.plan(use=[F32]))) == 2
+    assert sys.stderr.getvalue() == "kernelmux: packing weights and compiling kernels before the first logits\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

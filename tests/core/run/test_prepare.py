@@ -57,6 +57,17 @@ def test_prepared_for_some_rows_steps_of_others_bind_their_own(model: Model):
     assert session.walker.made.bound == made.bound + len(session.plan.schedule(21, 1).steps)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 40, 97])
+def test_prepared_for_all_logits_a_feed_makes_nothing(model: Model, tokens: int):
+    session = model.session(model.plan(max_rows=40), 100)
+    for _ in session.prepare_logits(tokens):
+        pass
+    made = session.walker.made
+    assert made.bound
+    assert len(session.feed(session.open(), [1] * tokens, all_logits=True)) == tokens
+    assert session.walker.made == made
+
+
 @pytest.mark.parametrize("rows", [0, -1, 41])
 def test_rows_that_no_step_has_are_refused_at_once(model: Model, rows: int):
     session = model.session(model.plan(max_rows=40), 100)
