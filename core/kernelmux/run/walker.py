@@ -8,7 +8,7 @@ of new extents is bound. All of it happens on the stream that it is given.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -90,25 +90,44 @@ class Walker:
             placed[key] = self.placement.at(dims)
             kinds |= {each.work: each for each in placed[key].each}
             yield Progress(PLACING, count, len(missing))
-        waiting = {_form(each.step) for each in kinds.values()}
-        device, ready = self.plan.device, dict[PlacedStep, Launch]()
+        ready = dict[PlacedStep, Launch]()
+        yield from self._pack_and_compile(list(kinds.values()), ready)
+        for count, (key, steps) in enumerate(placed.items(), 1):
+            self._walks[key] = self._walk(steps, ready)
+            yield Progress(BINDING, count, len(placed))
+
+    def _pack_and_compile(self, kinds: Sequence[PlacedStep], ready: dict[PlacedStep, Launch]) -> Iterator[Progress]:
+        """Packs all and binds these, whose launches are `ready` then. While any is compiled, that is the stage."""
+        waiting = {_form(each.step) for each in kinds}
+        device = self.plan.device
         with ThreadPoolExecutor(THREADS, "compile", device.platform.enter_thread, (device,)) as threads:
             pending: dict[Future[Launch], PlacedStep] = {}
+            untold: dict[str, Progress] = {}
+            compiling = False
             for form, progress in self._pack(waiting):
-                yield progress
+                untold[progress.stage] = progress
+                if compiling:
+                    count = sum(future.done() for future in pending)
+                    yield Progress(COMPILING, count, len(pending))
+                    compiling = count < len(pending)
+                if not compiling:
+                    yield from untold.values()
+                    untold.clear()
                 if form is not None:
                     waiting.discard(form)
-                if not waiting and not pending:
-                    pending = {threads.submit(self._bind, each): each for each in kinds.values()}
+                if kinds and not waiting and not pending:
+                    pending = {threads.submit(self._bind, each): each for each in kinds}
+                    # At once: packing the next form may wait for what is compiled.
+                    yield Progress(COMPILING, 0, len(pending))
+                    compiling = True
             for count, future in enumerate(as_completed(pending), 1):
                 # Whoever raised does so again when its turn comes, with its place in the walk.
                 if future.exception() is None:
                     ready[pending[future]] = future.result()
                     self._bound += 1
-                yield Progress(COMPILING, count, len(pending))
-        for count, (key, steps) in enumerate(placed.items(), 1):
-            self._walks[key] = self._walk(steps, ready)
-            yield Progress(BINDING, count, len(placed))
+                if compiling:
+                    yield Progress(COMPILING, count, len(pending))
+        yield from untold.values()
 
     def _pack(self, first: Collection[Form]) -> Iterator[tuple[Form | None, Progress]]:
         """Makes every packed form that some schedule needs, some first, and what else is made of their weights.

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import kernelmux
+from command import TIMEOUT
 from fake_backend import FakeKernel, compute, whole_backend
 from kernelmux.contract import registry
 from kernelmux.errors import PlanError
@@ -16,6 +17,7 @@ from kernelmux.policy.policy import parse_policy
 from kernelmux.run.feeds import Feed
 from kernelmux.run.model import Model
 from kernelmux.run.pages import CapacityError
+from kernelmux.run.progress import Progress
 from kernelmux.run.session import Session
 
 
@@ -105,6 +107,31 @@ def test_padding_changes_no_logits(model: Model, rows: int):
     expected = torch.cat([single.feed(other, [id]) for id in ids])
     torch.testing.assert_close(found, expected[5 : 5 + rows], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after[0], expected[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_while_kernels_are_compiled_that_is_the_stage_though_weights_are_packed(model: Model):
+    """The last weight is packed while the first launch waits for just that."""
+    told, before, last = list[Progress](), list[str](), threading.Event()
+    norms = sum(node.op == "rms_norm" for node in model.graph.ops)
+
+    class Slow(FakeKernel):
+        def prepare(self, weights, device):
+            before.append(told[-1].stage)
+            if len(before) == norms:
+                last.set()
+            return super().prepare(weights, device)
+
+        def bind(self, node, tensors, stream):
+            assert last.wait(TIMEOUT)
+            return super().bind(node, tensors, stream)
+
+    with registry.isolated(a=whole_backend(rms_norm=Slow(work=compute, packed_bytes=64))):
+        plan = model.plan(parse_policy('fuse = false\n[defaults]\nuse = ["a"]\n', "p.toml"), max_rows=4)
+        for progress in model.session(plan, 20).prepare({4}):
+            told.append(progress)
+    assert before[0] != before[-1] == "compiling kernels"
+    whole = {each.stage: each.done == each.total for each in told}
+    assert whole == dict.fromkeys(["placing steps", "packing weights", "compiling kernels", "binding steps"], True)
 
 
 def test_kinds_of_work_are_bound_at_the_same_time(model: Model):
