@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import LogitsError, ModelError
+from kernelmux.models.tokenizer import SpelledIds
 from kernelmux.plan.plan import Plan
 from kernelmux.run.divergence import logits_of_both, nats_by_row
 from kernelmux.run.model import Model
@@ -183,4 +184,4 @@ def written(model: Model, ids: Sequence[int]) -> str:
     try:
         return model.source.tokenizer.decode(ids)
     except ModelError:
-        return " ".join(map(str, ids))
+        return SpelledIds(frozenset()).decode(ids)

@@ -20,7 +20,8 @@ from kernelmux.models.folder import read_folder
 from kernelmux.models.gguf import ModelFile, read
 from kernelmux.models.random import RandomWeights, random_file
 from kernelmux.models.shape import Shape
-from kernelmux.models.tokenizer import Tokenizer
+from kernelmux.models.tokenizer import SpelledIds, Tokenizer
+from kernelmux.models.tokenizer_json import TOKENIZER, stated_ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,14 @@ class Source:
         if self.file.path.is_dir():
             return Tokenizer.from_folder(self.file.path, self.shape.vocab)
         return Tokenizer.from_metadata(self.file.metadata, str(self.file.path))
+
+    @property
+    def decoder(self) -> Tokenizer | SpelledIds:
+        """What makes text of ids: the tokenizer, or where a folder has none the ids themselves."""
+        path = self.file.path
+        if path.is_dir() and not (path / TOKENIZER).exists():
+            return SpelledIds(frozenset(stated_ends(path, self.shape.vocab)))
+        return self.tokenizer
 
 
 def open_model(path: str | Path, context: int = 0) -> Source:

@@ -168,6 +168,33 @@ class Tokenizer:
         return after is None or (prefix is SpacePrefix.FRAGMENTS and after in self._special_ids)
 
 
+class SpelledIds:
+    """In a tokenizer's place where a folder brings none: ids are told as numbers, with spaces between."""
+
+    def __init__(self, end_ids: frozenset[int]) -> None:
+        self.end_ids = end_ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def stream(self, after: int | None = None) -> IdStream:
+        """As `Tokenizer.stream`; what comes first of an answer is alike after whatever id."""
+        return IdStream()
+
+
+class IdStream:
+    """Spells ids that come one by one; all that it gave, joined, is what `SpelledIds.decode` gives for all."""
+
+    _before = ""
+
+    def push(self, token_id: int) -> str:
+        text, self._before = f"{self._before}{token_id}", " "
+        return text
+
+    def flush(self) -> str:
+        return ""
+
+
 class TextStream:
     """Decodes ids one by one; all that it gave, joined, is what `decode` gives for all ids."""
 

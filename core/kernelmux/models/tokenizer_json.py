@@ -24,6 +24,7 @@ from kernelmux.models.stored import StoredFile
 from kernelmux.models.vocabulary import END_TOKENS, SpacePrefix, TokenKind, Vocabulary, without_messages_end
 
 ROLES = frozenset({"bos_token", "eos_token", "unk_token"})
+TOKENIZER = "tokenizer.json"
 PROBE = "a"
 """A text that shows which tokens a file puts around texts."""
 
@@ -87,15 +88,16 @@ def read_tokenizer(path: Path, vocabulary: int = 0) -> tuple[Vocabulary, JsonEnc
 
     Models have rows for more ids than their tokenizers: up to `vocabulary` these stand for nothing.
     """
-    file = path / "tokenizer.json"
+    file = path / TOKENIZER
     if not file.exists():
         others = [name for name in ("tokenizer.model", "vocab.json", "tekken.json") if (path / name).exists()]
         found = f"; there is {', '.join(others)}, which transformers can convert (save_pretrained)" if others else ""
-        raise _fault(file, f"no such file, so that prompts are token ids, for Model.forward{found}")
+        raise _fault(file, f"no such file, so that prompts are token ids: a list, or --ids{found}")
     encoder = JsonEncoder(file)
     byte_level, prefix, bytes_fall_back = _spelling(file, _read(file).get("decoder"))
     tokens, kinds = _tokens(encoder, bytes_fall_back)
-    ends = _ends(path, ids := _named_ids(path, encoder.tokenizer), len(tokens))
+    ids = _named_ids(path, encoder.tokenizer)
+    ends = stated_ends(path, len(tokens)) | ({ids["eos_token"]} if "eos_token" in ids else set())
     opening, closing = _around(encoder.tokenizer)
     known = {token for token, kind in enumerate(kinds) if kind == TokenKind.CONTROL and tokens[token] in END_TOKENS}
     more = max(0, vocabulary - len(tokens))
@@ -186,9 +188,9 @@ def _around(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int
     return (), ()
 
 
-def _ends(path: Path, ids: Mapping[str, int], tokens: int) -> set[int]:
-    """What ends an answer: the end that the tokenizer states, and those of config.json and generation_config.json."""
-    ends = {ids["eos_token"]} if "eos_token" in ids else set()
+def stated_ends(path: Path, tokens: int) -> set[int]:
+    """What ends an answer by a folder's config.json and generation_config.json, of so many tokens."""
+    ends = set[int]()
     for name in ("config.json", "generation_config.json"):
         file = path / name
         stated = _read(file).get("eos_token_id") if file.exists() else None

@@ -210,6 +210,7 @@ class Model:
     ) -> Generation:
         """An answer to iterate over, as pieces of text. ModelError for a prompt that the model cannot hold.
 
+        Of a folder without a tokenizer a prompt is token ids, and so is the text, as numbers.
         Unless told it has up to 128 tokens, or as many as the model holds after the prompt.
         """
         if max_tokens is not None and max_tokens < 1:
@@ -322,17 +323,17 @@ class Generation:
             for _ in self.prepare():
                 pass
         self.ids, self.prompt_seconds, self.decode_seconds = [], 0.0, 0.0
-        tokenizer = self.source.tokenizer
-        stream = tokenizer.stream(after=self.prompt_ids[-1])
+        decoder = self.source.decoder
+        stream = decoder.stream(after=self.prompt_ids[-1])
         started = time.perf_counter()
-        for token in generate(self.session, self.prompt_ids, self.sampling, tokenizer.end_ids, self.max_tokens):
+        for token in generate(self.session, self.prompt_ids, self.sampling, decoder.end_ids, self.max_tokens):
             now = time.perf_counter()
             if self.ids:
                 self.decode_seconds += now - started
             else:
                 self.prompt_seconds = now - started
             self.ids.append(token)
-            if token not in tokenizer.end_ids and (text := stream.push(token)):
+            if token not in decoder.end_ids and (text := stream.push(token)):
                 yield text
             started = time.perf_counter()
         if rest := stream.flush():

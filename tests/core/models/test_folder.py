@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import kernelmux
+from command import call_command
 from folders import write_tokenizer
 from kernelmux.errors import ModelError
 
@@ -88,6 +89,22 @@ def test_a_folder_answers_ids_and_says_what_it_is(folder):
     assert logits(folder).isfinite().all()
     with pytest.raises(ModelError, match=r"tokenizer.json: no such file, so that prompts are token ids"):
         model.encode("hello")
+
+
+def test_a_folder_without_a_tokenizer_answers_ids_with_ids_up_to_the_end_that_it_states(folder):
+    model = kernelmux.load(folder)
+    plan = model.plan(use=["*=reference"])
+    answer = model.generate([1, 2, 3], plan, max_tokens=8)
+    assert "".join(answer) == " ".join(map(str, answer.ids))
+    assert len(answer.ids) == 8
+    told = call_command("run", folder, "--ids", "1,2,3", "--max-tokens", 8, "--use", "*=reference")
+    assert (told.code, told.out) == (0, " ".join(map(str, answer.ids)) + "\n")
+    end = answer.ids[3]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}), "utf-8")
+    before = answer.ids[: answer.ids.index(end)]
+    ended = kernelmux.load(folder).generate([1, 2, 3], plan, max_tokens=8)
+    assert "".join(ended) == " ".join(map(str, before))
+    assert ended.ids == [*before, end]
 
 
 @pytest.mark.parametrize("rows", [1000, 40])
