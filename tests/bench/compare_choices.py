@@ -21,6 +21,7 @@ from result import release
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device, is_out_of_memory
+from kernelmux.graph.formats import human_count
 from kernelmux.measure.report import make_report, save_report
 from kernelmux.measure.timing import Timing
 from kernelmux.measure.works import Batch
@@ -92,7 +93,7 @@ class Way:
         else:
             self.times.setdefault(rows, []).append(timing)
             if timing.median > LONGEST * 1e6:
-                self.fault = f"a step of {rows} rows took {timing.median / 1e6:.1f} s"
+                self.fault = f"a step of {human_count(rows, 'row')} took {timing.median / 1e6:.1f} s"
 
     def give_up(self, error: Exception) -> None:
         """Notes why, and lets go of the weights: the others may need the room."""
@@ -213,7 +214,8 @@ class Comparison:
         if self._is_over():
             return OVER
         seconds = Speeds(way.plan).at(rows).us / 1e6
-        return f"a step of {rows} rows is predicted to take {seconds:.1f} s" if seconds > LONGEST else ""
+        step = f"a step of {human_count(rows, 'row')}"
+        return f"{step} is predicted to take {seconds:.1f} s" if seconds > LONGEST else ""
 
 
 def choice(plan: Plan, rows: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.contract.device import find_device
+from kernelmux.graph.formats import human_count
 from kernelmux.measure.report import card, make_report, save_report
 from kernelmux.run.bench import DECODES, Load, time_model
 from kernelmux.run.model import load
@@ -52,7 +53,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     told = [{**row, "tokens/s": round(row["tokens/s"], 1), "of greedy": round(row["of greedy"], 3)} for row in rows]
     title = f"Decoding that draws, {asked.name or model.graph.name}, {device.name}"
-    method = f"Medians of {DECODES} times {STEPS} steps of {asked.batch} sequences at 512 cached tokens"
+    method = f"Medians of {DECODES} times {STEPS} steps of {human_count(asked.batch, 'sequence')} at 512 cached tokens"
     report = make_report(title, device, method, told, commit=asked.commit)
     asked.out.mkdir(parents=True, exist_ok=True)
     save_report(report, asked.out / f"{'cpu' if device.platform.host_memory else card(device)}-sampling.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_a_generated_page_is_not_stale(page):
     ran = subprocess.run([sys.executable, DOCS / f"{page}.py", "--check"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_of_one_thing_no_page_speaks_as_of_several():
+    """Results keep the words that a script measured by, and pages show them."""
+    for page in DOCS.glob("*.md"):
+        assert re.findall(r"\bof 1 (?:rows|tokens|sequences|layers|nodes|steps)\b", page.read_text("utf-8")) == [], page
 
 
 def test_every_example_policy_is_sound():
