@@ -65,7 +65,7 @@ def stored_folder(path: Path) -> StoredFolder:
     weights, stamp = _stored(path, said.quantization)
     if folder.prefix:
         own = {name.removeprefix(folder.prefix): w for name, w in weights.items() if name.startswith(folder.prefix)}
-        weights = {name: StoredWeight(name, w.shape, w.format, w.stored) for name, w in own.items()}
+        weights = {name: renamed(weight, name) for name, weight in own.items()}
     return StoredFolder(path, config, architecture, folder, said, weights, (*config_file.stamp, *stamp))
 
 

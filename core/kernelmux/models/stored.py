@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from weakref import finalize
 
 from kernelmux.errors import ModelError
@@ -221,6 +221,14 @@ class StoredWeight(Weight):
 def loaded(weight: Weight) -> Weight:
     """The weight with its planes in memory, to be read no more than this once."""
     return Weight(weight.name, weight.shape, weight.format, weight.planes)
+
+
+@overload
+def renamed(weight: StoredWeight, name: str) -> StoredWeight: ...
+
+
+@overload
+def renamed(weight: Weight, name: str) -> Weight: ...
 
 
 def renamed(weight: Weight, name: str) -> Weight:
