@@ -79,6 +79,18 @@ class Experts:
     """Where gates and ups are clamped, and what gates are multiplied by (clamped_swiglu); 0: silu alone."""
 
 
+@dataclass(frozen=True)
+class Routed:
+    """Which experts each row goes to, and where their weights count: in what is read, or in what is made."""
+
+    ids: Value
+    """[m, used]"""
+    read: Callable[[Value], Value]
+    """From rows to what experts read."""
+    added: Callable[[Value], Value]
+    """From what a row's experts made, side by side, to what they make of it together."""
+
+
 class Blocks:
     """Builds the graph of one file: state leaves first, then what the architecture asks for.
 
@@ -258,31 +270,41 @@ class Blocks:
 
         Rows of a row's experts lie side by side: [m, used * width].
         """
-        b, at = self._builder, f"blk.{layer}"
-        logits = self.linear(f"{at}.ffn_gate_inp", x, experts.count, layer)
-        chosen: dict[str, Any] = {"top_k": experts.used, "renormalize": experts.renormalize, "layer": layer}
-        ids, weights = b.node("route", f"{at}.ffn_route", logits, sigmoid=experts.sigmoid, **chosen)
-        if experts.sigmoid:
-            # Of one expert the weighted sum is the row times its weight.
-            x = b.value("expert_sum", f"{at}.ffn_weighed", x, weights, layer=layer)
+        b, at, routed = self._builder, f"blk.{layer}", self._routed(experts, layer, x)
 
         def by_experts(name: str, rows: Value, n: int, k: int) -> Value:
             stored, count = f"{at}.{name}", experts.count
             weight = self._weight(f"{stored}.weight", n, k, experts=count)
             bias = (self._weight(f"{stored}.bias", n, experts=count),) if f"{stored}.bias" in self.tensors else ()
-            return b.value("mul_mat_id", stored, rows, ids, weight=(weight,), bias=bias, experts=count, layer=layer)
+            kept: dict[str, Any] = {"weight": (weight,), "bias": bias, "experts": count, "layer": layer}
+            return b.value("mul_mat_id", stored, rows, routed.ids, **kept)
 
-        wide, hidden = experts.width, self.shape.hidden
-        gate, up = (by_experts(f"ffn_{part}_exps", x, wide, hidden) for part in ("gate", "up"))
+        wide, hidden, read = experts.width, self.shape.hidden, routed.read(x)
+        gate, up = (by_experts(f"ffn_{part}_exps", read, wide, hidden) for part in ("gate", "up"))
         if experts.limit:
             clamped: dict[str, Any] = {"limit": experts.limit, "alpha": experts.alpha, "layer": layer}
             active = b.value("clamped_swiglu", f"{at}.ffn_clamped_swiglu", gate, up, **clamped)
         else:
             active = self._gated(layer, gate, up)
-        made = by_experts("ffn_down_exps", active, hidden, wide)
+        return routed.added(by_experts("ffn_down_exps", active, hidden, wide))
+
+    def _routed(self, experts: Experts, layer: int, x: Value) -> Routed:
+        """Each row's experts, by a linear layer of its own."""
+        b, at = self._builder, f"blk.{layer}"
+        logits = self.linear(f"{at}.ffn_gate_inp", x, experts.count, layer)
+        chosen: dict[str, Any] = {"top_k": experts.used, "renormalize": experts.renormalize, "layer": layer}
+        ids, weights = b.node("route", f"{at}.ffn_route", logits, sigmoid=experts.sigmoid, **chosen)
+
+        def weighed(name: str) -> Callable[[Value], Value]:
+            return lambda rows: b.value("expert_sum", f"{at}.{name}", rows, weights, layer=layer)
+
+        def alike(rows: Value) -> Value:
+            return rows
+
         if experts.sigmoid:
-            return made
-        return b.value("expert_sum", f"{at}.ffn_experts", made, weights, layer=layer)
+            # Of one expert the weighted sum is the row times its weight.
+            return Routed(ids, weighed("ffn_weighed"), alike)
+        return Routed(ids, alike, weighed("ffn_experts"))
 
     def _gated(self, layer: int, gate: Value, up: Value, activation: Activation = "silu", end: str = "") -> Value:
         """What a gated layer's down projection reads."""
