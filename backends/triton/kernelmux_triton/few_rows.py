@@ -18,7 +18,7 @@ from kernelmux.graph.formats import Weight, as_tuple
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows_kernels
 from kernelmux_triton.few_rows_gemv import gemv
-from kernelmux_triton.few_rows_pack import NIBBLES, PLANES
+from kernelmux_triton.few_rows_pack import PLANES
 from kernelmux_triton.few_rows_tilings import Dot, Gemv, Weights
 from kernelmux_triton.launch import bind
 from kernelmux_triton.mul_mat_weights import packed, stored_bytes
@@ -215,9 +215,9 @@ class Operands:
 def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands, stream: Any) -> Launch:
     held = tiling.nbytes // o.w.itemsize
     lane = 16 // o.w.itemsize
-    nibbles = weights.weight in NIBBLES
+    columns = 2 if few_rows_kernels.is_nibbles(weights.weight) else 1
     # Not more than the columns there are.
-    wide = max(32, min(held * (2 if nibbles else 1), triton.next_power_of_2(o.k)))
+    wide = max(32, min(held * columns, triton.next_power_of_2(o.k)))
     rows = triton.next_power_of_2(o.m)
     args = (o.x, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, o.m, o.n, o.k, *o.ends)
     flags = (weights.weight, rows, o.has_bias, o.has_residual, o.gated, o.outputs)

@@ -79,21 +79,20 @@ def _split_groups(data: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, 
     return (q[:, :, 0] | q[:, :, 1] << 4).flatten(1), scales, zeros
 
 
-_NIBBLES = (2, torch.uint8)
+NIBBLES = (2, torch.uint8)
+"""Of weights of 4 bits: columns of a stored number, and its dtype."""
 
 
 def _groups(group: int, scales: torch.dtype) -> Planes:
-    return Planes(f"int4_{group or 'row'}", (_NIBBLES, (group, scales), (group, torch.uint8)), _split_groups)
+    return Planes(f"int4_{group or 'row'}", (NIBBLES, (group, scales), (group, torch.uint8)), _split_groups)
 
 
 _OF_INT4 = {name: lookup(name).planes[1] for name in INT4_WEIGHTS}
 PLANES = {
-    "Q4_0": Planes("q4_0", (_NIBBLES, (32, torch.float16)), _simple(torch.float16, torch.uint8)),
-    "Q4_1": Planes("q4_1", (_NIBBLES, (32, torch.int32)), _simple(torch.int32, torch.uint8)),
+    "Q4_0": Planes("q4_0", (NIBBLES, (32, torch.float16)), _simple(torch.float16, torch.uint8)),
+    "Q4_1": Planes("q4_1", (NIBBLES, (32, torch.int32)), _simple(torch.int32, torch.uint8)),
     "Q8_0": Planes("q8_0", ((1, torch.int8), (32, torch.float16)), _simple(torch.float16, torch.int8)),
-    "Q4_K": Planes("q4_k", (_NIBBLES, (32, torch.int16), (256, torch.int32)), _split_q4_k),
+    "Q4_K": Planes("q4_k", (NIBBLES, (32, torch.int16), (256, torch.int32)), _split_q4_k),
     **{name: _groups(plane.cols, torch_dtype(plane.dtype)) for name, plane in _OF_INT4.items()},
 }
 """The formats that can be packed."""
-NIBBLES = tuple({planes.weight for planes in PLANES.values() if planes.items[0] == _NIBBLES})
-"""What the kernels call those of 4 bits."""

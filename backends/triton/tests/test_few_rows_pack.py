@@ -15,10 +15,17 @@ from kernelmux.graph.formats import INT4_WEIGHTS, Value, Weight, lookup
 from kernelmux.graph.graph import make_node
 from kernelmux.graph.ops.blocks import random_blocks, random_groups
 from kernelmux_triton import mul_mat_weights
-from kernelmux_triton.few_rows_pack import PLANES, pack
+from kernelmux_triton.few_rows_kernels import is_nibbles
+from kernelmux_triton.few_rows_pack import NIBBLES, PLANES, pack
 
 CPU = Device("cpu")
 BLOCKS = [name for name in PLANES if lookup(name).gguf is not None]
+
+
+@pytest.mark.parametrize("format", PLANES)
+def test_kernels_read_two_numbers_a_byte_where_they_lie_so(format):
+    planes = PLANES[format]
+    assert is_nibbles(planes.weight) == (planes.items[0] == NIBBLES)
 
 
 @settings(deadline=None)
