@@ -16,7 +16,7 @@ import torch
 from kernelmux.conformance.failing import failing
 from kernelmux.conformance.guarded import POISONS, same
 from kernelmux.conformance.located import first_index
-from kernelmux.conformance.measure import WORST, Measured
+from kernelmux.conformance.measure import WORST
 from kernelmux.errors import contained
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows, quantized_scales
 
@@ -231,26 +231,23 @@ def _sharings(node: TensorNode) -> Iterator[Mapping[int, int]]:
         yield together
 
 
-def one_row(trial: Trial, peer: tuple[float, float]) -> tuple[bool | None, Measured | None]:
+def one_row(trial: Trial, peer: tuple[float, float]) -> bool | None:
     """Whether the batch's last row equals that row alone, bit for bit; None where rows do not stand for themselves.
 
-    And the row alone as it was measured, where its numbers are wrong: a kernel that was offered for m rows takes one as
-    well, so that these are a failure; other bits are none.
+    A kernel that was offered for m rows takes one as well: wrong numbers are a failure, other bits are none.
     """
     last = trial.node.inputs[0].extents[0] - 1
     single = trial.one_row(last)
     if single is None:
-        return None, None
+        return None
     single.launch(single.bind())
-    alike, wrong = True, None
+    alike = True
     for index, (batch, one, held) in enumerate(zip(trial.outputs, single.outputs, trial.first, strict=True)):
         batch.restore(held)
         value = trial.node.outputs[index]
         if not same(planes_of_rows(value.format, batch.parts, slice(last, last + 1)), one.parts):
             alike = False
             batch_wanted = trial.expected[index]
-            measured = single.measure(index, one, batch_wanted[last:], peer, batch_wanted)
-            if measured.failures:
-                trial.failures.append(f"{measured.failures[0]}, for the last row alone")
-                wrong = wrong or measured
-    return alike, wrong
+            if wrong := single.measure(index, one, batch_wanted[last:], peer, batch_wanted).failures:
+                trial.failures.append(f"{wrong[0]}, for the last row alone")
+    return alike

@@ -18,7 +18,6 @@ import torch
 from kernelmux.conformance import checks, declared
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.huge import Huge, huge_cases, run_huge
-from kernelmux.conformance.measure import Measured
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
 from kernelmux.contract.answers import Offer, checked_formats, checked_variants, stored
@@ -214,10 +213,7 @@ def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float], times: int
     checks.own_stream(trial)
     checks.captured(trial)
     if not (outcome.failures or trial.failures):
-        alike, wrong = checks.one_row(trial, peer)
-        outcome = replace(outcome, batch_invariant=alike)
-        if wrong is not None:
-            outcome = _told(outcome, wrong)
+        outcome = replace(outcome, batch_invariant=checks.one_row(trial, peer))
     checks.weights_unchanged(trial)
     checks.guards(trial)
     failures = dict.fromkeys((*outcome.failures, *trial.failures))
@@ -229,9 +225,5 @@ def _measure(trial: Trial, outcome: Outcome, peer: tuple[float, float]) -> Outco
     """The outcome with the error of the output that takes most of its bound."""
     measured = [trial.measure(index, memory, peer=peer) for index, memory in enumerate(trial.outputs)]
     failures = tuple(failure for found in measured for failure in found.failures)
-    return replace(max((_told(outcome, found) for found in measured), key=share), failures=failures)
-
-
-def _told(outcome: Outcome, measured: Measured) -> Outcome:
-    """The outcome with this error."""
-    return replace(outcome, error=measured.error, worst=measured.worst, bound=measured.bound)
+    outcomes = [replace(outcome, error=found.error, worst=found.worst, bound=found.bound) for found in measured]
+    return replace(max(outcomes, key=share), failures=failures)

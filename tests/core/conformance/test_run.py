@@ -8,7 +8,6 @@ import torch
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance import Variant, run_case
 from kernelmux.conformance.hookup import all_cases
-from kernelmux.conformance.outcome import share
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
 from kernelmux.graph.ops import OPS
@@ -80,9 +79,6 @@ def test_a_kernel_offered_for_m_rows_takes_one():
     assert failure.startswith("error: NMSE 16 ")
     assert "; the worst is silu[0, " in failure
     assert failure.endswith(" of [1, 576]; 100 % of its elements are wrong, everywhere, for the last row alone")
-    # What a table shows of the case is what failed, and not that the batch is right.
-    assert outcome.error == pytest.approx(16)
-    assert share(outcome) > 1
 
 
 # Rough products inside a fused op.
