@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ from kernelmux.cli.common import (
 from kernelmux.cli.fuzz import run_fuzz
 from kernelmux.cli.output import print_json, stdout, tell
 from kernelmux.cli.progress import counting
-from kernelmux.errors import BackendError, nearest
+from kernelmux.errors import BackendError, nearest, shown
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Filter, Job, Outcome
@@ -42,6 +43,10 @@ def check(
     until: Annotated[
         str,
         typer.Option("--until", metavar="CASE", help="Only the cases up to this one, in their order."),
+    ] = "",
+    shard: Annotated[
+        str,
+        typer.Option("--shard", metavar="K/N", help="Only the K-th of N shares of the cases."),
     ] = "",
     device: DeviceName = "cpu",
     smoke: Annotated[bool, typer.Option("--smoke", help="Only the cases that run in seconds.")] = False,
@@ -101,7 +106,7 @@ def check(
         raise typer.BadParameter("it is of random cases: ask for some by --fuzz N", param_hint="--seed, --fuzz-cases")
     if fuzz:
         unused = {"case": case, "until": until, "smoke": smoke, "large": large, "cases": cases, "known": known}
-        refuse_together("--fuzz", **unused, peer=peer, list=list_cases)
+        refuse_together("--fuzz", **unused, shard=shard, peer=peer, list=list_cases)
         backends = _named(backend, kernel, op or [], current)
         place = fuzz_cases or Path(f"fuzz-{seed}.json")
         outcomes, interrupted = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
@@ -112,7 +117,8 @@ def check(
     file = read_cases(cases) if cases else None
     every, notes = _find_jobs(backend, kernel, current, device, file)
     wanted = [Filter(one, kernel, case, smoke, large or device != "cpu", huge=large) for one in asked]
-    chosen = _up_to(until, [job for each in wanted for job in _choose(every, each)])
+    chosen = _by_case((job for each in wanted for job in _choose(every, each)), *_read_shard(shard))
+    chosen = _up_to(until, chosen)
     if list_cases:
         listed = dict.fromkeys((job.case.op, job.name, *sorted(job.case.marks)) for job in chosen)
         if json:
@@ -124,9 +130,10 @@ def check(
     if peer:
         _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
     entries = read_known(known) if known else []
-    narrowed = bool(op or kernel or case or until or smoke or cases)
-    outcomes = _judge(_run(chosen, current, device, peer), entries, every, narrowed)
-    if len(chosen) > 1 and not until:
+    narrowed = bool(op or kernel or case or until or shard or smoke or cases)
+    ran, interrupted = _run(chosen, current, device, peer)
+    outcomes = _judge(ran, entries, every, narrowed)
+    if len(chosen) > 1 and not until and not interrupted:
         outcomes = told_alone(outcomes)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
@@ -138,6 +145,8 @@ def check(
         for found in broken:
             typer.echo(found.trace, err=True)
     _write(report, json, save, html, verbose)
+    if interrupted:
+        raise KeyboardInterrupt
     if report.totals["fail"] or broken:
         raise typer.Exit(1)
 
@@ -222,14 +231,34 @@ def _require_kernel(name: str, every: Iterable[Job]) -> None:
         raise BackendError(f"unknown kernel {name!r}{nearest(name, kernels)}")
 
 
-def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> list[Outcome]:
-    """Each job in turn, under a progress bar on stderr; silently where that is no terminal."""
-    outcomes = []
+def _read_shard(text: str) -> tuple[int, int]:
+    """`2/8` as numbers; all of one where nothing is asked."""
+    read = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text or "1/1")
+    if read is None or int(read[1]) > int(read[2]):
+        raise typer.BadParameter(f"it is K/N with K from 1 to N, as 2/8, not {shown(text)}", param_hint="--shard")
+    return int(read[1]), int(read[2])
+
+
+def _by_case(chosen: Iterable[Job], part: int, parts: int) -> list[Job]:
+    """One share of the cases' jobs; all kernels of a case in a row, which share its numbers."""
+    cases: dict[tuple[str, str], list[Job]] = {}
+    for job in chosen:
+        cases.setdefault((job.case.op, job.case.name), []).append(job)
+    return [job for jobs in list(cases.values())[part - 1 :: parts] for job in jobs]
+
+
+def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> tuple[list[Outcome], bool]:
+    """Each job in turn, under a progress bar on stderr where that is a terminal; and whether Ctrl-C ended it."""
+    outcomes: list[Outcome] = []
     with counting(len(chosen)) as count:
-        for job in chosen:
-            outcomes.append(job.run(registry, device, peer))
-            count(f"{job.kernel} {job.case.op}")
-    return outcomes
+        try:
+            for job in chosen:
+                outcomes.append(job.run(registry, device, peer))
+                count(f"{job.kernel} {job.case.op}")
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted after {len(outcomes)} of {len(chosen)} cases", err=True)
+            return outcomes, True
+    return outcomes, False
 
 
 def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job], narrowed: bool) -> list[Outcome]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from kernelmux.graph.ops import Case
 from kernelmux.graph.ops.blocks import random_blocks, random_groups
 from kernelmux.graph.ops.spreads import Kept
 
+T = TypeVar("T")
 DrawnInput = tuple[Value, tuple[torch.Tensor, ...]]
 """An input as the case states it, and its planes."""
 
@@ -25,12 +27,39 @@ class Drawn:
     graph: Graph
     inputs: Mapping[str, tuple[torch.Tensor, ...]]
     weights: Mapping[str, Weight]
+    _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is made of these numbers, once for all kernels that ask for it by that key."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     @property
     def planes(self) -> list[DrawnInput]:
         """The node's inputs in order: each value as the case states it, with its planes."""
         (node,) = self.graph.ops
         return [(value, self.inputs[value.name]) for value in node.inputs]
+
+
+class LastDrawn:
+    """The numbers of one case, for all kernels that run it in a row."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Case, Drawn] | None = None
+
+    def draw(self, case: Case) -> Drawn:
+        """`draw_case`, unless it was this case the time before."""
+        if self._last is None or self._last[0] is not case:
+            # Before others take memory.
+            self._last = None
+            self._last = case, draw_case(case)
+        return self._last[1]
+
+    def forget(self) -> None:
+        """The next kernel's are drawn anew: a kernel that fails may have written to these."""
+        self._last = None
 
 
 def draw_case(case: Case) -> Drawn:
@@ -46,8 +75,8 @@ def draw_case(case: Case) -> Drawn:
         else:
             drawn = own(generator) if own else torch.randn(value.extents, generator=generator)
             inputs[value.name] = _quantized(value, drawn)
-    for field in ("weight", "bias", "gamma"):
-        for value in case.fields.get(field, ()):
+    for place in ("weight", "bias", "gamma"):
+        for value in case.fields.get(place, ()):
             builder.leaf(value.name, value.shape, value.format)
             weights[value.name] = Weight(value.name, value.extents, value.format, _draw_weight(case, value, generator))
     outputs = builder.node(case.op, case.op, *case.inputs, **case.fields)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def jobs(
 ) -> Iterator[Job]:
     """Every kernel of a backend on every case of its op, and one case in each format that it declares.
 
-    The cases are those of `file`, or the suite's own.
+    The cases are those of `file`, or the suite's own; all kernels of one case come in a row.
     BackendError where the backend is not installed, is quarantined, or has no kernel at all.
     """
     require_backend(backend, registry)
@@ -115,9 +116,11 @@ def jobs(
         cases += tuple(huge.case for huge in huge_cases().values())
     asked_op = wanted.op if wanted else ""
     for op, kernels in _variants_of(backend, registry, device, cases, source, asked_op).items():
-        for kernel, variants in kernels.items():
-            every = [*(Job(case, kernel, None, source) for case in cases if case.op == op), *variants]
-            yield from (job for job in every if wanted is None or wanted.wants(job))
+        every = chain(
+            (Job(case, kernel, None, source) for case in cases if case.op == op for kernel in kernels),
+            *kernels.values(),
+        )
+        yield from (job for job in every if wanted is None or wanted.wants(job))
 
 
 def _variants_of(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from kernelmux.conformance import checks, declared
-from kernelmux.conformance.draw import draw_case
+from kernelmux.conformance.draw import LastDrawn
 from kernelmux.conformance.huge import Huge, huge_cases, run_huge
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
@@ -37,6 +37,8 @@ MANY, FEW = 100, 3
 EVERY = 20
 THREADED = 20
 """One case in so many has all of torch's threads: most are so small that threads only wait for each other."""
+NUMBERS = LastDrawn()
+"""Drawing a case, and its weights in float64, takes longer than a kernel's launches: kernels of one case share it."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ def _run_drawn(
 ) -> Outcome:
     """The case's numbers drawn, and every check made."""
     kernel, peer = blank.kernel, blank.peer
-    drawn = draw_case(case)
+    drawn = NUMBERS.draw(case)
     try:
         # Untold the first, as in a plan that nothing was measured for.
         found.variant = next(iter(checked_variants(found, node).values()), None)
         weights = [drawn.weights[value.name] for value in node.weights]
-        trial = Trial(drawn.planes, weights, _store(node, found, variant), found, target)
+        trial = Trial(drawn.planes, weights, _store(node, found, variant), found, target, once=drawn.once)
         declared.pure(trial, kernel.partition(":")[0], registry, node)
         declared.precision(trial)
         declared.symbols(trial)
@@ -99,9 +101,13 @@ def _run_drawn(
         allowed = _reach(run_case(case, peer, registry, blank.device, variant)) if peer else (0.0, 0.0)
         outcome = _check(trial, replace(blank, status="pass"), allowed, launches(case, blank.case))
     except BaseException as error:
+        NUMBERS.forget()
         contained(error)
         return _raised(blank, error)
-    return replace(outcome, status="fail") if outcome.failures else outcome
+    if not outcome.failures:
+        return outcome
+    NUMBERS.forget()
+    return replace(outcome, status="fail")
 
 
 @contextmanager

@@ -6,9 +6,10 @@ Enters: drawn numbers, and a node whose formats are settled. Leaves: bytes befor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -35,6 +36,8 @@ CACHED = 0x3F
 """What caches hold while a kernel is bound: nothing that a launch on zeros would write."""
 
 
+Once = Callable[[Hashable, Callable[[], Any]], Any]
+"""`Drawn.once`."""
 FEW = 2**18
 """Weights up to which a case is worth preparing twice: every kernel has such cases."""
 
@@ -73,8 +76,13 @@ class Trial:
         kernel: Kernel,
         device: Device,
         packed: tuple[torch.Tensor, ...] | None = None,
+        once: Once = lambda key, make: make(),
     ) -> None:
-        """`packed` is given where the weights are prepared already, and the truth is known."""
+        """`packed` is given where the weights are prepared already, and the truth is known.
+
+        `once` keeps what other trials of the same numbers need too.
+        """
+        self._once = once
         self.node, self.kernel, self.device, self.weights = node, kernel, device, weights
         self.planes = [plane for weight in weights for plane in weight.planes]
         self.failures: list[str] = []
@@ -158,7 +166,11 @@ class Trial:
 
     def _reference(self) -> tuple[torch.Tensor, ...]:
         """The float64 truth of what the kernel is given, so that conversions before it are not held against it."""
-        return self.node.contract.reference(self.node, self._operands())
+        formats = tuple(value.format for value in (*self.node.inputs, *self.node.outputs))
+        truth: tuple[torch.Tensor, ...] = self._once(
+            (self.device.torch, formats), lambda: self.node.contract.reference(self.node, self._operands())
+        )
+        return truth
 
     def _operands(self) -> Operands:
         node = self.node
@@ -168,7 +180,8 @@ class Trial:
             else dequantize_planes(value.format, memory.parts, torch.double)
             for value, memory in zip(node.inputs, self.inputs, strict=True)
         )
-        weights = iter([weight.dequantize(torch.double).to(self.device.torch) for weight in self.weights])
+        to = self.device.torch
+        weights = iter(self._once(to, lambda: [weight.dequantize(torch.double).to(to) for weight in self.weights]))
         weight, bias, gamma = (tuple(next(weights) for _ in part) for part in (node.weight, node.bias, node.gamma))
         return Operands(dense, weight, bias, gamma)
 

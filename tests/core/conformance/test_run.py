@@ -7,6 +7,7 @@ import torch
 
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance import Variant, run_case
+from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.hookup import all_cases
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import registry
@@ -270,3 +271,24 @@ def test_a_scale_may_be_rounded(by):
     kernel = Rounded()
     kernel.by = by
     assert run("convert-f32-q8_32-m5-n256", convert=kernel).passed
+
+
+# Numbers.
+
+
+def test_kernels_of_one_case_share_its_numbers_until_one_fails(monkeypatch):
+    drawn = []
+
+    def draw(case):
+        drawn.append(case.name)
+        return draw_case(case)
+
+    monkeypatch.setattr("kernelmux.conformance.draw.draw_case", draw)
+    case, other = CASES["silu-m5-n576"], CASES["silu-m2-n1536"]
+    turns = [(case, "one"), (case, "two"), (case, "bad"), (case, "two"), (other, "one"), (case, "one")]
+    wrong = FakeKernel("kernel", work=lambda node, tensors: tensors.outputs[0].fill_(7))
+    kernels = {"one": Right(), "two": Right(), "bad": wrong}
+    with registry.isolated(**{name: backend(silu=kernel) for name, kernel in kernels.items()}) as current:
+        passed = [run_case(each, f"{name}:kernel", current).passed for each, name in turns]
+    assert passed == [name != "bad" for _, name in turns]
+    assert drawn == [case.name, case.name, other.name, case.name]
