@@ -41,6 +41,7 @@ Without pytest:
     kernelmux check --list --op attention                       the cases, one a line
     kernelmux check --device cuda --html report.html            on a GPU, as a page to read
     kernelmux check --device cuda --large --case '*-huge-*'     offsets beyond 2^31 elements and bytes
+    kernelmux check --shard 2/8                                 a share of the cases, for processes side by side
 
 Exit code 1 says that something failed, 2 that the command is wrong. Each failure comes with the command that runs that
 case alone again. One that goes away alone, tried in a fresh process, is told as "fails only after other cases", and the

@@ -40,8 +40,7 @@ EVERY = 100
 LASTING = 2**28
 """Bytes of all outputs of a walk's second kernels that each has memory of its own for."""
 STREAMS = 4
-"""Where there are streams. Launches of a row fill a small part of a device: on an H200 a step of SmolLM2 and its second
-launches took 4.6 ms on four streams, and more than 6 ms on one (docs/results/h200-debugging.json)."""
+"""Where there are streams: launches of one row fill a small part of a device (docs/results/h200-debugging.json)."""
 
 
 @dataclass(frozen=True)
