@@ -12,13 +12,20 @@ import pytest
 import torch
 
 import kernelmux
+import kernelmux_reference
+import kernelmux_torch
 from command import TIMEOUT, clean_environment
+from kernelmux.conformance.testing import backend
+from kernelmux.contract import registry
+from kernelmux.debug.bisect import bisect
 from kernelmux.debug.nan import NanCheck
 from kernelmux.debug.second import Second
 from kernelmux.debug.shadow import Shadow
 from kernelmux.debug.together import Together
 from kernelmux.debug.trace import trace_model
+from kernelmux.policy.policy import parse_policy
 from kernelmux.run.bench import decode_steps, prepared_session, random_ids
+from wrong.kernel import Right
 
 SPINNING = """
 import sys
@@ -128,6 +135,24 @@ def _decoding(session, sequence, steps: int) -> float:
     torch.cuda.synchronize()
     sequence.length = length
     return time.perf_counter() - began
+
+
+def test_a_fault_that_only_replays_show_is_named(tiny: Path):
+    class Odd(Right):
+        dtype, launches, devices = torch.float32, 2, ("cuda",)
+
+        def launch(self, node, tensors):
+            (x,), (y,), (weight,) = tensors.inputs, tensors.outputs, tensors.packed
+            torch.matmul(x, weight.T, out=y)
+            if node.name == "blk.1.ffn_down" and torch.cuda.is_current_stream_capturing():
+                y.mul_(1.5)
+
+    policy = parse_policy('fuse = false\n[defaults]\nuse = ["odd", "torch"]\n', "p.toml")
+    with registry.isolated(odd=backend(mul_mat=Odd()), torch=kernelmux_torch, reference=kernelmux_reference):
+        model = kernelmux.load(tiny)
+        found = bisect(model, model.plan(policy, device="cuda"), list(range(3, 27)), 4)
+    assert found.replayed
+    assert [(suspect.node, suspect.rows) for suspect in found.blamed] == [("blk.1.ffn_down", (1, 1))]
 
 
 def test_a_kernel_that_spins_on_the_card_is_named(tiny: Path, tmp_path: Path):

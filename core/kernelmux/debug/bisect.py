@@ -22,6 +22,7 @@ from kernelmux.graph.domain import Range
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.grammar import Rule
 from kernelmux.policy.policy import Policy
+from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
 from kernelmux.run.ladder import eager_extents
 from kernelmux.run.model import Model
@@ -128,7 +129,7 @@ class _Search:
         # Where nothing ever failed before an observer's eyes it may be that nothing does.
         replayed = not self.fails_one_by_one and self._heals(())
         if replayed:
-            found = to_blame(self.nodes, self._proves, self._proves)
+            found = to_blame(self._replaceable(), self._proves, self._proves)
         proved_after = self.runs
         blamed = self._fewer(found or ())
         return Verdict(
@@ -156,6 +157,20 @@ class _Search:
         if some not in self._healed:
             self._healed[some] = self._error_without(sorted(some, key=_all(self.nodes).index))
         return self._healed[some] <= self.limit
+
+    def _replaceable(self) -> list[list[Suspect]]:
+        """Nodes whose exchange tells of a fault that replays alone show: in whose place others can be captured.
+
+        From here on others come first: with the reference's kernels a step is captured no longer, nor is it wrong.
+        """
+        if not (self.decoded and captured_rows(self.plan, 1)):
+            return self.nodes
+        working = self.plan.registry.working
+        self.instead = (*(name for name in working if name not in (REFERENCE, *self.instead)), *self.instead)
+        self._healed.clear()
+        steps = self._plan_without(_all(self.nodes)).schedule(1, 1).steps
+        held = {step.node.name: step.choice.kernel.capturable for step in steps}
+        return [node for node in self.nodes if all(held.get(name, True) for name in (node[0].node, *node[0].parts))]
 
     def _wrong_by_themselves(self) -> Sequence[list[Suspect]]:
         """Nodes of which launches are far from what the reference makes of the same inputs, at those row counts.
@@ -199,12 +214,14 @@ class _Search:
     def _error_without(self, some: Sequence[Suspect]) -> float:
         """Of a plan that does without them: held against its own launches made by the reference, for what it stores
         otherwise is rounded otherwise."""
-        policy = without(self.plan.policy, some, self.instead)
-        plan = self.model.plan(policy, device=self.plan.device, max_rows=self.plan.max_rows, context=self.plan.context)
-        session = self.model.session(plan, len(self.ids))
+        session = self.model.session(self._plan_without(some), len(self.ids))
         found = self._run(session)
         every = [*suspects_of(session.plan, self._row_counts())]
         return self._error(found, self._run(self.model.session(session.plan, len(self.ids)), every))[0]
+
+    def _plan_without(self, some: Sequence[Suspect]) -> Plan:
+        policy, plan = without(self.plan.policy, some, self.instead), self.plan
+        return self.model.plan(policy, device=plan.device, max_rows=plan.max_rows, context=plan.context)
 
     def _run(self, session: Session, swapped: Collection[Suspect] | None = None) -> torch.Tensor:
         """Logits [tokens, vocabulary] of all positions; NaN from where a kernel raises.
@@ -248,14 +265,18 @@ def _all(nodes: Sequence[Sequence[Suspect]]) -> list[Suspect]:
 
 
 def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -> Policy:
-    """The policy with a rule before all others for each of those to blame, and for what a fused one stands for."""
+    """The policy with a rule before all others for each of those to blame, and for what a fused one stands for.
+
+    Of `instead` its own backend, where that is named as a whole, is left out.
+    """
     rules, names = [], []
     for suspect in blamed:
         low, high = suspect.rows
         nodes = tuple(_literal(name) for name in (suspect.node, *suspect.parts))
         # Whatever they err by: a budget of the policy's would bring back those to blame.
-        rules.append(Rule(node=nodes, m=Range(low, high), use=tuple(instead), max_error=ANY_ERROR))
-        names.append(f"{suspect.node}={','.join(instead)}")
+        others = tuple(name for name in instead if name != suspect.kernel.partition(":")[0])
+        rules.append(Rule(node=nodes, m=Range(low, high), use=others, max_error=ANY_ERROR))
+        names.append(f"{suspect.node}={','.join(others)}")
     document = policy.document.model_copy(update={"rule": (*rules, *policy.document.rule)})
     return replace(policy, document=document, options=(*names, *policy.options))
 

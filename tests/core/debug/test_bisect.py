@@ -340,3 +340,54 @@ def test_what_cannot_be_run_is_said(model: Model, count: int, decoded: int):
         pytest.raises(ModelError, match="1 to 256"),
     ):
         bisect(model, model.plan(parse_policy(PLAIN, "p.toml")), ids(count), decoded)
+
+
+class _Replays:
+    """A capture as a card makes one, of what a graph can hold: `replaying` while its launches are made."""
+
+    def __init__(self, monkeypatch):
+        self.replaying = False
+
+        def capture(walk, device, stream, tail, pool):
+            def replay():
+                # Before an observer's eyes its launches are made one by one.
+                self.replaying = walk.watch.observer is None
+                try:
+                    walk()
+                finally:
+                    self.replaying = False
+                tail(walk)
+
+            replay.outputs = walk.outputs
+            return replay
+
+        def rows_of(plan, rows):
+            return None if rows > 1 or plan.schedule(rows, rows).not_capturable else rows
+
+        monkeypatch.setattr("kernelmux.run.walker.capture", capture)
+        monkeypatch.setattr("kernelmux.run.session.captured_rows", rows_of)
+        monkeypatch.setattr("kernelmux.debug.bisect.captured_rows", rows_of)
+
+
+@pytest.mark.parametrize("node", ["blk.0.attn_q", "blk.1.ffn_down", "logits"])
+def test_a_fault_that_shows_only_in_replays_is_found_by_what_can_be_captured_too(model: Model, monkeypatch, node: str):
+    """With the reference, which no graph holds, any node's exchange would have healed it."""
+    replays = _Replays(monkeypatch)
+    faulty = FakeKernel(work=spoiled(lambda at, tensors: replays.replaying and at.name == node))
+    other = FakeKernel(work=compute)
+    backends = {
+        name: whole_backend(**dict.fromkeys(OPS, kernel)) for name, kernel in (("faulty", faulty), ("other", other))
+    }
+    with registry.isolated(**backends, reference=kernelmux_reference):
+        found = bisect(model, model.plan(parse_policy(PLAIN, "p.toml")), ids(PROMPT), DECODED)
+    assert found.replayed
+    assert [(suspect.node, suspect.kernel, suspect.rows) for suspect in found.blamed] == [(node, "faulty:f32", (1, 1))]
+    assert found.healed <= found.bound < found.error
+
+
+def test_where_nothing_else_can_be_captured_nobody_is_named(model: Model, monkeypatch):
+    replays = _Replays(monkeypatch)
+    faulty = FakeKernel(work=spoiled(lambda at, tensors: replays.replaying and at.name == "blk.1.ffn_down"))
+    with registry.isolated(faulty=whole_backend(**dict.fromkeys(OPS, faulty)), reference=kernelmux_reference):
+        found = bisect(model, model.plan(parse_policy(PLAIN, "p.toml")), ids(PROMPT), DECODED)
+    assert (found.blamed, found.error > found.bound) == ((), True)
