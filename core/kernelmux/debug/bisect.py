@@ -274,7 +274,7 @@ def without(policy: Policy, blamed: Sequence[Suspect], instead: Sequence[str]) -
         low, high = suspect.rows
         nodes = tuple(_literal(name) for name in (suspect.node, *suspect.parts))
         # Whatever they err by: a budget of the policy's would bring back those to blame.
-        others = tuple(name for name in instead if name != suspect.kernel.partition(":")[0])
+        others = tuple(name for name in instead if name != suspect.kernel.partition(":")[0]) or tuple(instead)
         rules.append(Rule(node=nodes, m=Range(low, high), use=others, max_error=ANY_ERROR))
         names.append(f"{suspect.node}={','.join(others)}")
     document = policy.document.model_copy(update={"rule": (*rules, *policy.document.rule)})
