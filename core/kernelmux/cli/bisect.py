@@ -26,7 +26,6 @@ from kernelmux.cli.common import (
 from kernelmux.cli.output import print_json, say
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.cli.prompt import asked_ids, asked_prompt
-from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
     from kernelmux.debug.bisect import Verdict
@@ -90,9 +89,6 @@ def bisect(
     refuse_overwriting("--save", save, model=model, policy=policy)
     refuse_overwriting("--write-policy", write_policy, model=model, policy=policy)
     refuse_overwriting("--write-cases", write_cases, model=model, policy=policy, **{"policy to write": write_policy})
-    for path in (save, write_policy, write_cases):
-        if path is not None and not path.parent.is_dir():
-            raise KernelmuxError(f"there is no folder {path.parent} to write {path.name} to")
     with ProgressBar() as bar:
         bar.begin("opening the model")
         opened = open_asked(model, None, device, context)

@@ -94,9 +94,6 @@ def check(
     from kernelmux.contract.device import find_device
     from kernelmux.contract.record import Record
 
-    for path in (save, html):
-        if path is not None and not path.parent.is_dir():
-            raise BackendError(f"there is no folder {path.parent} to write {path.name} to")
     refuse_overwriting("--save", save, **{"known failures": known, "case file": cases})
     refuse_overwriting("--html", html, **{"known failures": known, "case file": cases, "JSON": save})
     refuse_overwriting("--fuzz-cases", fuzz_cases, JSON=save, page=html)

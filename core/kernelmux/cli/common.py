@@ -149,7 +149,7 @@ def refuse_together(option: str, **others: object) -> None:
 def refuse_overwriting(option: str, written: Path | None, **others: Path | None) -> None:
     """An error where the file to write is one that the command reads or also writes, by whatever path or link.
 
-    Also for `-`, which elsewhere is stdin or stdout.
+    Also for `-`, which elsewhere is stdin or stdout, and where there is no folder for it: before the work, not after.
     """
     if written == Path("-"):
         raise typer.BadParameter("it is written to a file, not to stdout: name one", param_hint=f"{option} -")
@@ -158,6 +158,8 @@ def refuse_overwriting(option: str, written: Path | None, **others: Path | None)
             raise typer.BadParameter(f"{written} is the {what} asked for: name another file", param_hint=option)
     if written is not None:
         refuse_model(written)
+        if not written.absolute().parent.is_dir():
+            raise KernelmuxError(f"there is no folder {written.parent} to write {written.name} to")
 
 
 def _same_file(one: Path, other: Path) -> bool:

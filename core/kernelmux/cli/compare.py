@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +57,7 @@ def compare(
     """Hold a plan's results against another's: divergence, first parting, perplexity, and the error of each node."""
     from kernelmux.contract.device import start_device
     from kernelmux.debug.compare import compare as compare_plans
-    from kernelmux.debug.nodes import node_errors
+    from kernelmux.debug.nodes import ROWS, node_errors
     from kernelmux.measure.report import save_report
 
     start_device(device)
@@ -71,14 +71,14 @@ def compare(
         bar.begin("comparing tokens")
         compared = compare_plans(opened, *plans, texts, rows)
         bar.begin("comparing nodes")
-        errors = node_errors(opened, *plans, texts[0][:nodes]) if nodes else []
+        errors = node_errors(opened, *plans, texts[0][:nodes], min(rows or ROWS, ROWS)) if nodes else []
     document = _document((first, second), plans, compared, errors)
     if save is not None:
         save_report(document, save)
     if json:
         print_json(document)
     else:
-        _show((first, second), compared, errors)
+        _show((first, second), compared, errors, _rows_told(plans[1], texts, rows, nodes))
 
 
 def plan_of(model: Model, asked: str, device: str) -> Plan:
@@ -133,9 +133,11 @@ def _document(
     }
 
 
-def _show(asked: tuple[str, str], compared: Comparison, errors: Sequence[NodeError]) -> None:
+def _show(asked: tuple[str, str], compared: Comparison, errors: Sequence[NodeError], rows: Iterable[str]) -> None:
     text, position, nats = compared.worst
     say(f"{compared.tokens} tokens: {label(asked[1])} held against {label(asked[0])}")
+    for line in rows:
+        say(line)
     say(f"divergence {compared.divergence:.3g} nats a token; worst {nats:.3g}, {_place(text, position)}")
     say(f"likeliest token the same after {100 * compared.agreement:.2f} % of them")
     for word, perplexity in zip(asked, compared.perplexity, strict=True):
@@ -151,6 +153,19 @@ def _show(asked: tuple[str, str], compared: Comparison, errors: Sequence[NodeErr
         tell()
         headings = ("node", "op", "kernel", "own error", "stated", "gathered", "worst at")
         print_table(headings, [_row(error) for error in worst[:SHOWN]])
+
+
+def _rows_told(plan: Plan, texts: Sequence[Sequence[int]], rows: int | None, nodes: int) -> Iterator[str]:
+    """At how many rows all this was, which decides what kernels there were."""
+    from kernelmux.debug.nodes import ROWS
+    from kernelmux.graph.formats import human_count
+
+    most = min(max(map(len, texts)), rows or plan.max_rows, plan.max_rows)
+    compared = min(len(texts[0][:nodes]), rows or ROWS, ROWS)
+    of_nodes = f", nodes at {human_count(compared, 'row')}" if nodes else ""
+    yield f"in steps of {human_count(most, 'row')}{of_nodes}"
+    if plan.bucket(1) != plan.bucket(most):
+        yield f"not by the kernels of up to {human_count(plan.bucket(1), 'row')}, which decode: --rows 1 is by those"
 
 
 def _place(text: int, position: int) -> str:

@@ -130,6 +130,8 @@ class Observing:
             f"nodes compared, {len(seen.over)} beyond the bound"
         )
         say(f"{line}; the furthest: {seen.found[0]}" if seen.found and not seen.over else line, err=True)
+        if not seen.found:
+            say("kernelmux: shadow: nothing was compared", err=True, fg="red", bold=True)
         for each in seen.over[:SHOWN]:
             say(f"kernelmux: shadow: {each}", err=True, fg="red", bold=True)
         if len(seen.over) > SHOWN:

@@ -58,8 +58,6 @@ def quantize(
     format = written_format(to, "--to")
     rules = [parse_rule(text, format) for text in rule or ()]
     refuse_overwriting("--output", output, model=model)
-    if not output.absolute().parent.is_dir():
-        raise KernelmuxError(f"there is no folder {output.parent} to write {output.name} to")
     with ProgressBar() as bar:
         with bar.stage("opening the model"):
             from kernelmux.run.progress import QUANTISING, Progress

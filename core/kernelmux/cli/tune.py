@@ -23,7 +23,6 @@ from kernelmux.cli.common import (
     traced,
 )
 from kernelmux.cli.output import line_width, print_json, say, tell
-from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -78,8 +77,6 @@ def tune(
     from kernelmux.tune.workers import Worker
 
     refuse_overwriting("--output", output, model=model)
-    if output is not None and not output.parent.is_dir():
-        raise KernelmuxError(f"there is no folder {output.parent} to write {output.name} to")
     if max_error is not None and not max_error > 0:
         raise typer.BadParameter(f"an error budget is above 0, not {max_error:g}", param_hint="--max-error")
     counts = tuple(sorted({*row_counts(m), batch}))

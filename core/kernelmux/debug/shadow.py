@@ -22,10 +22,13 @@ class Shadow(Observer):
     """Makes the launches of every n-th walk again, the first one's among them."""
 
     def __init__(self, session: Session, second: Second, limit: float | None = None) -> None:
-        """`limit` is the NMSE over which a node is told of. KernelmuxError where there is no such backend."""
+        """`limit` is the NMSE over which a node is told of. KernelmuxError where there is no such backend or kernel."""
         working = session.plan.registry.working
         if second.backend not in working:
             raise KernelmuxError(f"no backend {second.backend!r} to shadow with{nearest(second.backend, working)}")
+        kernels = {f"{second.backend}:{made.name}" for made in session.plan.registry.classes(second.backend)}
+        if second.kernel and kernels and second.kernel not in kernels:
+            raise KernelmuxError(f"no kernel {second.kernel} to shadow with{nearest(second.kernel, kernels)}")
         self.session, self.second, self.limit = session, second, limit
         self.walks = self.sampled = 0
         self._binder = Binder(session, second)

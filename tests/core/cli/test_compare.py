@@ -24,6 +24,7 @@ def test_tokens_and_nodes_are_told(tiny, text):
     assert done.code == 0, done.err
     assert "nats a token; worst" in done.out
     assert "likeliest token the same after" in done.out
+    assert "\nin steps of " in done.out
     assert done.out.count("perplexity") == 2
     _, worst, *_ = [line for line in done.out.splitlines() if "\t" in line]
     node, op, kernel, own, *_ = worst.split("\t")

@@ -62,6 +62,15 @@ def test_no_file_is_called_as_stdout_is_elsewhere(files, command, monkeypatch):
     assert {*files.iterdir()} == before
 
 
+@pytest.mark.parametrize("command", [*WRITING.values(), *WRITING_MORE.values()], ids=[*WRITING, *WRITING_MORE])
+def test_where_there_is_no_folder_for_a_file_nothing_is_done(files, command, monkeypatch):
+    """It was told when the work was done, and the result was lost."""
+    monkeypatch.chdir(files)
+    named = {"{model}": "model.gguf", "{policy}": "p.toml"}
+    result = call_command(*(named.get(part, part) for part in command), "none/x.out")
+    assert_one_line_error(result, "there is no folder none to write x.out to")
+
+
 def test_one_file_is_not_asked_for_twice(tmp_path):
     result = call_command("check", "--op", "silu", "--smoke", "--save", tmp_path / "out", "--html", tmp_path / "out")
     assert (result.code, result.out) == (2, "")

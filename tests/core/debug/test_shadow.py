@@ -177,6 +177,7 @@ def test_a_run_tells_of_it_and_a_script_gets_all(tiny, tmp_path):
     ("options", "said"),
     [
         (["--shadow", "torhc"], "no backend 'torhc' to shadow with (did you mean 'torch'?)"),
+        (["--shadow", "reference:f23"], "no kernel reference:f23 to shadow with (did you mean 'reference:f32'"),
         (["--shadow", "torch:1/0"], "a shadow is BACKEND[:KERNEL][:1/N]"),
     ],
 )
