@@ -26,12 +26,14 @@ def start(code: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 WRITING = """
-    import ctypes, sys
+    import ctypes, signal, sys
     from pathlib import Path
     from kernelmux.cli.ending import removing_parts
     from kernelmux.files import new_folder, replacing
 
     at = Path(sys.argv[1])
+    # As under nohup it would stay ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with removing_parts(), new_folder(at / "folder") as folder, replacing(at / "file") as file:
         (folder / "a").write_text("half")
         file.write(b"half")
