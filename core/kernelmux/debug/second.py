@@ -165,7 +165,7 @@ class Binder:
             torch.empty(max(rooms[turn::turns], default=0), dtype=torch.uint8, device=walk.device.torch)
             for turn in range(turns)
         ]
-        room = sum(sum(map(value_bytes, each.node.outputs)) for each in found if each)
+        room = sum(value_bytes(value) for each in found if each for value in _made(each.node))
         lasting = _Memory(torch.empty(room, dtype=torch.uint8, device=walk.device.torch)) if room <= LASTING else None
         twins = [
             each and self._bound(walk, index, each, _Memory(memories[index % turns]), lasting, state)
@@ -196,9 +196,9 @@ class Binder:
         shared = [state.copy(value, original) for value, original in zip(node.inputs, originals, strict=True)]
         inputs = [each[0] if each else memory.of(value) for each, value in zip(shared, node.inputs, strict=True)]
         written = lasting or memory
-        outputs = written.side_by_side(node.outputs) if kernel.joins(node) else [*map(written.of, node.outputs)]
-        for source, target in node.contract.updates:
-            outputs[target] = inputs[source]
+        made = iter(written.side_by_side(_made(node)) if kernel.joins(node) else map(written.of, _made(node)))
+        updated = {target: source for source, target in node.contract.updates}
+        outputs = [inputs[updated[at]] if at in updated else next(made) for at in range(len(node.outputs))]
         nbytes, stream = kernel.workspace(node), self._streams[index % len(self._streams)]
         try:
             packed = self._packed.get(node, name, kernel)
@@ -237,6 +237,12 @@ class _Memory:
         return list(self.of(Value("", (values[0].extents[0], sum(widths)), values[0].format)).split(widths, dim=1))
 
 
+def _made(node: TensorNode) -> list[Value]:
+    """A node's outputs but for those that are inputs brought up to date."""
+    updated = {target for _, target in node.contract.updates}
+    return [value for at, value in enumerate(node.outputs) if at not in updated]
+
+
 def _room(node: TensorNode, kernel: Kernel) -> int:
     """Bytes of a step's copies, of its outputs and of its kernel's scratch."""
-    return sum(map(value_bytes, (*node.inputs, *node.outputs))) + aligned(checked_workspace(kernel, node))
+    return sum(map(value_bytes, (*node.inputs, *_made(node)))) + aligned(checked_workspace(kernel, node))
