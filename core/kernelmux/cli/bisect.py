@@ -84,6 +84,7 @@ def bisect(
     from kernelmux.contract.device import start_device
     from kernelmux.debug.bisect import bisect as bisect_plan
     from kernelmux.measure.report import save_report
+    from kernelmux.run.replaced import told
 
     start_device(device)
     refuse_overwriting("--save", save, model=model, policy=policy)
@@ -123,7 +124,7 @@ def bisect(
     if json:
         print_json(_document(found))
     else:
-        for line in (*_lines(found), *written):
+        for line in (*told(found.replaced), *_lines(found), *written):
             say(line)
     raise typer.Exit(int(found.error > found.bound))
 
@@ -186,6 +187,7 @@ def _lines(found: Verdict) -> list[str]:
     from kernelmux.debug.suspects import in_words
 
     said = f"error {found.error:.3g} after token {found.position + 1}"
+    said = f"{found.raised}; {said}" if found.raised else said
     if found.error <= found.bound:
         return [f"nothing is wrong: {said}, within {found.bound:.2g}"]
     if not found.blamed:
@@ -199,6 +201,8 @@ def _lines(found: Verdict) -> list[str]:
 
 
 def _document(found: Verdict) -> dict[str, Any]:
+    from dataclasses import asdict
+
     def told(suspects: Sequence[Suspect]) -> list[dict[str, Any]]:
         return [{"node": s.node, "op": s.op, "kernel": s.kernel, "rows": list(s.rows)} for s in suspects]
 
@@ -212,4 +216,6 @@ def _document(found: Verdict) -> dict[str, Any]:
         "replayed": found.replayed,
         "runs": found.runs,
         "proved_after": found.proved_after,
+        "raised": found.raised,
+        "replaced": [asdict(each) for each in found.replaced],
     }

@@ -59,6 +59,7 @@ def compare(
     from kernelmux.debug.compare import compare as compare_plans
     from kernelmux.debug.nodes import ROWS, node_errors
     from kernelmux.measure.report import save_report
+    from kernelmux.run.replaced import told
 
     start_device(device)
     refuse_overwriting("--save", save, model=model, text=text, prompts=prompts)
@@ -73,6 +74,8 @@ def compare(
         bar.begin("comparing nodes")
         errors = node_errors(opened, *plans, texts[0][:nodes], min(rows or ROWS, ROWS)) if nodes else []
     document = _document((first, second), plans, compared, errors)
+    for line in told(compared.replaced):
+        say(f"kernelmux: {line}", err=True, fg="red", bold=True)
     if save is not None:
         save_report(document, save)
     if json:

@@ -89,6 +89,7 @@ class Observing:
             return
         from kernelmux.debug.nan import NotFiniteError
         from kernelmux.debug.together import Together
+        from kernelmux.errors import KernelmuxError
 
         try:
             with ExitStack() as stack:
@@ -96,7 +97,12 @@ class Observing:
                 stack.enter_context(session.watched(Together(observers)))
                 yield
         except NotFiniteError as error:
+            self.tell()
             raise error.saved(_saved(error)) from error
+        except KernelmuxError:
+            # The caller tells of it where all went well.
+            self.tell()
+            raise
 
     def _observers(self, session: Session, stack: ExitStack) -> Iterator[Observer]:
         if self.annotate:

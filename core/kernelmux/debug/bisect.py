@@ -26,6 +26,7 @@ from kernelmux.run.capture import captured_rows
 from kernelmux.run.feeds import Feed
 from kernelmux.run.ladder import eager_extents
 from kernelmux.run.model import Model
+from kernelmux.run.replaced import Replaced
 from kernelmux.run.session import Session
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class Verdict:
     """How often the tokens were run, beside the runs that others are held against."""
     proved_after: int
     """Runs until those to blame were proved to be; what follows leaves out row counts, and looks for accomplices."""
+    raised: str
+    """What ended the run of the plan, if a kernel did: the error is infinite then."""
+    replaced: tuple[Replaced, ...]
+    """Kernels of the plan that raised and gave way to others, which were run in their place."""
     policy: Policy | None
     """Works around the fault."""
 
@@ -79,8 +84,8 @@ def bisect(
     """
     if not 0 <= decoded < len(ids) <= model.source.shape.context:
         raise ModelError(
-            f"a fault is looked for in 1 to {model.source.shape.context} tokens of which the last may be decoded, "
-            f"not in {len(ids)} of which {decoded} are"
+            f"a fault is looked for in 1 to {model.source.shape.context} tokens of which the last may be decoded "
+            f"(--decode), but the first, not in {len(ids)}{f' of which {decoded} are' if decoded > 0 else ''}"
         )
     return _Search(model, plan, ids, decoded, instead, limit, show).verdict()
 
@@ -107,6 +112,7 @@ class _Search:
         self.instead, self.show = tuple(instead), show
         self.limit = max(LEAST_BOUND, SLACK * stated_error(plan)) if limit is None else limit
         self.runs = 0
+        self.raised = ""
         self.fails_one_by_one = False
         self._healed: dict[frozenset[Suspect], float] = {}
         """The errors of plans that do without some."""
@@ -124,7 +130,8 @@ class _Search:
     def verdict(self) -> Verdict:
         error, position = self._error(self._found)
         if error <= self.limit:
-            return Verdict(error, position, self.limit, (), (), None, False, self.runs, self.runs, None)
+            rest = self.runs, self.runs, self.raised, tuple(self._first.replaced), None
+            return Verdict(error, position, self.limit, (), (), None, False, *rest)
         found = to_blame(self.nodes, self._heals, self._proves, self._wrong_by_themselves)
         # Where nothing ever failed before an observer's eyes it may be that nothing does.
         replayed = not self.fails_one_by_one and self._heals(())
@@ -142,6 +149,8 @@ class _Search:
             replayed=replayed,
             runs=self.runs,
             proved_after=proved_after,
+            raised=self.raised,
+            replaced=tuple(self._first.replaced),
             policy=without(self.plan.policy, blamed, self.instead) if blamed else None,
         )
 
@@ -239,6 +248,8 @@ class _Search:
         except LaunchError as error:
             if error.sticky:
                 raise
+            if session is self._first:
+                self.raised = f"{error.kernel} raised at {error.node}: {error.reason}"
         missing = len(self.ids) - sum(map(len, parts))
         return torch.cat([*parts, torch.full((missing, self.model.source.shape.vocab), math.nan)]).float()
 

@@ -17,6 +17,7 @@ from kernelmux.models.tokenizer import SpelledIds
 from kernelmux.plan.plan import Plan
 from kernelmux.run.divergence import logits_of_both, nats_by_row
 from kernelmux.run.model import Model
+from kernelmux.run.replaced import Replaced
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,8 @@ class Comparison:
     """Of each plan."""
     parting: Parting | None
     """None where they agree everywhere."""
+    replaced: tuple[Replaced, ...] = ()
+    """Kernels that raised and gave way to others, which were compared in their place."""
 
 
 def compare(
@@ -82,10 +85,10 @@ def compare(
         raise ModelError("a comparison is taken over texts of one token or more")
     nats: list[torch.Tensor] = []
     surprises: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    agreeing, places, parted = 0, list[tuple[int, int]](), None
+    agreeing, places, parted, replaced = 0, list[tuple[int, int]](), None, set[Replaced]()
     for number, start, window in _windows(texts, model.source.shape.context):
         at = start
-        for wanted, found in logits_of_both(model, second, first, window, rows):
+        for wanted, found in logits_of_both(model, second, first, window, rows, replaced):
             found = found.to(wanted.device)
             differing = wanted.argmax(-1) != found.argmax(-1)
             each = nats_by_row(wanted, found).cpu()
@@ -115,6 +118,7 @@ def compare(
         agreement=agreeing / len(by_token),
         perplexity=(_perplexity(surprises[0]), _perplexity(surprises[1])),
         parting=None if parted is None else _parting(model, (first, second), texts, *parted),
+        replaced=tuple(sorted(replaced, key=str)),
     )
 
 

@@ -14,7 +14,7 @@ from kernelmux.contract.device import Device
 from kernelmux.debug.apart import Apart, errors_of
 from kernelmux.debug.rows import AllRows, Stored
 from kernelmux.debug.second import Twin, Twins
-from kernelmux.errors import contained
+from kernelmux.errors import contained, where_raised
 from kernelmux.graph.formats import dequantize_planes, stored_as
 from kernelmux.run.session import Session
 from kernelmux.run.state import HostCopy
@@ -56,11 +56,11 @@ class Look(Observer):
         twin.give(walk.steps[index].node, walk.tensors[index].inputs)
         try:
             with self._beside(twin):
-                twin.call()
+                (walk.watch.observer or self).launch_beside(walk, index, twin.name, twin.call)
                 theirs = twin.node.outputs, twin.tensors.outputs
                 self._theirs = [*self._rows.stored(index, *theirs, lasts=twin.lasts)]
         except BaseException as error:
-            self._missing[walk.steps[index].node.name] = f"{twin.name} raised: {contained(error)}"
+            self._missing[walk.steps[index].node.name] = f"{twin.name} raised: {_in_a_line(error)}"
             self._twins.each[index] = None
 
     def after(self, walk: Walk, index: int) -> None:
@@ -100,6 +100,10 @@ class Look(Observer):
         for stream in self._busy:
             self._session.walker.stream.wait_stream(stream)
         self._busy.clear()
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{' '.join(str(contained(error)).split())} ({where_raised(error)})"
 
 
 class _Results:

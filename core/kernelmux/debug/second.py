@@ -185,7 +185,11 @@ class Binder:
                     kernel.variant = picked[0]
                 return _Chosen(name, kernel, stored(node, kernel, lambda place, value: value.format))
         refusals = [refusal.reason for name, refusal in offer.declined.items() if asked in ("", name)]
-        self.missing[node.name] = f"{own} is its own" if own in names else "; ".join(refusals) or "there is none"
+        self.missing[node.name] = (
+            f"{own} is its own"
+            if own in names
+            else "; ".join(refusals) or f"no {asked or self.second.backend} for {node.op}"
+        )
         return None
 
     def _bound(

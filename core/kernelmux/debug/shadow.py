@@ -50,7 +50,7 @@ class Shadow(Observer):
         """The nodes whose launches were made again, the one that is the furthest beyond its bound first."""
         for look in (*self._looks.values(), *self._recorded.values()):
             look.collect()
-        return sorted(self._found.values(), key=lambda each: -each.share)
+        return sorted(self._found.values(), key=lambda each: (-each.share, -each.worst))
 
     @property
     def over(self) -> list[Apart]:

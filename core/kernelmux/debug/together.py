@@ -36,6 +36,11 @@ class Together(Observer):
             call = partial(observer.launch, walk, index, call)
         call()
 
+    def launch_beside(self, walk: Walk, index: int, kernel: str, call: Launch) -> None:
+        for observer in self._here:
+            call = partial(observer.launch_beside, walk, index, kernel, call)
+        call()
+
     def after(self, walk: Walk, index: int) -> None:
         for observer in self._here:
             observer.after(walk, index)

@@ -37,6 +37,8 @@ class _Pending:
     walk: Walk
     index: int
     since: float
+    beside: str = ""
+    """The kernel, where it is not the step's own."""
 
 
 class Watchdog(Observer):
@@ -47,7 +49,7 @@ class Watchdog(Observer):
         self._pending: _Pending | None = None
         self._walking, self._lock = False, Lock()
         self._over = Event()
-        self._named: dict[tuple[Walk, int], Callable[[Launch, Walk], None]] = {}
+        self._named: dict[tuple[Walk, int, str], Callable[[Launch, Walk], None]] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,11 +71,19 @@ class Watchdog(Observer):
             self._walks(True)
 
     def launch(self, walk: Walk, index: int, call: Launch) -> None:
-        if (walk, index) not in self._named:
-            self._named[walk, index] = _named(walk.steps[index])
-        self._pending = _Pending(walk, index, time.monotonic())
+        self._wait(walk, index, "", call)
+
+    def launch_beside(self, walk: Walk, index: int, kernel: str, call: Launch) -> None:
+        self._wait(walk, index, kernel, call)
+
+    def _wait(self, walk: Walk, index: int, beside: str, call: Launch) -> None:
+        """Makes a launch and waits for it, while it is looked after."""
+        key = walk, index, beside
+        if key not in self._named:
+            self._named[key] = _named(walk.steps[index], beside)
+        self._pending = _Pending(walk, index, time.monotonic(), beside)
         try:
-            self._named[walk, index](call, walk)
+            self._named[key](call, walk)
         except BaseException:
             self._walks(False)
             raise
@@ -108,10 +118,15 @@ def _run(call: Launch, walk: Walk) -> None:
     walk.device.platform.synchronize(walk.device)
 
 
-def _named(step: Step) -> Callable[[Launch, Walk], None]:
+def _named(step: Step, beside: str) -> Callable[[Launch, Walk], None]:
     """What makes a launch and waits for it, as a function whose name in a traceback is the node's."""
-    code = _run.__code__.replace(co_name=f"{step.node.name} ({step.node.op}) by {step.choice.name}")
+    code = _run.__code__.replace(co_name=f"{step.node.name} ({step.node.op}) by {beside or step.choice.name}")
     return FunctionType(code, globals())
+
+
+def _kernel(pending: _Pending) -> str:
+    own = pending.walk.steps[pending.index].choice.name
+    return f"{pending.beside}, beside {own}," if pending.beside else own
 
 
 def _end(pending: _Pending, seconds: float) -> None:
@@ -120,7 +135,7 @@ def _end(pending: _Pending, seconds: float) -> None:
     node = step.node
     values = ", ".join(f"{v.name} {list(v.shape)} {v.format}" for v in (*node.inputs, *node.weights, *node.outputs))
     message = (
-        f"kernelmux: {step.choice.name} at {node.name} ({node.op}, step {pending.index + 1} of {len(steps)}) on "
+        f"kernelmux: {_kernel(pending)} at {node.name} ({node.op}, step {pending.index + 1} of {len(steps)}) on "
         f"{pending.walk.device.torch} has not come back within {seconds:g} s; {node.rows} rows; {values}\n"
     )
     with suppress(Exception):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from kernelmux.errors import ModelError
 from kernelmux.plan.plan import Plan
 from kernelmux.run.model import Model
+from kernelmux.run.replaced import Replaced
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,17 @@ def divergence(model: Model, plan: Plan, exact: Plan, ids: Sequence[int], rows: 
 
 
 def logits_of_both(
-    model: Model, plan: Plan, exact: Plan, ids: Sequence[int], rows: int | None = None
+    model: Model,
+    plan: Plan,
+    exact: Plan,
+    ids: Sequence[int],
+    rows: int | None = None,
+    replaced: set[Replaced] | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For some tokens at a time the logits [tokens, vocabulary] of the exact plan and of the other, as `divergence`."""
+    """For some tokens at a time the logits [tokens, vocabulary] of the exact plan and of the other, as `divergence`.
+
+    Kernels that raised and gave way to others are added to `replaced`.
+    """
     step = plan.max_rows if rows is None else min(rows, plan.max_rows)
     if not ids or len(ids) > model.source.shape.context or step < 1:
         raise ModelError(
@@ -52,6 +61,8 @@ def logits_of_both(
         wanted = theirs.feed(expected, window, all_logits=True)
         for at in range(0, len(window), step):
             yield wanted[at : at + step], ours.feed(sequence, window[at : at + step], all_logits=True)
+    if replaced is not None:
+        replaced.update(ours.replaced, theirs.replaced)
 
 
 def nats_by_row(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,10 @@ class Observer:
         """Makes the launch; what it raises is the kernel's fault."""
         call()
 
+    def launch_beside(self, walk: Walk, index: int, kernel: str, call: Launch) -> None:
+        """Makes another kernel's launch, which an observer has beside the step's own; what it raises is its fault."""
+        call()
+
     def after(self, walk: Walk, index: int) -> None:
         """Called after the launch of a step; the device may still be at work."""
 

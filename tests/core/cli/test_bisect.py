@@ -106,3 +106,31 @@ def test_what_cannot_be_run_is_one_line(tiny, words, said):
     done = call_command("bisect", tiny, *words)
     assert done.code == 2
     assert said in done.err
+
+
+@pytest.mark.parametrize("on_error", ["error", "next"])
+def test_a_kernel_that_raises_is_said_to(tiny, tmp_path, on_error):
+    """An error without end read as if it made NaN; and who took its place was not told."""
+
+    def work(node, tensors):
+        if node.name == WRONG:
+            raise OverflowError("out of tiles")
+        compute(node, tensors)
+
+    policy = 'fuse = false\n[defaults]\nuse = ["faulty", "reference"]\non_error = "{}"\n'
+    (tmp_path / "p.toml").write_text(policy.format(on_error))
+    faulty = whole_backend(**{op: FakeKernel(work=work) for op in OPS})
+    with registry.isolated(faulty=faulty, reference=kernelmux_reference):
+        asked = ("bisect", tiny, "--policy", tmp_path / "p.toml", "--ids", "1,2,3,4,5", "--decode", 0)
+        done, told = call_command(*asked), json.loads(call_command(*asked, "--json").out)
+        compared = call_command("compare", tiny, "reference", tmp_path / "p.toml", "--nodes", 0)
+    said = f"faulty:f32 raised at {WRONG}: OverflowError: out of tiles"
+    assert said in done.out
+    if on_error == "error":
+        assert done.code == 1
+        assert said in told["raised"]
+    else:
+        assert done.code == 0
+        assert "reference:f32 runs instead" in done.out
+        assert [each["node"] for each in told["replaced"]] == [WRONG]
+        assert said in compared.err

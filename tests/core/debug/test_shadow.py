@@ -1,6 +1,7 @@
 """Shadowed steps give the same results; a kernel that is wrong for some rows is named with them, and no other is."""
 
 import json
+import math
 
 import pytest
 
@@ -8,6 +9,7 @@ import kernelmux
 import kernelmux_reference
 import kernelmux_torch
 from command import assert_one_line_error, call_command
+from fake_backend import FakeKernel, compute
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
 from kernelmux.debug.second import Second
@@ -134,7 +136,7 @@ def test_a_second_kernel_that_raises_or_makes_nan_ends_nothing(tiny):
         with session.watched(shadow):
             shadowed = decoded(session)
     assert shadowed[0].equal(plain[0])
-    assert shadow.missing["logits"] == "odd:kernel raised: too many rows"
+    assert shadow.missing["logits"].startswith("odd:kernel raised: too many rows (test_shadow.py:")
 
 
 def test_a_second_kernel_that_writes_over_its_inputs_changes_nothing(tiny):
@@ -183,3 +185,19 @@ def test_a_run_tells_of_it_and_a_script_gets_all(tiny, tmp_path):
 )
 def test_what_cannot_shadow_is_one_line(tiny, options, said):
     assert_one_line_error(call_command("run", tiny, "-p", "hello", *options), said)
+
+
+def test_what_was_found_is_told_though_the_run_fails(tiny):
+    """The step's logits are NaN; which node is wrong was known, and was not said."""
+
+    def work(node, tensors):
+        compute(node, tensors)
+        if node.name == "blk.1.ffn_down":
+            tensors.outputs[0].fill_(math.nan)
+
+    odd = backend(mul_mat=FakeKernel(work=work))
+    with registry.isolated(odd=odd, reference=kernelmux_reference):
+        asked = ("run", tiny, "-p", "hello", "--max-tokens", 2, "--use", "mul_mat=odd", "--shadow", "reference:1/1")
+        result = call_command(*asked)
+    assert result.code == 2
+    assert "kernelmux: shadow: blk.1.ffn_down (mul_mat): odd:f32 is inf from reference:f32" in result.err

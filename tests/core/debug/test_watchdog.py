@@ -42,10 +42,10 @@ with registry.isolated(spin=backend(mul_mat=Spinning()), reference=kernelmux_ref
 POLICY = '[[rule]]\nnode = "blk.1.ffn_down"\nuse = "spin"\n[defaults]\nuse = ["reference"]\n'
 
 
-def ended(tiny, folder, spin, *, packing="pass", command=("run", "-p", "hello")):
-    policy = folder / "spin.toml"
-    policy.write_text(POLICY)
-    options = ("--policy", str(policy), "--watchdog", "0.5")
+def ended(tiny, folder, spin, *, packing="pass", command=("run", "-p", "hello"), policy=POLICY):
+    path = folder / "spin.toml"
+    path.write_text(policy)
+    options = ("--policy", str(path), "--watchdog", "0.5")
     arguments = [command[0], str(tiny), *command[1:], *options]
     code = SPINNING.format(path=sys.path, spin=spin, packing=packing, arguments=arguments)
     (folder / "spinning.py").write_text(code)
@@ -63,6 +63,15 @@ def test_a_kernel_that_spins_is_named_with_its_stack(tiny, tmp_path, command):
         assert part in said
     assert "in spin_forever" in result.stderr
     assert "in blk.1.ffn_down (mul_mat) by spin:kernel" in result.stderr
+
+
+def test_a_second_kernel_that_spins_is_named_as_such(tiny, tmp_path):
+    """It was waited for in silence: only the launch of the step's own kernel was watched."""
+    command = ("run", "-p", "hello", "--use", "*=reference", "--shadow", "spin:1/1")
+    result = ended(tiny, tmp_path, "spin_forever()", command=command, policy="")
+    assert result.returncode == EXIT_CODE, result.stderr
+    assert "spin:kernel, beside reference:f32, at " in result.stderr
+    assert "in spin_forever" in result.stderr
 
 
 @pytest.mark.slow
