@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
@@ -124,11 +124,19 @@ def _savings(selector: Selector, speeds: Speeds, rows: int, kind: str) -> Iterat
                 yield round(share, 2), f"{kernel} {refusal} {node}: {reason}; {less}"
             elif kind == "outranked":
                 if share >= BY_HAND:
-                    instead = f"{kernel} for {_nodes(nodes)}, in place of {refused[kernel, ''][0].choice.name}"
+                    instead = f"{kernel} for {_nodes(nodes)}, in place of {_most(refused[kernel, ''])}"
                     yield round(share, 2), f"{less} with {instead}, which the policy names"
             else:
                 error = max(_error(kernel, call, speeds) for call in refused[kernel, ""])
                 yield round(share, 2), f"{less} with max_error = {_at_least(error)} ({kernel} for {_nodes(nodes)})"
+
+
+def _most(calls: Sequence[Call]) -> str:
+    """The kernel that most of the nodes have."""
+    counts: Counter[str] = Counter()
+    for call in calls:
+        counts[call.choice.name] += call.count
+    return counts.most_common(1)[0][0]
 
 
 def _nodes(count: int) -> str:

@@ -39,6 +39,15 @@ def matrix(n=4096, k=4096):
     return b.build(b.value("mul_mat", "y", x, weight=(b.leaf("w", (n, k)),)))
 
 
+def matrices(count):
+    """So many products, one behind the other: `y0`, `y1` and so on."""
+    b = Builder("chain")
+    x = b.leaf("x", ("m", 4096), role="state")
+    for number in range(count):
+        x = b.value("mul_mat", f"y{number}", x, weight=(b.leaf(f"w{number}", (4096, 4096)),))
+    return b.build(x)
+
+
 def test_what_a_larger_error_budget_would_save_is_told_with_the_budget():
     rough = FakeKernel("rough", precision=3.4e-3, reading=0.9)
     told = said(matrix(), a=whole_backend(mul_mat=[FakeKernel("exact", reading=0.3), rough]))
@@ -52,6 +61,13 @@ def test_what_a_policy_by_hand_costs_is_told_where_that_is_much(reading, told):
     assert len(found) == told
     for line in found:
         assert line == "decoding would take 67% less with a:fast for 1 node, in place of a:slow, which the policy names"
+
+
+def test_what_a_policy_by_hand_costs_is_told_with_the_kernel_that_most_of_the_nodes_have():
+    kernels = [FakeKernel("odd", reading=0.1), FakeKernel("slow", reading=0.3), FakeKernel("fast", reading=0.9)]
+    policy = '[[rule]]\nnode = "y0"\nuse = "a:odd"\n\n[defaults]\nuse = ["a:slow"]\n'
+    (told,) = said(matrices(3), policy, a=whole_backend(mul_mat=kernels))
+    assert told.endswith("with a:fast for 3 nodes, in place of a:slow, which the policy names")
 
 
 def test_a_card_that_nobody_knows_is_told_as_which_it_counts():
