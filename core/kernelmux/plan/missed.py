@@ -106,10 +106,11 @@ def _savings(selector: Selector, speeds: Speeds, rows: int, kind: str) -> Iterat
     saved: dict[tuple[str, str], float] = defaultdict(float)
     refused: dict[tuple[str, str], list[Call]] = defaultdict(list)
     for call in calls:
-        if kind == "outranked" and call.choice.asked == AUTO:
-            continue
         for loser in call.choice.rejected:
             if loser.kind == kind and " of " not in loser.kernel:
+                # What the policy names decides before another kernel does, refused or not.
+                if selector.asks_for(loser.kernel, call.node, call.rows, call.choice) == (kind == "outranked"):
+                    continue
                 us = _would_take(loser.kernel, call, selector, kind)
                 reason = loser.reason if kind in ("failed", "alignment") else ""
                 saved[loser.kernel, reason] += max(0.0, call.count * (call.prediction.us - us)) / step

@@ -265,6 +265,14 @@ class Selector:
             for name in self._named(asked, node, rule, offer)
         )
 
+    def asks_for(self, name: str, node: TensorNode, rows: int, choice: Choice) -> bool:
+        """Whether the policy would have a kernel rather than the choice, or `auto` decide, were it not refused."""
+        if choice.asked == AUTO:
+            return True
+        rule, offer = self.match(node, rows), self.offers.of(node, rows)
+        order = (full for asked, _ in self._words(rule) for full in self._named(asked, node, rule, offer))
+        return name in itertools.takewhile(lambda full: full != choice.name, order)
+
     def _named(self, asked: str, node: TensorNode, rule: int | None, offer: Offer) -> Sequence[str]:
         """The kernels that a word of the policy stands for: the one that it names, a backend's, or for `auto` all.
 

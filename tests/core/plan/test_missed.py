@@ -54,6 +54,15 @@ def test_what_a_larger_error_budget_would_save_is_told_with_the_budget():
     assert told[0] == "decoding would take 67% less with max_error = 0.004 (a:rough for 1 node)"
 
 
+@pytest.mark.parametrize(
+    ("use", "told"), [('["auto"]', 1), ('["a:rough", "a"]', 1), ('["a:exact"]', 0), ('["a:exact", "auto"]', 0)]
+)
+def test_a_larger_error_budget_is_told_of_only_where_the_policy_would_then_have_the_kernel(use, told):
+    kernels = [FakeKernel("exact", reading=0.3), FakeKernel("rough", precision=3.4e-3, reading=0.9)]
+    found = said(matrix(), f"[defaults]\nmax_error = 1e-6\nuse = {use}\n", a=whole_backend(mul_mat=kernels))
+    assert sum("with max_error = 0.004 (a:rough for 1 node)" in line for line in found) == told
+
+
 @pytest.mark.parametrize(("reading", "told"), [(0.3, 1), (0.85, 0)])
 def test_what_a_policy_by_hand_costs_is_told_where_that_is_much(reading, told):
     slow, fast = FakeKernel("slow", reading=reading), FakeKernel("fast", reading=0.9)
@@ -165,6 +174,11 @@ def test_a_faster_kernel_that_declined_for_its_alignment_is_named_with_node_reas
 @pytest.mark.parametrize("kernel", [Slow, Rough, Broken])
 def test_one_that_is_slower_or_too_rough_or_cannot_tell_is_not(kernel):
     assert declining(kernel) == []
+
+
+def test_one_is_not_told_of_where_the_policy_names_another_and_is_where_it_is_named_first():
+    assert declining(Sixteens, policy='[defaults]\nuse = ["slow"]\n') == []
+    assert len(declining(Sixteens, policy='[defaults]\nuse = ["fast", "slow"]\n')) == 1
 
 
 def test_one_that_took_the_node_has_not_declined():
