@@ -148,7 +148,7 @@ def _works(shape: str, op: list[str] | None, counts: Sequence[int], context: int
         if op not in (None, ["mul_mat"]):
             raise KernelmuxError(f"--shape {shape} is a mul_mat's; for other ops name a model, as llama-8b:bf16")
         return [matrix_work(int(n), int(k), format or "bf16", m) for m in counts]
-    graph = open_random(shape).graph.with_cache_format(cache_format)
+    graph = open_random(shape, option="--shape").graph.with_cache_format(cache_format)
     asked = op or list(dict.fromkeys(node.op for node in graph.ops))
     return [work for m in counts for work in model_works(graph, asked, m, context)]
 

@@ -57,9 +57,12 @@ def open_model(path: str | Path, context: int = 0) -> Source:
     return build_source(read_folder(path) if os.path.isdir(path) else read(path), context)
 
 
-def open_random(asked: str, device: str = "cpu", context: int = 0) -> Source:
-    """A model of random weights, as `llama-8b:Q4_K_M`, drawn on a torch device when they are packed."""
-    source = build_source(random_file(asked), context)
+def open_random(asked: str, device: str = "cpu", context: int = 0, option: str = "--random") -> Source:
+    """A model of random weights, as `llama-8b:Q4_K_M`, drawn on a torch device when they are packed.
+
+    ModelError names the `option` that asked for it.
+    """
+    source = build_source(random_file(asked, option), context)
     return replace(source, file=replace(source.file, weights=RandomWeights(source.file.weights, device)))
 
 

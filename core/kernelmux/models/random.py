@@ -61,17 +61,17 @@ SHORTER: Mapping[str, str] = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", **NARROW}
 """What is stored where a row is no multiple of 256; llama.cpp makes IQ4_NL of Q2_K and Q3_K, as large as Q4_0."""
 
 
-def random_file(asked: str) -> ModelFile:
-    """The model `SHAPE:FORMAT`, its weights without their planes; ModelError names the nearest spelling."""
+def random_file(asked: str, option: str = "--random") -> ModelFile:
+    """The model `SHAPE:FORMAT`, its weights without their planes; ModelError names the option, the nearest spelling."""
     shape, _, stored = asked.partition(":")
     if shape not in SHAPES:
-        raise ModelError(f"--random {asked}: unknown shape {shape!r}{nearest(shape, SHAPES)}")
+        raise ModelError(f"{option} {asked}: unknown shape {shape!r}{nearest(shape, SHAPES)}")
     known = {name.lower(): name for name in dict.fromkeys((*STORED, *brought_weights()))}
     if stored.lower() not in known:
-        raise ModelError(f"--random {asked}: unknown format {stored!r}{nearest(stored, known.values())}")
+        raise ModelError(f"{option} {asked}: unknown format {stored!r}{nearest(stored, known.values())}")
     sizes, stored = SHAPES[shape], known[stored.lower()]
     if stored != MIXED and stored not in SHORTER and (fault := lookup(stored).check((sizes.hidden,))):
-        raise ModelError(f"--random {asked}: {fault}; ask for another format, or another shape")
+        raise ModelError(f"{option} {asked}: {fault}; ask for another format, or another shape")
     weights = {
         name: Weight(name, extents, stored_as(name, extents, stored, sizes), ())
         for name, extents in _tensors(sizes).items()

@@ -57,7 +57,8 @@ def test_ops_says_who_declines_and_why():
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("--shape", "lama-8b:bf16"), "did you mean 'llama-8b'"),
+        (("--shape", "lama-8b:bf16"), "--shape lama-8b:bf16: unknown shape 'lama-8b' (did you mean 'llama-8b'"),
+        (("--shape", "llama-8b:Q4_KM"), "--shape llama-8b:Q4_KM: unknown format 'Q4_KM' (did you mean 'Q4_K_M'"),
         (("--shape", "32x64:Q4_9"), "did you mean"),
         (("--shape", "32x64:f32", "--op", "add"), "is a mul_mat's"),
         (("--shape", "tiny:f32", "--op", "mulmat"), "did you mean 'mul_mat'"),
