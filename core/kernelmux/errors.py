@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import UnionType
 
 LONGEST_MESSAGE = 6000
 """Characters of a message: what is longer loses its middle."""
@@ -133,6 +134,12 @@ def shown(thing: object) -> str:
 def label(text: str) -> str:
     """The same without quotes, where a string of a file is what something is called."""
     return "".join(char if char.isprintable() else _escaped(char) for char in _cut(text))
+
+
+def check_type(given: object, kinds: type | UnionType | tuple[()], told: str, error: type[KernelmuxError]) -> None:
+    """The error where an argument is of no such kind; `told` says of which: `max_tokens is a whole number`."""
+    if not isinstance(given, kinds):
+        raise error(f"{told}, not {type(given).__name__} ({shown(given)})")
 
 
 def _cut(text: str) -> str:

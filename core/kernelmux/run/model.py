@@ -16,7 +16,7 @@ from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.packed_cache import PackedCache
-from kernelmux.errors import ModelError, PlanError
+from kernelmux.errors import ModelError, PlanError, check_type
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
 from kernelmux.models import Source, open_model, open_random
@@ -138,10 +138,11 @@ class Model:
         """
         if isinstance(prompt, str):
             return self._encoded(prompt, parse_special=options.parse_special)
-        messages = [item for item in prompt if isinstance(item, Mapping)]
+        items = _items(prompt)
+        messages = [item for item in items if isinstance(item, Mapping)]
         if not messages:
-            return self._checked_ids(prompt)
-        if len(messages) < len(prompt):
+            return self._checked_ids(items)
+        if len(messages) < len(items):
             raise ModelError("a prompt is text, token ids or chat messages, not a mixture of them")
         text, quote = self.rendered(messages, options)
         # The template writes the special tokens itself.
@@ -253,7 +254,7 @@ class Model:
     def _checked_ids(self, ids: Sequence[object]) -> list[int]:
         vocab = self.source.shape.vocab
         checked = []
-        for id in ids:
+        for id in _items(ids):
             if not hasattr(id, "__index__"):
                 raise ModelError(f"a prompt is text, token ids or chat messages, not a list with {id!r:.40}")
             checked.append(operator.index(id))
@@ -280,6 +281,13 @@ def _strictly(plan: Plan, source: str) -> Plan:
     if plan.notes:
         raise PlanError(f"a plan that is strict has no notes: {'; '.join(plan.notes)}", file=source)
     return replace(plan, strict=True)
+
+
+def _items(prompt: Iterable[Any]) -> list[Any]:
+    """The ids or messages of a prompt that is no text; ModelError for bytes, which would each be taken for an id."""
+    kinds = () if isinstance(prompt, bytes | bytearray) else Iterable
+    check_type(prompt, kinds, "a prompt is text, token ids or chat messages", ModelError)
+    return list(prompt)
 
 
 def _device(asked: str | Device) -> Device:

@@ -162,8 +162,17 @@ def test_ids_out_of_the_vocabulary_are_a_model_error(model: Model, id: int):
     ids=["id and text", "texts", "id and message", "float"],
 )
 def test_a_prompt_that_is_no_text_no_ids_and_no_messages_is_refused_not_cut(model: Model, prompt):
-    with pytest.raises((ModelError, TypeError)):
+    with pytest.raises(ModelError, match="a prompt is text, token ids or chat messages, not "):
         model.encode(prompt)
+
+
+@pytest.mark.parametrize("prompt", [b"hello", bytearray(b"hello"), None, 5], ids=repr)
+def test_a_prompt_of_another_type_is_refused_by_its_name(model: Model, prompt):
+    for use in (model.generate, model.forward, model.encode):
+        with pytest.raises(ModelError) as caught:
+            use(prompt)
+        told = f"a prompt is text, token ids or chat messages, not {type(prompt).__name__} ({prompt!r})"
+        assert str(caught.value) == told
 
 
 def test_ids_from_an_array_library_are_ids(model: Model):
