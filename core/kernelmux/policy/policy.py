@@ -111,9 +111,9 @@ class Policy:
         # A policy that extends the default has its rules, of which no line is the file's.
         return f"rule {index - len(self.options) + 1} ({f'{self.source}:{line}' if line else 'of the default'})"
 
-    def with_use(self, options: Iterable[str]) -> Policy:
+    def with_use(self, options: str | Iterable[str]) -> Policy:
         """The policy outranked by `OP=KERNEL` options, the last one first; OP `*` is every op, KERNEL may be a list."""
-        options = tuple(options)[::-1]
+        options = (options,) if isinstance(options, str) else tuple(options)[::-1]
         rules = [_parse_use(option) for option in options]
         document = self.document.model_copy(update={"rule": (*rules, *self.document.rule)})
         return replace(self, document=document, options=(*options, *self.options))

@@ -109,7 +109,7 @@ class Model:
         self,
         policy: Policy | str | Path | None = None,
         *,
-        use: Iterable[str] = (),
+        use: str | Iterable[str] = (),
         device: str | Device = "cpu",
         max_rows: int = MAX_ROWS,
         context: int = CONTEXT,
