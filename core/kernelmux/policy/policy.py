@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from kernelmux.contract.device import Device
-from kernelmux.errors import PolicyError, nearest
+from kernelmux.errors import PolicyError, check_type, nearest
 from kernelmux.files import read_whole
 from kernelmux.graph.graph import TensorNode
 from kernelmux.policy.grammar import AUTO, TABLES, Document, Rule
@@ -30,6 +30,7 @@ EXACT = "exact"
 """What the policy that gives float32's tokens is called."""
 SHIPPED = (DEFAULT, EXACT)
 """The policies of this package, which a file may extend."""
+USE = "`use` is OP=KERNEL, as 'mul_mat=torch:int4', or a list of such"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Policy:
 
     def with_use(self, options: str | Iterable[str]) -> Policy:
         """The policy outranked by `OP=KERNEL` options, the last one first; OP `*` is every op, KERNEL may be a list."""
+        check_type(options, Iterable, USE, PolicyError)
         options = (options,) if isinstance(options, str) else tuple(options)[::-1]
         rules = [_parse_use(option) for option in options]
         document = self.document.model_copy(update={"rule": (*rules, *self.document.rule)})
@@ -120,6 +122,7 @@ class Policy:
 
 
 def _parse_use(option: str) -> Rule:
+    check_type(option, str, USE, PolicyError)
     op, equals, kernels = option.partition("=")
     if not (op and equals and kernels):
         raise PolicyError(f"--use {option}: write OP=KERNEL, as mul_mat=torch:int4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import sys
 import threading
 import time
@@ -10,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.packed import PackedWeights
 from kernelmux.contract.packed_cache import PackedCache
-from kernelmux.errors import ModelError, PlanError, check_type
+from kernelmux.errors import ModelError, PlanError, PolicyError, check_type
 from kernelmux.graph.graph import Graph
 from kernelmux.measure.predict import CONTEXT
 from kernelmux.models import Source, open_model, open_random
@@ -50,6 +51,8 @@ def load(path: str | Path, context: int = 0) -> Model:
     `context` tokens are to be held: a model that differs for short and for long contexts (phi3 by its longrope) is else
     the short one. ModelError says what is wrong with the file.
     """
+    check_type(path, str | os.PathLike, "a model is the path of a file or of a folder", ModelError)
+    check_type(context, SupportsIndex, "context is a whole number", ModelError)
     return Model(open_model(path, context))
 
 
@@ -59,6 +62,7 @@ def load_random(asked: str, device: str = "cpu", context: int = 0) -> Model:
 
     `context` is as in `load`.
     """
+    check_type(asked, str, "a random model is its name, as 'llama-8b:Q4_K_M'", ModelError)
     registry.current()  # A backend may bring the format.
     return Model(open_random(asked, device, context))
 
@@ -101,6 +105,7 @@ class Model:
 
         `strict` is as in `plan`, of the notes that were locked; `written` what the file has, where it was read already.
         """
+        check_type(path, str | os.PathLike, "a lock file is a path", PlanError)
         made = read_lock(path, self.graph, registry.current(), _device(device), written)
         return _strictly(made, str(path)) if strict else made
 
@@ -122,9 +127,12 @@ class Model:
         raises, whatever the policy's `on_error` is.
         A Device that is only described (`described_device`) can be planned for, and not run on.
         """
+        for name, given in (("max_rows", max_rows), ("context", context)):
+            check_type(given, SupportsIndex, f"{name} is a whole number", PlanError)
         if policy is None:
             policy = default_policy()
         elif not isinstance(policy, Policy):
+            check_type(policy, str | os.PathLike, "a policy is a file's path, 'exact' or a Policy", PolicyError)
             policy = read_policy(policy)
         made = make_plan(
             self.graph, policy.with_use(use), registry.current(), _device(device), max_rows, context=context
@@ -136,6 +144,7 @@ class Model:
 
         Control tokens that are written in a text, or in messages, are text unless the options ask for them.
         """
+        check_type(options, PromptOptions, "options are PromptOptions", ModelError)
         if isinstance(prompt, str):
             return self._encoded(prompt, parse_special=options.parse_special)
         items = _items(prompt)
@@ -180,6 +189,8 @@ class Model:
         told of it (a damaged file, a full disk) are the `notes` of the session's `packed_cache`.
         """
         self._check_plan(plan)
+        for name, given in (("tokens", tokens), ("sequences", sequences)):
+            check_type(given, SupportsIndex, f"{name} is a whole number", PlanError)
         file, device = self.source.file, plan.device
         packed = self._packed.setdefault(device, PackedWeights(file.weights, device))
         cache = PackedCache(file.weights, device, file.path, file.stamp) if cache_packed else None
@@ -214,8 +225,10 @@ class Model:
         Of a folder without a tokenizer a prompt is token ids, and so is the text, as numbers.
         Unless told it has up to 128 tokens, or as many as the model holds after the prompt.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
+        if max_tokens is not None:
+            check_type(max_tokens, SupportsIndex, "max_tokens is a whole number", ModelError)
+            if max_tokens < 1:
+                raise ModelError(f"max_tokens is at least 1, not {max_tokens}")
         ids = self.encode(prompt, options)
         if max_tokens is None:
             max_tokens = max(1, min(USUAL_TOKENS, self.source.shape.context - len(ids) + 1))
@@ -291,6 +304,7 @@ def _items(prompt: Iterable[Any]) -> list[Any]:
 
 
 def _device(asked: str | Device) -> Device:
+    check_type(asked, str | Device, "a device is its name, as 'cuda:0', or a Device", PlanError)
     return find_device(asked) if isinstance(asked, str) else asked
 
 

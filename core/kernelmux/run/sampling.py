@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat, SupportsIndex
 
-from kernelmux.errors import KernelmuxError
+from kernelmux.errors import KernelmuxError, check_type
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            whole = name in ("top_k", "seed")
+            told = f"{name} is a {'whole ' * whole}number"
+            check_type(given, SupportsIndex if whole else SupportsFloat, told, KernelmuxError)
         sound = {
             "temperature": 0 <= self.temperature < math.inf,
             "top_p": 0 < self.top_p <= 1,

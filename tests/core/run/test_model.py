@@ -18,10 +18,10 @@ import kernelmux
 import kernelmux_torch.mul_mat
 from command import TIMEOUT
 from kernelmux.conformance.measure import compare
-from kernelmux.errors import ModelError, PlanError
+from kernelmux.errors import KernelmuxError, ModelError, PlanError
 from kernelmux.plan.plan import Plan
 from kernelmux.policy.policy import parse_policy
-from kernelmux.run.model import Model, PromptOptions
+from kernelmux.run.model import Model, PromptOptions, load_random
 from tiny_model import write_tiny_llama
 
 F32 = "*=torch:f32,torch:sdpa,torch:rows"
@@ -174,6 +174,37 @@ def test_a_prompt_of_another_type_is_refused_by_its_name(model: Model, prompt):
             use(prompt)
         told = f"a prompt is text, token ids or chat messages, not {type(prompt).__name__} ({prompt!r})"
         assert str(caught.value) == told
+
+
+WRONG = {
+    "max_tokens is a whole number, not str ('5')": lambda model: model.generate("hi", max_tokens="5"),
+    "max_tokens is a whole number, not float (2.5)": lambda model: model.generate("hi", max_tokens=2.5),
+    "temperature is a number, not str ('hot')": lambda model: model.generate("hi", temperature="hot"),
+    "top_k is a whole number, not float (0.5)": lambda model: model.generate("hi", top_k=0.5),
+    "options are PromptOptions, not dict ({})": lambda model: model.generate("hi", options={}),
+    "a policy is a file's path, 'exact' or a Policy, not dict ({})": lambda model: model.plan({}),
+    "max_rows is a whole number, not str ('8')": lambda model: model.plan(max_rows="8"),
+    "a device is its name, as 'cuda:0', or a Device, not int (0)": lambda model: model.plan(device=0),
+    "`use` is OP=KERNEL, as 'mul_mat=torch:int4', or a list of such, not int (5)": lambda model: model.plan(use=5),
+    "or a list of such, not NoneType (None)": lambda model: model.plan(use=[None]),
+    "a lock file is a path, not dict ({})": lambda model: model.locked_plan({}),
+    "tokens is a whole number, not str ('16')": lambda model: model.session(model.plan(use=F32), "16"),
+    "a model is the path of a file or of a folder, not NoneType (None)": lambda model: kernelmux.load(None),
+    "a random model is its name, as 'llama-8b:Q4_K_M', not int (8)": lambda model: load_random(8),
+    "context is a whole number, not str ('9')": lambda model: kernelmux.load("model.gguf", "9"),
+}
+
+
+@pytest.mark.parametrize(("told", "ask"), WRONG.items(), ids=WRONG)
+def test_an_argument_of_another_type_is_told_of_at_the_door(model: Model, told: str, ask):
+    with pytest.raises(KernelmuxError) as caught:
+        ask(model)
+    assert str(caught.value).endswith(told)
+
+
+def test_numbers_of_an_array_library_are_numbers(model: Model, plan: Plan):
+    options = {"max_tokens": np.int64(2), "temperature": np.float32(0.5), "top_k": np.int32(3), "seed": np.int64(1)}
+    assert model.generate("hello", plan, **options).max_tokens == 2
 
 
 def test_ids_from_an_array_library_are_ids(model: Model):
