@@ -13,13 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernelmux.errors import KernelmuxError
     from kernelmux.run.model import Model, PromptOptions, load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "PromptOptions", "__version__", "load"]
+__all__ = ["KernelmuxError", "Model", "PromptOptions", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "KernelmuxError":
+        from kernelmux.errors import KernelmuxError
+
+        return KernelmuxError
     if name in __all__:
         from kernelmux.run import model
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import kernelmux
 from kernelmux import errors
 from kernelmux.contract.answers import checked_classes
 from kernelmux.errors import BackendError, KernelmuxError, LaunchError, PolicyError, nearest, where_raised
@@ -16,6 +17,10 @@ from kernelmux.errors import BackendError, KernelmuxError, LaunchError, PolicyEr
 @pytest.mark.parametrize("stage", ["Model", "Graph", "Policy", "Plan", "Backend", "Launch"])
 def test_every_error_can_be_caught_as_one(stage):
     assert issubclass(getattr(errors, f"{stage}Error"), KernelmuxError)
+
+
+def test_the_error_to_catch_is_the_packages_own_name():
+    assert kernelmux.KernelmuxError is KernelmuxError
 
 
 def test_nearest_suggests_the_close_name_and_lists_all():

@@ -51,7 +51,10 @@ def test_version_is_the_packages():
 
 @pytest.mark.parametrize(
     "statement",
-    ["import kernelmux", "import kernelmux.cli", *(f"import {module}" for module in BACKEND_MODULES)],
+    [
+        *("import kernelmux", "from kernelmux import KernelmuxError", "import kernelmux.cli"),
+        *(f"import {module}" for module in BACKEND_MODULES),
+    ],
 )
 def test_an_import_loads_no_framework(statement: str):
     assert _frameworks_after(statement) == []
