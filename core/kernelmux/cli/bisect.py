@@ -83,6 +83,7 @@ def bisect(
     """
     from kernelmux.contract.device import start_device
     from kernelmux.debug.bisect import bisect as bisect_plan
+    from kernelmux.debug.bisect import stated_error
     from kernelmux.measure.report import save_report
     from kernelmux.run.replaced import told
 
@@ -98,6 +99,8 @@ def bisect(
         tokens = _tokens(opened, prompt, ids)
         bar.begin("running the reference")
         decoded = min(DECODED, len(tokens) - 1) if decode is None else decode
+        if bound is not None and bound < (stated := stated_error(plan)):
+            say(f"kernelmux: --bound {bound:g} is below {stated:.2g}, which the kernels state together", err=True)
         made = 0
 
         def show(runs: int, error: float) -> None:

@@ -116,6 +116,8 @@ def check(
     wanted = [Filter(one, kernel, case, smoke, large or device != "cpu", huge=large) for one in asked]
     chosen = _by_case((job for each in wanted for job in _choose(every, each)), *_read_shard(shard))
     chosen = _up_to(until, chosen)
+    if not chosen:
+        typer.echo(f"no case falls to share {shard}", err=True)
     if list_cases:
         listed = dict.fromkeys((job.case.op, job.name, *sorted(job.case.marks)) for job in chosen)
         if json:

@@ -117,6 +117,8 @@ def _texts(model: Model, text: Path | None, prompts: Path | None) -> list[list[i
     found = [ids for each in texts if (ids := model.encode(each))]
     if not found:
         raise ModelError(f"{path}: has no text in it", file=str(path))
+    if max(map(len, found)) < 2:
+        raise ModelError(f"{path}: has one token, and none that comes next", file=str(path))
     return found
 
 

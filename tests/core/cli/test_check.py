@@ -446,6 +446,11 @@ def test_shares_of_the_cases_are_all_of_them_and_none_twice():
     assert sorted(name for share in shares for name in share) == sorted(names())
 
 
+def test_a_share_without_cases_says_so():
+    result = check("--case", SMOKE[0], "--shard", "2/2", fake=backend(silu=right()))
+    assert (result.code, "no case falls to share 2/2" in result.err) == (0, True)
+
+
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
 def test_a_share_is_one_of_so_many(shard):
     assert_one_line_error(call_command("check", f"--shard={shard}"), "it is K/N with K from 1 to N")

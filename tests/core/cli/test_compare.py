@@ -73,3 +73,10 @@ def test_what_is_no_plan_or_text_is_one_line(tiny, words, said):
     assert done.code == 2
     assert said in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_text_of_one_token_has_nothing_to_compare(tiny, tmp_path):
+    (tmp_path / "text.txt").write_text("a")
+    done = call_command("compare", tiny, "exact", F32, "--text", tmp_path / "text.txt")
+    assert (done.code, done.out) == (2, "")
+    assert "text.txt: has one token, and none that comes next" in done.err
