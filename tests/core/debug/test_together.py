@@ -60,3 +60,47 @@ def test_a_rehearsal_is_seen_by_those_alone_who_ask_for_it(tiny):
     assert always.seen == [*["before", "launch", "after"] * len(walk.steps), "end"]
     with session.watched(usual):
         walk.rehearse()
+
+
+class Recordable(Counting):
+    def __init__(self, recorded):
+        super().__init__(1)
+        self.as_recorded = recorded
+
+    def recorded(self, walk):
+        return self.as_recorded
+
+
+def test_a_graph_holds_the_looks_of_all_or_of_none():
+    first, second = Observer(), Observer()
+    both = Together([Recordable(first), Recordable(second)])
+    recorded = both.recorded(None)
+    assert recorded is both.recorded(None)
+    assert Together([Recordable(first), Counting(1)]).recorded(None) is None
+
+
+def test_a_graph_holds_the_looks_of_those_alone_that_want_the_walk():
+    often, seldom = Recordable(Observer()), Recordable(Observer())
+    seldom.every = 2
+    both = Together([often, seldom])
+    both.wants(None, rehearsal=False)
+    alone = both.recorded(None)
+    both.wants(None, rehearsal=False)
+    together = both.recorded(None)
+    both.wants(None, rehearsal=False)
+    assert alone is both.recorded(None)
+    assert alone is not together
+
+
+def test_another_kernels_launch_passes_before_all_of_them():
+    class Named(Observer):
+        def __init__(self):
+            self.names = []
+
+        def launch_beside(self, walk, index, kernel, call):
+            self.names.append(kernel)
+            call()
+
+    made, one, two = [], Named(), Named()
+    Together([one, two]).launch_beside(None, 0, "odd:f32", lambda: made.append(1))
+    assert (made, one.names, two.names) == ([1], ["odd:f32"], ["odd:f32"])

@@ -16,9 +16,11 @@ from kernelmux.graph.formats import (
     Value,
     Weight,
     dequantize_planes,
+    empty_planes,
     lookup,
     planes_of_rows,
     quantize_planes,
+    stored_as,
     torch_dtype,
 )
 from kernelmux.graph.ops import OPS
@@ -242,3 +244,15 @@ def test_extents_of_a_symbol_name_the_value():
 def test_every_format_that_a_case_draws_exists():
     used = {value.format for op in OPS.values() for case in op.cases() for value in case.inputs}
     assert all(lookup(name) for name in used)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(rows=st.integers(1, 5), seed=seeds, name=st.sampled_from(["f16", "bf16", "q8_32", "fp8_row", "fp8_tensor"]))
+def test_values_stored_together_are_what_each_is_by_itself(rows, seed, name):
+    several = torch.randn(3, rows, 128, generator=torch.Generator().manual_seed(seed))
+    together = stored_as(name, several)
+    assert together.dtype == torch.float32
+    for values, stored in zip(several, together, strict=True):
+        planes = empty_planes(Value("x", tuple(values.shape), name))
+        quantize_planes(name, values, planes)
+        assert stored.equal(dequantize_planes(name, planes))
