@@ -127,7 +127,7 @@ def test_a_locked_plan_takes_no_policy(q4: Path, small: Path, tmp_path: Path, op
 
 def test_a_lock_that_cannot_be_written_is_one_line(q4: Path, tmp_path: Path):
     result = call_command("plan", q4, "--lock", tmp_path / "no" / "p.json")
-    assert_one_line_error(result, "p.json", "No such file")
+    assert_one_line_error(result, "there is no folder", "to write p.json to")
 
 
 # --why.

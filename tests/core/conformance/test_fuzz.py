@@ -143,7 +143,7 @@ def test_what_has_no_use_beside_it_is_refused(option):
 def test_a_place_that_cannot_be_written_is_one_line():
     fake = backend(silu=wrong_where(lambda node: True))
     result = check("--fuzz", 5, "--op", "silu", "--fuzz-cases", "no/such/f.json", fake=fake)
-    assert_one_line_error(result, "no/such/f.json")
+    assert_one_line_error(result, "there is no folder no/such to write f.json to")
 
 
 def test_a_backend_that_breaks_while_it_is_asked_is_an_error():
