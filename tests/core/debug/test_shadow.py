@@ -9,15 +9,18 @@ import kernelmux
 import kernelmux_reference
 import kernelmux_torch
 from command import assert_one_line_error, call_command
-from fake_backend import FakeKernel, compute
+from fake_backend import FakeKernel, compute, whole_backend
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, registry
+from kernelmux.contract.device import Platform
 from kernelmux.debug.second import Second
 from kernelmux.debug.shadow import Shadow
 from kernelmux.debug.together import Together
 from kernelmux.errors import KernelmuxError
 from kernelmux.graph.formats import as_tuple
+from kernelmux.graph.ops import OPS
 from kernelmux.policy.policy import parse_policy
+from kernelmux.run import capture
 from wrong.kernel import Right
 
 POLICY = '[[rule]]\nnode = "{}"\nuse = "odd"\n[defaults]\nuse = ["torch", "reference"]\n'
@@ -201,3 +204,43 @@ def test_what_was_found_is_told_though_the_run_fails(tiny):
         result = call_command(*asked)
     assert result.code == 2
     assert "kernelmux: shadow: blk.1.ffn_down (mul_mat): odd:f32 is inf from reference:f32" in result.err
+
+
+def louder_in_decoding(node, tensors):
+    compute(node, tensors)
+    if node.name == "blk.1.ffn_down" and len(tensors.outputs[0]) == 1:
+        tensors.outputs[0].mul_(1.5)
+
+
+def test_from_the_second_sample_on_a_captured_step_is_one_graph_with_its_second_launches(tiny, monkeypatch):
+    """A stand-in for a graph makes all launches that were recorded again at each replay."""
+    graphs = []
+
+    class Graph:
+        def __init__(self, walk, stream, tail, pool, observer):
+            graphs.append(type(observer).__name__)
+            self.walk, self.tail, self.observer = walk, tail, observer
+
+        def replay(self):
+            assert capture._record(self.walk, self.walk.device.platform, self.observer) is None
+            self.tail(self.walk)
+
+    monkeypatch.setattr(capture, "_recorded", Graph)
+    monkeypatch.setattr(Platform, "captures", True)
+    monkeypatch.setattr(Platform, "is_capturing", lambda self: True)
+    kernels = {"wrong": FakeKernel(work=louder_in_decoding), "right": FakeKernel(work=compute)}
+    backends = {name: whole_backend(**dict.fromkeys(OPS, kernel)) for name, kernel in kernels.items()}
+    with registry.isolated(**backends):
+        model = kernelmux.load(tiny)
+        plan = model.plan(parse_policy('fuse = false\n[defaults]\nuse = ["wrong"]\n', "p.toml"))
+        plain = decoded(model.session(plan, 64), 20)
+        session = model.session(plan, 64)
+        shadow = Shadow(session, Second.parse("right:1/4"))
+        with session.watched(Together([shadow])):
+            looked = decoded(session, 20)
+    assert (looked[0].equal(plain[0]), looked[1]) == (True, plain[1])
+    assert graphs == ["Observer", "Observer", "Together"]
+    assert shadow.sampled == 6
+    (found,) = shadow.over
+    # The first sample is of the prompt.
+    assert (found.node, found.launches, found.over) == ("blk.1.ffn_down", 6, (8, 24))
