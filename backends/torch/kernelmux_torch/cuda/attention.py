@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.graph.graph import TensorNode
-from kernelmux.graph.ops.attention import visible
+from kernelmux.graph.ops.attention import sees, visible
 from kernelmux_torch import attention
 from kernelmux_torch.kernel import FLOATS, TorchKernel
 
@@ -123,24 +123,16 @@ class Gathered(TorchKernel):
         def launch() -> None:
             sequence = torch.searchsorted(ends, rows, right=True).clamp_(max=len(ends) - 1)
             # A row of no sequence sees nothing.
-            position = (kv_len - ends)[sequence].add_(rows).masked_fill_(rows >= ends[-1], -1).unsqueeze(1)
+            position = (kv_len - ends)[sequence].add_(rows).masked_fill_(rows >= ends[-1], -1)
             pages = block_table[sequence].clamp_(0, len(k_cache) - 1)
             for start in range(0, len(q), each):
                 part = slice(start, start + each)
-                seen = _seen(node, position[part], cells)
+                seen = sees(position[part], cells, node.window, node.chunk)
                 keys, values = (cache[pages[part]].float().flatten(1, 2) for cache in (k_cache, v_cache))
                 given = queries[part].float(), keys.transpose(1, 2), values.transpose(1, 2)
                 results[part] = _mixed(node, *given, seen, sinks)
 
         return launch
-
-
-def _seen(node: TensorNode, position: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Which cells of its sequence's pages each row sees, [rows, cells], by its position there, [rows, 1]."""
-    seen = cells <= position
-    if node.chunk:
-        seen &= cells >= position // node.chunk * node.chunk
-    return seen & (cells > position - node.window) if node.window else seen
 
 
 def _mixed(

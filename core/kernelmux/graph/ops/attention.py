@@ -405,15 +405,17 @@ def _deal(counts: Sequence[int]) -> tuple[list[list[int]], int]:
 
 
 def visible(rows: int, length: int, window: int, device: torch.device, chunk: int = 0) -> torch.Tensor:
-    """Which of `length` positions each of the last `rows` positions sees: [rows, length], causal, within the window.
-
-    And within its chunk, where there are such.
-    """
+    """Which of `length` positions each of the last `rows` positions sees: [rows, length]."""
     import torch
 
-    positions = torch.arange(length - rows, length, device=device).unsqueeze(1)
-    keys = torch.arange(length, device=device)
-    mask = keys <= positions
+    positions = torch.arange(length - rows, length, device=device)
+    return sees(positions, torch.arange(length, device=device), window, chunk)
+
+
+def sees(positions: torch.Tensor, keys: torch.Tensor, window: int, chunk: int) -> torch.Tensor:
+    """Which positions of keys each position sees: [positions, keys], causal, within its window and chunk if any."""
+    rows = positions.unsqueeze(1)
+    mask = keys <= rows
     if chunk:
-        mask &= keys >= positions // chunk * chunk
-    return mask & (keys > positions - window) if window else mask
+        mask &= keys >= rows // chunk * chunk
+    return mask & (keys > rows - window) if window else mask
