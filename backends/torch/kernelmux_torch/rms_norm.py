@@ -28,8 +28,27 @@ class RmsNorm(TorchKernel):
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        assert tensors.workspace is not None
-        return _normed(x, y, gamma, node.epsilon, tensors.workspace.view(torch.float32))
+        return self.norm(x, y, gamma, node.epsilon, tensors.workspace)
+
+    def norm(
+        self, x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, epsilon: float, workspace: torch.Tensor | None
+    ) -> Launch:
+        """The calls that norm x [..., k] into y, which may be the same memory."""
+        assert workspace is not None
+        scratch, (*rows, k) = workspace.view(torch.float32), x.shape
+        scaled, rest = scratch[: x.numel()].view(x.shape), scratch[x.numel() :]
+        norm = rest[: math.prod(rows)].view(*rows, 1)
+        least = torch.tensor(epsilon, device=x.device)
+        share = 1 / k
+
+        def launch() -> None:
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
+            torch.addcmul(least, norm, norm, value=share, out=norm)
+            norm.rsqrt_()
+            torch.mul(x, norm, out=scaled)
+            torch.mul(scaled, gamma, out=y)
+
+        return launch
 
 
 class QkNorm(RmsNorm):
@@ -43,28 +62,8 @@ class QkNorm(RmsNorm):
         return 4 * m * widest * (node.head_dim + 1)
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        assert tensors.workspace is not None
-        scratch = tensors.workspace.view(torch.float32)
         queries, keys = (
-            _normed(*(t.view(len(t), -1, node.head_dim) for t in (x, y)), gamma, node.epsilon, scratch)
+            self.norm(*(t.view(len(t), -1, node.head_dim) for t in (x, y)), gamma, node.epsilon, tensors.workspace)
             for x, y, gamma in zip(tensors.inputs, tensors.outputs, tensors.packed, strict=True)
         )
         return in_turn(queries, keys)
-
-
-def _normed(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, epsilon: float, scratch: torch.Tensor) -> Launch:
-    """The calls that norm x [..., k] into y, which may be the same memory."""
-    *rows, k = x.shape
-    scaled, rest = scratch[: x.numel()].view(x.shape), scratch[x.numel() :]
-    norm = rest[: math.prod(rows)].view(*rows, 1)
-    least = torch.tensor(epsilon, device=x.device)
-    share = 1 / k
-
-    def launch() -> None:
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
-        torch.addcmul(least, norm, norm, value=share, out=norm)
-        norm.rsqrt_()
-        torch.mul(x, norm, out=scaled)
-        torch.mul(scaled, gamma, out=y)
-
-    return launch

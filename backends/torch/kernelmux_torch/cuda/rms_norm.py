@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernelmux.contract import Launch, Tensors
-from kernelmux.contract.kernel import in_turn
+from kernelmux.contract import Launch
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import rms_norm
 
@@ -17,24 +16,11 @@ class RmsNorm(rms_norm.RmsNorm):
     def workspace(self, node: TensorNode) -> int:
         return 0
 
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        (x,), (y,), (gamma,) = tensors.inputs, tensors.outputs, tensors.packed
-        return _normed(x, y, gamma, node.epsilon)
+    def norm(
+        self, x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, epsilon: float, workspace: torch.Tensor | None
+    ) -> Launch:
+        return lambda: y.copy_(torch.rms_norm(x, (x.shape[-1],), gamma, epsilon))
 
 
-class QkNorm(RmsNorm):
-    """Heads are rows of their own."""
-
-    ops = ("qk_norm",)
+class QkNorm(RmsNorm, rms_norm.QkNorm):
     on_card = 4
-
-    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
-        queries, keys = (
-            _normed(*(t.view(len(t), -1, node.head_dim) for t in (x, y)), gamma, node.epsilon)
-            for x, y, gamma in zip(tensors.inputs, tensors.outputs, tensors.packed, strict=True)
-        )
-        return in_turn(queries, keys)
-
-
-def _normed(x: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> Launch:
-    return lambda: y.copy_(torch.rms_norm(x, (x.shape[-1],), gamma, epsilon))
