@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from kernelmux.debug.shadow import Shadow
 from kernelmux.debug.together import Together
 from kernelmux.debug.trace import trace_model
 from kernelmux.policy.policy import parse_policy
-from kernelmux.run.bench import decode_steps, prepared_session, random_ids
+from kernelmux.run.bench import prepared_session, random_ids, time_decoding
 from wrong.kernel import Right
 
 SPINNING = """
@@ -113,28 +112,20 @@ def test_a_shadow_of_a_hundredth_costs_a_twentieth_at_most(smollm2: Path, second
     session.feed(sequence, random_ids(model, 512, 0))
     shadow = Shadow(session, Second.parse(second))
 
+    def timed() -> float:
+        return time_decoding(session, [sequence], 400, torch.cuda.synchronize)
+
     def looked() -> float:
         with session.watched(shadow):
-            return _decoding(session, sequence, 400)
+            return timed()
 
     # The first sampled step is made launch by launch, the second is recorded.
-    _decoding(session, sequence, 400), looked()
-    turns = [(_decoding(session, sequence, 400), looked()) for _ in range(7)]
+    timed(), looked()
+    turns = [(timed(), looked()) for _ in range(7)]
     plain, shadowed = (statistics.median(each) for each in zip(*turns, strict=True))
     assert shadow.found
     assert [str(each) for each in shadow.over] == []
     assert shadowed <= 1.05 * plain
-
-
-def _decoding(session, sequence, steps: int) -> float:
-    """Seconds of so many steps; the sequence is as long afterwards as it was."""
-    length = sequence.length
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    decode_steps(session, [sequence], steps)
-    torch.cuda.synchronize()
-    sequence.length = length
-    return time.perf_counter() - began
 
 
 def test_a_fault_that_only_replays_show_is_named(tiny: Path):

@@ -129,16 +129,9 @@ class _Search:
 
     def verdict(self) -> Verdict:
         error, position = self._error(self._found)
-        if error <= self.limit:
-            rest = self.runs, self.runs, self.raised, tuple(self._first.replaced), None
-            return Verdict(error, position, self.limit, (), (), None, False, *rest)
-        found = to_blame(self.nodes, self._heals, self._proves, self._wrong_by_themselves)
-        # Where nothing ever failed before an observer's eyes it may be that nothing does.
-        replayed = not self.fails_one_by_one and self._heals(())
-        if replayed:
-            found = to_blame(self._replaceable(), self._proves, self._proves)
+        found, replayed = self._to_blame() if error > self.limit else ((), False)
         proved_after = self.runs
-        blamed = self._fewer(found or ())
+        blamed = self._fewer(found)
         return Verdict(
             error=error,
             position=position,
@@ -153,6 +146,15 @@ class _Search:
             replaced=tuple(self._first.replaced),
             policy=without(self.plan.policy, blamed, self.instead) if blamed else None,
         )
+
+    def _to_blame(self) -> tuple[Sequence[list[Suspect]], bool]:
+        """The nodes, and whether the fault shows only where launches are captured or chained."""
+        found = to_blame(self.nodes, self._heals, self._proves, self._wrong_by_themselves)
+        # Where nothing ever failed before an observer's eyes it may be that nothing does.
+        replayed = not self.fails_one_by_one and self._heals(())
+        if replayed:
+            found = to_blame(self._replaceable(), self._proves, self._proves)
+        return found or (), replayed
 
     def _heals(self, nodes: Sequence[Sequence[Suspect]]) -> bool:
         """Whether all is right where the reference makes the launches of some nodes."""

@@ -142,7 +142,7 @@ def _timed(model: Model, session: Session, load: Load, tell: Callable[[Progress]
     decodes = []
     for count in range(DECODES + 1):
         tell(Progress("timing decoding", count, DECODES + 1))
-        decodes.append(_time_decoding(session, sequences, load.decode, wait, load.sampling))
+        decodes.append(time_decoding(session, sequences, load.decode, wait, load.sampling))
     host = None
     plan = session.plan
     if captured_rows(plan, load.batch) and load.decode >= AHEAD + IN_A_ROW:
@@ -172,10 +172,10 @@ def time_step(model: Model, plan: Plan, rows: int, context: int) -> Timing:
     for sequence in sequences:
         session.skip(sequence, batch.length - 1)
     # The first packs what is left, compiles and captures.
-    _time_decoding(session, sequences, 1, wait)
-    step = _time_decoding(session, sequences, 2, wait)
+    time_decoding(session, sequences, 1, wait)
+    step = time_decoding(session, sequences, 2, wait)
     steps = min(max(round(ROUND_SECONDS / step * 1e6), 1), STEPS)
-    samples = _rounds(partial(_time_decoding, session, sequences, steps, wait))
+    samples = _rounds(partial(time_decoding, session, sequences, steps, wait))
     return Timing.of(samples, captured=captured_rows(session.plan, rows) is not None)
 
 
@@ -226,7 +226,7 @@ def time_prompt(session: Session, ids: Sequence[int], wait: Callable[[], object]
     return elapsed * 1e6
 
 
-def _time_decoding(
+def time_decoding(
     session: Session,
     sequences: Sequence[CachedSequence],
     steps: int,
