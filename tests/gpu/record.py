@@ -94,7 +94,7 @@ def _check(
             printed = (folder / "printed").read_text("utf-8", "replace")
             report = folder / "report.json"
             if not report.exists() or (sanitizer and SANITIZERS[sanitizer] not in printed):
-                print(printed[-LAST:], flush=True)
+                print(printed[-LAST:], f"{' '.join(process.args)} ended with {process.returncode}", flush=True)
                 counts["fail"] += 1
             if report.exists():
                 found = json.loads(report.read_text("utf-8"))

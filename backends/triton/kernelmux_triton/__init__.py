@@ -46,7 +46,7 @@ def kernel_classes() -> Sequence[type[Kernel]]:
         *(fp8.Fp8RowStacked, fp8.Fp8RowFastStacked, fp8.Fp8BlockStacked),
         *(decode.Decode, decode.DecodeF32, prefill.Prefill, prefill.PrefillF32),
         *(norm.RmsNorm, norm.AddRmsNorm, norm.QkNorm),
-        *(elementwise.Elementwise, elementwise.Swiglu, elementwise.Temper),
+        *(elementwise.Elementwise, elementwise.Swiglu, elementwise.ClampedSwiglu, elementwise.Temper),
         *(rope.Rope, rope_copy.RopeCopy, copy.Copy),
         *(embed.Bf16, embed.F32, embed.Rows),
         *(experts.Route, experts.ExpertSum),

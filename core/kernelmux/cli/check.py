@@ -133,7 +133,7 @@ def check(
     ran, interrupted = _run(chosen, current, device, peer)
     outcomes = _judge(ran, entries, every, narrowed)
     if len(chosen) > 1 and not until and not interrupted:
-        outcomes = told_alone(outcomes)
+        outcomes, interrupted = told_alone(outcomes)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}

@@ -22,15 +22,21 @@ SECONDS = 600.0
 """After which a process that runs them again is given up."""
 
 
-def told_alone(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Outcomes of cases that ran one after another in this process, the first failures of each kernel run again."""
+def told_alone(outcomes: Iterable[Outcome]) -> tuple[list[Outcome], bool]:
+    """Outcomes of cases that ran one after another in this process, the first failures of each kernel run again.
+
+    And whether Ctrl-C ended that: the failures that are left stay as they were found.
+    """
     found = list(outcomes)
     own: Counter[str] = Counter()
     for index, outcome in enumerate(found):
         if outcome.status == "fail" and outcome.op and own[outcome.kernel] < MOST:
-            found[index] = tell_alone(outcome)
+            try:
+                found[index] = tell_alone(outcome)
+            except KeyboardInterrupt:
+                return found, True
             own[outcome.kernel] += found[index] == outcome
-    return found
+    return found, False
 
 
 def tell_alone(outcome: Outcome) -> Outcome:

@@ -466,3 +466,14 @@ def test_what_ran_before_ctrl_c_is_told():
     assert "interrupted after" in result.err
     assert " pass, " in result.out
     assert result.code == 130
+
+
+def test_what_was_found_is_told_though_ctrl_c_ends_the_running_again(monkeypatch):
+    def interrupted(outcome):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kernelmux.conformance.alone.tell_alone", interrupted)
+    result = check(fake=backend(silu=wrong_for_five_rows()))
+    assert "fail: fake:" in result.out
+    assert " pass, " in result.out
+    assert result.code == 130
