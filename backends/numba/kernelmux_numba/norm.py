@@ -18,7 +18,8 @@ bits would be the shortest way to it, and round twice."""
 class RmsNorm(NumbaKernel):
     ops = ("rms_norm",)
     name = "f32"
-    precision = 1e-11
+    # Of 20,480 equal columns each of 32 sums is of 640, which are rounded the same way.
+    precision = 1e-10
     packed = "f32"
     input_formats: Sequence[str] = ("f32",)
     output_formats: Sequence[str] = FOR_PRODUCTS
