@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,10 +29,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": "RACECHECK SUMMARY: 0 hazards displayed"}
 """What a tool of compute-sanitizer prints where it found nothing; else what it found is printed."""
+TORCHS = ("at6native", "cutlass", "xmma", "cublas", "gemv2")
+"""Parts of the names of torch's own kernels, and of those of the libraries that it calls."""
 LAST = 6000
 """Characters of what a process printed that are passed on where it did not end well."""
 DIE = 20
 """Seconds that an interrupted process has to say what it found."""
+OVER = 124
+"""What `timeout` ends with where it interrupted a process."""
 
 
 def main() -> int:
@@ -48,12 +50,15 @@ def main() -> int:
     parser.add_argument("--commit", default="")
     parser.add_argument("--only", default="", metavar="BACKEND", help="its cases, to CARD-BACKEND-test.json")
     parser.add_argument("--sanitizer", choices=SANITIZERS, help="this one looks on, at the conformance suite alone")
+    parser.add_argument("--own", action="store_true", help="it looks at the backends' own kernels, not at torch's")
     parser.add_argument("--fuzz", type=int, default=0, metavar="N", help="so many random cases of each op instead")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first process's random cases; each has the next one"
     )
     parser.add_argument("--seconds", type=float, help="after which no more cases begin")
     asked = parser.parse_args()
+    if asked.own and not asked.sanitizer:
+        parser.error("--own is said to a sanitizer: name it by --sanitizer")
     index, count = map(int, asked.shard.split("/"))
     if asked.fuzz:
         share, last = -(-asked.fuzz // asked.processes), asked.seed + asked.processes - 1
@@ -62,11 +67,15 @@ def main() -> int:
     else:
         kind = "huge" if asked.huge else "all" if asked.all else "smoke"
         part = f"{asked.sanitizer or 'conformance'}, {kind} cases" + (f" {asked.shard}" if count > 1 else "")
+        part += ", torch's kernels left out" if asked.own else ""
         cases = {"huge": ["--large", "--case", "*-huge-*"], "all": [], "smoke": ["--smoke"]}[kind]
         # A shard is the same cases whatever the number of processes.
         shares = [f"{index + count * i}/{count * asked.processes}" for i in range(asked.processes)]
         each = [[*cases, "--shard", share] for share in shares]
-    rows = [_check(part, each, asked.only, asked.seconds, asked.sanitizer)]
+    looks_on = ["compute-sanitizer", "--tool", asked.sanitizer, "--error-exitcode", "9"] if asked.sanitizer else []
+    for name in TORCHS if asked.own else ():
+        looks_on += ["--kernel-name-exclude", f"kernel_substring={name}"]
+    rows = [_check(part, each, asked.only, asked.seconds, looks_on, SANITIZERS.get(asked.sanitizer, ""))]
     if index == count and not (asked.sanitizer or asked.fuzz or asked.huge or asked.only):
         rows.append(_test("capture, SmolLM2, memory"))
     _write(asked.out, rows, asked.commit, asked.only)
@@ -74,27 +83,28 @@ def main() -> int:
 
 
 def _check(
-    part: str, each: Sequence[Sequence[str]], backend: str, seconds: float | None, sanitizer: str | None
+    part: str, each: Sequence[Sequence[str]], backend: str, seconds: float | None, looks_on: Sequence[str], clean: str
 ) -> dict[str, object]:
     """A row with the counts of `kernelmux check` in several processes; what fails is passed on.
 
-    Where they are interrupted after so many seconds, they count what they got to.
+    Where they are interrupted after so many seconds, they count what they got to. `looks_on` begins the command of a
+    tool that prints `clean` where it found nothing.
     """
     started = time.perf_counter()
-    prefix = ("compute-sanitizer", "--tool", sanitizer, "--error-exitcode", "9") if sanitizer else ()
-    words = [*prefix, sys.executable, "-m", "kernelmux", "check", "--device", "cuda", "--save", "report.json"]
+    limit = ["timeout", "--signal=INT", f"--kill-after={DIE}", f"{seconds}"] if seconds else []
+    words = [*looks_on, *limit, sys.executable, "-m", "kernelmux", "check", "--device", "cuda", "--save", "report.json"]
     words += ["--backend", backend] if backend else []
     counts, cut = dict.fromkeys(("pass", "refused", "fail"), 0), ""
     with tempfile.TemporaryDirectory() as top:
         folders = [Path(top, f"{at}") for at in range(len(each))]
         running = [_begun([*words, *own], folder) for own, folder in zip(each, folders, strict=True)]
         for process, folder in zip(running, folders, strict=True):
-            if not _ended(process, started + seconds if seconds else None):
-                cut = ", cut short"
+            code = process.wait()
             printed = (folder / "printed").read_text("utf-8", "replace")
             report = folder / "report.json"
-            if not report.exists() or (sanitizer and SANITIZERS[sanitizer] not in printed):
-                print(printed[-LAST:], f"{' '.join(process.args)} ended with {process.returncode}", flush=True)
+            cut = ", cut short" if code == OVER else cut
+            if not report.exists() or clean not in printed:
+                print(printed[-LAST:], f"{' '.join(process.args)} ended with {code}", flush=True)
                 counts["fail"] += 1
             if report.exists():
                 found = json.loads(report.read_text("utf-8"))
@@ -112,19 +122,6 @@ def _begun(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (folder / "printed").open("wb") as printed:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=printed, stderr=subprocess.STDOUT)
-
-
-def _ended(process: subprocess.Popen[bytes], deadline: float | None) -> bool:
-    """Whether a process got to its end before the deadline; else it is interrupted, and reports what it found."""
-    try:
-        process.wait(None if deadline is None else max(0.0, deadline - time.perf_counter()))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(DIE)
-        process.kill()
-        return False
-    return True
 
 
 def _test(part: str) -> dict[str, object]:
