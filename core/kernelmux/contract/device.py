@@ -115,7 +115,7 @@ class Platform:
     """Rows and columns of the matrices that are multiplied to find the arithmetic's ceiling."""
     past_cache: ClassVar[int] = 64 * 2**20
     """Bytes that operands in rotation cover at least."""
-    full: ClassVar[tuple[str, ...]] = ("out of memory",)
+    full: ClassVar[tuple[str, ...]] = ("out of memory", "can't allocate memory")
     """Words by which an error, of whatever type, says that the device's memory is full."""
     lost: ClassVar[tuple[str, ...]] = ()
     """Words by which an error says that the device is lost to this process: every later call fails too."""
@@ -309,7 +309,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(device: str, error: BaseException) -> str:
     """What torch's lengthy message says, as the start of a line: the device, what was asked for, what is free."""
-    asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     free = re.search(r"([\d.]+ \w+) is free", str(error))
     sizes = [f"{asked[1]} were asked for"] if asked else []
     sizes += [f"{free[1]} are free"] if free else []

@@ -209,6 +209,8 @@ def make_plan(
     """
     if max_rows < 1:
         raise PlanError(f"a plan needs room for at least one row, not max_rows={max_rows}")
+    if context < 0:
+        raise PlanError(f"a sequence has no {context=} cached tokens; 0 or more, for which `auto` chooses")
     graph = graph.with_cache_format(policy.cache_format(device))
     working: tuple[str, ...] | None = None
     # A backend that breaks while it is asked is quarantined: then its earlier answers do not count either.

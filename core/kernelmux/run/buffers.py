@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kernelmux.contract.device import is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Planes
 from kernelmux.contract.packed import PackedWeights
-from kernelmux.graph.formats import as_planes, empty_planes, human_bytes
+from kernelmux.graph.formats import Value, as_planes, empty_planes, human_bytes, human_count
 from kernelmux.graph.graph import PAGE_SIZE
 from kernelmux.plan.plan import Plan
 from kernelmux.run.pages import CapacityError
@@ -34,15 +35,26 @@ def make_buffers(
     }
     caches = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "cache"]
     stated = [leaf.outputs[0].resolve(extents) for leaf in plan.graph.leaves if leaf.role == "state"]
-    _check_memory(plan, packed, sum(value.nbytes for value in caches))
+    nbytes = sum(value.nbytes for value in caches)
+    _check_memory(plan, packed, nbytes)
     state = StepState({value.name: value.extents for value in stated}, plan.device)
     buffers: dict[str, Planes] = dict(state.buffers)
-    for value in caches:
-        planes = empty_planes(value, plan.device.torch)
-        for plane in planes:
-            plane.zero_()
-        buffers[value.name] = as_planes(planes)
+    try:
+        buffers |= {value.name: _zeros(value, plan.device.torch) for value in caches}
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        told = f"the cache of {human_count(pages * PAGE_SIZE, 'token')} takes {human_bytes(nbytes)}"
+        said = out_of_memory(plan.device.torch, error)
+        raise CapacityError(f"{said}: {told}; choose a narrower format of it, or fewer tokens") from error
     return state, buffers
+
+
+def _zeros(value: Value, device: str) -> Planes:
+    planes = empty_planes(value, device)
+    for plane in planes:
+        plane.zero_()
+    return as_planes(planes)
 
 
 def _check_memory(plan: Plan, packed: PackedWeights, cache: int) -> None:

@@ -202,6 +202,12 @@ def test_an_argument_of_another_type_is_told_of_at_the_door(model: Model, told: 
     assert str(caught.value).endswith(told)
 
 
+@pytest.mark.parametrize(("name", "number"), [("max_rows", 0), ("max_rows", -3), ("context", -5)])
+def test_a_plan_for_fewer_rows_or_tokens_than_there_can_be_is_refused(model: Model, name: str, number: int):
+    with pytest.raises(KernelmuxError, match=f"{name}={number}"):
+        model.plan(**{name: number})
+
+
 def test_numbers_of_an_array_library_are_numbers(model: Model, plan: Plan):
     options = {"max_tokens": np.int64(2), "temperature": np.float32(0.5), "top_k": np.int32(3), "seed": np.int64(1)}
     assert model.generate("hello", plan, **options).max_tokens == 2

@@ -236,6 +236,18 @@ def test_tokens_that_are_skipped_are_there_and_were_computed_by_nobody(model: Mo
         session.skip(sequence, 1)
 
 
+def test_a_cache_for_which_there_is_no_memory_is_told_with_its_size(model: Model, monkeypatch: pytest.MonkeyPatch):
+    said = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+
+    def full(value, device):
+        raise RuntimeError(f"{said}allocate 512000000000 bytes. Error code 12 (Cannot allocate memory)")
+
+    monkeypatch.setattr("kernelmux.run.buffers.empty_planes", full)
+    told = r"cpu is out of memory \(512000000000 bytes were asked for\): the cache of 1024 tokens takes 524.3 kB; "
+    with pytest.raises(CapacityError, match=told):
+        model.session(model.plan(use=["*=reference:f32"]), 1000)
+
+
 class _Schedule:
     def __init__(self, not_capturable):
         self.not_capturable = not_capturable
