@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": "RACECHECK SUMMARY: 0 hazards displayed"}
 """What a tool of compute-sanitizer prints where it found nothing; else what it found is printed."""
+WATCHING = ("--target-processes", "all", "--error-exitcode", "9")
+"""`timeout` begins the process that is looked at."""
 TORCHS = ("at6native", "cutlass", "xmma", "cublas", "gemv2")
 """Parts of the names of torch's own kernels, and of those of the libraries that it calls."""
 LAST = 6000
@@ -72,7 +74,7 @@ def main() -> int:
         # A shard is the same cases whatever the number of processes.
         shares = [f"{index + count * i}/{count * asked.processes}" for i in range(asked.processes)]
         each = [[*cases, "--shard", share] for share in shares]
-    looks_on = ["compute-sanitizer", "--tool", asked.sanitizer, "--error-exitcode", "9"] if asked.sanitizer else []
+    looks_on = ["compute-sanitizer", "--tool", asked.sanitizer, *WATCHING] if asked.sanitizer else []
     for name in TORCHS if asked.own else ():
         looks_on += ["--kernel-name-exclude", f"kernel_substring={name}"]
     rows = [_check(part, each, asked.only, asked.seconds, looks_on, SANITIZERS.get(asked.sanitizer, ""))]
