@@ -165,6 +165,14 @@ def _letters(name: str) -> list[str]:
     return sorted(filter(str.isalnum, name))
 
 
+def told(error: BaseException) -> str:
+    """What an exception says, of whatever type: a backend's own may raise even when it is asked for its words."""
+    try:
+        return str(error)
+    except BaseException as another:
+        return f"({type(contained(another)).__name__} where its words are made)"
+
+
 def where_raised(error: BaseException) -> str:
     """`package/file.py:12`: the innermost line of the backend that core called; where it called none, of all.
 

@@ -11,7 +11,7 @@ import torch
 import kernelmux
 from kernelmux import errors
 from kernelmux.contract.answers import checked_classes
-from kernelmux.errors import BackendError, KernelmuxError, LaunchError, PolicyError, nearest, where_raised
+from kernelmux.errors import BackendError, KernelmuxError, LaunchError, PolicyError, nearest, told, where_raised
 
 
 @pytest.mark.parametrize("stage", ["Model", "Graph", "Policy", "Plan", "Backend", "Launch"])
@@ -147,3 +147,12 @@ def test_an_error_that_was_never_raised_has_no_line():
 def test_the_line_of_a_syntax_error_is_that_of_the_text(tmp_path):
     error = raised_by(through_core, lambda: backend(tmp_path, "x = 1\ndef kernel(:\n"))
     assert where_raised(error) == "somebody.py:2"
+
+
+def test_an_exception_whose_words_raise_is_told_all_the_same():
+    class Odd(Exception):
+        def __str__(self):
+            raise OSError("no words")
+
+    assert told(Odd()) == "(OSError where its words are made)"
+    assert told(ValueError("words")) == "words"

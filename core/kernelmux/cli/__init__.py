@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -58,6 +60,10 @@ def options(
 def main() -> None:
     """The `kernelmux` command."""
     open_streams()
+    # A kernel may take the process down: then its line is told. Where stderr is no file there is nowhere to tell it.
+    if not faulthandler.is_enabled():
+        with suppress(OSError, ValueError, RuntimeError, AttributeError):
+            faulthandler.enable()
     wait_by_load()
     try:
         with removing_parts():

@@ -134,6 +134,11 @@ def check(
     outcomes = _judge(ran, entries, every, narrowed)
     if len(chosen) > 1 and not until and not interrupted:
         outcomes, interrupted = told_alone(outcomes)
+        if interrupted:
+            notes["interrupted"] = "interrupted while failures ran again: those that are left may come of other cases"
+            typer.echo(notes["interrupted"], err=True)
+    elif interrupted:
+        notes["interrupted"] = f"interrupted after {len(ran)} of {len(chosen)} cases"
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}

@@ -30,6 +30,9 @@ FEW = 5
 NARROW = 16
 """Columns below which a row's mean square says little: sums may cancel in all of them."""
 
+ONE_NUMBER = 1e-6
+"""By what share of itself a number may differ from the others of its row and be the same."""
+
 EDGE = 0.01
 """How near to the largest number of a dtype, as a share of it, any result may be infinite or not."""
 
@@ -84,7 +87,7 @@ def compare(
     rows = _row_scales(truth, block, least)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
-    storing = _storing(truth, truth.to(dtype) if dtype and kept is None else kept)
+    storing = _storing(truth, truth.to(dtype) if dtype and kept is None else kept, dtype)
     least_error = (float(storing.square().sum()) / (squared or 1.0)) ** 0.5 + math.sqrt(precision)
     allowed = max(bound, peer[0], least_error**2)
     furthest = float((storing / rows).max()) if storing.numel() else 0.0
@@ -122,11 +125,20 @@ def _half_step(dtype: torch.dtype | None) -> float:
     return 0.501 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps if dtype else 0.0
 
 
-def _storing(truth: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    """How far off each element of the truth itself is as it is stored."""
+def _storing(truth: torch.Tensor, kept: torch.Tensor | None, dtype: torch.dtype | None) -> torch.Tensor:
+    """How far off each element of the truth itself is as it is stored.
+
+    In a row of one number half a step of the dtype: errors that are all the same do not cancel, and what is a little
+    off before it is stored goes to the next number in all of the row.
+    """
     if kept is None:
         return torch.zeros_like(truth)
-    return (kept.double() - truth).abs().nan_to_num(posinf=0.0)
+    storing = (kept.double() - truth).abs().nan_to_num(posinf=0.0)
+    if dtype is None or truth.dim() < 1 or truth.shape[-1] < 2:
+        return storing
+    least, most = truth.aminmax(dim=-1, keepdim=True)
+    half_step = torch.ldexp(torch.full_like(truth, torch.finfo(dtype).eps / 4), torch.frexp(truth).exponent)
+    return torch.where(most - least <= ONE_NUMBER * truth.abs(), torch.maximum(storing, half_step), storing)
 
 
 def _mean_square(truth: torch.Tensor) -> float:

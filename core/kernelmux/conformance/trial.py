@@ -17,7 +17,7 @@ from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Guarded, holding, same
 from kernelmux.conformance.located import Layout
 from kernelmux.conformance.measure import Measured, compare
-from kernelmux.contract.answers import bound, checked_workspace
+from kernelmux.contract.answers import bound, checked_workspace, prepared
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel, Launch, Tensors
 from kernelmux.graph.formats import (
@@ -152,7 +152,7 @@ class Trial:
 
     def _prepare(self) -> tuple[torch.Tensor, ...]:
         before = [plane.clone() for plane in self.planes]
-        packed = self.kernel.prepare(self.weights, self.device)
+        packed = prepared(self.kernel, self.weights, self.device)
         own = {plane.untyped_storage().data_ptr() for plane in self.planes}
         # What the model holds already costs nothing, whether it is stated or not.
         total = sum(part.nbytes for part in packed)

@@ -11,16 +11,19 @@ from functools import cache
 from inspect import getattr_static, signature
 from numbers import Integral
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernelmux.contract.device import Device
-from kernelmux.contract.kernel import EVERY_OP, CurrentStream, Declined, Kernel, Launch, ReasonKind, Tensors
+from kernelmux.contract.kernel import EVERY_OP, CurrentStream, Declined, Efficiency, Kernel, Launch, ReasonKind, Tensors
 from kernelmux.contract.names import check_kernel_name
 from kernelmux.errors import BackendError, nearest, place
 from kernelmux.graph.domain import admits, in_words, parse_range
-from kernelmux.graph.formats import FORMATS, Value
+from kernelmux.graph.formats import FORMATS, Value, Weight
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def checked_classes(backend: str, answer: Any) -> tuple[type[Kernel], ...]:
             if (same := (op, kernel.name, kernel.devices, kernel.takes)) in seen:
                 raise BackendError(f"two kernels of {op} are named {subject}")
             seen.append(same)
+        if not isinstance(kernel.takes, Mapping):
+            raise BackendError(f"{subject}.takes must be a dict, {{'m': '..64'}}, not {_shown(kernel.takes)}")
         told = {name for op in kernel.ops if op != EVERY_OP for name in OPS[op].told}
         if odd := kernel.takes.keys() - told:
             raise BackendError(f"{subject}.takes: no op of its is told {min(odd)!r}{nearest(min(odd), told)}")
@@ -225,6 +230,19 @@ def stored(node: TensorNode, kernel: Kernel, wanted: Callable[[str, Value], str]
     return node.on(inputs, outputs)
 
 
+def prepared(kernel: Kernel, weights: Sequence[Weight], device: Device) -> tuple[torch.Tensor, ...]:
+    """What a kernel's `prepare` returned; BackendError where that is no tuple of tensors."""
+    import torch
+
+    packed: Any = kernel.prepare(weights, device)
+    if isinstance(packed, list | tuple) and all(isinstance(part, torch.Tensor) for part in packed):
+        return tuple(packed)
+    raise BackendError(
+        f"{kernel.full_name}.prepare returned {_shown(packed)}: it must return a tuple of tensors, () for none",
+        kernel=kernel.full_name,
+    )
+
+
 def bound(kernel: Kernel, node: TensorNode, tensors: Tensors, stream: Any) -> Launch:
     """What a kernel's `bind` returned; BackendError where that cannot be called."""
     launch = kernel.bind(node, tensors, stream)
@@ -263,8 +281,31 @@ def _check_declarations(backend: str, kernel: Kernel | type[Kernel]) -> None:
     check_kernel_name(f"{backend}:{made.__name__}", name)
     if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
         raise BackendError(f"{backend}:{name}.precision must be a bound on the NMSE, not {precision!r}")
+    for what, (sound, wanted) in _DECLARED.items():
+        value = getattr(kernel, what)
+        # What is a property of the class is known of an instance alone.
+        if not isinstance(value, property) and not sound(value):
+            raise BackendError(f"{backend}:{name}.{what} must be {wanted}, not {_shown(value)}")
     if fault := _signature_fault(made):
         raise BackendError(f"{backend}:{name}.{fault}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_DECLARED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "efficiency": (lambda value: isinstance(value, Efficiency), "an Efficiency(reading=0.7, multiplying=0.3)"),
+    "launches": (_is_count, "a number of launches"),
+    "devices": (
+        lambda value: isinstance(value, list | tuple) and all(isinstance(kind, str) for kind in value),
+        "a tuple of kinds, ('cpu',)",
+    ),
+    "version": (lambda value: isinstance(value, str), "a str"),
+    "packed": (lambda value: isinstance(value, str), "a str"),
+    "rounds_to": (lambda value: value == "" or value in FORMATS, "the name of a format, as 'bf16', or ''"),
+}
+"""What a declaration is where it can be meant, and how it is said."""
 
 
 @cache

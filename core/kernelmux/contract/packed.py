@@ -12,6 +12,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from kernelmux.contract.answers import prepared
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.uploads import Uploads
@@ -90,7 +91,7 @@ class PackedWeights:
         self.made += 1
         uploads = self._uploads
         weights = [loaded(self.weights[name]) if uploads is None else uploads.take(name) for name in names]
-        form = kernel.prepare(weights, self.device)
+        form = prepared(kernel, weights, self.device)
         if uploads is not None:
             for name in names:
                 uploads.done(name)

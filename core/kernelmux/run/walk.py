@@ -10,7 +10,7 @@ from itertools import groupby
 
 from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes, Tensors
-from kernelmux.errors import LaunchError, ModelError, contained, where_raised
+from kernelmux.errors import LaunchError, ModelError, contained, told, where_raised
 from kernelmux.plan.formats import Step
 from kernelmux.run.watch import Observer, Watch
 
@@ -100,14 +100,14 @@ def launch_error(steps: Sequence[Step], index: int, device: Device, error: BaseE
         raise error
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
-    reason = f"{type(error).__name__}: {error} ({where_raised(error)})"
+    reason = f"{type(error).__name__}: {told(error)} ({where_raised(error)})"
     message = (
         f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device.torch}, "
         f"with {shapes}: {reason}"
     )
     if is_out_of_memory(error):
         message = f"{out_of_memory(device.torch, error)}: {choice.name} wanted it for {node.name} ({node.op})"
-    sticky = any(fault in str(error) for fault in device.platform.lost)
+    sticky = any(fault in told(error) for fault in device.platform.lost)
     if sticky:
         suspects = ", ".join(
             f"{step.node.name} ({step.choice.name})" for step in reversed(steps[: index + 1][-_SUSPECTS:])

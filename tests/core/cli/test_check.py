@@ -465,6 +465,8 @@ def test_what_ran_before_ctrl_c_is_told():
     result = check(fake=backend(silu=FakeKernel(work=interrupted)))
     assert "interrupted after" in result.err
     assert " pass, " in result.out
+    document = json.loads(check("--json", fake=backend(silu=FakeKernel(work=interrupted))).out)
+    assert "interrupted after" in document["notes"][-1]
     assert result.code == 130
 
 
@@ -476,4 +478,5 @@ def test_what_was_found_is_told_though_ctrl_c_ends_the_running_again(monkeypatch
     result = check(fake=backend(silu=wrong_for_five_rows()))
     assert "fail: fake:" in result.out
     assert " pass, " in result.out
+    assert "interrupted while failures ran again" in result.err
     assert result.code == 130

@@ -65,6 +65,14 @@ def test_what_fails_only_after_other_cases_is_told_so_and_its_command_repeats_it
     assert run_command("check", "--kernel", "worn:wears", "--case", "silu-m5-n576", env=env).code == 0
 
 
+def test_where_a_kernel_takes_the_process_down_its_line_is_told(installed):
+    env = installed("__import__('ctypes').string_at(0)")
+    found = run_command("check", "--backend", "worn", "--case", "silu-m5-n576", env=env)
+    assert found.code != 0
+    assert "Segmentation fault" in found.err
+    assert "kernelmux_worn.py" in found.err
+
+
 def test_what_fails_alone_is_told_as_it_is(installed):
     found = run_command("check", "--backend", "worn", "--case", "silu-m[15]-n576", env=installed(ALONE))
     assert found.code == 1

@@ -176,3 +176,15 @@ def test_in_a_row_of_larger_numbers_near_is_what_its_elements_may_be_off_by():
 def test_near_the_largest_number_of_a_type_a_result_may_be_infinite_or_not(number):
     wanted, result = torch.tensor([[65_510.0, 1.0]]).double(), torch.tensor([[number, 1.0]]).double()
     assert compare(result, wanted, BOUND, dtype=torch.float16).failures == ()
+
+
+def test_a_row_of_one_number_may_be_half_a_step_and_the_kernels_own_error_off():
+    # Weighed by a softmax in bfloat16, 0.36927 is 0.3702 in each column, which is stored as 0.371094.
+    wanted = torch.full((4, 64), 0.36927, dtype=torch.float64)
+    found = torch.full((4, 64), 0.371094, dtype=torch.bfloat16)
+    assert compare(found, wanted, 1e-5 + 2.6e-6, dtype=torch.bfloat16, precision=1e-5).failures == ()
+    far = torch.full((4, 64), 0.375, dtype=torch.bfloat16)
+    assert compare(far, wanted, 1e-5 + 2.6e-6, dtype=torch.bfloat16, precision=1e-5).failures
+    uneven = wanted * torch.linspace(0.5, 1.5, 64)
+    off = (uneven * 1.005).bfloat16()
+    assert compare(off, uneven, 1e-5 + 2.6e-6, dtype=torch.bfloat16, precision=1e-5).failures

@@ -11,7 +11,7 @@ from fake_backend import CPU, FakeKernel, plan_for, silu_graph
 from kernelmux.conformance.run import run_case
 from kernelmux.conformance.testing import backend, one_node
 from kernelmux.contract import CONTRACT, Declined, Device, Kernel, Tensors, hookimpl, registry
-from kernelmux.contract.answers import bound
+from kernelmux.contract.answers import bound, prepared
 from kernelmux.errors import BackendError
 from kernelmux.graph.formats import Format, Value
 from kernelmux.graph.ops import OPS
@@ -67,6 +67,16 @@ LISTS = {
     "no name": ([variation(name="")], "bad:Varied.name must be a name without its backend, not ''"),
     "a full name": ([variation(name="bad:f32")], "bad:Varied.name must be a name without its backend, not 'bad:f32'"),
     "no precision": ([variation(precision=None)], "bad:f32.precision must be a bound on the NMSE, not None"),
+    "an efficiency that is a number": (
+        [variation(efficiency=7)],
+        "bad:f32.efficiency must be an Efficiency(reading=0.7, multiplying=0.3), not 7 (int)",
+    ),
+    "launches below none": ([variation(launches=-1)], "bad:f32.launches must be a number of launches, not -1 (int)"),
+    "devices as a word": ([variation(devices="cpu")], "bad:f32.devices must be a tuple of kinds, ('cpu',), not 'cpu'"),
+    "a version that is a number": ([variation(version=3)], "bad:f32.version must be a str, not 3 (int)"),
+    "a packed name that is a number": ([variation(packed=7)], "bad:f32.packed must be a str, not 7 (int)"),
+    "rounding to no format": ([variation(rounds_to="nope")], "bad:f32.rounds_to must be the name of a format, as"),
+    "takes in a list": ([variation(takes=[])], "bad:f32.takes must be a dict, {'m': '..64'}, not [] (list)"),
     "two of a name": ([Listed, variation()], "two kernels of silu are named bad:f32"),
     "words that are no range": (
         [variation(takes={"m": "1-5"})],
@@ -211,6 +221,19 @@ def test_a_bind_that_forgets_to_return_is_told_by_the_kernels_name():
     with pytest.raises(BackendError, match=wanted) as caught:
         bound(kernel, SILU, Tensors((x,), (x,)), None)
     assert (caught.value.node, caught.value.kernel) == (SILU.name, "a:f32")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(None, "None (is a `return` missing?)"), (torch.zeros(1), "tensor([0.]) (Tensor)"), ((1,), "(1,) (tuple)")],
+)
+def test_a_prepare_that_gives_no_tensors_is_told_by_the_kernels_name(given, shown):
+    kernel = Listed()
+    kernel.backend, kernel.prepare = "bad", lambda weights, device: given
+    with pytest.raises(BackendError) as caught:
+        prepared(kernel, (), CPU)
+    wanted = "it must return a tuple of tensors, () for none"
+    assert str(caught.value) == f"bad:f32.prepare returned {shown}: {wanted}"
 
 
 @pytest.mark.parametrize("what", ["inputs", "outputs"])
