@@ -150,9 +150,9 @@ def test_the_line_of_a_syntax_error_is_that_of_the_text(tmp_path):
 
 
 def test_an_exception_whose_words_raise_is_told_all_the_same():
-    class Odd(Exception):
+    class OddError(Exception):
         def __str__(self):
             raise OSError("no words")
 
-    assert told(Odd()) == "(OSError where its words are made)"
+    assert told(OddError()) == "(OSError where its words are made)"
     assert told(ValueError("words")) == "words"
