@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kernelmux.conformance import Filter, Job, Outcome
     from kernelmux.conformance.case_file import CaseFile
     from kernelmux.conformance.hookup import Known
+    from kernelmux.conformance.outcome import Before
     from kernelmux.conformance.report import Report
     from kernelmux.contract.record import Record
     from kernelmux.contract.registry import Registry
@@ -119,6 +121,7 @@ def check(
     if not chosen:
         typer.echo(f"no case falls to share {shard}", err=True)
     if list_cases:
+        refuse_together("--list", html=html, save=save)
         listed = dict.fromkeys((job.case.op, job.name, *sorted(job.case.marks)) for job in chosen)
         if json:
             print_json({"cases": [{"op": op, "name": name, "marks": marks} for op, name, *marks in listed]})
@@ -132,6 +135,10 @@ def check(
     narrowed = bool(op or kernel or case or until or shard or smoke or cases)
     ran, interrupted = _run(chosen, current, device, peer)
     outcomes = _judge(ran, entries, every, narrowed)
+    if until:
+        # What fails after others is repeated by the command that was given, not by its case alone.
+        before: Before = "backend" if not kernel else "op" if op else "kernel"
+        outcomes = [replace(one, before=before) if one.case == until else one for one in outcomes]
     if len(chosen) > 1 and not until and not interrupted:
         outcomes, interrupted = told_alone(outcomes)
         if interrupted:
@@ -202,6 +209,9 @@ def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
         return chosen
     if wanted.op:
         _require_op(wanted.op)
+        if wanted.op not in (ops := dict.fromkeys(job.case.op for job in every)):
+            backends = " and ".join(dict.fromkeys(job.kernel.partition(":")[0] for job in every))
+            raise BackendError(f"{backends} offers no kernel of {wanted.op} here; its kernels are of {', '.join(ops)}")
     if wanted.kernel:
         _require_kernel(wanted.kernel, every)
     filters = {"op": wanted.op, "kernel": wanted.kernel, "case": wanted.case, "smoke": wanted.smoke}

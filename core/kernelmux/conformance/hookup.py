@@ -133,6 +133,7 @@ def _variants_of(
     target = find_device(device)
     found: dict[str, dict[str, list[Job]]] = {}
     shown: dict[tuple[str, str], tuple[bool, bool]] = {}
+    refusal = ""
     # Of the ops' own cases those that are written by hand are enough to tell which kernels there are.
     telling = [case for case in cases if source or MARK not in case.marks]
     for case in sorted(telling, key=lambda case: asked_op not in ("", case.op)):
@@ -144,6 +145,9 @@ def _variants_of(
         if fault := registry.backends[backend].fault:
             raise BackendError(f"backend {backend!r} broke while it was asked: {fault}", backend=backend)
         of_op = found.setdefault(case.op, {})
+        # That a backend has no kernel of an op is no refusal: others may be told.
+        refusals = ((name, declined) for name, declined in offer.declined.items() if declined.kind != "not offered")
+        refusal = refusal or next((f": {name} says: {declined.reason}" for name, declined in refusals), "")
         # Of several rows, if there is such a case: what lies where in a format shows only there.
         several = case.inputs[0].extents[0] > 1
         worth = several, several and "smoke" in case.marks
@@ -154,7 +158,8 @@ def _variants_of(
                 of_op[name] = [Job(case, name, variant, source) for variant in _variants(node, kernel)]
                 shown[case.op, name] = worth
     if not shown:
-        raise BackendError(f"backend {backend!r} takes none of the {'file' if source else 'suite'}'s cases on {device}")
+        cases_of = "file" if source else "suite"
+        raise BackendError(f"backend {backend!r} takes none of the {cases_of}'s cases on {device}{refusal}")
     return found
 
 
@@ -185,7 +190,9 @@ def read_known(path: Path) -> list[Known]:
     try:
         tables = tomllib.loads(read_whole(path).decode()).get("failure", [])
         return [Known(t["case"], t["kernel"], t["reason"], t["link"]) for t in tables]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{path}: each [[failure]] needs case, kernel, reason and link: {error}") from error
 
 

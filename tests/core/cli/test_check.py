@@ -241,7 +241,7 @@ def test_without_a_name_every_backend_is_checked_and_a_broken_one_is_noted_and_f
     [
         (["--backend", "fakr"], ["unknown backend 'fakr'", "did you mean 'fake'?"]),
         (["--op", "silo"], ["unknown op 'silo'", "did you mean 'silu'?"]),
-        (["--op", "rope"], ["no case matches --op rope"]),
+        (["--op", "rope"], ["fake offers no kernel of rope here; its kernels are of silu"]),
         (["--kernel", "fake:f33"], ["unknown kernel 'fake:f33'", "did you mean 'fake:f32'?"]),
         (["--kernel", "f32"], ["backend:kernel"]),
         (["--kernel", "fake:f32", "--backend", "other"], ["no kernel of backend other"]),
@@ -480,3 +480,27 @@ def test_what_was_found_is_told_though_ctrl_c_ends_the_running_again(monkeypatch
     assert " pass, " in result.out
     assert "interrupted while failures ran again" in result.err
     assert result.code == 130
+
+
+def test_what_a_list_of_cases_does_not_write_is_refused(tmp_path):
+    assert_one_line_error(check("--list", f"--html={tmp_path / 'x.html'}", fake=backend(silu=right())), "--html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_known_failures_that_are_not_there_are_told_by_their_path(tmp_path):
+    path = tmp_path / "none.toml"
+    result = check(f"--known={path}", "--case", SMOKE[0], fake=backend(silu=right()))
+    assert_one_line_error(result, "none.toml: No such file or directory")
+    assert "[[failure]]" not in result.err
+
+
+def test_a_backend_that_takes_no_case_says_why(monkeypatch):
+    @hookimpl
+    def kernel_classes():
+        return [
+            type("Far", (Kernel,), {"ops": ("silu",), "name": "far", "precision": 0, "devices": ("gpu",), "bind": id})
+        ]
+
+    plugin = types.SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=kernel_classes)
+    told = "takes none of the suite's cases on cpu: fake:far says: it runs on gpu, the plan is for cpu"
+    assert_one_line_error(check(fake=plugin), told)

@@ -62,6 +62,7 @@ def test_what_fails_only_after_other_cases_is_told_so_and_its_command_repeats_it
     again = run_command(*shlex.split(command)[1:], env=env)
     assert again.code == 1
     assert "fail: worn:wears silu-m5-n576" in again.out
+    assert f"again: {command}" in again.out
     assert run_command("check", "--kernel", "worn:wears", "--case", "silu-m5-n576", env=env).code == 0
 
 
