@@ -68,7 +68,8 @@ value at a time, then all that may have it: `add-m5-n576@outputs0=f16`, `add-m5-
     kernelmux check --fuzz 300 --seed 1 --backend hello         300 random cases of each op
     kernelmux check --fuzz 5000 --op rope --device cuda         many of one, on a GPU
 
-The cases are random points of the domains, the same ones for the same seed. Of those on which a kernel fails a check
+The cases are random points of the domains, the same ones for the same seed; a kernel runs those that it takes, and the
+others are not counted. Of those on which a kernel fails a check
 the first is made smaller while it still fails: extents halved, attributes dropped, values plain. It is printed as a
 line of a file of cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and comes with the command that runs it:
 
