@@ -281,12 +281,7 @@ def _check_declarations(backend: str, kernel: Kernel | type[Kernel]) -> None:
     check_kernel_name(f"{backend}:{made.__name__}", name)
     if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 0:
         raise BackendError(f"{backend}:{name}.precision must be a bound on the NMSE, not {precision!r}")
-    for what, (sound, wanted) in _DECLARED.items():
-        value = getattr(kernel, what)
-        # What is a property of the class is known of an instance alone.
-        if not isinstance(value, property) and not sound(value):
-            raise BackendError(f"{backend}:{name}.{what} must be {wanted}, not {_shown(value)}")
-    if fault := _signature_fault(made):
+    if fault := _declared_fault(made) or _signature_fault(made):
         raise BackendError(f"{backend}:{name}.{fault}")
 
 
@@ -306,6 +301,16 @@ _DECLARED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "rounds_to": (lambda value: value == "" or value in FORMATS, "the name of a format, as 'bf16', or ''"),
 }
 """What a declaration is where it can be meant, and how it is said."""
+
+
+@cache
+def _declared_fault(made: type[Kernel]) -> str:
+    """The first of a class's declarations that cannot be meant; what is a property is known of an instance alone."""
+    for what, (sound, wanted) in _DECLARED.items():
+        value = getattr(made, what)
+        if not isinstance(value, property) and not sound(value):
+            return f"{what} must be {wanted}, not {_shown(value)}"
+    return ""
 
 
 @cache
