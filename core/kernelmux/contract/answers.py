@@ -308,7 +308,7 @@ def _declared_fault(made: type[Kernel]) -> str:
     """The first of a class's declarations that cannot be meant; what is a property is known of an instance alone."""
     for what, (sound, wanted) in _DECLARED.items():
         value = getattr(made, what)
-        if not isinstance(value, property) and not sound(value):
+        if not hasattr(value, "__get__") and not sound(value):
             return f"{what} must be {wanted}, not {_shown(value)}"
     return ""
 
