@@ -173,6 +173,11 @@ def told(error: BaseException) -> str:
         return f"({type(contained(another)).__name__} where its words are made)"
 
 
+def named(error: BaseException) -> str:
+    """`TypeError: what it says`."""
+    return f"{type(error).__name__}: {told(error)}"
+
+
 def where_raised(error: BaseException) -> str:
     """`package/file.py:12`: the innermost line of the backend that core called; where it called none, of all.
 

@@ -32,7 +32,7 @@ from kernelmux.cli.common import (
 from kernelmux.cli.observe import Annotating, Observing, ShadowBound, Shadowed, WatchdogSeconds
 from kernelmux.cli.output import print_json, print_table
 from kernelmux.cli.progress import ProgressBar
-from kernelmux.errors import KernelmuxError, contained, nearest, told
+from kernelmux.errors import KernelmuxError, contained, named, nearest
 
 if TYPE_CHECKING:
     from kernelmux.contract.device import Ceilings, Device
@@ -181,7 +181,7 @@ def _timed(
                 rows.append(time_kernel(work, name, kernel, weights, activations).row(ceilings))
             except BaseException as error:
                 # One that fails must not cost the figures of the others.
-                notes[f"{name} at {work.label}, m = {work.m}: {type(contained(error)).__name__}: {told(error)}"] = None
+                notes[f"{name} at {work.label}, m = {work.m}: {named(contained(error))}"] = None
     if not rows:
         raise KernelmuxError(f"no kernel was timed: {' '.join(notes) or 'the model has no such node'}")
     return rows, list(notes)

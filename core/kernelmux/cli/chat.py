@@ -39,7 +39,7 @@ from kernelmux.cli.observe import Observing, WatchdogSeconds
 from kernelmux.cli.output import say, tell
 from kernelmux.cli.progress import ProgressBar
 from kernelmux.cli.prompt import asked_options, said_lines, tell_unread
-from kernelmux.errors import ModelError
+from kernelmux.errors import ModelError, named
 
 if TYPE_CHECKING:
     from kernelmux.run.chat import Chat
@@ -118,7 +118,7 @@ def _answer(talk: Chat, line: str, verbose: bool) -> None:
     except KeyboardInterrupt:
         answer.close()
     except ModelError as error:
-        say(f"kernelmux: {type(error).__name__}: {error}", err=True)
+        say(f"kernelmux: {named(error)}", err=True)
         return
     tell()
     if talk.dropped:

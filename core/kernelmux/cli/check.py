@@ -139,13 +139,13 @@ def check(
         # What fails after others is repeated by the command that was given, not by its case alone.
         before: Before = "backend" if not kernel else "op" if op else "kernel"
         outcomes = [replace(one, before=before) if one.case == until else one for one in outcomes]
+    said = f"interrupted after {len(ran)} of {len(chosen)} cases"
     if len(chosen) > 1 and not until and not interrupted:
         outcomes, interrupted = told_alone(outcomes)
-        if interrupted:
-            notes["interrupted"] = "interrupted while failures ran again: those that are left may come of other cases"
-            typer.echo(notes["interrupted"], err=True)
-    elif interrupted:
-        notes["interrupted"] = f"interrupted after {len(ran)} of {len(chosen)} cases"
+        said = "interrupted while failures ran again: those that are left may come of other cases"
+    if interrupted:
+        notes["interrupted"] = said
+        typer.echo(said, err=True)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
@@ -274,7 +274,6 @@ def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> t
                 outcomes.append(job.run(registry, device, peer))
                 count(f"{job.kernel} {job.case.op}")
         except KeyboardInterrupt:
-            typer.echo(f"interrupted after {len(outcomes)} of {len(chosen)} cases", err=True)
             return outcomes, True
     return outcomes, False
 

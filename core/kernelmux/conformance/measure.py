@@ -87,7 +87,7 @@ def compare(
     rows = _row_scales(truth, block, least)
     relative = difference.abs() / rows
     worst = float(relative.max()) if relative.numel() else 0.0
-    storing = _storing(truth, truth.to(dtype) if dtype and kept is None else kept, dtype)
+    storing = _storing(truth, kept, dtype)
     least_error = (float(storing.square().sum()) / (squared or 1.0)) ** 0.5 + math.sqrt(precision)
     allowed = max(bound, peer[0], least_error**2)
     furthest = float((storing / rows).max()) if storing.numel() else 0.0
@@ -131,14 +131,17 @@ def _storing(truth: torch.Tensor, kept: torch.Tensor | None, dtype: torch.dtype 
     In a row of one number half a step of the dtype: errors that are all the same do not cancel, and what is a little
     off before it is stored goes to the next number in all of the row.
     """
-    if kept is None:
+    if kept is None and dtype is None:
         return torch.zeros_like(truth)
-    storing = (kept.double() - truth).abs().nan_to_num(posinf=0.0)
+    storing = ((truth.to(dtype) if kept is None else kept).double() - truth).abs().nan_to_num(posinf=0.0)
     if dtype is None or truth.dim() < 1 or truth.shape[-1] < 2:
         return storing
     least, most = truth.aminmax(dim=-1, keepdim=True)
+    one_number = most - least <= ONE_NUMBER * truth.abs()
+    if not bool(one_number.any()):
+        return storing
     half_step = torch.ldexp(torch.full_like(truth, torch.finfo(dtype).eps / 4), torch.frexp(truth).exponent)
-    return torch.where(most - least <= ONE_NUMBER * truth.abs(), torch.maximum(storing, half_step), storing)
+    return torch.where(one_number, torch.maximum(storing, half_step), storing)
 
 
 def _mean_square(truth: torch.Tensor) -> float:

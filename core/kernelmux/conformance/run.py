@@ -24,7 +24,7 @@ from kernelmux.contract.answers import Offer, checked_formats, checked_variants,
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import KernelmuxError, contained, told, where_raised
+from kernelmux.errors import KernelmuxError, contained, named, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
@@ -128,7 +128,7 @@ def _one_in(count: int, name: str) -> bool:
 
 
 def _raised(blank: Outcome, error: BaseException) -> Outcome:
-    said = f"{error}" if isinstance(error, KernelmuxError) else f"{type(error).__name__}: {told(error)}"
+    said = f"{error}" if isinstance(error, KernelmuxError) else named(error)
     failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
     return replace(blank, status="fail", failures=(failure,), trace=trace)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kernelmux.contract.names import check_op_name
-from kernelmux.errors import BackendError, contained, nearest, told
+from kernelmux.errors import BackendError, contained, named, nearest
 from kernelmux.graph.formats import FORMATS, Format
 from kernelmux.graph.graph import case_node
 from kernelmux.graph.ops import CORE_OPS, OPS, Fused, Op
@@ -59,7 +59,7 @@ def add_op(op: Op) -> None:
     try:
         op.arguments(case_node(next(op.cases())))
     except BaseException as error:
-        said = f"{type(contained(error)).__name__}: {told(error)}"
+        said = named(contained(error))
         raise BackendError(f"its op {op.name!r} has no sound first case: {said}") from error
 
 

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from threading import Thread
 from typing import Any, ClassVar
 
-from kernelmux.errors import PlanError, contained, told, where_raised
+from kernelmux.errors import PlanError, contained, named, told, where_raised
 
 ENTRY_POINTS = "kernelmux.platforms"
 """The entry point group by which an installed package brings a kind of device: each names a Platform class."""
@@ -281,7 +281,7 @@ def known_kinds() -> tuple[str, ...]:
             try:
                 add_platform(entry.load()())
             except BaseException as error:
-                BROKEN[entry.name] = f"{type(contained(error)).__name__}: {told(error)} ({where_raised(error)})"
+                BROKEN[entry.name] = f"{named(contained(error))} ({where_raised(error)})"
     return tuple(PLATFORMS)
 
 
@@ -303,14 +303,15 @@ def on_stream(launch: Callable[[], object], stream: Any) -> Callable[[], object]
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory is full, in the words of torch or of some kind of device."""
-    words = {word for platform in PLATFORMS.values() for word in platform.full}
-    return type(error).__name__ == "OutOfMemoryError" or any(word in told(error) for word in words)
+    said, words = told(error), {word for platform in PLATFORMS.values() for word in platform.full}
+    return type(error).__name__ == "OutOfMemoryError" or any(word in said for word in words)
 
 
 def out_of_memory(device: str, error: BaseException) -> str:
     """What torch's lengthy message says, as the start of a line: the device, what was asked for, what is free."""
-    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", told(error))
-    free = re.search(r"([\d.]+ \w+) is free", told(error))
+    said = told(error)
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
+    free = re.search(r"([\d.]+ \w+) is free", said)
     sizes = [f"{asked[1]} were asked for"] if asked else []
     sizes += [f"{free[1]} are free"] if free else []
     return f"{device} is out of memory" + (f" ({', '.join(sizes)})" if sizes else "")

@@ -23,7 +23,7 @@ from kernelmux.contract.hookspecs import CONTRACT, Hooks
 from kernelmux.contract.installed import ambiguous, libraries, wanted_backends
 from kernelmux.contract.kernel import EVERY_OP, Declined, Kernel
 from kernelmux.contract.names import check_backend_name
-from kernelmux.errors import BackendError, contained, nearest, printable, told, where_raised
+from kernelmux.errors import BackendError, contained, named, nearest, printable, where_raised
 from kernelmux.graph.formats import Format
 from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import OPS, Op
@@ -236,7 +236,7 @@ class Registry:
 
     def _quarantine(self, backend: Backend, error: BaseException) -> None:
         at = "" if isinstance(contained(error), BackendError) else f" ({where_raised(error)})"
-        backend.fault = printable(" ".join(f"{type(error).__name__}: {told(error)}{at}".split()))
+        backend.fault = printable(" ".join(f"{named(error)}{at}".split()))
         backend.trace = "".join(traceback.format_exception(error))
         self._forget(backend.name)
 

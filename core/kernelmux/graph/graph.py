@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from kernelmux.errors import GraphError, nearest
+from kernelmux.errors import GraphError, named, nearest
 from kernelmux.graph.formats import Dim, Value, lookup
 from kernelmux.graph.ops import OPS, Case, Op, Rotation
 
@@ -185,7 +185,7 @@ class Graph:
             nodes = tuple(_node_from_dict(entry, known) for entry in document["nodes"])
             return Graph(document["graph"], nodes, tuple(document["outputs"]))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise GraphError(f"not a graph's JSON: {type(error).__name__}: {error}") from error
+            raise GraphError(f"not a graph's JSON: {named(error)}") from error
 
 
 def _node_to_dict(node: TensorNode) -> dict[str, Any]:

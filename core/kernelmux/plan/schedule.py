@@ -12,7 +12,7 @@ from typing import Any
 
 from kernelmux.contract.answers import checked_workspace
 from kernelmux.contract.kernel import Kernel
-from kernelmux.errors import BackendError, contained, told
+from kernelmux.errors import BackendError, contained, named
 from kernelmux.graph.graph import Graph, TensorNode, nameless
 from kernelmux.graph.rewrite import fuse
 from kernelmux.measure.table import Tables
@@ -140,7 +140,7 @@ def _workspace(node: TensorNode, choice: Choice) -> int:
         raise
     except BaseException as error:
         raise BackendError(
-            f"{choice.name}.workspace raised for {node.name}: {type(contained(error)).__name__}: {told(error)}",
+            f"{choice.name}.workspace raised for {node.name}: {named(contained(error))}",
             node=node.name,
             kernel=choice.name,
         ) from error

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from kernelmux.contract.device import Device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Launch, Planes, Tensors
-from kernelmux.errors import LaunchError, ModelError, contained, told, where_raised
+from kernelmux.errors import LaunchError, ModelError, contained, named, told, where_raised
 from kernelmux.plan.formats import Step
 from kernelmux.run.watch import Observer, Watch
 
@@ -100,7 +100,7 @@ def launch_error(steps: Sequence[Step], index: int, device: Device, error: BaseE
         raise error
     node, choice = steps[index].node, steps[index].choice
     shapes = ", ".join(f"{value.name} {list(value.shape)} {value.format}" for value in (*node.inputs, *node.outputs))
-    reason = f"{type(error).__name__}: {told(error)} ({where_raised(error)})"
+    reason = f"{named(error)} ({where_raised(error)})"
     message = (
         f"{choice.name} raised at {node.name} ({node.op}, step {index + 1} of {len(steps)}) on {device.torch}, "
         f"with {shapes}: {reason}"

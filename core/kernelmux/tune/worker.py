@@ -18,7 +18,7 @@ from kernelmux.contract import registry
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.packed import PackedWeights
-from kernelmux.errors import contained, told
+from kernelmux.errors import contained, named
 from kernelmux.measure.ops import bind_once, find_kernels, random_weights, time_kernel
 from kernelmux.measure.timing import Timing
 from kernelmux.measure.variants import time_variants
@@ -142,5 +142,5 @@ def _answer(task: Task, bench: Bench, tell: Tell) -> Answer:
         return Answer(task.run(bench, tell))
     except BaseException as error:
         # Of all that a kernel may raise nothing ends tuning.
-        said = f"{type(contained(error)).__name__}: {told(error)}".strip().splitlines()[0]
+        said = named(contained(error)).strip().splitlines()[0]
         return Answer(fault=said, over=any(word in str(error) for word in bench.device.platform.lost))

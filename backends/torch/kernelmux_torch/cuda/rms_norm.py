@@ -1,6 +1,7 @@
 """rms_norm and qk_norm on CUDA: torch's own norm, which allocates what it gives.
 
-It is one launch, and of rows that are no whole vectors of four two."""
+It is one launch, and of rows that are no whole vectors of four two.
+"""
 
 from __future__ import annotations
 

@@ -53,12 +53,11 @@ def paged_case(
     sinks: bool = False,
     level: float = 0.0,
 ) -> Case:
-    """`sequences`: (query rows, cached length) each.
+    """A case of attention of `sequences`, (query rows, cached length) each.
 
     q is `loud` noise, the caches noise in `format`, or all three the extreme that `spread` names; `unseen`: what no
     sequence has written is NaN; `sinks` lie around `level`.
     """
-
     counts, lengths = zip(*sequences, strict=True)
     starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
     dealt, spare = _deal([-(-length // page_size) for length in lengths])
