@@ -37,8 +37,6 @@ LAST = 6000
 """Characters of what a process printed that are passed on where it did not end well."""
 DIE = 20
 """Seconds that an interrupted process has to say what it found."""
-OVER = 124
-"""What `timeout` ends with where it interrupted a process."""
 
 
 def main() -> int:
@@ -104,12 +102,12 @@ def _check(
             code = process.wait()
             printed = (folder / "printed").read_text("utf-8", "replace")
             report = folder / "report.json"
-            cut = ", cut short" if code == OVER else cut
             if not report.exists() or clean not in printed:
                 print(printed[-LAST:], f"{' '.join(process.args)} ended with {code}", flush=True)
                 counts["fail"] += 1
             if report.exists():
                 found = json.loads(report.read_text("utf-8"))
+                cut = ", cut short" if any(note.startswith("interrupted") for note in found["notes"]) else cut
                 for status in counts:
                     counts[status] += found["totals"][status]
                 for outcome in (one for one in found["outcomes"] if one["status"] == "fail"):

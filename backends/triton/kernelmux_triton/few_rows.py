@@ -216,8 +216,7 @@ def _bind_gemv(weights: Weights, tiling: Gemv, o: Operands, stream: Any) -> Laun
     held = tiling.nbytes // o.w.itemsize
     lane = 16 // o.w.itemsize
     columns = 2 if few_rows_kernels.is_nibbles(weights.weight) else 1
-    # Not more than the columns there are.
-    wide = max(32, min(held * columns, triton.next_power_of_2(o.k)))
+    wide = tiling.wide(o.k, held * columns)
     rows = triton.next_power_of_2(o.m)
     args = (o.x, o.w, o.scales, o.pairs, o.bias, o.residual, *o.y, o.m, o.n, o.k, *o.ends)
     flags = (weights.weight, rows, o.has_bias, o.has_residual, o.gated, o.outputs)

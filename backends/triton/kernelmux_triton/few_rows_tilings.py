@@ -8,6 +8,8 @@ from dataclasses import dataclass
 FEWEST = 4
 """Rows up to which float32 arithmetic keeps pace with memory."""
 MOST_SPLITS = 16
+BLOCK = 32
+"""Columns that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class Gemv:
 
     def __str__(self) -> str:
         return f"gemv {self.tall}x{self.nbytes} stages {self.stages} warps {self.warps}"
+
+    def wide(self, k: int, most: int) -> int:
+        """Columns at once, at most so many: all k, but so many that each thread has a block of 32 of its own.
+
+        Threads that share one would store the same numbers to the same place of shared memory: a race, by its rules.
+        """
+        return min(most, max(1 << (k - 1).bit_length(), BLOCK * 32 * self.warps // self.tall))
 
 
 @dataclass(frozen=True)

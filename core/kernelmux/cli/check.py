@@ -109,7 +109,8 @@ def check(
         backends = _named(backend, kernel, op or [], current)
         place = fuzz_cases or Path(f"fuzz-{seed}.json")
         outcomes, interrupted = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
-        _write(make_report(outcomes, current.backends, target.device_class), json, save, html, verbose)
+        said = (interrupted,) if interrupted else ()
+        _write(make_report(outcomes, current.backends, target.device_class, said), json, save, html, verbose)
         if interrupted:
             raise KeyboardInterrupt
         raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
@@ -139,13 +140,13 @@ def check(
         # What fails after others is repeated by the command that was given, not by its case alone.
         before: Before = "backend" if not kernel else "op" if op else "kernel"
         outcomes = [replace(one, before=before) if one.case == until else one for one in outcomes]
-    said = f"interrupted after {len(ran)} of {len(chosen)} cases"
+    ended = f"interrupted after {len(ran)} of {len(chosen)} cases"
     if len(chosen) > 1 and not until and not interrupted:
         outcomes, interrupted = told_alone(outcomes)
-        said = "interrupted while failures ran again: those that are left may come of other cases"
+        ended = "interrupted while failures ran again: those that are left may come of other cases"
     if interrupted:
-        notes["interrupted"] = said
-        typer.echo(said, err=True)
+        notes["interrupted"] = ended
+        typer.echo(ended, err=True)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def run_fuzz(
     backends: Sequence[str], count: int, seed: int, device: str, wanted: Sequence[Filter], place: Path
-) -> tuple[list[Outcome], bool]:
-    """Each backend on so many random cases of each op wanted; and whether Ctrl-C ended that before.
+) -> tuple[list[Outcome], str]:
+    """Each backend on so many random cases of each op wanted; and, where Ctrl-C ended that before, when.
 
     What fails goes to `place`, and is printed to stderr.
     """
@@ -33,7 +33,7 @@ def run_fuzz(
     outcomes: list[Outcome] = []
     failing: dict[str, Case] = {}
     nothing: list[str] = []
-    interrupted = False
+    interrupted = ""
     with counting() as count_one:
         for backend, each in product(backends, wanted):
             try:
@@ -45,8 +45,8 @@ def run_fuzz(
                     outcomes.append(outcome)
                     count_one(f"{outcome.kernel} {outcome.op}")
             except KeyboardInterrupt:
-                typer.echo(f"interrupted after {len(outcomes)} cases", err=True)
-                interrupted = True
+                interrupted = f"interrupted after {len(outcomes)} results, of {backend}"
+                typer.echo(interrupted, err=True)
                 break
             except BackendError as error:
                 # One that is asked for by name must be there; of all of them some are for other devices.

@@ -194,8 +194,9 @@ def test_what_was_found_before_ctrl_c_is_kept(place):
         tensors.outputs[0].mul_(1.5)
 
     fake = backend(silu=FakeKernel(takes=["f32"], emits=["f32"], work=work))
-    result = check("--fuzz", 300, "--op", "silu", fake=fake)
+    result = check("--fuzz", 300, "--op", "silu", "--save", "report.json", fake=fake)
     assert result.code == 130
     assert "interrupted after" in result.err
+    assert json.loads((place / "report.json").read_text("utf-8"))["notes"][-1] in result.err
     assert "fail, 0 known" in result.out
     assert read_cases("fuzz-0.json").cases
