@@ -108,10 +108,10 @@ def check(
         refuse_together("--fuzz", **unused, shard=shard, peer=peer, list=list_cases)
         backends = _named(backend, kernel, op or [], current)
         place = fuzz_cases or Path(f"fuzz-{seed}.json")
-        outcomes, interrupted = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
-        said = (interrupted,) if interrupted else ()
+        outcomes, ended = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
+        said = (ended,) if ended else ()
         _write(make_report(outcomes, current.backends, target.device_class, said), json, save, html, verbose)
-        if interrupted:
+        if ended:
             raise KeyboardInterrupt
         raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
     file = read_cases(cases) if cases else None
