@@ -19,11 +19,13 @@ def _pair_of(total, TALL: tl.constexpr):
 
 @triton.jit
 def _finish_row(
-    acc, x_row, tile, bias, residual, y0, y1, y2, n, end0, end1,
+    acc, of_row, x_row, tile, bias, residual, y0, y1, y2, n, end0, end1,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, OUTPUTS: tl.constexpr, TALL: tl.constexpr,
 ):  # fmt: skip
-    """Of one row of x: sums [TALL, threads' shares] added up, and written."""
-    total = tl.sum(acc, axis=1)
+    """Of one row of x: sums [TALL, threads' shares] added up, times W's scales of each row, and written."""
+    # Scaled after they are added up: of a product and a sum the compiler makes one operation, which rounds otherwise in
+    # each of two threads that exchange their shares; all that hold a sum must hold the same.
+    total = tl.sum(acc, axis=1) * of_row
     if GATED:
         gate, up = _pair_of(total, TALL)
         row = (tile * (TALL // 2) + tl.arange(0, TALL // 2)).to(tl.int64)
@@ -116,14 +118,18 @@ def gemv(
         if ROWS > 2:
             acc2 = _add(acc2, low, high, scale, minimum, x2, at, inside, WEIGHT, nibbles, LANE, shares, TALL)
             acc3 = _add(acc3, low, high, scale, minimum, x3, at, inside, WEIGHT, nibbles, LANE, shares, TALL)
-    if WEIGHT == "fp8":
-        of_row = tl.load(scales + row, mask=row_inside, other=0.0)[:, None]
-        acc0, acc1, acc2, acc3 = acc0 * of_row, acc1 * of_row, acc2 * of_row, acc3 * of_row
-    _finish_row(acc0, 0, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
+    of_row = tl.load(scales + row, mask=row_inside, other=0.0) if WEIGHT == "fp8" else 1.0
+    _finish_row(acc0, of_row, 0, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
     if ROWS > 1:
-        _finish_row(acc1, 1, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
+        _finish_row(
+            acc1, of_row, 1, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL
+        )
     if ROWS > 2:
         if m > 2:
-            _finish_row(acc2, 2, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
+            _finish_row(
+                acc2, of_row, 2, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL
+            )
         if m > 3:
-            _finish_row(acc3, 3, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL)
+            _finish_row(
+                acc3, of_row, 3, tile, bias, residual, y0, y1, y2, n, end0, end1, BIAS, RESIDUAL, GATED, OUTPUTS, TALL
+            )
