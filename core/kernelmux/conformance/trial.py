@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -262,7 +263,13 @@ class Trial:
         if busy:
             platform.keep_busy(self.elsewhere)
         with platform.on(self.elsewhere):
-            call()
+            try:
+                call()
+            except BaseException:
+                # What it had launched may still run, and the memory that it works on is about to be filled again.
+                with suppress(Exception):
+                    self.synchronize()
+                raise
         if not busy:
             self.synchronize()
         with platform.on(self.stream if busy else None):
