@@ -129,7 +129,7 @@ def run_huge(
         return replace(blank, reason=said)
     drawn = draw_case(huge.small)
     trial = Trial(drawn.planes, [drawn.weights[v.name] for v in small.weights], small, kernel, device)
-    weights = [_tiled(weight, value) for weight, value in zip(trial.weights, node.weights, strict=True)]
+    weights = [_tiled(weight, value, device) for weight, value in zip(trial.weights, node.weights, strict=True)]
     inputs = _inputs(trial, node, huge)
     outputs = [empty_planes(value, device.torch) for value in node.outputs]
     for source, target in node.contract.updates:
@@ -159,10 +159,11 @@ def run_huge(
     return _judged(trial, node, outputs, blank)
 
 
-def _tiled(weight: Weight, value: Value) -> Weight:
-    """The weight with its rows again and again."""
+def _tiled(weight: Weight, value: Value, device: Device) -> Weight:
+    """The weight with its rows again and again, in the device's memory, as where a model is loaded."""
     planes = []
-    for plane, part in zip(lookup(value.format).planes, weight.planes, strict=True):
+    for plane, own in zip(lookup(value.format).planes, weight.planes, strict=True):
+        part = own.to(device.torch)
         rows = plane.shape(value.extents)[0] if len(value.extents) > 1 else len(part)
         planes.append(part if rows == len(part) else part[torch.arange(rows, device=part.device) % len(part)])
     return Weight(weight.name, value.extents, weight.format, tuple(planes))
