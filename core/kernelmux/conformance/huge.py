@@ -17,7 +17,7 @@ import torch
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.guarded import POISONS
 from kernelmux.conformance.outcome import Outcome
-from kernelmux.conformance.trial import Trial
+from kernelmux.conformance.trial import CACHED, Trial
 from kernelmux.contract.answers import bound, checked_workspace
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel, Tensors
@@ -186,13 +186,15 @@ def _pages(trial: Trial, node: TensorNode) -> tuple[torch.Tensor, int]:
 def _inputs(trial: Trial, node: TensorNode, huge: Huge) -> list[tuple[torch.Tensor, ...]]:
     """The small case's inputs, its pages far apart, and all that points at rows or pages pointing there."""
     far, page_size = _pages(trial, node)
+    updated = {source for source, _ in node.contract.updates}
     found: list[tuple[torch.Tensor, ...]] = []
-    for value, memory in zip(node.inputs, trial.inputs, strict=True):
+    for index, (value, memory) in enumerate(zip(node.inputs, trial.inputs, strict=True)):
         (first, *_), moved = memory.parts, far.to(memory.parts[0].device)
         planes = memory.parts
         if value.name.endswith("_cache"):
             planes = empty_planes(value, trial.device.torch)
-            _poison(planes, POISONS[0])
+            # What is decoded and stored again stays the same, where it is a number.
+            _poison(planes, CACHED if index in updated else POISONS[0])
             for plane, part in zip(planes, memory.parts, strict=True):
                 _bytes(plane)[moved] = _bytes(part)
         elif value.name == "block_table":
@@ -218,10 +220,8 @@ def _judged(trial: Trial, node: TensorNode, outputs: Sequence[tuple[torch.Tensor
             moved = far.to(planes[0].device)
             kept = tuple(_bytes(plane)[moved] for plane in planes)
             for plane in planes:
-                _bytes(plane)[moved] = POISONS[0]
-            if not all(
-                bool((part == POISONS[0]).all()) for plane in planes for part in torch.split(_bytes(plane), 4096)
-            ):
+                _bytes(plane)[moved] = CACHED
+            if not all(bool((part == CACHED).all()) for plane in planes for part in torch.split(_bytes(plane), 4096)):
                 failures.append(f"inputs: {value.name} was changed where nothing was to be written")
             planes = tuple(part.view(plane.dtype) for part, plane in zip(kept, planes, strict=True))
         elif value.extents != truth.shape:

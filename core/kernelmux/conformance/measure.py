@@ -152,15 +152,15 @@ def _mean_square(truth: torch.Tensor) -> float:
 def _row_scales(truth: torch.Tensor, block: int, least: float) -> torch.Tensor:
     """The root mean square of each element's row, or of its block, [..., columns].
 
-    For a row of zeros, or one too narrow to have a scale of its own, that of all rows, or `least` (a mean square)
-    where that is more; for all zeros one.
+    For a row of zeros that of all rows, or `least` (a mean square) where that is more; for all zeros one. A row too
+    narrow, in which sums may cancel, has no less than that.
     """
     columns = block if block > 1 else truth.shape[-1]
     blocks = truth.reshape(*truth.shape[:-1], -1, max(columns, 1))
     rows = blocks.square().mean(dim=-1, keepdim=True)
     everything = rows.mean().clamp(min=least)
     everything = everything if bool(everything > 0) else torch.ones_like(everything)
-    rows = torch.where(rows > (0 if columns >= NARROW else math.inf), rows, everything).sqrt()
+    rows = (torch.where(rows > 0, rows, everything) if columns >= NARROW else torch.maximum(rows, everything)).sqrt()
     return rows.expand(blocks.shape).reshape(truth.shape)
 
 

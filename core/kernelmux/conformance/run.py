@@ -21,7 +21,7 @@ from kernelmux.conformance.huge import Huge, huge_cases, run_huge
 from kernelmux.conformance.outcome import Outcome, share
 from kernelmux.conformance.trial import Trial
 from kernelmux.contract.answers import Offer, checked_formats, checked_variants, stored
-from kernelmux.contract.device import Device, find_device
+from kernelmux.contract.device import Device, find_device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import KernelmuxError, contained, named, where_raised
@@ -140,7 +140,12 @@ def _run_huge(huge: Huge, node: TensorNode, kernel: Kernel, device: Device, blan
         return run_huge(huge, kernel, nodes, device, blank)
     except BaseException as error:
         contained(error)
-        return _raised(blank, error)
+        # What a kernel takes beside what it states shows only here.
+        return (
+            replace(blank, reason=out_of_memory(device.torch, error))
+            if is_out_of_memory(error)
+            else _raised(blank, error)
+        )
 
 
 def _find(name: str, offer: Offer) -> Kernel | Declined:

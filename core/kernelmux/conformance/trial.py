@@ -34,7 +34,7 @@ from kernelmux.graph.graph import TensorNode
 from kernelmux.graph.ops import Fused, Operands
 
 CACHED = 0x3F
-"""What caches hold while a kernel is bound: nothing that a launch on zeros would write."""
+"""What caches hold while a kernel is bound, and between the pages of huge ones: nothing that a launch would write."""
 
 
 Once = Callable[[Hashable, Callable[[], Any]], Any]

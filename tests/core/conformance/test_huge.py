@@ -96,6 +96,33 @@ def test_where_memory_does_not_suffice_they_are_refused_with_the_reason(monkeypa
     assert outcome.reason.endswith(" GB of memory, of cpu 1.0 GB are free")
 
 
+class Takes(Right):
+    """More memory than it states, and than there is."""
+
+    def launch(self, node, tensors):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB. 4.62 GiB is free.")
+
+
+def test_a_kernel_for_which_memory_does_not_suffice_is_refused_too(few):
+    outcome = run(FEW["mul_mat-bf16-m1-huge-offsets"].case, Takes())
+    assert (outcome.status, outcome.failures) == ("refused", ())
+    assert outcome.reason == "cpu is out of memory (16.00 GiB were asked for, 4.62 GiB are free)"
+
+
+class StoresAgain(Scatter):
+    """All of the cache is decoded and stored again, where a number that is none loses its bits, as on a card."""
+
+    def launch(self, node, tensors):
+        super().launch(node, tensors)
+        for cache in tensors.outputs:
+            cache.view(torch.int16)[cache.isnan()] = 0x7FFF
+
+
+def test_a_cache_that_is_stored_again_as_it_was_is_unchanged(few):
+    outcome = run(FEW["copy-bf16-huge-offsets"].case, StoresAgain())
+    assert outcome.passed, outcome
+
+
 def test_they_are_a_selection_of_their_own():
     with registry.isolated(fake=backend(embed=Fresh())) as current:
         names = {wanted: [job.name for job in jobs("fake", current, wanted=Filter(huge=wanted))] for wanted in (0, 1)}

@@ -75,6 +75,15 @@ def test_a_line_of_many_that_is_lost_is_seen(line):
     assert failure.startswith(f"error: {'column 1000' if line[1] == 1000 else 'row 9'} has NMSE 1")
 
 
+@pytest.mark.parametrize(("off", "right"), [(1e-6, True), (1e-4, False)])
+def test_a_row_of_one_element_that_is_most_of_all_is_measured_against_itself(off: float, right: bool):
+    wanted = torch.full((354, 1), 1e-12, dtype=torch.float64)
+    wanted[51] = 2e-8
+    result = wanted.clone()
+    result[51] *= 1 + off
+    assert (compare(result, wanted, 1e-11).failures == ()) == right
+
+
 def test_noise_within_the_bound_is_no_lost_line():
     wanted = noise(5, 4096)
     wanted[:, 7] *= 1e-3
