@@ -46,7 +46,8 @@ Without pytest:
 Exit code 1 says that something failed, 2 that the command is wrong. Each failure comes with the command that runs that
 case alone again. One that goes away alone, tried in a fresh process, is told as "fails only after other cases", and the
 command runs those before it: `--until CASE` stops there. A message says what the worst element is, what was expected,
-and where the wrong ones sit: rows, heads, columns or blocks, all of them or some.
+and where the wrong ones sit: rows, heads, columns or blocks, all of them or some. A case that has been running for a
+minute is named on stderr, for a kernel that does not come back.
 
 ## What is checked
 

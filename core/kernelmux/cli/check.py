@@ -268,8 +268,10 @@ def _by_case(chosen: Iterable[Job], part: int, parts: int) -> list[Job]:
 
 def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> tuple[list[Outcome], bool]:
     """Each job in turn, under a progress bar on stderr where that is a terminal; and whether Ctrl-C ended it."""
+    from kernelmux.conformance.run import under_way
+
     outcomes: list[Outcome] = []
-    with counting(len(chosen)) as count:
+    with counting(under_way, len(chosen)) as count:
         try:
             for job in chosen:
                 outcomes.append(job.run(registry, device, peer))

@@ -27,6 +27,7 @@ def run_fuzz(
     What fails goes to `place`, and is printed to stderr.
     """
     from kernelmux.conformance.fuzz import fuzz
+    from kernelmux.conformance.run import under_way
     from kernelmux.contract import registry
 
     _check_place(place)
@@ -34,7 +35,7 @@ def run_fuzz(
     failing: dict[str, Case] = {}
     nothing: list[str] = []
     interrupted = ""
-    with counting() as count_one:
+    with counting(under_way) as count_one:
         for backend, each in product(backends, wanted):
             try:
                 for found in fuzz(backend, registry.current(), count, seed, device, each):

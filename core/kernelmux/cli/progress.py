@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any
@@ -17,6 +19,8 @@ from kernelmux.run.progress import Progress
 
 QUIET = 1.0
 """Seconds that may pass without a word, where there is no terminal."""
+LONG = 60.0
+"""Seconds that one of many things takes where something may be wrong with it."""
 
 
 class ProgressBar:
@@ -92,8 +96,12 @@ class ProgressBar:
 
 
 @contextmanager
-def counting(total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """Counts what is done, each under its name, on a bar; silently where stderr is no terminal."""
+def counting(now: Callable[[], tuple[str, float]], total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """Counts what is done, each under its name, on a bar, where stderr is a terminal.
+
+    `now` says what is under way, and since when (time.monotonic): what takes LONG is named, on a terminal or not, and
+    again each time that it has taken twice as long.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -105,7 +113,24 @@ def counting(total: int | None = None) -> Iterator[Callable[[str], None]]:
         def count(name: str) -> None:
             bars.update(task, description=name, advance=1)
 
-        yield count
+        over = Event()
+        say = partial(bars.console.print, markup=False, highlight=False, soft_wrap=True)
+        Thread(target=_name_what_takes_long, args=(now, over, say), name="progress", daemon=True).start()
+        try:
+            yield count
+        finally:
+            over.set()
+
+
+def _name_what_takes_long(now: Callable[[], tuple[str, float]], over: Event, say: Callable[[str], None]) -> None:
+    last, after = ("", 0.0), LONG
+    while not over.wait(min(QUIET, LONG)):
+        if (latest := now()) != last:
+            last, after = latest, LONG
+        name, since = latest
+        if name and time.monotonic() - since > after:
+            say(f"{name} has been running for {after:g} s")
+            after *= 2
 
 
 def _told(progress: Progress) -> str:

@@ -7,6 +7,7 @@ would bind it, so that what passes here runs in a plan.
 from __future__ import annotations
 
 import math
+import time
 import traceback
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ MANY, FEW = 100, 3
 EVERY = 20
 THREADED = 20
 """One case in so many has all of torch's threads: most are so small that threads only wait for each other."""
+_under_way_now: list[tuple[str, float]] = []
 NUMBERS = LastDrawn()
 """Drawing a case, and its weights in float64, takes longer than a kernel's launches: kernels of one case share it."""
 
@@ -70,10 +72,25 @@ def run_case(
         return replace(blank, reason=found.reason)
     # Not before it is known that the kernel takes the case: numbers are most of a refused one's time.
     huge = huge_cases().get(case.name) if "huge" in case.marks else None
-    if huge:
-        return _run_huge(huge, node, found, target, blank)
-    with _few_threads(case, name):
-        return _run_drawn(case, node, found, offer, registry, target, variant, blank)
+    with _under_way(f"{kernel} {name}"):
+        if huge:
+            return _run_huge(huge, node, found, target, blank)
+        with _few_threads(case, name):
+            return _run_drawn(case, node, found, offer, registry, target, variant, blank)
+
+
+def under_way() -> tuple[str, float]:
+    """The kernel and the case that run now, `torch:f32 silu-m5-n1`, and since when (time.monotonic); "" where none."""
+    return _under_way_now[-1] if _under_way_now else ("", 0.0)
+
+
+@contextmanager
+def _under_way(name: str) -> Iterator[None]:
+    _under_way_now.append((name, time.monotonic()))
+    try:
+        yield
+    finally:
+        _under_way_now.pop()
 
 
 def _run_drawn(

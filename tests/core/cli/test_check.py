@@ -5,11 +5,13 @@ import json
 import shlex
 import types
 from dataclasses import replace
+from threading import Event
 
 import pytest
 
 from command import assert_one_line_error, call_command
 from fake_backend import FakeKernel, compute, silu_graph
+from kernelmux.cli import progress
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import CONTRACT, Declined, Kernel, hookimpl, registry
 from kernelmux.contract.device import find_device
@@ -454,6 +456,24 @@ def test_a_share_without_cases_says_so():
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
 def test_a_share_is_one_of_so_many(shard):
     assert_one_line_error(call_command("check", f"--shard={shard}"), "it is K/N with K from 1 to N")
+
+
+def test_a_case_that_does_not_come_back_is_named(monkeypatch):
+    told = Event()
+    say = progress._name_what_takes_long
+
+    def listening(now, over, echo):
+        say(now, over, lambda line: (echo(line), told.set()))
+
+    def work(node, tensors):
+        compute(node, tensors)
+        assert told.wait(60)
+
+    monkeypatch.setattr(progress, "LONG", 0.01)
+    monkeypatch.setattr(progress, "_name_what_takes_long", listening)
+    result = check("--case", SMOKE[0], fake=backend(silu=FakeKernel(work=work)))
+    assert f"fake:f32 {SMOKE[0]} has been running for 0.01 s\n" in result.err
+    assert result.code == 0
 
 
 def test_what_ran_before_ctrl_c_is_told():
