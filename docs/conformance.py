@@ -125,7 +125,12 @@ CHECKS = (
     (
         "repeatable",
         "The same launch gives the same bytes, whatever was launched or bound before, and however often; also after a "
-        "launch that raised.",
+        "launch that raised, and where of the inputs positions, ids or a block table alone change.",
+    ),
+    (
+        "process",
+        "What a process shares is left as it was: torch's random numbers, threads, dtype, gradients and precision of "
+        "products, whether the smallest numbers become zero, the working folder.",
     ),
     ("guards", "Nothing is written beside an input, an output or the workspace."),
     ("inputs", "Binding and launching leave inputs, packed weights and the model alone, but for what the op updates."),

@@ -237,3 +237,16 @@ class CachesKeysUnturned(Right):
         x, positions, *rest = operands.inputs
         still = dataclasses.replace(operands, inputs=(x, torch.zeros_like(positions), *rest))
         return q, super().answer(node, still)[1], v_cache
+
+
+@planted("copy", "error", first="bf16-m1-*")
+class TruncatesASingleRow(Scatter):
+    """A sequence that decodes alone; what the cache held before is most of it."""
+
+    def launch(self, node, tensors):
+        super().launch(node, tensors)
+        k, v, slots, *caches = tensors.inputs
+        if len(k) == 1 and node.inputs[3].format == "bf16" and int(slots[0]) >= 0:
+            for row, cache in zip((k, v), caches, strict=True):
+                cut = (row.float().view(torch.int32) & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
+                cache.view(-1, cut.shape[1])[int(slots[0])] = cut[0]

@@ -183,3 +183,29 @@ class SharesItsScratchAmongBindings(Right):
             self.launch(node, dataclasses.replace(tensors, inputs=(tensors.inputs[0], self.scratch if later else b)))
 
         return launch
+
+
+@planted("attention", "repeatable")
+class KeepsItsTableWhileLengthsStay(Right):
+    """A sequence that is cached elsewhere may be as long."""
+
+    def read(self, node, tensors):
+        operands = super().read(node, tensors)
+        *others, lengths, table = operands.inputs
+        kept = self.__dict__.setdefault("kept", {}).setdefault(tensors.outputs[0].data_ptr(), [])
+        if not (kept and kept[0].equal(lengths)):
+            kept[:] = lengths.clone(), table.clone()
+        return dataclasses.replace(operands, inputs=(*others, lengths, kept[1]))
+
+
+@planted("rope", "repeatable")
+class KeepsPositionsByTheirEnds(Turn):
+    """A batch's other sequences go on, too."""
+
+    def read(self, node, tensors):
+        operands = super().read(node, tensors)
+        q, k, positions = operands.inputs
+        kept = self.__dict__.setdefault("kept", {}).setdefault(tensors.outputs[0].data_ptr(), [])
+        if not (kept and kept[0][[0, -1]].equal(positions[[0, -1]])):
+            kept[:] = (positions.clone(),)
+        return dataclasses.replace(operands, inputs=(q, k, kept[0]))

@@ -178,3 +178,19 @@ class DeclaresFormatsByTheRowCount(Plain):
 class DeclaresOtherFormatsForASymbol(Plain):
     def inputs(self, node):
         return [["f32"] if isinstance(node.inputs[0].shape[0], str) else ["f32", "bf16"] for _ in node.inputs]
+
+
+@planted("add", "process")
+class SeedsTorchAgain(Right):
+    """Who draws random numbers in the same process has the same ones again and again."""
+
+    def launch(self, node, tensors):
+        torch.manual_seed(1)
+        super().launch(node, tensors)
+
+
+@planted("add", "process")
+class LeavesTorchWithOtherThreads(Right):
+    def launch(self, node, tensors):
+        super().launch(node, tensors)
+        torch.set_num_threads(torch.get_num_threads() % 4 + 1)

@@ -97,3 +97,21 @@ class ConvertsNanToZero(Right):
 class ClampsInfinity(Right):
     def answer(self, node, operands):
         return tuple(result.clamp(-65504, 65504) for result in operands.inputs)
+
+
+wrong_where("attention", "Above64Heads", lambda node, given: node.num_heads > 64, "heads=128+8")
+wrong_where("attention", "SixHeadsAKvHead", lambda node, given: node.num_heads == 6 * node.num_kv_heads, "heads=48+8")
+wrong_where("attention", "HeadsOf160", lambda node, given: node.head_dim == 160, "dim=160")
+wrong_where(
+    "attention",
+    "WindowsAbove2048",
+    lambda node, given: 2048 < (node.window or 0) < int(lengths(given).max()),
+    "window=4096",
+)
+wrong_where("rope", "Llama3By32", lambda node, given: node.rotation.factor == 32 and node.rotation.scaling == "llama3")
+wrong_where(
+    "rope",
+    "YarnOfAMagnitudeOfItsOwn",
+    lambda node, given: node.rotation.scaling == "yarn" and bool(node.rotation.attention_factor),
+)
+wrong_where("swiglu", "28672Columns", lambda node, given: node.inputs[0].extents[1] == 28_672, "k=28672")

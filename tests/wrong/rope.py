@@ -203,3 +203,12 @@ class TurnsKeysTwiceWhereQueriesAreInPlace(Turn):
         if tensors.outputs[0].data_ptr() == tensors.inputs[0].data_ptr():
             results = (results[0], super().answer(node, self.read(node, tensors))[1] * 2)
         super().write(node, tensors, results)
+
+
+@planted("rope", "error", first="*not-a-run")
+class TakesEndsForARun(Turn):
+    """Where the last position is as far from the first as that of a run, it counts on from the first."""
+
+    def positions(self, positions):
+        run = positions[0] + torch.arange(len(positions)).to(positions)
+        return run if positions[-1] == run[-1] else positions

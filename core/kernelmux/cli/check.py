@@ -142,6 +142,8 @@ def check(
         outcomes = [replace(one, before=before) if one.case == until else one for one in outcomes]
     ended = f"interrupted after {len(ran)} of {len(chosen)} cases"
     if len(chosen) > 1 and not until and not interrupted:
+        if many := sum(outcome.status == "fail" for outcome in outcomes):
+            typer.echo(f"{many} failed: the first of each kernel run again, each in a fresh process", err=True)
         outcomes, interrupted = told_alone(outcomes)
         ended = "interrupted while failures ran again: those that are left may come of other cases"
     if interrupted:

@@ -6,6 +6,7 @@ Each takes a trial, and adds to its `failures` in the form `check: what was seen
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -63,6 +64,14 @@ def follows(trial: Trial, launches: int) -> None:
         if differing := trial.differing(trial.launch(launched, contents, where), right):
             what = "other inputs at the same addresses give" if count == 0 else f"launch {count + 1} by turns gives"
             trial.failures.append(f"repeatable: {what} what a new binding does not: {differing}")
+            return
+    for name, contents in trial.rearranged.items():
+        room = trial.new_room()
+        wanted = trial.launch(trial.bind(room), contents, room)
+        if differing := trial.differing(trial.launch(contents=contents), wanted):
+            trial.failures.append(
+                f"repeatable: where {name} alone changes a launch gives what a new binding does not: {differing}"
+            )
             return
 
 
@@ -126,6 +135,27 @@ def inputs_unchanged(trial: Trial, taken: Collection[int] = (), where: str = "")
             trial.failures.append(f"inputs: {trial.node.inputs[index].name} was changed{where}")
 
 
+def process_state() -> dict[str, object]:
+    """What all kernels of a process share, and the program around them, by what it is called."""
+    small = torch.full((1,), 1e-40)
+    return {
+        "the state of torch's random numbers": bytes(torch.get_rng_state().tolist()),
+        "torch's number of threads": torch.get_num_threads(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's precision of float32 products": torch.get_float32_matmul_precision(),
+        "whether torch records gradients": torch.is_grad_enabled(),
+        "whether the smallest numbers become zero": bool((small * 1.0 == 0).item()),
+        "the working folder": os.getcwd(),
+    }
+
+
+def process_kept(trial: Trial, before: Mapping[str, object]) -> None:
+    """The kernel leaves the process as it found it."""
+    for what, state in process_state().items():
+        if state != before[what]:
+            trial.failures.append(f"process: {what} was changed")
+
+
 def weights_unchanged(trial: Trial) -> None:
     """Packed weights, and the model's own, are as they were: other nodes read them too."""
     if not same(trial.prepared, [*trial.packed, *trial.planes]):
@@ -136,9 +166,8 @@ def untouched_cache(trial: Trial) -> None:
     """Of an input that the op updates, what the reference leaves alone is left alone bit for bit."""
     for source, target in trial.node.contract.updates:
         value, memory = trial.node.inputs[source], trial.inputs[source]
-        given = torch.split(trial.given[source], [part.nbytes for part in memory.parts])
-        before = tuple(old.view(part.dtype).view(part.shape) for old, part in zip(given, memory.parts, strict=True))
-        kept = trial.expected[target] == dequantize_planes(value.format, before, torch.double)
+        before = trial.planes_before(source)
+        kept = trial.expected[target] == trial.before(source)
         if not lookup(value.format).plain:
             # Of a row with a scale all is written or nothing.
             kept = kept.all(dim=-1)

@@ -13,6 +13,8 @@ from kernelmux.conformance.guarded import bits
 
 FEW = 4
 """Rows or columns that are listed one by one."""
+NARROWER = 0.75
+"""Of all rows or columns, the share up to which a range says something though some in it are right."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Layout:
         if count == 1:
             return "it alone is wrong"
         in_rows, in_columns = (table.any(dim=other).nonzero().flatten().tolist() for other in (1, 0))
-        places = [_span("row", in_rows, len(table)), self._columns(in_columns, columns)]
+        (rows, many_rows), (named, many_columns) = _span("row", in_rows, len(table)), self._columns(in_columns, columns)
+        places = [rows, named]
         where = f"all in {' and '.join(filter(None, places))}" if any(places) else "everywhere"
-        there = len(in_rows) * len(in_columns)
+        there = many_rows * many_columns
         some = f", {100 * count / there:.3g} % of those there" if any(places) and count < there else ""
         return f"{100 * count / table.numel():.3g} % of its elements are wrong, {where}{some}"
 
@@ -65,20 +68,20 @@ class Layout:
         """The same for plane `plane` of the output's format, whose columns are others."""
         return self if plane == 0 else Layout(f"{('', 'the scales', 'the sums')[min(plane, 2)]} of {self.name}")
 
-    def _columns(self, found: Sequence[int], extent: int) -> str:
-        """Where the columns are, by what an op or format does to several at once if that is all of it."""
+    def _columns(self, found: Sequence[int], extent: int) -> tuple[str, int]:
+        """Where the columns are, by what an op or format does to several at once if that is all of it; as `_span`."""
         for what, size in (("head", self.head_dim), ("block", self.block)):
             if len(found) == 1 or not 1 < size < extent:
                 continue
             # Of one of them some columns count as well; of several all that these have.
             touched = sorted({column // size for column in found})
             of = f" of {-(-extent // size)}" + (f", each of {size} columns" if what == "block" else "")
+            many = sum(min(size, extent - each * size) for each in touched)
             if len(touched) == 1:
                 last = what == "block" and touched[0] == (extent - 1) // size
-                return f"the last block of {size} columns" if last else f"{what} {touched[0]}{of}"
-            whole = len(found) == sum(min(size, extent - each * size) for each in touched)
-            if whole and (named := _span(what, touched, -(-extent // size))):
-                return f"{named}{of}"
+                return f"the last block of {size} columns" if last else f"{what} {touched[0]}{of}", many
+            if len(found) == many and (named := _span(what, touched, -(-extent // size))[0]):
+                return f"{named}{of}", many
         return _span("column", found, extent)
 
 
@@ -86,19 +89,24 @@ PLAIN = Layout()
 """An output without a name of its own, of heads or of blocks."""
 
 
-def _span(what: str, found: Sequence[int], extent: int) -> str:
-    """`rows from 3 on`; empty where the places are all that there are, or have no order."""
+def _span(what: str, found: Sequence[int], extent: int) -> tuple[str, int]:
+    """`rows from 3 on`, and how many those are; an empty name, and all, where the places have no order.
+
+    Few that are right between many that are not, as zeros are that should be small, make no difference.
+    """
     first, last = found[0], found[-1]
+    across, end = last - first + 1, last == extent - 1
     if len(found) == extent:
-        return ""
+        return "", extent
     if len(found) == 1:
-        return f"the last {what}" if last == extent - 1 else f"{what} {first}"
-    if len(found) == last - first + 1:
-        return f"{what}s from {first} on" if last == extent - 1 else f"{what}s {first}..{last}"
-    if len(found) <= FEW:
-        return f"{what}s {', '.join(map(str, found))}"
-    steps = {later - earlier for earlier, later in pairwise(found)}
-    return f"{what}s {first}, {found[1]} .. {last}" if len(steps) == 1 else ""
+        return f"the last {what}" if end else f"{what} {first}", 1
+    if len(found) < across and len(found) <= FEW:
+        return f"{what}s {', '.join(map(str, found))}", len(found)
+    if len(found) < across and len({later - earlier for earlier, later in pairwise(found)}) == 1:
+        return f"{what}s {first}, {found[1]} .. {last}", len(found)
+    if len(found) == across or across <= NARROWER * extent:
+        return f"{what}s from {first} on" if end else f"{what}s {first}..{last}", across
+    return "", extent
 
 
 def first_index(mask: torch.Tensor) -> tuple[int, ...]:

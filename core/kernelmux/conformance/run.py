@@ -226,6 +226,7 @@ def _store(node: TensorNode, kernel: Kernel, variant: Variant | None) -> TensorN
 
 def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float], times: int) -> Outcome:
     """The outcome with every check made, the error first. Guards come last: they hold for all that went before."""
+    before = checks.process_state()
     trial.start()
     outcome = _measure(trial, outcome, peer)
     checks.written(trial)
@@ -243,6 +244,7 @@ def _check(trial: Trial, outcome: Outcome, peer: tuple[float, float], times: int
     if not (outcome.failures or trial.failures):
         outcome = replace(outcome, batch_invariant=checks.one_row(trial, peer))
     checks.weights_unchanged(trial)
+    checks.process_kept(trial, before)
     checks.guards(trial)
     failures = dict.fromkeys((*outcome.failures, *trial.failures))
     # What is not written at all is wrong as well, and that says less.

@@ -39,6 +39,8 @@ CACHED = 0x3F
 
 Once = Callable[[Hashable, Callable[[], Any]], Any]
 """`Drawn.once`."""
+REARRANGED = ("ids", "positions", "block_table")
+"""Inputs of which any numbers that are there are right in other places too."""
 FEW = 2**18
 """Weights up to which a case is worth preparing twice: every kernel has such cases."""
 
@@ -202,6 +204,26 @@ class Trial:
                 quantize_planes(value.format, dequantize_planes(value.format, memory.parts) * -0.5, memory.parts)
         return [memory.snapshot() for memory in self.inputs]
 
+    @cached_property
+    def rearranged(self) -> dict[str, list[torch.Tensor]]:
+        """Inputs as given but for one, of ids or positions, by its name: its first and last row, and how many, stay.
+
+        Any order of a table's pages may be read, and rows between the first and the last may be what the first is.
+        """
+        found = {}
+        for index, (port, memory) in enumerate(zip(self.node.contract.inputs, self.inputs, strict=False)):
+            if port not in REARRANGED:
+                continue
+            self.room.restore(self.given)
+            part = memory.parts[0]
+            if port == "block_table":
+                part.copy_(part.flip(-1))
+            else:
+                part[1:-1] = part[:1].clone()
+            if not memory.snapshot().equal(self.given[index]):
+                found[self.node.inputs[index].name] = [each.snapshot() for each in self.inputs]
+        return found
+
     def bind(self, room: Room | None = None, packed: tuple[torch.Tensor, ...] | None = None) -> Launch:
         """The kernel bound to memory, its own and `self.packed` unless told.
 
@@ -288,7 +310,24 @@ class Trial:
         """What `memory` holds of output `index`, against the truth; `wanted`, of `batch`, where it is another's."""
         truth = self.expected[index] if wanted is None else wanted
         found = dequantize_planes(self.node.outputs[index].format, memory.parts, torch.double)
+        sources = {target: source for source, target in self.node.contract.updates}
+        if index in sources:
+            # What is left as it was, and is to be, counts for nothing: the error is that of what is written.
+            before = self.before(sources[index])
+            left = ((truth == before) & (found == before)).all(dim=-1, keepdim=True)
+            found, truth = (values.masked_fill(left, 0.0) for values in (found, truth))
         return self.compare(index, found, truth, peer, batch)
+
+    def before(self, source: int) -> torch.Tensor:
+        """Input `source` as it was given, in float64."""
+        value, memory = self.node.inputs[source], self.inputs[source]
+        return dequantize_planes(value.format, self.planes_before(source), torch.double).view(memory.parts[0].shape)
+
+    def planes_before(self, source: int) -> tuple[torch.Tensor, ...]:
+        """Its planes as they were given."""
+        parts = self.inputs[source].parts
+        given = torch.split(self.given[source], [part.nbytes for part in parts])
+        return tuple(old.view(part.dtype).view(part.shape) for old, part in zip(given, parts, strict=True))
 
     def compare(
         self,

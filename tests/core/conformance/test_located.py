@@ -34,8 +34,12 @@ def said(shape, *places, layout=LAYOUT):
         ((slice(None), -1), "all in the last column"),
         ((slice(None), 40), "all in column 40"),
         ((slice(None), slice(16, 32)), "all in head 1 of 6"),
-        ((slice(None), slice(83, 85)), "all in head 5 of 6"),
-        ((slice(None), slice(70, 90)), "all in the last block of 32 columns"),
+        ((slice(None), slice(83, 85)), "all in head 5 of 6, 12.5 % of those there"),
+        ((slice(None), slice(70, 90)), "all in the last block of 32 columns, 62.5 % of those there"),
+        ((slice(None), [*range(60, 70), *range(71, 96)]), "all in columns from 60 on, 97.2 % of those there"),
+        ((slice(None), [7, 8, 9, 20, 21, 60, 61]), "all in columns 7..61, 12.7 % of those there"),
+        (([0, 1, 3], slice(0, None, 2)), "all in rows 0, 1, 3 and columns 0, 2 .. 94"),
+        (([[0], [1], [3]], [*range(0, 96, 5), 3]), "all in rows 0, 1, 3, 21.9 % of those there"),
         ((slice(None), slice(30, 40)), "all in columns 30..39"),
         ((slice(None), slice(60, None)), "all in columns from 60 on"),
         ((slice(None), [1, 40, 70]), "all in columns 1, 40, 70"),
@@ -66,9 +70,8 @@ def test_heads_and_blocks_are_named_only_where_there_are_some():
 
 
 def test_the_last_block_of_columns_may_be_a_part_of_one():
-    assert (
-        said((7, 72), (slice(None), slice(65, 72)), layout=Layout("y", 0, 32)) == "all in the last block of 32 columns"
-    )
+    part = said((7, 72), (slice(None), slice(65, 72)), layout=Layout("y", 0, 32))
+    assert part == "all in the last block of 32 columns, 87.5 % of those there"
     assert said((7, 72), (slice(None), slice(63, 72)), layout=Layout("y", 0, 32)) == "all in columns from 63 on"
 
 
@@ -79,7 +82,7 @@ def test_a_cache_has_rows_of_heads():
 
 
 def test_an_output_of_one_extent_is_a_row():
-    assert said((96,), slice(90, None)) == "all in head 5 of 6"
+    assert said((96,), slice(90, None)) == "all in head 5 of 6, 37.5 % of those there"
     assert said((96,), -1) == "it alone is wrong"
 
 

@@ -16,7 +16,7 @@ GPU = {"cpu": [], "cuda": [pytest.mark.gpu]}
 """Marks by device: `make gpu-test` runs what needs a card."""
 CHECKS = {
     *("error", "finite", "written", "repeatable", "guards", "inputs", "in place", "declarations", "raises", "captured"),
-    *("asking", "scales", "strided"),
+    *("asking", "process", "scales", "strided"),
 }
 
 

@@ -52,16 +52,20 @@ def paged_case(
     unseen: bool = False,
     sinks: bool = False,
     level: float = 0.0,
+    wider: int = 0,
+    shared: int = 0,
 ) -> Case:
     """A case of attention of `sequences`, (query rows, cached length) each.
 
     q is `loud` noise, the caches noise in `format`, or all three the extreme that `spread` names; `unseen`: what no
-    sequence has written is NaN; `sinks` lie around `level`.
+    sequence has written is NaN; `sinks` lie around `level`. The table is so many pages `wider` than any sequence needs;
+    the first `shared` pages of all sequences are the same, as those of a prompt that they have in common.
     """
     counts, lengths = zip(*sequences, strict=True)
     starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
     dealt, spare = _deal([-(-length // page_size) for length in lengths])
-    m, width = starts[-1] + padding, max([*map(len, dealt), 1])
+    dealt = [[*dealt[0][: min(shared, len(pages))], *pages[shared:]] for pages in dealt]
+    m, width = starts[-1] + padding, max([*map(len, dealt), 1]) + wider
 
     def cache(generator: torch.Generator) -> torch.Tensor:
         values = like_all[1](generator)
@@ -71,7 +75,7 @@ def paged_case(
                 values[row[-1], length % page_size :] = math.nan
         return values
 
-    cache_shape = (sum(map(len, dealt)) + 1, page_size, kv_heads, dim)
+    cache_shape = (1 + sum(-(-length // page_size) for length in lengths), page_size, kv_heads, dim)
     # Beyond a sequence's pages a row names one that is nobody's.
     table = [row + [spare] * (width - len(row)) for row in dealt]
     state = {"query_start": starts, "kv_len": lengths, "block_table": table}
@@ -114,9 +118,14 @@ def _shapes(make: Make) -> Iterator[Case]:
     for context in (31, 32, 47, 48, 49, 64, 200, 512, 1000, 1500):
         yield make(f"decode-{context}", [(1, context)])
     yield make("decode-4100", [(1, 4100), (1, 4096)], heads=4, kv_heads=1)
+    # More partitions of the keys than a kernel may have counted on, each with a share of the result.
+    yield make("decode-70000", [(1, 70_000)], heads=2, kv_heads=1, page_size=64)
+    for rows, length in ((2, 1500), (3, 2100), (8, 4099)):
+        yield make(f"chunk-{rows}-of-{length}", [(rows, length)], heads=4, kv_heads=1)
     for rows in (1, 2, 3, 5, 8, 15, 16, 17, 40, 64, 128, 200):
         yield make(f"prefill-{rows}", [(rows, rows)])
     yield make("prefill-512", [(512, 512)], heads=4, kv_heads=2)
+    yield make("prefill-1100", [(1100, 1100)], heads=2, kv_heads=1)
     for rows, length in ((7, 40), (16, 48), (1, 17), (33, 34), (2, 300), (150, 290)):
         yield make(f"chunk-{rows}-of-{length}", [(rows, length)])
 
@@ -189,6 +198,13 @@ def _memory(make: Make) -> Iterator[Case]:
     """Pages: their sizes, the cache's formats, and what lies where no sequence has written."""
     for page_size in (1, 8, 32, 64, 256):
         yield make(f"pages-of-{page_size}", [(1, 70), (5, 64), (3, 3)], page_size=page_size)
+    # Engines keep a table as wide as the longest context, and share the pages of a common prompt.
+    yield make("wide-table", [(1, 70), (5, 64), (3, 3)], wider=5)
+    yield make("wide-table-decode", [(1, 70), (1, 64), (1, 3)], wider=60)
+    for pages in (1, 2):
+        yield make(f"shared-{pages}", [(1, 50), (3, 70), (1, 33)], shared=pages)
+        yield make(f"shared-{pages}-decode", [(1, 50), (1, 70), (1, 33), (1, 64)], shared=pages)
+    yield make("far-pages", [(1, 40_000), (2, 70)], heads=2, kv_heads=1, page_size=1)
     for format in ("bf16", "f16", "fp8_row"):
         for label, sequences in _STEPS.items():
             yield make(f"{format}-{label}", sequences, format=format)

@@ -16,7 +16,7 @@ from kernelmux.graph.ops.domain import Extent, Point
 
 ROWS = Extent(1, 512, known=(48, 200), counts=(1,))
 """Rows of a step: a decoded batch, a chunk of a prompt."""
-COLUMNS = Extent(1, 20_480, known=(576, 2560, 3584, 5120, 7168, 14_336))
+COLUMNS = Extent(1, 28_672, known=(576, 2560, 3584, 5120, 7168, 14_336, 20_480))
 """Columns of rows that are normed, gated or added."""
 STORED_COLUMNS = replace(COLUMNS, counts=(1,))
 """Of rows that are stored or looked up in formats of blocks: each border is tried with each size of block."""
@@ -29,11 +29,14 @@ OUTPUTS = Extent(1, 8192, known=(576, 1536), counts=(1,), plain=32)
 CONTEXT = Extent(1, 131_072, counts=(1,))
 """Positions of a sequence."""
 
-HEADS = ((1, 1), (9, 3), (4, 4), (8, 1), (14, 2), (28, 4), (32, 8), (40, 8), (64, 8), (64, 4), (48, 1), (64, 1))
+HEADS = (
+    *((1, 1), (9, 3), (4, 4), (8, 1), (14, 2), (28, 4), (32, 8), (40, 8), (64, 8), (64, 4), (48, 1), (64, 1)),
+    *((32, 32), (48, 8), (96, 8), (128, 8)),
+)
 """Query heads and kv heads."""
 FEW_HEADS = ((1, 1), (9, 3), (4, 4), (8, 1), (28, 4), (64, 8))
 KV_HEADS = (1, 2, 3, 8, 32)
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (64, 80, 96, 112, 128, 160, 192, 256)
 CACHES = ("f32", "bf16", "f16", "fp8_row")
 PAGE_SIZES = (16, 1, 24, 32, 64, 256)
 THETAS = (1e4, 1e5, 5e5, 1e6)

@@ -112,6 +112,6 @@ def extreme_cases(op: Op, shape: tuple[int, int], fields: Mapping[str, Any] | No
 def elementwise_cases(op: Op, fields: Mapping[str, Any] | None = None) -> Iterator[Case]:
     """Cases of an op whose inputs all have the shape of its output."""
     shapes = [(m, n) for m in ROW_COUNTS for n in ((576, 1536, 1, 127, 2049) if m < 128 else (640, 33))]
-    for m, n in (*shapes, *((5, n) for n in LONG_ROWS), (MANY_ROWS, 3)):
+    for m, n in (*shapes, *((5, n) for n in LONG_ROWS), (MANY_ROWS, 3), (512, 4096)):
         yield op.make_case(f"m{m}-n{n}", [Value(port, (m, n)) for port in op.inputs], fields)
     yield from extreme_cases(op, (3, 200), fields)

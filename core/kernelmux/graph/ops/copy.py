@@ -107,6 +107,8 @@ class Copy(Op):
         yield self.case("fp8_row-pages-of-1", 5, 3, 64, padding=1, page_size=1, format="fp8_row")
         # More slots than 16 bits count, the last one among them.
         yield self.case("far", 3, 1, 8, pages=4_200, slots=(65_535, 65_536, 4_200 * 16 - 1))
+        yield self.case("farther", 3, 1, 8, pages=18_750, slots=(262_143, 262_144, 18_750 * 16 - 1))
+        yield self.case("not-a-run", 4, 3, 64, pages=8, slots=(5, 90, 3, 8))
         for format in ("f32", "bf16", "fp8_row"):
             few = partial(self.case, m=3, heads=3, dim=64, format=format)
             yield from at_extremes(few, "k", "v", prefix=f"{format}-")

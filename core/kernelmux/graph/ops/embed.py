@@ -114,6 +114,7 @@ class Embed(Op):
         # More rows than 16 bits count.
         for format in ("f32", "Q8_0"):
             yield self._case(f"{format}-far", 3, 32, format, rows=70_000, ids=(65_535, 65_536, 69_999))
+        yield self._case("bf16-vocabulary", 4, 8, "bf16", rows=262_144, ids=(0, 199_999, 200_000, 262_143))
         for format in ("f32", "Q8_0", "Q4_K"):
             yield self._case(f"{format}-ends", 5, 256, format, ids=(0, 299, 0, 299, 1))
         yield self._case("rows-ends", 3, 64, as_input=True, ids=(299, 0, 299))

@@ -58,7 +58,7 @@ class ExpertSum(Op):
         return Domain(
             case,
             # Where rows are alike few sums differ, and may all be small by chance.
-            {"top_k": (2, 1, 4, 8, 10), "values": ("noise", "outliers", "denormals", "uneven", "zeros"), **STORED},
+            {"top_k": (2, 1, 4, 6, 8, 10), "values": ("noise", "outliers", "denormals", "uneven", "zeros"), **STORED},
             {"m": ROWS, "n": Extent(1, 8192, known=(2880, 3584), plain=64)},
             work=lambda point: point["m"] * (point["top_k"] + 1) * point["n"],
             holds=lambda point: fits_f16(point) and point["m"] * point["n"] >= 32,

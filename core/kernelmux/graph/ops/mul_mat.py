@@ -134,6 +134,13 @@ class MulMat(Op):
             yield from (self._case(format, 3, n, k) for n, k in ((3, 1), (13, 17), (64, 127)))
         # As many outputs as a small vocabulary has.
         yield from (self._case(format, 1, MANY_ROWS, 32) for format in ("f32", "Q4_0", "Q8_0"))
+        # As many inputs as the widest models have, more outputs than 16 bits count, and many rows of a long sum.
+        for format, k in (("f32", 29_568), ("bf16", 29_568), ("Q8_0", 29_568), ("Q4_K", 28_672)):
+            yield self._case(format, 1, 32, k)
+        for format in ("f32", "bf16", "Q8_0"):
+            yield self._case(format, 2, 70_000, 32)
+            yield self._case(format, 256, 32, 4096)
+        yield from (self._case(format, 1, 4352, 256) for format in all_weights())
         large = [(m, n, k) for m in (1, 128, 512) for n, k in ((2048, 8192), (4096, 14336), (14336, 4096))]
         for format in COMMON_WEIGHTS:
             yield self._case(format, 17, 257, 256, bias=True)

@@ -155,6 +155,12 @@ class MulMatId(Op):
             yield self._case(f"{format}-large", format, 1, 768, 2048, (128, 8))
         for m in ROW_COUNTS:
             yield self._case(f"rows-m{m}", "f32", m, 32, 64, (4, 2))
+        # More experts than a byte counts with its sign, and longer and wider matrices than the others'.
+        for format in ("bf16", "Q8_0"):
+            for m in (1, 9):
+                yield self._case(f"{format}-of-256-m{m}", format, m, 32, 64, (256, 8))
+                yield self._case(f"{format}-long-m{m}", format, m, 32, 4096, (8, 2))
+                yield self._case(f"{format}-wide-m{m}", format, m, 1536, 64, (8, 2))
         for format in PLAIN_WEIGHTS:
             yield self._case(f"{format}-odd", format, 5, 33, 65, (5, 3))
             yield self._case(f"{format}-odd-own", format, 5, 33, 65, (5, 3), own=True)

@@ -75,6 +75,7 @@ class QkNorm(Op):
         for heads, kv_heads, dim in ((32, 8, 128), (28, 4, 128), (8, 1, 96), (4, 2, 80), (4, 1, 256), (1, 1, 64)):
             for m in (1, 5):
                 yield self._case(f"h{heads}-kv{kv_heads}-d{dim}-m{m}", m, heads, kv_heads, dim)
+        yield self._case("m257-h32-kv8-d128", 257, 32, 8, 128)
         yield self._case("odd", 5, 3, 1, 33)
         yield self._case("many", MANY_ROWS, 1, 1, 2)
         # Tiny rows, where epsilon decides the answer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ from kernelmux.graph.ops.axes import CONTEXT, HEAD_DIMS, HEADS, ROWS, SPREADS, S
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
 from kernelmux.graph.ops.domain import Domain, Extent, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
-from kernelmux.graph.ops.spreads import Between, Draw
+from kernelmux.graph.ops.spreads import Between, Draw, Listed
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +168,8 @@ class Rope(Op):
             yield self.case(f"{pairing}-shuffled", 17, plain, shuffled=True)
             for m in (128, 200, 512):
                 yield self.case(f"{pairing}-m{m}", m, plain, first=m, shuffled=m == 200)
+            # No run, though the first and the last are as far apart as those of one.
+            yield self.case(f"{pairing}-not-a-run", 4, plain, positions=(5, 900, 3, 8))
             spread = partial(self.case, m=3, rotation=plain, first=500)
             yield from at_extremes(spread, "q", "k", prefix=f"{pairing}-")
 
@@ -182,18 +184,19 @@ class Rope(Op):
         dim: int = 64,
         divisors: bool = False,
         shuffled: bool = False,
+        positions: Sequence[int] = (),
     ) -> Case:
         import torch
 
         sizes = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
         fields: dict[str, Any] = {"rotation": rotation, **sizes}
 
-        def positions(generator: torch.Generator) -> torch.Tensor:
+        def drawn(generator: torch.Generator) -> torch.Tensor:
             # Of several sequences in one step, positions neither start at 0 nor rise.
             order = torch.randperm(m, generator=generator) * 131 if shuffled else torch.arange(m)
             return (first + order).to(torch.int32)
 
-        draw: dict[str, Draw] = {"positions": positions}
+        draw: dict[str, Draw] = {"positions": Listed(positions) if positions else drawn}
         if divisors:
             fields["weight"] = (Value("divisors", (rotation.dims // 2,)),)
             draw["divisors"] = Between(1.0, 8.0, (rotation.dims // 2,))
@@ -215,6 +218,10 @@ _OTHER_SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "yarn-by-16": {"scaling": "yarn", "factor": 16.0, "original_context": 2048, "beta_fast": 20.0, "beta_slow": 2.0},
     "attention-factor": {"attention_factor": 1.19},
     "yarn-untruncated": {"scaling": "yarn", "factor": 32.0, "original_context": 4096, "truncate": False},
+    # As models have them: Gemma 3, Llama 3.2, Qwen 2.5; and a magnitude that the file states.
+    "linear-by-8": {"scaling": "linear", "factor": 8.0},
+    "llama3-by-32": {"scaling": "llama3", "factor": 32.0, "original_context": 8192},
+    "yarn-of-32768": {"scaling": "yarn", "factor": 4.0, "original_context": 32_768, "attention_factor": 1.2},
 }
 
 

@@ -40,7 +40,9 @@ class Scale(Elementwise):
 
     def domain(self) -> Domain:
         # Of hidden sizes up to 8192 the roots, granite's residuals and logits, and one that is no power of two.
-        return elementwise_domain(self, self.spreads, {"scale": (8.0, 50.596442562694074, 0.22, 0.0625, 12.0)})
+        return elementwise_domain(
+            self, self.spreads, {"scale": (8.0, 50.596442562694074, 73.32121111929344, 0.22, 0.0625, 12.0)}
+        )
 
     def cases(self) -> Iterator[Case]:
         return elementwise_cases(self, {"scale": 25.298221281347036})

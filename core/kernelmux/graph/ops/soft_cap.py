@@ -50,4 +50,6 @@ class SoftCap(Elementwise):
         yield from elementwise_cases(self, {"soft_cap": 30.0})
         extremes = torch.tensor([[-1e30, -1e4, -30.0, -1e-6, 0.0, 1e-6, 30.0, 1e4, 1e30]])
         draw = {"x": lambda generator: extremes.clone()}
+        # A vocabulary's logits.
+        yield self.make_case("m1-n256000", [Value("x", (1, 256_000))], {"soft_cap": 30.0})
         yield self.make_case("far", [Value("x", (1, 9))], {"soft_cap": 30.0}, draw, smoke=False)

@@ -48,8 +48,10 @@ def spreads() -> Mapping[str, Spread]:
 
     def nan_and_infinity(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
         noise = torch.randn(shape, generator=generator)
-        flat, odd = noise.view(-1), torch.tensor([torch.nan, torch.inf, -torch.inf])
-        flat[::7] = odd.repeat(-(-len(flat[::7]) // 3))[: len(flat[::7])]
+        # The second of these NaN is the one that CUDA makes: all bits set but the sign.
+        odd = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800000, -0x00800000], dtype=torch.int32).view(torch.float32)
+        flat = noise.view(-1)
+        flat[::7] = odd.repeat(-(-len(flat[::7]) // 4))[: len(flat[::7])]
         return noise
 
     return {
