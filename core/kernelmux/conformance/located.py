@@ -45,7 +45,8 @@ class Layout:
         places = [rows, named]
         where = f"all in {' and '.join(filter(None, places))}" if any(places) else "everywhere"
         there = many_rows * many_columns
-        some = f", {100 * count / there:.3g} % of those there" if any(places) and count < there else ""
+        share = f"{100 * count / there:.3g}"
+        some = f", {share} % of those there" if any(places) and share != "100" else ""
         return f"{100 * count / table.numel():.3g} % of its elements are wrong, {where}{some}"
 
     def differing(self, found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> str:
