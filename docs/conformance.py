@@ -130,7 +130,7 @@ CHECKS = (
     (
         "process",
         "What a process shares is left as it was: torch's random numbers, threads, dtype, gradients and precision of "
-        "products, whether the smallest numbers become zero, the working folder.",
+        "products, whether the smallest numbers become zero.",
     ),
     ("guards", "Nothing is written beside an input, an output or the workspace."),
     ("inputs", "Binding and launching leave inputs, packed weights and the model alone, but for what the op updates."),

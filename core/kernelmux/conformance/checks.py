@@ -6,7 +6,6 @@ Each takes a trial, and adds to its `failures` in the form `check: what was seen
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -145,7 +144,6 @@ def process_state() -> dict[str, object]:
         "torch's precision of float32 products": torch.get_float32_matmul_precision(),
         "whether torch records gradients": torch.is_grad_enabled(),
         "whether the smallest numbers become zero": bool((small * 1.0 == 0).item()),
-        "the working folder": os.getcwd(),
     }
 
 

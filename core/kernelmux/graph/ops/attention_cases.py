@@ -147,6 +147,7 @@ def _scores(make: Make) -> Iterator[Case]:
     yield make("window-7", [(4, 40), (1, 64)], window=7)
     # Whole pages and tiles before the window: a maximum over nothing is -inf, and -inf from -inf is NaN.
     yield make("window-long", [(1, 300), (40, 200), (150, 150)], window=20)
+    yield make("window-4096", [(1, 5000), (2, 4098)], heads=2, kv_heads=1, window=4096)
     yield from _chunked(make)
     for cap in (1.0, 5.0, 50.0):
         yield make(f"soft-cap-{cap:g}", [(4, 30), (1, 17)], soft_cap=cap)
@@ -161,6 +162,7 @@ def _chunked(make: Make) -> Iterator[Case]:
     """Chunks: rows at the first and the last position of one, over several, of tiles and pages in part."""
     for chunk in (1, 8, 16, 17, 40, 100):
         yield make(f"chunked-{chunk}", [(9, 40), (1, 64), (1, 3), (1, 65)], chunk=chunk)
+    yield make("chunked-8192", [(1, 6000), (2, 9000)], heads=2, kv_heads=1, chunk=8192)
     yield make("chunked-at-the-edge", [(1, 32), (1, 33), (2, 33), (1, 34), (32, 64)], chunk=32)
     # Whole pages and tiles before the chunk: a maximum over nothing is -inf, and -inf from -inf is NaN.
     yield make("chunked-long", [(1, 300), (40, 200), (150, 150), (1, 1025)], chunk=128)
