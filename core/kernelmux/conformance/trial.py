@@ -208,11 +208,14 @@ class Trial:
     def rearranged(self) -> dict[str, list[torch.Tensor]]:
         """Inputs as given but for one, of ids or positions, by its name: its first and last row, and how many, stay.
 
-        Any order of a table's pages may be read, and rows between the first and the last may be what the first is.
+        Any order of a table's pages may be read, unless some hold NaN, which no sequence has written; and rows between
+        the first and the last may be what the first is.
         """
         found = {}
+        self.room.restore(self.given)
+        unseen = any(bool(part.float().isnan().any()) for memory in self.inputs for part in memory.parts)
         for index, (port, memory) in enumerate(zip(self.node.contract.inputs, self.inputs, strict=False)):
-            if port not in REARRANGED:
+            if port not in REARRANGED or (port == "block_table" and unseen):
                 continue
             self.room.restore(self.given)
             part = memory.parts[0]
