@@ -138,7 +138,7 @@ def process_state() -> dict[str, object]:
     """What all kernels of a process share, and the program around them, by what it is called."""
     small = torch.full((1,), 1e-40)
     return {
-        "the state of torch's random numbers": bytes(torch.get_rng_state().tolist()),
+        "the state of torch's random numbers": torch.get_rng_state().numpy().tobytes(),
         "torch's number of threads": torch.get_num_threads(),
         "torch's default dtype": torch.get_default_dtype(),
         "torch's precision of float32 products": torch.get_float32_matmul_precision(),

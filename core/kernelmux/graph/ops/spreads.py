@@ -48,7 +48,7 @@ def spreads() -> Mapping[str, Spread]:
 
     def nan_and_infinity(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
         noise = torch.randn(shape, generator=generator)
-        # The second of these NaN is the one that CUDA makes: all bits set but the sign.
+        # The second of these NaN is the one that graphics cards make: all bits set but the sign.
         odd = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800000, -0x00800000], dtype=torch.int32).view(torch.float32)
         flat = noise.view(-1)
         flat[::7] = odd.repeat(-(-len(flat[::7]) // 4))[: len(flat[::7])]
