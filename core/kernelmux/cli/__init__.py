@@ -16,7 +16,7 @@ from kernelmux.cli.chat import chat
 from kernelmux.cli.check import check
 from kernelmux.cli.command import Command, UsageError, say_usage
 from kernelmux.cli.compare import compare
-from kernelmux.cli.ending import removing_parts
+from kernelmux.cli.ending import interrupted_once, removing_parts
 from kernelmux.cli.graph import graph
 from kernelmux.cli.info import info
 from kernelmux.cli.output import open_streams, say, tell
@@ -66,7 +66,7 @@ def main() -> None:
             faulthandler.enable()
     wait_by_load()
     try:
-        with removing_parts():
+        with removing_parts(), interrupted_once():
             code = app(standalone_mode=False)
         sys.exit(code)
     except UsageError as error:

@@ -6,9 +6,11 @@ kernel that does not come back, where Python calls no handler.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +19,36 @@ from kernelmux.files import remove_parts
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """What ends a process that has not said otherwise, and is no wish to go on, as Ctrl-C is in a chat."""
+
+
+SAME = 0.02
+"""Seconds after an interrupt within which another is the same one, sent again."""
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """In the block an interrupt that is sent twice is one: the second would cut off what the first one lets be told.
+
+    `timeout --signal=INT` sends it to the process and to its group, which is the process again. No hand presses
+    Ctrl-C as fast. As `removing_parts`, this changes nothing where somebody else has said what the signal does.
+    """
+    usual = signal.default_int_handler
+    if signal.getsignal(signal.SIGINT) is not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -math.inf
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= SAME:
+            last = now
+            usual(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 @contextmanager

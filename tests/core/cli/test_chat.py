@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import kernelmux
 from command import TIMEOUT, assert_one_line_error, clean_environment, run_command
+from kernelmux.cli.ending import SAME
 from tiny_model import write_tiny_llama
 
 F32 = ("--use", "*=torch:f32,torch:sdpa,torch:rows")
@@ -57,6 +59,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(tmp_path: Path):
         process.stdin.write(b"hello\n")
         process.stdin.flush()
         assert process.stdout.read(8)
+        time.sleep(SAME)  # As a hand would: sooner it is the one before.
         process.send_signal(signal.SIGINT)
         while process.stdout.read(1) != b"\n":
             pass

@@ -101,3 +101,26 @@ def test_a_signal_that_is_ignored_stays_so():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+INTERRUPTED = """
+    import signal, sys
+    from kernelmux.cli import ending
+
+    ending.SAME = float(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ending.interrupted_once():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            print("ready", flush=True)
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+@pytest.mark.parametrize(("apart", "code"), [(3600, 0), (0, -signal.SIGINT)])
+def test_an_interrupt_that_is_sent_twice_at_once_is_one(apart: float, code: int):
+    process = start(INTERRUPTED, apart)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == code
