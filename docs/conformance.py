@@ -70,9 +70,9 @@ value at a time, then all that may have it: `add-m5-n576@outputs0=f16`, `add-m5-
     kernelmux check --fuzz 5000 --op rope --device cuda         many of one, on a GPU
 
 The cases are random points of the domains, the same ones for the same seed; a kernel runs those that it takes, and the
-others are not counted. Of those on which a kernel fails a check
-the first is made smaller while it still fails: extents halved, attributes dropped, values plain. It is printed as a
-line of a file of cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and comes with the command that runs it:
+others are not counted. Of those on which a kernel fails a check the first is made smaller while it still fails:
+extents halved, attributes dropped, values plain; how many more fail it is said. It is printed as a line of a file of
+cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and comes with the command that runs it:
 
     kernelmux check --kernel hello:f32 --case silu-drawn:m=3,n=101 --cases fuzz-1.json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -26,13 +27,14 @@ def run_fuzz(
 
     What fails goes to `place`, and is printed to stderr.
     """
-    from kernelmux.conformance.fuzz import fuzz
+    from kernelmux.conformance.fuzz import first_check, fuzz
     from kernelmux.conformance.run import under_way
     from kernelmux.contract import registry
 
     _check_place(place)
     outcomes: list[Outcome] = []
     failing: dict[str, Case] = {}
+    alike: Counter[tuple[str, str, str]] = Counter()
     nothing: list[str] = []
     interrupted = ""
     with counting(under_way) as count_one:
@@ -40,6 +42,9 @@ def run_fuzz(
             try:
                 for found in fuzz(backend, registry.current(), count, seed, device, each):
                     outcome = found.outcome
+                    if found.alike:
+                        alike[outcome.kernel, outcome.op, first_check(outcome)] += 1
+                        continue
                     if outcome.status == "fail":
                         failing[found.case.name] = found.case
                         outcome = replace(outcome, cases=str(place))
@@ -57,6 +62,10 @@ def run_fuzz(
     for said in nothing:
         typer.echo(f"not checked: {said}", err=True)
     _save(failing, place)
+    for index, one in enumerate(outcomes):
+        if one.status == "fail" and (more := alike[one.kernel, one.op, first_check(one)]):
+            told = f"alike: {more} more of the random cases of {one.op} failed this check"
+            outcomes[index] = replace(one, failures=(*one.failures, told))
     return outcomes, interrupted
 
 

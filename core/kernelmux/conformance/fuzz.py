@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kernelmux.conformance.case_file import reread
@@ -33,6 +33,8 @@ class Fuzzed:
 
     case: Case
     outcome: Outcome
+    alike: bool = False
+    """Whether its kernel has failed the same check of the op before: this case was not made smaller."""
 
 
 def fuzz(
@@ -40,8 +42,8 @@ def fuzz(
 ) -> Iterator[Fuzzed]:
     """So many random cases of each op on each kernel that takes them; the same ones for the same seed.
 
-    Of failures of one kernel, op and check the first is made smaller, and the others are left out. BackendError where
-    the backend is not installed, is quarantined, breaks while it is asked, or takes none of the cases.
+    Of failures of one kernel, op and check the first is made smaller, and the others are alike. BackendError where the
+    backend is not installed, is quarantined, breaks while it is asked, or takes none of the cases.
     """
     require_backend(backend, registry)
     wanted, target, taken = wanted or Filter(), find_device(device), False
@@ -59,13 +61,13 @@ def fuzz(
             for kernel in takers:
                 found = Fuzzed(case, run_case(case, kernel, registry, device))
                 if found.outcome.status == "fail":
-                    about = kernel, _check(found.outcome)
+                    about = kernel, first_check(found.outcome)
                     if about in known:
-                        continue
-                    known.add(about)
-                    found = _smallest(
-                        domain, point, found, partial(run_case, kernel=kernel, registry=registry, device=device)
-                    )
+                        found = replace(found, alike=True)
+                    else:
+                        known.add(about)
+                        run = partial(run_case, kernel=kernel, registry=registry, device=device)
+                        found = _smallest(domain, point, found, run)
                 yield found
     if not taken:
         raise BackendError(f"backend {backend!r} takes none of these cases on {device}", backend=backend)
@@ -85,7 +87,7 @@ def _takers(case: Case, backend: str, registry: Registry, target: Device, wanted
     return [name for name in offer.kernels if wanted.kernel in ("", name)]
 
 
-def _check(outcome: Outcome) -> str:
+def first_check(outcome: Outcome) -> str:
     """Which check failed first."""
     return outcome.failures[0].partition(":")[0]
 
@@ -100,6 +102,6 @@ def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case],
         tried += 1
         case = reread(drawn_case(domain, less))
         outcome = run(case)
-        if outcome.status == "fail" and _check(outcome) == _check(found.outcome):
+        if outcome.status == "fail" and first_check(outcome) == first_check(found.outcome):
             found, options = Fuzzed(case, outcome), smaller(domain, less)
     return found
