@@ -179,17 +179,24 @@ class Known:
     kernel: str
     reason: str
     link: str
+    file: str = "known_failures.toml"
+    """The name of the file that it stands in."""
 
     def meets(self, kernel: str, case: str) -> bool:
         """Whether the entry is about a case, by its name or a pattern."""
         return kernel == self.kernel and (case == self.case or fnmatchcase(case, self.case))
+
+    def stale(self, passes: bool) -> str:
+        """The failure that an entry is whose cases pass, or are not there."""
+        what = "passes now" if passes else "is no case of this kernel"
+        return f"stale: {self.file} names {self.case}, which {what}"
 
 
 def read_known(path: Path) -> list[Known]:
     """The `[[failure]]` tables of a known_failures.toml; BackendError where one lacks a key."""
     try:
         tables = tomllib.loads(read_whole(path).decode()).get("failure", [])
-        return [Known(t["case"], t["kernel"], t["reason"], t["link"]) for t in tables]
+        return [Known(t["case"], t["kernel"], t["reason"], t["link"], path.name) for t in tables]
     except OSError as error:
         raise BackendError(f"{path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -213,8 +220,7 @@ def apply_known(
             if judged[index].status == "fail":
                 judged[index] = replace(judged[index], status="known", reason=f"{entry.reason} ({entry.link})")
         if not failing and ran_whole(entry):
-            what = "passes now" if mine else "is no case of this kernel"
-            said = f"stale: known_failures.toml names {entry.case}, which {what}"
+            said = entry.stale(passes=bool(mine))
             stale.append(Outcome(entry.case, "", entry.kernel, "", "fail", failures=(said,)))
     return [*judged, *stale]
 
@@ -257,9 +263,8 @@ def suite(
                 failed, outcome = outcome, tell_alone(outcome)
                 own[job.kernel] += outcome == failed
             # A pattern may hold cases that pass; a case by its name may not.
-            if outcome.passed and any(entry.case == job.name for entry in mine):
-                stale = f"stale: known_failures.toml names {job.name}, which passes now"
-                outcome = replace(outcome, status="fail", failures=(stale,))
+            if outcome.passed and (stale := [entry for entry in mine if entry.case == job.name]):
+                outcome = replace(outcome, status="fail", failures=(stale[0].stale(passes=True),))
             carried = asdict(outcome).items()
             request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in carried)
             if outcome.status == "refused":
@@ -273,9 +278,7 @@ def suite(
 
         def test_known_failures_name_cases(self) -> None:
             """An entry that is about no case is stale."""
-            lost = [entry.case for entry in known if not any(entry.meets(job.kernel, job.name) for job in every)]
-            if lost:
-                said = f"stale: known_failures.toml names {', '.join(lost)}, which is no case of that kernel"
-                pytest.fail(said, pytrace=False)
+            if lost := [one for one in known if not any(one.meets(job.kernel, job.name) for job in every)]:
+                pytest.fail("\n".join(one.stale(passes=False) for one in lost), pytrace=False)
 
     return TestConformance

@@ -34,7 +34,7 @@ class Cell:
     """All cases of one op, with weights in one format, on one kernel."""
 
     op: str
-    """Empty for stale entries of known_failures.toml, which belong to no case."""
+    """Empty for stale entries of known failures, which belong to no case."""
     weight_format: str
     kernel: str
     outcomes: tuple[Outcome, ...]
@@ -216,7 +216,7 @@ Rows = Mapping[tuple[str, str], Mapping[str, Cell]]
 def _matrices(report: Report) -> Iterator[tuple[str, list[str], Rows]]:
     """A matrix a backend: its name, its kernels, and by op and weight format its cells by kernel."""
     for backend, found in grouped(report.cells, lambda cell: cell.kernel.partition(":")[0]).items():
-        rows = grouped(found, lambda cell: (cell.op or "known_failures.toml", cell.weight_format))
+        rows = grouped(found, lambda cell: (cell.op or "known failures", cell.weight_format))
         kernels = list(dict.fromkeys(cell.kernel for cell in found))
         yield backend, kernels, {row: {cell.kernel: cell for cell in cells} for row, cells in rows.items()}
 

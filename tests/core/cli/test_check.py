@@ -206,8 +206,8 @@ def test_a_stale_entry_fails(tmp_path):
     known = known_failures(tmp_path / "known.toml", "silu-m1-n576", "silu-m99-*")
     result = check("--known", known, fake=backend(silu=right()))
     assert result.code == 1
-    assert "stale: known_failures.toml names silu-m1-n576, which passes now" in result.out
-    assert "stale: known_failures.toml names silu-m99-*, which is no case of this kernel" in result.out
+    assert "stale: known.toml names silu-m1-n576, which passes now" in result.out
+    assert "stale: known.toml names silu-m99-*, which is no case of this kernel" in result.out
 
 
 def test_a_run_of_some_cases_takes_no_entry_about_others_for_stale(tmp_path):
