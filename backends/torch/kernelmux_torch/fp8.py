@@ -14,6 +14,7 @@ from torch.nn.functional import ScalingType
 
 from kernelmux.contract import Declined, Efficiency, Launch, Tensors
 from kernelmux.contract.device import Device
+from kernelmux.contract.fast_sums import too_long
 from kernelmux.contract.weights import below, converted
 from kernelmux.graph.formats import Weight, lookup
 from kernelmux.graph.graph import TensorNode
@@ -46,7 +47,7 @@ class Fp8Tensor(TorchKernel):
         n, k = _sizes(node)
         if self.device.kind != "cpu" and (n % 16 or k % 16):
             return Declined(f"cuBLASLt takes n and k in sixteens, they are {n} and {k}", "alignment")
-        return None
+        return too_long(node) if self.fast else None
 
     def reaches(self, node: TensorNode) -> Efficiency:
         # A processor makes all of them float32 at each call.
@@ -94,7 +95,7 @@ class Fp8Row(Fp8Tensor):
 
 
 class Fp8TensorFast(Fp8Tensor):
-    """The same with the tensor cores' own sums, of fewer bits than float32 has."""
+    """The same with the tensor cores' own sums, of fewer bits than float32 has and so of no more than 2048 products."""
 
     devices = ("cuda",)
     name = "fp8_tensor_fast"
@@ -105,7 +106,7 @@ class Fp8TensorFast(Fp8Tensor):
 
 
 class Fp8RowFast(Fp8Row):
-    """The same with the tensor cores' own sums, of fewer bits than float32 has."""
+    """The same with the tensor cores' own sums, of fewer bits than float32 has and so of no more than 2048 products."""
 
     devices = ("cuda",)
     name = "fp8_row_fast"

@@ -15,6 +15,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernelmux.contract import Declined, Efficiency, Launch, Tensors
+from kernelmux.contract.fast_sums import too_long
 from kernelmux.graph.graph import TensorNode
 from kernelmux_triton import few_rows, fp8_kernels
 from kernelmux_triton.few_rows import MOST, FewRows, Operands
@@ -102,7 +103,7 @@ class Fp8Row(FewRows):
             return Declined(reason, "alignment")
         if m > MOST and len(node.outputs) > 1 and not self.side_by_side:
             return Declined(f"it writes several outputs of up to {MOST} rows, m is {m}", "shape")
-        return None
+        return too_long(node) if self.reads.fast else None
 
     def inputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         return [[self.taken], *(FLOATS for _ in node.inputs[1:])]
@@ -145,7 +146,7 @@ class Fp8Row(FewRows):
 
 
 class Fp8RowFast(Fp8Row):
-    """The same with the tensor cores' own sums, of fewer bits than float32 has."""
+    """The same with the tensor cores' own sums, of fewer bits than float32 has and so of no more than 2048 products."""
 
     name = "fp8_row_fast"
     precision = 7e-3
@@ -166,7 +167,7 @@ class Fp8Tensor(Fp8Row):
 
 
 class Fp8TensorFast(Fp8Tensor):
-    """The same with the tensor cores' own sums, of fewer bits than float32 has."""
+    """The same with the tensor cores' own sums, of fewer bits than float32 has and so of no more than 2048 products."""
 
     name = "fp8_tensor_fast"
     precision = 7e-3
