@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from kernelmux.contract import Launch, Tensors
+from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import experts
+from kernelmux_torch.cuda.split_sums import added_in_float32
 
 
 class Route(experts.Route):
@@ -21,7 +24,8 @@ class MulMatId(experts.MulMatId):
 
 
 class MulMatIdBf16(MulMatId, experts.MulMatIdBf16):
-    pass
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        return added_in_float32(super().call(node, tensors), self.dtype)
 
 
 class ExpertSum(experts.ExpertSum):

@@ -12,6 +12,7 @@ from kernelmux.contract.weights import dense, stacked
 from kernelmux.graph.formats import Weight
 from kernelmux.graph.graph import TensorNode
 from kernelmux_torch import mul_mat
+from kernelmux_torch.cuda.split_sums import added_in_float32
 
 SPLIT = 2
 """Launches of a GEMM whose sum cuBLAS splits: at few rows and long k a second one adds the parts."""
@@ -27,6 +28,9 @@ class Bf16(mul_mat.Bf16):
     # At one row the bias is added in one of its own.
     on_card = SPLIT + 1
     side_by_side = True
+
+    def call(self, node: TensorNode, tensors: Tensors) -> Launch:
+        return added_in_float32(super().call(node, tensors), self.dtype)
 
     def outputs(self, node: TensorNode) -> Sequence[Sequence[str]]:
         # The epilogue adds a bias of the weight's type to a result of that type.
@@ -79,5 +83,5 @@ class Bf16Add(mul_mat.Bf16):
         (x, residual), (y,), (weight,) = tensors.inputs, tensors.outputs, tensors.packed
         if residual.data_ptr() == y.data_ptr():
             # torch spares its copy only where both are one object.
-            return partial(y.addmm_, x, weight.T)
-        return partial(torch.addmm, residual, x, weight.T, out=y)
+            return added_in_float32(partial(y.addmm_, x, weight.T), self.dtype)
+        return added_in_float32(partial(torch.addmm, residual, x, weight.T, out=y), self.dtype)
