@@ -67,7 +67,13 @@ def fuzz(
                     else:
                         known.add(about)
                         run = partial(run_case, kernel=kernel, registry=registry, device=device)
-                        found = _smallest(domain, point, found, run)
+                        try:
+                            for less in _ever_smaller(domain, point, found, run):
+                                found = less
+                        except KeyboardInterrupt:
+                            # What failed is told of, as small as it is until then.
+                            yield found
+                            raise
                 yield found
     if not taken:
         raise BackendError(f"backend {backend!r} takes none of these cases on {device}", backend=backend)
@@ -92,7 +98,7 @@ def first_check(outcome: Outcome) -> str:
     return outcome.failures[0].partition(":")[0]
 
 
-def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case], Outcome]) -> Fuzzed:
+def _ever_smaller(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case], Outcome]) -> Iterator[Fuzzed]:
     """Greedily: extents halved and choices made plainer, one at a time, while the same check fails."""
     tried = 0
     options = smaller(domain, point)
@@ -103,5 +109,5 @@ def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case],
         case = reread(drawn_case(domain, less))
         outcome = run(case)
         if outcome.status == "fail" and first_check(outcome) == first_check(found.outcome):
-            found, options = Fuzzed(case, outcome), smaller(domain, less)
-    return found
+            yield Fuzzed(case, outcome)
+            options = smaller(domain, less)

@@ -94,6 +94,25 @@ def test_of_several_failures_of_a_kernel_and_check_one_is_told_and_the_others_ar
     assert len(read_cases("fuzz-0.json").cases) == 1
 
 
+def test_ctrl_c_while_a_failure_is_made_smaller_loses_nothing_of_it(place):
+    made = []
+
+    def work(node, tensors):
+        made.append(node.inputs[0].extents)
+        if len(made) > 20 and node.rows >= 3:
+            raise KeyboardInterrupt
+        compute(node, tensors)
+        if node.rows >= 3:
+            tensors.outputs[0].mul_(1.5)
+
+    result = check("--fuzz", 60, "--op", "silu", "--save", "r.json", fake=backend(silu=FakeKernel(work=work)))
+    assert result.code == 130
+    (case,) = read_cases("fuzz-0.json").cases
+    assert case.inputs[0].extents in made
+    assert "1 fail" in result.out
+    assert json.loads((place / "r.json").read_text())["totals"]["fail"] == 1
+
+
 def test_the_same_seed_has_the_same_cases_and_another_has_others():
     with registry.isolated(fake=backend(add=FakeKernel(work=compute))) as current:
         runs = [
