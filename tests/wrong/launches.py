@@ -194,3 +194,13 @@ class LeavesTorchWithOtherThreads(Right):
     def launch(self, node, tensors):
         super().launch(node, tensors)
         torch.set_num_threads(torch.get_num_threads() % 4 + 1)
+
+
+@planted("add", "process")
+class LeavesTorchWithOtherSums(Right):
+    """Products of others are as exact as they were, or not, whether or not this one ran."""
+
+    def launch(self, node, tensors):
+        super().launch(node, tensors)
+        told = torch.backends.cuda.matmul
+        told.allow_bf16_reduced_precision_reduction = not told.allow_bf16_reduced_precision_reduction
