@@ -17,6 +17,7 @@ from kernelmux.conformance.failing import failing
 from kernelmux.conformance.guarded import POISONS, same
 from kernelmux.conformance.located import first_index
 from kernelmux.conformance.measure import WORST
+from kernelmux.contract.device import PLATFORMS
 from kernelmux.errors import contained
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows, quantized_scales
 
@@ -136,16 +137,15 @@ def inputs_unchanged(trial: Trial, taken: Collection[int] = (), where: str = "")
 
 def process_state() -> dict[str, object]:
     """What all kernels of a process share, and the program around them, by what it is called."""
-    small, products = torch.full((1,), 1e-40), torch.backends.cuda.matmul
+    small = torch.full((1,), 1e-40)
     return {
         "the state of torch's random numbers": torch.get_rng_state().numpy().tobytes(),
         "torch's number of threads": torch.get_num_threads(),
         "torch's default dtype": torch.get_default_dtype(),
         "torch's precision of float32 products": torch.get_float32_matmul_precision(),
-        "in what torch adds parts of bfloat16 products": products.allow_bf16_reduced_precision_reduction,
-        "in what torch adds parts of float16 products": products.allow_fp16_reduced_precision_reduction,
         "whether torch records gradients": torch.is_grad_enabled(),
         "whether the smallest numbers become zero": bool((small * 1.0 == 0).item()),
+        **{what: state for platform in PLATFORMS.values() for what, state in platform.settings().items()},
     }
 
 

@@ -163,6 +163,15 @@ class Cuda(Platform):
         # The driver's own calls, as loading a module, need a context: the first call of the runtime makes it current.
         _cuda().mem_get_info(device.torch)
 
+    def settings(self) -> Mapping[str, object]:
+        import torch
+
+        told = torch.backends.cuda.matmul
+        return {
+            "in what torch adds parts of bfloat16 products": told.allow_bf16_reduced_precision_reduction,
+            "in what torch adds parts of float16 products": told.allow_fp16_reduced_precision_reduction,
+        }
+
     def synchronize(self, device: Device) -> None:
         _cuda().synchronize(device.torch)
 

@@ -180,6 +180,10 @@ class Platform:
     def enter_thread(self, device: Device) -> None:
         """Called first in a thread that is going to bind kernels for a device."""
 
+    def settings(self) -> Mapping[str, object]:
+        """What the process has told the kind's library, by what it is called: kernels leave it as it is."""
+        return {}
+
     def synchronize(self, device: Device) -> None:
         """Returns when the device has done all its work."""
 
