@@ -59,22 +59,18 @@ def fuzz(
                 continue
             case, taken = reread(drawn), True
             for kernel in takers:
-                found = Fuzzed(case, run_case(case, kernel, registry, device))
+                found, ended = Fuzzed(case, run_case(case, kernel, registry, device)), False
                 if found.outcome.status == "fail":
                     about = kernel, first_check(found.outcome)
                     if about in known:
                         found = replace(found, alike=True)
                     else:
-                        known.add(about)
                         run = partial(run_case, kernel=kernel, registry=registry, device=device)
-                        try:
-                            for less in _ever_smaller(domain, point, found, run):
-                                found = less
-                        except KeyboardInterrupt:
-                            # What failed is told of, as small as it is until then.
-                            yield found
-                            raise
+                        found, ended = _smallest(domain, point, found, run)
+                    known.add(about)
                 yield found
+                if ended:
+                    raise KeyboardInterrupt
     if not taken:
         raise BackendError(f"backend {backend!r} takes none of these cases on {device}", backend=backend)
 
@@ -98,16 +94,22 @@ def first_check(outcome: Outcome) -> str:
     return outcome.failures[0].partition(":")[0]
 
 
-def _ever_smaller(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case], Outcome]) -> Iterator[Fuzzed]:
-    """Greedily: extents halved and choices made plainer, one at a time, while the same check fails."""
+def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case], Outcome]) -> tuple[Fuzzed, bool]:
+    """Greedily: extents halved and choices made plainer, one at a time, while the same check fails.
+
+    And whether Ctrl-C ended that: it is as small as it is until then.
+    """
     tried = 0
     options = smaller(domain, point)
     while tried < STEPS and (less := next(options, None)) is not None:
         if not domain.holds(less):
             continue
         tried += 1
-        case = reread(drawn_case(domain, less))
-        outcome = run(case)
+        try:
+            case = reread(drawn_case(domain, less))
+            outcome = run(case)
+        except KeyboardInterrupt:
+            return found, True
         if outcome.status == "fail" and first_check(outcome) == first_check(found.outcome):
-            yield Fuzzed(case, outcome)
-            options = smaller(domain, less)
+            found, options = Fuzzed(case, outcome), smaller(domain, less)
+    return found, False
