@@ -1,7 +1,7 @@
 """Signals that end a command: they end it at once, as they do any process, but what is not whole yet is removed first.
 
 The library has no handlers. A command has them while it runs, and they are a thread's work: the main one may be in a
-kernel that does not come back, where Python calls no handler.
+kernel that does not come back, where Python calls no handler. Ctrl-C is Python's own, and told once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from kernelmux.files import remove_parts
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """What ends a process that has not said otherwise, and is no wish to go on, as Ctrl-C is in a chat."""
-
-
 SAME = 0.02
 """Seconds after an interrupt within which another is the same one, sent again."""
 

@@ -263,8 +263,8 @@ def suite(
                 failed, outcome = outcome, tell_alone(outcome)
                 own[job.kernel] += outcome == failed
             # A pattern may hold cases that pass; a case by its name may not.
-            if outcome.passed and (stale := [entry for entry in mine if entry.case == job.name]):
-                outcome = replace(outcome, status="fail", failures=(stale[0].stale(passes=True),))
+            if outcome.passed and (named := next((entry for entry in mine if entry.case == job.name), None)):
+                outcome = replace(outcome, status="fail", failures=(named.stale(passes=True),))
             carried = asdict(outcome).items()
             request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in carried)
             if outcome.status == "refused":

@@ -81,7 +81,7 @@ class Bf16Add(mul_mat.Bf16):
 
     def call(self, node: TensorNode, tensors: Tensors) -> Launch:
         (x, residual), (y,), (weight,) = tensors.inputs, tensors.outputs, tensors.packed
-        if residual.data_ptr() == y.data_ptr():
-            # torch spares its copy only where both are one object.
-            return added_in_float32(partial(y.addmm_, x, weight.T), self.dtype)
-        return added_in_float32(partial(torch.addmm, residual, x, weight.T, out=y), self.dtype)
+        # torch spares its copy only where both are one object.
+        in_place = residual.data_ptr() == y.data_ptr()
+        add = partial(y.addmm_, x, weight.T) if in_place else partial(torch.addmm, residual, x, weight.T, out=y)
+        return added_in_float32(add, self.dtype)
