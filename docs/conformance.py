@@ -45,9 +45,9 @@ Without pytest:
 
 Exit code 1 says that something failed, 2 that the command is wrong. Each failure comes with the command that runs that
 case alone again. One that goes away alone, tried in a fresh process, is told as "fails only after other cases", and the
-command runs those before it: `--until CASE` stops there. A message says what the worst element is, what was expected,
-and where the wrong ones sit: rows, heads, columns or blocks, all of them or some. A case that has been running for a
-minute is named on stderr, for a kernel that does not come back.
+command runs those before it: `--until CASE` stops there. Of each kernel {again} of either sort are tried. A message
+says what the worst element is, what was expected, and where the wrong ones sit: rows, heads, columns or blocks, all of
+them or some. A case that has been running for a minute is named on stderr, for a kernel that does not come back.
 
 ## What is checked
 
@@ -70,11 +70,13 @@ value at a time, then all that may have it: `add-m5-n576@outputs0=f16`, `add-m5-
     kernelmux check --fuzz 5000 --op rope --device cuda         many of one, on a GPU
 
 The cases are random points of the domains, the same ones for the same seed; a kernel runs those that it takes, and the
-others are not counted. Of those on which a kernel fails a check the first is made smaller while it still fails:
-extents halved, attributes dropped, values plain; how many more fail it is said. It is printed as a line of a file of
-cases, goes to `fuzz-SEED.json` (`--fuzz-cases FILE`), and comes with the command that runs it:
+others are not counted. Of those on which a kernel fails one check, or raises at one place, the first is made smaller
+while it still fails so: extents halved, attributes dropped, values plain; how many more do is said, and counted. It is
+printed as a line of a file of cases, goes with the case that was drawn to `fuzz-SEED.json` (`--fuzz-cases FILE`), and
+comes with the command that runs it; one that goes away alone with that of the random cases up to it:
 
     kernelmux check --kernel hello:f32 --case silu-drawn:m=3,n=101 --cases fuzz-1.json
+    kernelmux check --kernel hello:f32 --op silu --fuzz 300 --seed 1 --until silu-drawn:m=40,n=8193
 
 `make test-slow` runs 300 an op on reference and torch, and all cases of each backend; `make test` their smoke cases.
 
@@ -167,6 +169,7 @@ def planted_table() -> str:
 def render() -> str:
     """The page: its head, then a matrix a backend."""
     from kernelmux.conformance import Filter, jobs
+    from kernelmux.conformance.alone import MOST
     from kernelmux.conformance.report import make_report, to_markdown
     from kernelmux.conformance.run import EVERY, MANY
     from kernelmux.contract import registry
@@ -181,6 +184,7 @@ def render() -> str:
         legend=LEGEND,
         planted=planted_table(),
         many=MANY,
+        again=MOST,
         every=EVERY,
     )
     return head + to_markdown(report)

@@ -81,13 +81,13 @@ class RaisesAsAWalkDoes(Right):
 
 
 @planted("add", "raises")
-class ExitsWhereItIsLaunched(Right):
+class RaisesSystemExitWhereItIsLaunched(Right):
     def launch(self, node, tensors):
         raise SystemExit(0)
 
 
 @planted("add", "raises")
-class ExitsWhereItIsBound(Right):
+class RaisesSystemExitWhereItIsBound(Right):
     def bind(self, node, tensors, stream):
         raise SystemExit
 

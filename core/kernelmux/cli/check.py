@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kernelmux.cli.alone import run_alone
 from kernelmux.cli.common import (
     DeviceName,
     Json,
@@ -20,13 +20,12 @@ from kernelmux.cli.common import (
     traced,
 )
 from kernelmux.cli.fuzz import run_fuzz
+from kernelmux.cli.jobs import choose, find_jobs, named_backends, read_shard, require_kernel, shared_out, up_to
 from kernelmux.cli.output import print_json, stdout, tell
 from kernelmux.cli.progress import counting
-from kernelmux.errors import BackendError, nearest, shown
 
 if TYPE_CHECKING:
-    from kernelmux.conformance import Filter, Job, Outcome
-    from kernelmux.conformance.case_file import CaseFile
+    from kernelmux.conformance import Job, Outcome
     from kernelmux.conformance.hookup import Known
     from kernelmux.conformance.outcome import Before
     from kernelmux.conformance.report import Report
@@ -44,7 +43,7 @@ def check(
     case: Annotated[str, typer.Option("--case", metavar="GLOB", help="Only the case of this name or pattern.")] = "",
     until: Annotated[
         str,
-        typer.Option("--until", metavar="CASE", help="Only the cases up to this one, in their order."),
+        typer.Option("--until", metavar="CASE", help="Only the cases up to this one, in their order; of --fuzz too."),
     ] = "",
     shard: Annotated[
         str,
@@ -88,7 +87,6 @@ def check(
     A kernel that fails smoke cases is on record then: `auto` does not take it on this machine until they pass.
     """
     from kernelmux.conformance import Filter
-    from kernelmux.conformance.alone import told_alone
     from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
     from kernelmux.conformance.report import make_report
@@ -103,22 +101,28 @@ def check(
     asked = dict.fromkeys(op or [""])
     if not fuzz and (seed or fuzz_cases):
         raise typer.BadParameter("it is of random cases: ask for some by --fuzz N", param_hint="--seed, --fuzz-cases")
+    # What fails after others is repeated by the command that was given, not by its case alone.
+    before: Before = "backend" if not kernel else "op" if op else "kernel"
     if fuzz:
-        unused = {"case": case, "until": until, "smoke": smoke, "large": large, "cases": cases, "known": known}
+        unused = {"case": case, "smoke": smoke, "large": large, "cases": cases, "known": known}
         refuse_together("--fuzz", **unused, shard=shard, peer=peer, list=list_cases)
-        backends = _named(backend, kernel, op or [], current)
+        backends = named_backends(backend, kernel, op or [], current)
         place = fuzz_cases or Path(f"fuzz-{seed}.json")
-        outcomes, ended = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place)
+        outcomes, ended = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place, until)
+        if until:
+            outcomes = _repeated_by(before, until, outcomes)
+        elif not ended:
+            outcomes, ended = run_alone(outcomes)
         said = (ended,) if ended else ()
         _write(make_report(outcomes, current.backends, target.device_class, said), json, save, html, verbose)
         if ended:
             raise KeyboardInterrupt
         raise typer.Exit(int(any(outcome.status == "fail" for outcome in outcomes)))
     file = read_cases(cases) if cases else None
-    every, notes = _find_jobs(backend, kernel, current, device, file)
+    every, notes = find_jobs(backend, kernel, current, device, file)
     wanted = [Filter(one, kernel, case, smoke, large or device != "cpu", huge=large) for one in asked]
-    chosen = _by_case((job for each in wanted for job in _choose(every, each)), *_read_shard(shard))
-    chosen = _up_to(until, chosen)
+    chosen = shared_out((job for each in wanted for job in choose(every, each)), *read_shard(shard))
+    chosen = up_to(until, chosen)
     if not chosen:
         typer.echo(f"no case falls to share {shard}", err=True)
     if list_cases:
@@ -131,22 +135,17 @@ def check(
                 tell("\t".join(words))
         return
     if peer:
-        _require_kernel(peer, _find_jobs("", peer, current, device, file)[0])
+        require_kernel(peer, find_jobs("", peer, current, device, file)[0])
     entries = read_known(known) if known else []
     narrowed = bool(op or kernel or case or until or shard or smoke or cases)
     ran, interrupted = _run(chosen, current, device, peer)
     outcomes = _judge(ran, entries, every, narrowed)
+    ended = f"interrupted after {len(ran)} of {len(chosen)} cases" if interrupted else ""
     if until:
-        # What fails after others is repeated by the command that was given, not by its case alone.
-        before: Before = "backend" if not kernel else "op" if op else "kernel"
-        outcomes = [replace(one, before=before) if one.case == until else one for one in outcomes]
-    ended = f"interrupted after {len(ran)} of {len(chosen)} cases"
-    if len(chosen) > 1 and not until and not interrupted:
-        if many := sum(outcome.status == "fail" for outcome in outcomes):
-            typer.echo(f"{many} failed: the first of each kernel run again, each in a fresh process", err=True)
-        outcomes, interrupted = told_alone(outcomes)
-        ended = "interrupted while failures ran again: those that are left may come of other cases"
-    if interrupted:
+        outcomes = _repeated_by(before, until, outcomes)
+    elif len(chosen) > 1 and not interrupted:
+        outcomes, ended = run_alone(outcomes)
+    if ended:
         notes["interrupted"] = ended
         typer.echo(ended, err=True)
     if file is None:
@@ -159,113 +158,15 @@ def check(
         for found in broken:
             typer.echo(found.trace, err=True)
     _write(report, json, save, html, verbose)
-    if interrupted:
+    if ended:
         raise KeyboardInterrupt
     if report.totals["fail"] or broken:
         raise typer.Exit(1)
 
 
-def _named(backend: str, kernel: str, ops: Iterable[str], registry: Registry) -> list[str]:
-    """The backends that are asked for, else all that work; BackendError where one, or an op, is unknown."""
-    for op in ops:
-        _require_op(op)
-    return [_asked(backend, kernel)] if backend or kernel else list(registry.working)
-
-
-def _asked(backend: str, kernel: str) -> str:
-    """The one backend that is asked for, if any; BackendError where the kernel is not written as one of it."""
-    of_kernel, colon, _ = kernel.partition(":")
-    if kernel and not colon:
-        raise BackendError(f"a kernel is written backend:kernel, as torch:f32, not {kernel!r}")
-    if backend and kernel and backend != of_kernel:
-        raise BackendError(f"{kernel} is no kernel of backend {backend}")
-    return backend or of_kernel
-
-
-def _find_jobs(
-    backend: str, kernel: str, registry: Registry, device: str, file: CaseFile | None
-) -> tuple[list[Job], dict[str, str]]:
-    """Every job of the backends asked for, and why any of them cannot be checked; BackendError if none can."""
-    from kernelmux.conformance import Filter, jobs
-
-    if asked := _asked(backend, kernel):
-        return list(jobs(asked, registry, device, Filter(large=True, huge=True), file)), {}
-    if not registry.backends:
-        raise BackendError("no backend is installed: pip install kernelmux-torch (or kernelmux-reference)")
-    every: list[Job] = []
-    notes = {}
-    for name in registry.backends:
-        try:
-            every += jobs(name, registry, device, Filter(large=True, huge=True), file)
-        except BackendError as error:
-            notes[name] = str(error)
-    if not every:
-        raise BackendError("; ".join(notes.values()))
-    return every, notes
-
-
-def _choose(every: Sequence[Job], wanted: Filter) -> list[Job]:
-    """The jobs wanted: a name in full means that case alone. BackendError names what matches nothing."""
-    from kernelmux.conformance.hookup import choose
-
-    if chosen := choose(every, wanted):
-        return chosen
-    if wanted.op:
-        _require_op(wanted.op)
-        ops = dict.fromkeys(job.case.op for job in every)
-        backends = list(dict.fromkeys(job.kernel.partition(":")[0] for job in every))
-        # Of a file of cases it may be the case that is missing.
-        if wanted.op not in ops and len(backends) == 1 and not any(job.source for job in every):
-            raise BackendError(
-                f"{backends[0]} offers no kernel of {wanted.op} here; its kernels are of {', '.join(ops)}"
-            )
-    if wanted.kernel:
-        _require_kernel(wanted.kernel, every)
-    filters = {"op": wanted.op, "kernel": wanted.kernel, "case": wanted.case, "smoke": wanted.smoke}
-    asked = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in filters.items() if value)
-    close = nearest(wanted.case, {job.name for job in every}).partition(";")[0] if wanted.case else ""
-    raise BackendError(f"no case matches {asked}{close}; kernelmux check --list shows them, with --large all")
-
-
-def _up_to(name: str, chosen: list[Job]) -> list[Job]:
-    """The jobs up to the last one of that name, or all if there is none; BackendError where no job is called so."""
-    if not name:
-        return chosen
-    found = [index for index, job in enumerate(chosen) if job.name == name]
-    if not found:
-        close = nearest(name, {job.name for job in chosen}).partition(";")[0]
-        raise BackendError(f"no case among those chosen is called {name!r}{close}; kernelmux check --list shows them")
-    return chosen[: found[-1] + 1]
-
-
-def _require_op(name: str) -> None:
-    from kernelmux.graph.ops import OPS
-
-    if name not in OPS:
-        raise BackendError(f"unknown op {name!r}{nearest(name, OPS)}")
-
-
-def _require_kernel(name: str, every: Iterable[Job]) -> None:
-    """BackendError unless a kernel has jobs: a peer that is misspelt would excuse nothing, and nobody would know."""
-    kernels = {job.kernel for job in every}
-    if name not in kernels:
-        raise BackendError(f"unknown kernel {name!r}{nearest(name, kernels)}")
-
-
-def _read_shard(text: str) -> tuple[int, int]:
-    """`2/8` as numbers; all of one where nothing is asked."""
-    read = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text or "1/1")
-    if read is None or int(read[1]) > int(read[2]):
-        raise typer.BadParameter(f"it is K/N with K from 1 to N, as 2/8, not {shown(text)}", param_hint="--shard")
-    return int(read[1]), int(read[2])
-
-
-def _by_case(chosen: Iterable[Job], part: int, parts: int) -> list[Job]:
-    """One share of the cases' jobs; all kernels of a case in a row, which share its numbers."""
-    cases: dict[tuple[str, str], list[Job]] = {}
-    for job in chosen:
-        cases.setdefault((job.case.op, job.case.name), []).append(job)
-    return [job for jobs in list(cases.values())[part - 1 :: parts] for job in jobs]
+def _repeated_by(before: Before, until: str, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes, those of the last case repeated by what ran."""
+    return [replace(one, before=before) if one.case == until else one for one in outcomes]
 
 
 def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> tuple[list[Outcome], bool]:

@@ -17,41 +17,47 @@ from kernelmux.errors import BackendError, GraphError, KernelmuxError
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Filter, Outcome
-    from kernelmux.graph.ops import Case
+    from kernelmux.conformance.fuzz import Fuzzed
 
 
 def run_fuzz(
-    backends: Sequence[str], count: int, seed: int, device: str, wanted: Sequence[Filter], place: Path
+    backends: Sequence[str],
+    count: int,
+    seed: int,
+    device: str,
+    wanted: Sequence[Filter],
+    place: Path,
+    until: str = "",
 ) -> tuple[list[Outcome], str]:
     """Each backend on so many random cases of each op wanted; and, where Ctrl-C ended that before, when.
 
-    What fails goes to `place`, and is printed to stderr.
+    What fails goes to `place`, and is printed to stderr; but for those up to a case, which their command repeats.
     """
-    from kernelmux.conformance.fuzz import first_check, fuzz
+    from kernelmux.conformance.fuzz import fuzz
     from kernelmux.conformance.run import under_way
     from kernelmux.contract import registry
 
     _check_place(place)
     outcomes: list[Outcome] = []
-    failing: dict[str, Case] = {}
-    alike: Counter[tuple[str, str, str]] = Counter()
+    failing: list[Fuzzed] = []
+    alike: Counter[tuple[str, ...]] = Counter()
     nothing: list[str] = []
     interrupted = ""
     with counting(under_way) as count_one:
         for backend, each in product(backends, wanted):
             try:
-                for found in fuzz(backend, registry.current(), count, seed, device, each):
+                for found in fuzz(backend, registry.current(), count, seed, device, each, until):
                     outcome = found.outcome
-                    if found.alike:
-                        alike[outcome.kernel, outcome.op, first_check(outcome)] += 1
-                        continue
-                    if outcome.status == "fail":
-                        failing[found.case.name] = found.case
-                        outcome = replace(outcome, cases=str(place))
-                    outcomes.append(outcome)
                     count_one(f"{outcome.kernel} {outcome.op}")
+                    if found.alike:
+                        alike[outcome.kind] += 1
+                        continue
+                    if outcome.status == "fail" and not until:
+                        failing.append(found)
+                        outcome = _of_file(outcome, str(place))
+                    outcomes.append(outcome)
             except KeyboardInterrupt:
-                interrupted = f"interrupted after {len(outcomes)} results, of {backend}"
+                interrupted = f"interrupted after {len(outcomes) + alike.total()} results, of {backend}"
                 typer.echo(interrupted, err=True)
                 break
             except BackendError as error:
@@ -61,12 +67,21 @@ def run_fuzz(
                 nothing.append(str(error))
     for said in nothing:
         typer.echo(f"not checked: {said}", err=True)
-    _save(failing, place)
-    for index, one in enumerate(outcomes):
-        if one.status == "fail" and (more := alike[one.kernel, one.op, first_check(one)]):
-            told = f"alike: {more} more of the random cases of {one.op} failed this check"
-            outcomes[index] = replace(one, failures=(*one.failures, told))
-    return outcomes, interrupted
+    if not until:
+        _save(failing, place)
+    return [_with_alike(one, alike[one.kind]) if one.status == "fail" else one for one in outcomes], interrupted
+
+
+def _of_file(outcome: Outcome, place: str) -> Outcome:
+    """A failure whose cases the file holds, the smallest and the one that was drawn."""
+    return replace(outcome, cases=place, as_drawn=outcome.as_drawn and replace(outcome.as_drawn, cases=place))
+
+
+def _with_alike(outcome: Outcome, more: int) -> Outcome:
+    """A failure, with how many more are alike; as it was drawn too, which may be told in its place."""
+    told = (f"alike: {more} more of the random cases of {outcome.op} failed so",) if more else ()
+    whole = outcome.as_drawn and _with_alike(outcome.as_drawn, more)
+    return replace(outcome, failures=(*outcome.failures, *told), alike=more, as_drawn=whole)
 
 
 def _check_place(place: Path) -> None:
@@ -80,16 +95,21 @@ def _check_place(place: Path) -> None:
             raise BackendError(f"{place} is there, and is no file of cases: name another by --fuzz-cases") from error
 
 
-def _save(failing: dict[str, Case], place: Path) -> None:
+def _save(failing: Sequence[Fuzzed], place: Path) -> None:
     from kernelmux.conformance.case_file import to_entry, write_cases
 
     if not failing:
+        if place.exists():
+            typer.echo(f"nothing failed: {place} is of an earlier run", err=True)
         return
+    smallest = {found.case.name: found.case for found in failing}
+    whole = {found.as_drawn.name: found.as_drawn for found in failing if found.as_drawn}
     try:
-        write_cases(failing.values(), place)
+        write_cases({**smallest, **whole}.values(), place)
     except OSError as error:
         raise KernelmuxError(f"cannot write cases to {place}: {error.strerror}", file=str(place)) from error
-    for case in failing.values():
+    for case in smallest.values():
         typer.echo(json.dumps(to_entry(case)), err=True)
-    many = f"{len(failing)} failing cases" if len(failing) > 1 else "1 failing case"
-    typer.echo(f"{many}, made small: {place}", err=True)
+    many = f"{len(smallest)} failing cases" if len(smallest) > 1 else "1 failing case"
+    beside = f", and {'each' if len(smallest) > 1 else 'it'} as it was drawn" if whole else ""
+    typer.echo(f"{many}, made small{beside}: {place}", err=True)

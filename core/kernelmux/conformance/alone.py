@@ -9,49 +9,89 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 
-from kernelmux.conformance.outcome import BEFORE, Outcome
+from kernelmux.conformance.outcome import BEFORE, Before, Outcome
+from kernelmux.conformance.run import running
 from kernelmux.contract.installed import GROUP
 
 MOST = 3
-"""Failures of a kernel that are run again: a process takes seconds, and where so many fail alone the rest do too."""
+"""Failures of a kernel that are run again, of those that fail alone and of those that do not: a process takes seconds,
+and where so many are alike the rest are too."""
 SECONDS = 600.0
 """After which a process that runs them again is given up."""
 
 
-def told_alone(outcomes: Iterable[Outcome]) -> tuple[list[Outcome], bool]:
+class Again:
+    """Runs failures again, the first of each kernel, and says of the others what came of those."""
+
+    def __init__(self) -> None:
+        self._own: Counter[str] = Counter()
+        self._later: dict[str, list[Outcome]] = {}
+
+    def tell(self, outcome: Outcome) -> Outcome:
+        """An outcome as it is, or, where it is a failure that goes away alone, with what that takes."""
+        if outcome.status != "fail" or not outcome.op or self._own[outcome.kernel] >= MOST:
+            return outcome
+        later = self._later.setdefault(outcome.kernel, [])
+        if len(later) >= MOST:
+            said = f"it was not run again: {MOST} of this kernel before it pass alone"
+            return _told(outcome.as_drawn or outcome, said, later[-1].before)
+        found = tell_alone(outcome)
+        if found == outcome:
+            self._own[outcome.kernel] += 1
+        else:
+            later.append(found)
+        return found
+
+
+def told_alone(outcomes: Iterable[Outcome], count: Callable[[str], None]) -> tuple[list[Outcome], bool]:
     """Outcomes of cases that ran one after another in this process, the first failures of each kernel run again.
 
-    And whether Ctrl-C ended that: the failures that are left stay as they were found.
+    And whether Ctrl-C ended that: the failures that are left stay as they were found. `count` is told each failure.
     """
-    found = list(outcomes)
-    own: Counter[str] = Counter()
+    found, again = list(outcomes), Again()
     for index, outcome in enumerate(found):
-        if outcome.status == "fail" and outcome.op and own[outcome.kernel] < MOST:
+        if outcome.status == "fail":
             try:
-                found[index] = tell_alone(outcome)
+                found[index] = again.tell(outcome)
             except KeyboardInterrupt:
                 return found, True
-            own[outcome.kernel] += found[index] == outcome
+            count(f"{outcome.kernel} {outcome.op}")
     return found, False
 
 
 def tell_alone(outcome: Outcome) -> Outcome:
     """A failure as it is where its case fails alone; else with what it takes to repeat it, the fewest cases before it.
 
-    One of a backend that no entry point names, so that another process does not find it, is left as it is.
+    One that was made smaller in vain, as it passes alone, is told as it was drawn. One of a backend that no entry point
+    names, so that another process does not find it, is left as it is.
     """
-    backend = outcome.kernel.partition(":")[0]
-    if not any(entry.name == backend for entry in entry_points(group=GROUP)) or _fails(outcome) is not False:
+    if not _installed(outcome.kernel.partition(":")[0]):
         return outcome
-    for before in BEFORE:
-        if _fails(again := replace(outcome, before=before)):
-            return replace(again, failures=("repeatable: it fails only after other cases", *outcome.failures))
-    said = "repeatable: it failed once, and passes in a fresh process, alone and after other cases of its backend"
-    return replace(outcome, failures=(said, *outcome.failures))
+    with running(f"{outcome.kernel} {outcome.case}, again in fresh processes,"):
+        if _fails(outcome) is not False:
+            return outcome
+        if outcome.as_drawn:
+            return tell_alone(outcome.as_drawn)
+        unknown = False
+        for before in BEFORE:
+            fails = _fails(replace(outcome, before=before))
+            if fails:
+                return _told(outcome, "it fails only after other cases", before)
+            unknown |= fails is None
+    after = "; what it takes to repeat it is not known" if unknown else " and after other cases of its backend"
+    return _told(outcome, f"it failed once, and passes in a fresh process, alone{after}")
+
+
+def _told(outcome: Outcome, said: str, before: Before = "") -> Outcome:
+    return replace(outcome, before=before, failures=(f"repeatable: {said}", *outcome.failures))
+
+
+def _installed(backend: str) -> bool:
+    return any(entry.name == backend for entry in entry_points(group=GROUP))
 
 
 def _fails(outcome: Outcome) -> bool | None:

@@ -1,13 +1,13 @@
 """Random cases of ops' domains on a backend's kernels, and the smallest case on which one that fails still does.
 
 Enters: a backend, a count, a seed. Leaves: an Outcome a case and kernel; a failure's is that of its smallest case,
-which a file gives back as it was run.
+which a file gives back as it was run, with that of the case as it was drawn.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,11 +17,11 @@ from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import run_case
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import BackendError
+from kernelmux.errors import BackendError, nearest, shown
 from kernelmux.graph.graph import case_node
 from kernelmux.graph.ops import OPS, Case, Op
 from kernelmux.graph.ops.domain import Domain, Point, any_point, smaller
-from kernelmux.graph.ops.drawn import drawn_case
+from kernelmux.graph.ops.drawn import MARK, drawn_case
 
 STEPS = 400
 """Smaller cases that are tried of a failure at most."""
@@ -33,46 +33,66 @@ class Fuzzed:
 
     case: Case
     outcome: Outcome
+    as_drawn: Case | None = None
+    """What it was before it was made smaller, if it was."""
     alike: bool = False
-    """Whether its kernel has failed the same check of the op before: this case was not made smaller."""
+    """Whether another has failed like it before: this case was not made smaller."""
 
 
 def fuzz(
-    backend: str, registry: Registry, count: int, seed: int, device: str = "cpu", wanted: Filter | None = None
+    backend: str,
+    registry: Registry,
+    count: int,
+    seed: int,
+    device: str = "cpu",
+    wanted: Filter | None = None,
+    until: str = "",
 ) -> Iterator[Fuzzed]:
     """So many random cases of each op on each kernel that takes them; the same ones for the same seed.
 
-    Of failures of one kernel, op and check the first is made smaller, and the others are alike. BackendError where the
-    backend is not installed, is quarantined, breaks while it is asked, or takes none of the cases.
+    Of failures of one kind the first is made smaller, and the others are alike. `until` ends them with the case of
+    that name; they are as they were drawn then, each one. BackendError where the backend is not installed, is
+    quarantined, breaks while it is asked, or takes none of the cases, and where none is called so.
     """
     require_backend(backend, registry)
     wanted, target, taken = wanted or Filter(), find_device(device), False
-    for op in OPS.values():
-        domain = op.domain()
-        if domain is None or wanted.op not in ("", op.name):
-            continue
-        known: set[tuple[str, str]] = set()
-        for point in _points(op, domain, count, seed):
+    ops = {op: domain for op in OPS.values() if (domain := op.domain()) and wanted.op in ("", op.name)}
+    last = _find(until, ops, count, seed) if until else None
+    for op, domain in ops.items():
+        known: set[tuple[str, ...]] = set()
+        for index, point in enumerate(_points(op, domain, count, seed)):
             drawn = drawn_case(domain, point)
             takers = _takers(drawn, backend, registry, target, wanted)
-            if not takers:
-                continue
-            case, taken = reread(drawn), True
+            case, taken = reread(drawn) if takers else drawn, taken or bool(takers)
             for kernel in takers:
-                found, ended = Fuzzed(case, run_case(case, kernel, registry, device)), False
-                if found.outcome.status == "fail":
-                    about = kernel, first_check(found.outcome)
-                    if about in known:
+                run = partial(run_case, kernel=kernel, registry=registry, device=device)
+                found, ended = Fuzzed(case, replace(run(case), fuzz=count, seed=seed)), False
+                if found.outcome.status == "fail" and not until:
+                    kind = found.outcome.kind
+                    if kind in known:
                         found = replace(found, alike=True)
                     else:
-                        run = partial(run_case, kernel=kernel, registry=registry, device=device)
                         found, ended = _smallest(domain, point, found, run)
-                    known.add(about)
+                    known.add(kind)
                 yield found
                 if ended:
                     raise KeyboardInterrupt
+            if (op, index) == last:
+                break
+        if last and op is last[0]:
+            break
     if not taken:
         raise BackendError(f"backend {backend!r} takes none of these cases on {device}", backend=backend)
+
+
+def _find(name: str, ops: Mapping[Op, Domain], count: int, seed: int) -> tuple[Op, int]:
+    """The op and the place of the last random case that is called so; BackendError where none is."""
+    op = next((op for op in ops if name.startswith(f"{op.name}-{MARK}:")), None)
+    names = [drawn_case(ops[op], point).name for point in _points(op, ops[op], count, seed)] if op else []
+    if not op or name not in names:
+        close = nearest(name, names).partition(";")[0]
+        raise BackendError(f"none of {count} random cases an op of seed {seed} is called {shown(name)}{close}")
+    return op, max(index for index, one in enumerate(names) if one == name)
 
 
 def _points(op: Op, domain: Domain, count: int, seed: int) -> Iterator[Point]:
@@ -89,17 +109,12 @@ def _takers(case: Case, backend: str, registry: Registry, target: Device, wanted
     return [name for name in offer.kernels if wanted.kernel in ("", name)]
 
 
-def first_check(outcome: Outcome) -> str:
-    """Which check failed first."""
-    return outcome.failures[0].partition(":")[0]
-
-
 def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case], Outcome]) -> tuple[Fuzzed, bool]:
-    """Greedily: extents halved and choices made plainer, one at a time, while the same check fails.
+    """Greedily: extents halved and choices made plainer, one at a time, while it fails alike.
 
     And whether Ctrl-C ended that: it is as small as it is until then.
     """
-    tried = 0
+    tried, first = 0, found
     options = smaller(domain, point)
     while tried < STEPS and (less := next(options, None)) is not None:
         if not domain.holds(less):
@@ -110,6 +125,8 @@ def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case],
             outcome = run(case)
         except KeyboardInterrupt:
             return found, True
-        if outcome.status == "fail" and first_check(outcome) == first_check(found.outcome):
-            found, options = Fuzzed(case, outcome), smaller(domain, less)
+        if outcome.status == "fail" and outcome.kind == first.outcome.kind:
+            whole = first.outcome
+            outcome = replace(outcome, fuzz=whole.fuzz, seed=whole.seed, as_drawn=whole)
+            found, options = Fuzzed(case, outcome, first.case), smaller(domain, less)
     return found, False

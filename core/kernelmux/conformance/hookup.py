@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kernelmux.conformance.alone import MOST, tell_alone
+from kernelmux.conformance.alone import Again
 from kernelmux.conformance.case_file import CaseFile, read_cases
 from kernelmux.conformance.huge import huge_cases
 from kernelmux.conformance.outcome import Outcome
@@ -246,7 +246,7 @@ def suite(
     current = registry.current()
     wanted = Filter(large=not find_device(device).platform.host_memory)
     every = list(jobs(backend, current, device, wanted, read_cases(cases) if cases else None))
-    own: Counter[str] = Counter()  # Failures that a kernel has alone, too.
+    again = Again()
 
     def parameter(job: Job) -> Any:
         marks = [getattr(pytest.mark, name) for name in ("smoke", MARK) if name in job.case.marks]
@@ -258,10 +258,7 @@ def suite(
         @pytest.mark.parametrize("job", [parameter(job) for job in every])
         def test_case(self, job: Job, request: pytest.FixtureRequest) -> None:
             mine = [entry for entry in known if entry.meets(job.kernel, job.name)]
-            outcome = apply_known([job.run(current, device)], mine)[0]
-            if outcome.status == "fail" and own[job.kernel] < MOST:
-                failed, outcome = outcome, tell_alone(outcome)
-                own[job.kernel] += outcome == failed
+            outcome = again.tell(apply_known([job.run(current, device)], mine)[0])
             # A pattern may hold cases that pass; a case by its name may not.
             if outcome.passed and (named := next((entry for entry in mine if entry.case == job.name), None)):
                 outcome = replace(outcome, status="fail", failures=(named.stale(passes=True),))

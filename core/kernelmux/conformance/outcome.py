@@ -44,12 +44,28 @@ class Outcome:
     trace: str = ""
     """The traceback, where the kernel raised."""
 
+    raised: str = ""
+    """What it raised, and where: `ValueError, package/file.py:12`."""
+
     before: Before = ""
     """Whose cases must run before it in one process, where it fails only then."""
+
+    fuzz: int = 0
+    """Of a random case: how many of each op were drawn, of which it is one."""
+    seed: int = 0
+    as_drawn: Outcome | None = None
+    """Of a random case that was made smaller: what came of it before."""
+    alike: int = 0
+    """How many more of the random cases failed like this one, which alone is told."""
 
     @property
     def passed(self) -> bool:
         return self.status == "pass"
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """By which failures are alike: the kernel, the op, the check that failed first, what it raised where."""
+        return self.kernel, self.op, self.failures[0].partition(":")[0], self.raised
 
     @property
     def command(self) -> str:
@@ -59,13 +75,17 @@ class Outcome:
     @property
     def words(self) -> list[str]:
         """The command's words."""
+        # A random case that is in no file, or fails only after others, is the last of those that are drawn up to it.
+        drawn = bool(self.fuzz and (self.before or not self.cases))
+        before = self.before or ("op" if drawn else "")
         words = ["kernelmux", "check"]
-        words += ["--backend", self.kernel.partition(":")[0]] if self.before == "backend" else ["--kernel", self.kernel]
-        words += ["--op", self.op] if self.before == "op" else []
-        words += ["--until" if self.before else "--case", self.case]
+        words += ["--backend", self.kernel.partition(":")[0]] if before == "backend" else ["--kernel", self.kernel]
+        words += ["--op", self.op] if before == "op" else []
+        words += ["--fuzz", f"{self.fuzz}", "--seed", f"{self.seed}"] if drawn else []
+        words += ["--until" if before else "--case", self.case]
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--peer", self.peer] if self.peer else []
-        words += ["--cases", self.cases] if self.cases else []
+        words += ["--cases", self.cases] if self.cases and not drawn else []
         return words
 
 

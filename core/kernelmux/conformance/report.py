@@ -141,9 +141,11 @@ def make_report(
 
 
 def count(outcomes: Iterable[Outcome]) -> dict[Status, int]:
-    """How many outcomes have each status, the worst first."""
-    counts = Counter(outcome.status for outcome in outcomes)
-    return {status: counts[status] for status in SIGNS}
+    """How many cases came to each status, the worst first: outcomes, and those that are alike."""
+    counts = dict.fromkeys(SIGNS, 0)
+    for outcome in outcomes:
+        counts[outcome.status] += 1 + outcome.alike
+    return counts
 
 
 def summary(counts: Mapping[Status, int]) -> str:
@@ -172,8 +174,13 @@ def to_json(report: Report) -> dict[str, Any]:
             }
             for cell in report.cells
         ],
-        "outcomes": [{**asdict(o), **_numbers(o), "command": o.command} for o in report.outcomes],
+        "outcomes": [_whole(outcome) for outcome in report.outcomes],
     }
+
+
+def _whole(outcome: Outcome) -> dict[str, Any]:
+    before = {"as_drawn": _whole(outcome.as_drawn) if outcome.as_drawn else None}
+    return {**asdict(outcome), **_numbers(outcome), **before, "command": outcome.command}
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:

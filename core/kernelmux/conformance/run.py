@@ -25,7 +25,7 @@ from kernelmux.contract.answers import Offer, checked_formats, checked_variants,
 from kernelmux.contract.device import Device, find_device, is_out_of_memory, out_of_memory
 from kernelmux.contract.kernel import Declined, Kernel
 from kernelmux.contract.registry import Registry
-from kernelmux.errors import KernelmuxError, contained, named, where_raised
+from kernelmux.errors import KernelmuxError, contained, named, printable, where_raised
 from kernelmux.graph.formats import Value
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import Case, Fused
@@ -72,7 +72,7 @@ def run_case(
         return replace(blank, reason=found.reason)
     # Not before it is known that the kernel takes the case: numbers are most of a refused one's time.
     huge = huge_cases().get(case.name) if "huge" in case.marks else None
-    with _under_way(f"{kernel} {name}"):
+    with running(f"{kernel} {name}"):
         if huge:
             return _run_huge(huge, node, found, target, blank)
         with _few_threads(case, name):
@@ -85,7 +85,8 @@ def under_way() -> tuple[str, float]:
 
 
 @contextmanager
-def _under_way(name: str) -> Iterator[None]:
+def running(name: str) -> Iterator[None]:
+    """What is under way meanwhile, for whoever watches."""
     _under_way_now.append((name, time.monotonic()))
     try:
         yield
@@ -145,9 +146,10 @@ def _one_in(count: int, name: str) -> bool:
 
 
 def _raised(blank: Outcome, error: BaseException) -> Outcome:
-    said = f"{error}" if isinstance(error, KernelmuxError) else named(error)
-    failure, trace = f"raises: {said} ({where_raised(error)})", "".join(traceback.format_exception(error))
-    return replace(blank, status="fail", failures=(failure,), trace=trace)
+    said, place = f"{error}" if isinstance(error, KernelmuxError) else named(error), where_raised(error)
+    failure = f"raises: {printable(' '.join(said.split()))} ({place})"
+    trace = printable("".join(traceback.format_exception(error)))
+    return replace(blank, status="fail", failures=(failure,), trace=trace, raised=f"{type(error).__name__}, {place}")
 
 
 def _run_huge(huge: Huge, node: TensorNode, kernel: Kernel, device: Device, blank: Outcome) -> Outcome:

@@ -1,14 +1,16 @@
 """A failure that goes away alone is told so, and the command that is printed repeats it."""
 
+import json
 import os
 import shlex
 
 import pytest
 
 from command import run_command
+from kernelmux.conformance import Outcome, alone
+from kernelmux.conformance.alone import MOST, told_alone
 
-# Each test runs the command, or the suite, in processes of their own.
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow  # It runs the command, or the suite, in processes of their own.
 
 BACKEND = """
 import torch
@@ -50,6 +52,7 @@ def installed(tmp_path):
     return install
 
 
+@slow
 def test_what_fails_only_after_other_cases_is_told_so_and_its_command_repeats_it(installed):
     env = installed(AFTER_OTHERS)
     found = run_command("check", "--backend", "worn", "--case", "silu-m[15]-n576", env=env)
@@ -66,6 +69,7 @@ def test_what_fails_only_after_other_cases_is_told_so_and_its_command_repeats_it
     assert run_command("check", "--kernel", "worn:wears", "--case", "silu-m5-n576", env=env).code == 0
 
 
+@slow
 def test_where_a_kernel_takes_the_process_down_its_line_is_told(installed):
     env = installed("__import__('ctypes').string_at(0)")
     found = run_command("check", "--backend", "worn", "--case", "silu-m5-n576", env=env)
@@ -74,8 +78,68 @@ def test_where_a_kernel_takes_the_process_down_its_line_is_told(installed):
     assert "kernelmux_worn.py" in found.err
 
 
+@slow
 def test_what_fails_alone_is_told_as_it_is(installed):
     found = run_command("check", "--backend", "worn", "--case", "silu-m[15]-n576", env=installed(ALONE))
     assert found.code == 1
     assert "only after" not in found.out
     assert "again: kernelmux check --kernel worn:wears --case silu-m5-n576" in found.out
+
+
+@slow
+def test_a_random_case_that_fails_only_after_others_is_told_as_it_was_drawn(installed, tmp_path):
+    env = installed("len(seen) > 100")
+    place = tmp_path / "random.json"
+    found = run_command("check", "--fuzz", 60, "--fuzz-cases", place, "--json", env=env)
+    (failed,) = (one for one in json.loads(found.out)["outcomes"] if one["status"] == "fail")
+    assert failed["failures"][0] == "repeatable: it fails only after other cases"
+    assert failed["as_drawn"] is None
+    assert failed["alike"]
+    words = shlex.split(failed["command"])[1:]
+    assert words == [
+        *("check", "--kernel", "worn:wears", "--op", "silu", "--fuzz", "60", "--seed", "0", "--until", failed["case"])
+    ]
+    again = run_command(*words, env=env)
+    assert again.code == 1
+    assert f"fail: worn:wears {failed['case']}" in again.out
+    assert f"again: {failed['command']}" in again.out
+    assert run_command("check", "--kernel", "worn:wears", "--cases", place, env=env).code == 0
+
+
+def failures(count, kernel="worn:wears"):
+    return [
+        Outcome(f"silu-m{m}-n576", "silu", kernel, "", "fail", failures=("error: too large",)) for m in range(count)
+    ]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The cases that are run again, of a backend that is installed; those of odd rows fail alone, others after some."""
+    cases = []
+
+    def fails(outcome):
+        cases.append(outcome.case)
+        return outcome.before == "kernel" or "m1-" in outcome.case or "m3-" in outcome.case
+
+    monkeypatch.setattr(alone, "_fails", fails)
+    monkeypatch.setattr(alone, "_installed", lambda backend: True)
+    return cases
+
+
+def test_where_many_go_away_alone_the_rest_are_told_without_running_again(asked):
+    counted = []
+    found, interrupted = told_alone(failures(4 + 2 * MOST), counted.append)
+    assert not interrupted
+    assert len(set(asked)) == MOST + 2
+    assert counted == ["worn:wears silu"] * len(found)
+    assert [one.before for one in found] == ["kernel", "", "kernel", "", *["kernel"] * (2 * MOST)]
+    assert found[1] == failures(2)[1]
+    told = {one.failures[0] for one in found[MOST + 2 :]}
+    assert told == {f"repeatable: it was not run again: {MOST} of this kernel before it pass alone"}
+
+
+def test_where_it_took_too_long_nothing_is_claimed(monkeypatch):
+    monkeypatch.setattr(alone, "_installed", lambda backend: True)
+    monkeypatch.setattr(alone, "_fails", lambda outcome: None if outcome.before else False)
+    (found,), _ = told_alone(failures(1), str)
+    assert found.failures[0].endswith("alone; what it takes to repeat it is not known")

@@ -55,11 +55,11 @@ def test_a_failure_is_as_small_as_it_fails_and_its_file_and_command_show_it_agai
     fake = backend(silu=wrong_where(lambda node: node.rows >= 3 and columns(node) > 100))
     result = check("--fuzz", 60, "--op", "silu", "--seed", 7, fake=fake)
     assert result.code == 1
-    (case,) = read_cases("fuzz-7.json").cases
+    case, *_ = read_cases("fuzz-7.json").cases
     assert case.inputs[0].extents == (3, 101)
     assert case.name == "silu-drawn:m=3,n=101"
     assert json.dumps(case.name) in result.err
-    assert "1 failing case, made small: fuzz-7.json" in result.err
+    assert "1 failing case, made small, and it as it was drawn: fuzz-7.json" in result.err
     (again,) = (line.partition("again: ")[2] for line in result.out.splitlines() if "again: " in line)
     program, command, *words = shlex.split(again)
     assert (program, command) == ("kernelmux", "check")
@@ -89,9 +89,63 @@ def test_of_several_failures_of_a_kernel_and_check_one_is_told_and_the_others_ar
     assert 20 < len(failed) < len(found) == 30
     assert [one.alike for one in failed] == [False] + [True] * (len(failed) - 1)
     result = check("--fuzz", 30, "--op", "silu", fake=fake)
-    assert f"{30 - len(failed)} pass, 0 refused, 1 fail" in result.out
-    assert f"alike: {len(failed) - 1} more of the random cases of silu failed this check" in result.out
-    assert len(read_cases("fuzz-0.json").cases) == 1
+    assert f"{30 - len(failed)} pass, 0 refused, {len(failed)} fail" in result.out
+    assert f"alike: {len(failed) - 1} more of the random cases of silu failed so" in result.out
+    assert f"{len(failed)} failed: the first of each kernel run again" in result.err
+    assert result.out.count("again: ") == 1
+
+
+def test_kernels_that_raise_elsewhere_are_not_alike(place):
+    def raises(node, tensors):
+        if columns(node) % 2:
+            raise ValueError("odd\x1b[2J\nand wide")
+        if columns(node) > 64:
+            raise IndexError("too wide")
+        compute(node, tensors)
+
+    result = check("--fuzz", 40, "--op", "mul", "--json", fake=backend(mul=FakeKernel(work=raises)))
+    failed = [one for one in json.loads(result.out)["outcomes"] if one["status"] == "fail"]
+    assert sorted(one["failures"][0].partition(" (")[0] for one in failed) == [
+        "raises: IndexError: too wide",
+        "raises: ValueError: odd\\x1b[2J and wide",
+    ]
+    assert {one["raised"].partition(",")[0] for one in failed} == {"IndexError", "ValueError"}
+
+
+def test_the_command_of_any_random_case_ends_with_it():
+    fake = backend(silu=FakeKernel(work=compute), mul=FakeKernel(work=compute))
+    one = json.loads(check("--fuzz", 9, "--seed", 4, "--json", fake=fake).out)["outcomes"][4]
+    words = shlex.split(one["command"])[2:]
+    assert words == ["--kernel", "fake:f32", "--op", one["op"], "--fuzz", "9", "--seed", "4", "--until", one["case"]]
+    found = json.loads(check(*words, "--json", fake=fake).out)["outcomes"]
+    assert [each["op"] for each in found] == [one["op"]] * 5
+    assert found[-1] == one | {"before": "op"}
+
+
+def test_up_to_a_case_nothing_is_made_smaller_grouped_or_written(place):
+    fake = backend(silu=wrong_where(lambda node: True))
+    with registry.isolated(fake=fake) as current:
+        whole = list(fuzz("fake", current, 9, 0))
+    last = whole[6].case.name
+    result = check("--backend", "fake", "--fuzz", 9, "--until", last, "--json", fake=fake)
+    found = json.loads(result.out)["outcomes"]
+    assert [one["status"] for one in found] == [one.outcome.status for one in whole[:7]]
+    assert found[-1]["command"] == f"kernelmux check --backend fake --fuzz 9 --seed 0 --until {last}"
+    assert result.code == 1
+    assert list(place.iterdir()) == []
+
+
+def test_a_name_that_no_random_case_has_is_one_line():
+    fake = backend(silu=FakeKernel(work=compute))
+    told = "none of 5 random cases an op of seed 0 is called 'silu-drawn:m=3,n=1010101'"
+    assert_one_line_error(check("--fuzz", 5, "--until", "silu-drawn:m=3,n=1010101", fake=fake), told)
+
+
+def test_a_file_of_an_earlier_run_is_told_where_nothing_failed(place):
+    check("--fuzz", 9, "--op", "silu", fake=backend(silu=wrong_where(lambda node: True)))
+    result = check("--fuzz", 9, "--op", "silu", fake=backend(silu=FakeKernel(work=compute)))
+    assert (result.code, result.err) == (0, "nothing failed: fuzz-0.json is of an earlier run\n")
+    assert read_cases("fuzz-0.json").cases
 
 
 def test_ctrl_c_while_a_failure_is_made_smaller_loses_nothing_of_it(place):
@@ -107,7 +161,7 @@ def test_ctrl_c_while_a_failure_is_made_smaller_loses_nothing_of_it(place):
 
     result = check("--fuzz", 60, "--op", "silu", "--save", "r.json", fake=backend(silu=FakeKernel(work=work)))
     assert result.code == 130
-    (case,) = read_cases("fuzz-0.json").cases
+    case, *_ = read_cases("fuzz-0.json").cases
     assert case.inputs[0].extents in made
     assert "1 fail" in result.out
     assert json.loads((place / "r.json").read_text())["totals"]["fail"] == 1
@@ -131,7 +185,7 @@ def test_a_kernel_that_raises_is_made_small_too(place):
     result = check("--fuzz", 40, "--op", "mul", "--fuzz-cases", "wide.json", fake=backend(mul=FakeKernel(work=raises)))
     assert result.code == 1
     assert "raises: ValueError: too wide" in result.out
-    (case,) = read_cases(place / "wide.json").cases
+    case, *_ = read_cases(place / "wide.json").cases
     assert case.inputs[0].extents == (1, 65)
 
 
@@ -198,7 +252,7 @@ def test_300_random_cases_of_an_op_pass(op, name):
 def test_extents_are_halved_down_to_where_the_failure_begins(place):
     fake = backend(silu=wrong_where(lambda node: node.rows % 2 == 1 and node.rows > 1 and columns(node) > 1024))
     assert check("--fuzz", 80, "--op", "silu", fake=fake).code == 1
-    (case,) = read_cases("fuzz-0.json").cases
+    case, *_ = read_cases("fuzz-0.json").cases
     assert case.name == "silu-drawn:m=3,n=1025"
 
 
