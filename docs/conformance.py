@@ -127,7 +127,7 @@ CHECKS = (
     (
         "repeatable",
         "The same launch gives the same bytes, whatever was launched or bound before, and however often; also after a "
-        "launch that raised, and where of the inputs positions, ids or a block table alone change.",
+        "launch that raised, and where of the inputs positions, ids, a block table, lengths or rows alone change.",
     ),
     (
         "process",

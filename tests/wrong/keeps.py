@@ -8,6 +8,7 @@ import torch
 
 from wrong.cache import Scatter
 from wrong.kernel import Right, planted
+from wrong.paged import Paged
 from wrong.rope import Turn
 
 
@@ -209,3 +210,34 @@ class KeepsPositionsByTheirEnds(Turn):
         if not (kept and kept[0][[0, -1]].equal(positions[[0, -1]])):
             kept[:] = (positions.clone(),)
         return dataclasses.replace(operands, inputs=(q, k, kept[0]))
+
+
+class KeepsAPlan(Paged):
+    """A binding's, of which sequence is how long, for steps that look alike."""
+
+    def bind(self, node, tensors, stream):
+        plans = {}
+
+        def launch():
+            self.plans = plans
+            self.launch(node, tensors)
+
+        return launch
+
+    def lengths(self, lengths):
+        return self.plans.setdefault(self.key(lengths), lengths)
+
+    def key(self, lengths):
+        return tuple(lengths)
+
+
+@planted("attention", "repeatable", first="*-batch")
+class KeepsAPlanByTheSumOfLengths(KeepsAPlan):
+    def key(self, lengths):
+        return len(lengths), sum(lengths)
+
+
+@planted("attention", "repeatable", first="*-batch")
+class KeepsAPlanByTheLongestLength(KeepsAPlan):
+    def key(self, lengths):
+        return len(lengths), max(lengths)

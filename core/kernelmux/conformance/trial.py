@@ -6,7 +6,7 @@ Enters: drawn numbers, and a node whose formats are settled. Leaves: bytes befor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,8 +39,10 @@ CACHED = 0x3F
 
 Once = Callable[[Hashable, Callable[[], Any]], Any]
 """`Drawn.once`."""
-REARRANGED = ("ids", "positions", "block_table")
-"""Inputs of which any numbers that are there are right in other places too."""
+PAGED = ("block_table", "kv_len", "query_start")
+"""Inputs that say which rows and pages are whose: any order is right that leaves no more rows than positions."""
+REARRANGED = ("ids", "positions", *PAGED)
+"""Inputs of which the numbers that are there are right in other places too."""
 FEW = 2**18
 """Weights up to which a case is worth preparing twice: every kernel has such cases."""
 
@@ -206,23 +208,19 @@ class Trial:
 
     @cached_property
     def rearranged(self) -> dict[str, list[torch.Tensor]]:
-        """Inputs as given but for one, of ids or positions, by its name: its first and last row, and how many, stay.
+        """Inputs as given but for one that is step state, by its name: its numbers in another order.
 
-        Any order of a table's pages may be read, unless some hold NaN, which no sequence has written; and rows between
-        the first and the last may be what the first is.
+        Where pages are dealt anew what no sequence has written is read too: not where some of it is NaN.
         """
         found = {}
-        for index, (port, memory) in enumerate(zip(self.node.contract.inputs, self.inputs, strict=False)):
-            if port not in REARRANGED:
+        ports = dict(zip(self.node.contract.inputs, self.inputs, strict=False))
+        holes = any(bool(plane.float().isnan().any()) for memory in self.inputs for plane in memory.parts)
+        for port, memory in ports.items():
+            if port not in REARRANGED or (holes and port in PAGED):
                 continue
             self.room.restore(self.given)
-            part = memory.parts[0]
-            if port == "block_table":
-                if any(bool(plane.float().isnan().any()) for each in self.inputs for plane in each.parts):
-                    continue
-                part.copy_(part.flip(-1))
-            else:
-                part[1:-1] = part[:1].clone()
+            memory.parts[0].copy_(_in_another_order(port, {name: each.parts[0] for name, each in ports.items()}))
+            index = self.inputs.index(memory)
             if not memory.snapshot().equal(self.given[index]):
                 found[self.node.inputs[index].name] = [each.snapshot() for each in self.inputs]
         return found
@@ -412,6 +410,20 @@ class Trial:
 def _upside_down(plane: torch.Tensor) -> torch.Tensor:
     """A plane with its rows in reverse; torch turns no float8."""
     return plane.view(torch.uint8).flip(0).view(plane.dtype) if plane.itemsize == 1 else plane.flip(0)
+
+
+def _in_another_order(port: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What is step state with its numbers where others were; as it is where that would not be valid."""
+    given = inputs[port]
+    if port == "block_table":
+        return given.flip(-1)
+    if port not in PAGED:
+        # How many there are, the first and the last stay: rows between them may be what the first is.
+        return torch.cat([given[:1], given[:1].expand_as(given[1:-1]), given[1:][-1:]])
+    turned = given.flip(0) if port == "kv_len" else given[-1] - given.flip(0)
+    step = {**inputs, port: turned}
+    lengths, rows = step["kv_len"], step["query_start"].diff()
+    return turned if bool(((lengths >= rows) | (lengths == 0)).all()) else given
 
 
 def _may_lie_apart(value: Value) -> bool:
