@@ -33,8 +33,11 @@ from kernelmux.graph.ops.drawn import MARK
 
 ALL = "all"
 """The place of a variant that is about every value in question."""
-MANY, FEW = 100, 3
-"""How often a smoke case is launched, with other inputs and another binding by turns: one case in `EVERY`, the rest."""
+MANY, FEW = 400, 3
+"""How often a smoke case is launched, with other inputs and another binding by turns: one case in `EVERY`, the rest.
+
+Two turns of three are one binding's: it is launched more often than a byte counts.
+"""
 EVERY = 20
 THREADED = 20
 """One case in so many has all of torch's threads: most are so small that threads only wait for each other."""
