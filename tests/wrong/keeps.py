@@ -59,6 +59,16 @@ class KeepsTheWeightsThatItPreparedLast(Right):
         return super().read(node, dataclasses.replace(tensors, packed=self.last))
 
 
+@planted("mul_mat", "repeatable")
+class KnowsWeightsByTheirFirstBytes(Right):
+    """Those that are tied are packed once."""
+
+    def prepare(self, weights, device):
+        kept = self.__dict__.setdefault("kept", {})
+        key = weights[0].shape, bytes(weights[0].planes[0].flatten()[:4].view(torch.uint8).tolist())
+        return kept.setdefault(key, super().prepare(weights, device))
+
+
 @planted("rope", "repeatable")
 class KeepsThePositionsOfItsFirstLaunch(Turn):
     """Its table of angles is made once."""
