@@ -18,16 +18,24 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 class Command(TyperCommand):
-    """A command of which no option that takes one value is given twice: the first would be lost and nobody told."""
+    """A command of which no option is given for nothing: what would be lost, and nobody told, is a usage error."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Usage error for an option given twice that is neither a switch nor one that may be repeated."""
+        """Usage error for an option given twice that is neither a switch nor one that may be repeated, or given empty.
+
+        Empty is as if it were not given where that is the default: `--backend "$NAME"` would mean all of them.
+        """
         with _raised_of(ctx):
-            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            given, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for param, times in Counter(order).items():
-                single = not (param.multiple or getattr(param, "is_flag", False) or param.param_type_name == "argument")
-                if times > 1 and single and not ctx.resilient_parsing:
-                    ctx.fail(f"{max(param.opts, key=len)} is given {times} times, and takes one value: give it once")
+                if param.param_type_name == "argument" or ctx.resilient_parsing:
+                    continue
+                option = max(param.opts, key=len)
+                if times > 1 and not (param.multiple or getattr(param, "is_flag", False)):
+                    ctx.fail(f"{option} is given {times} times, and takes one value: give it once")
+                value = given[param.name]
+                if (param.multiple and "" in value) or (value == "" and param.default == ""):
+                    ctx.fail(f"{option} is empty: give it a value, or leave it out")
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -47,6 +47,21 @@ def test_an_option_that_takes_one_value_is_refused_where_it_is_given_twice(argum
     assert_one_line_error(call_command(*arguments), f"{option} is given 2 times")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["check", "--backend", ""], "--backend"),
+        (["check", "--op", "silu", "--op="], "--op"),
+        (["check", "--until="], "--until"),
+        (["plan", "m.gguf", "--use="], "--use"),
+        (["chat", "m.gguf", "--system="], "--system"),
+    ],
+    ids=str,
+)
+def test_an_option_that_is_empty_is_refused_where_that_is_as_if_it_were_not_given(arguments: list[str], option: str):
+    assert_one_line_error(call_command(*arguments), f"{option} is empty: give it a value, or leave it out")
+
+
 def test_a_switch_may_be_given_twice(tiny: Path):
     assert call_command("graph", tiny, "--json", "--json").code == 0
 
