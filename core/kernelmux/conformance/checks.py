@@ -22,7 +22,8 @@ from kernelmux.errors import contained
 from kernelmux.graph.formats import dequantize_planes, lookup, planes_of_rows, quantized_scales
 
 if TYPE_CHECKING:
-    from kernelmux.conformance.trial import Room, Trial
+    from kernelmux.conformance.room import Room
+    from kernelmux.conformance.trial import Trial
     from kernelmux.graph.graph import TensorNode
 
 SCALE = 1e-3

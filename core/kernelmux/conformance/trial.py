@@ -6,19 +6,21 @@ Enters: drawn numbers, and a node whose formats are settled. Leaves: bytes befor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from kernelmux.conformance import others
 from kernelmux.conformance.draw import DrawnInput
 from kernelmux.conformance.guarded import POISONS, Guarded, holding, same
 from kernelmux.conformance.located import Layout
 from kernelmux.conformance.measure import Measured, compare
-from kernelmux.contract.answers import bound, checked_workspace, prepared
+from kernelmux.conformance.room import Room
+from kernelmux.contract.answers import bound, prepared
 from kernelmux.contract.device import Device
 from kernelmux.contract.kernel import Kernel, Launch, Tensors
 from kernelmux.graph.formats import (
@@ -39,37 +41,10 @@ CACHED = 0x3F
 
 Once = Callable[[Hashable, Callable[[], Any]], Any]
 """`Drawn.once`."""
-PAGED = ("block_table", "kv_len", "query_start")
-"""Inputs that say which rows and pages are whose: any order is right that leaves no more rows than positions."""
-REARRANGED = ("ids", "positions", *PAGED)
-"""Inputs of which the numbers that are there are right in other places too."""
 FEW = 2**18
 """Weights up to which a case is worth preparing twice: every kernel has such cases."""
 NEAR_ZERO = 1e-3
 """Up to which weights may be nothing in a format of fewer bits."""
-
-
-@dataclass(frozen=True, eq=False)
-class Room:
-    """Memory for one binding; an output may be an input's."""
-
-    inputs: Sequence[Guarded]
-    outputs: Sequence[Guarded]
-    scratch: Guarded
-    host: Sequence[torch.Tensor | None]
-    """Of the inputs that are step state, mirrors in host memory; on the CPU the inputs themselves."""
-
-    def restore(self, contents: Sequence[torch.Tensor]) -> None:
-        """Inputs filled with what they held when that was kept."""
-        for memory, held in zip(self.inputs, contents, strict=True):
-            memory.restore(held)
-        self.mirror()
-
-    def mirror(self) -> None:
-        """The mirrors hold what the inputs do."""
-        for memory, mirror in zip(self.inputs, self.host, strict=True):
-            if mirror is not None:
-                mirror.copy_(memory.parts[0])
 
 
 class Trial:
@@ -113,20 +88,7 @@ class Trial:
 
     def new_room(self, apart: bool = False) -> Room:
         """Memory for another binding of the node; where `apart`, inputs of rows and columns have gaps between rows."""
-        node, device = self.node, self.device.torch
-        inputs = [
-            Guarded.apart(value, device) if apart and _may_lie_apart(value) else Guarded.of(value, device)
-            for value in node.inputs
-        ]
-        state = [value.format == "i32" for value in node.inputs]
-        host = [memory.parts[0].cpu() if mirrored else None for memory, mirrored in zip(inputs, state, strict=True)]
-        if self.kernel.joins(node):
-            outputs = Guarded.side_by_side(node.outputs, device)
-        else:
-            outputs = [Guarded.of(value, device) for value in node.outputs]
-        for source, target in node.contract.updates:
-            outputs[target] = inputs[source]
-        return Room(inputs, outputs, Guarded.scratch(checked_workspace(self.kernel, node), device), host)
+        return Room.of(self.node, self.kernel, self.device, apart)
 
     def one_row(self, row: int) -> Trial | None:
         """The same kernel on one row alone; None where the op's values are not all rows of one batch."""
@@ -173,11 +135,11 @@ class Trial:
 
     def _prepare_others(self) -> tuple[torch.Tensor, ...] | None:
         """Weights that begin as the case's do, packed; None where they are too many."""
-        others = [replace(weight, planes=tuple(map(_upside_down, weight.planes))) for weight in self.weights]
-        if not others or sum(math.prod(weight.shape) for weight in others) > FEW:
+        weights = others.weights(self.weights)
+        if not weights or sum(math.prod(weight.shape) for weight in weights) > FEW:
             return None
-        packed = self.kernel.prepare(others, self.device)
-        told = [w for w, other in zip(self.weights, others, strict=True) if not same(w.planes, other.planes)]
+        packed = self.kernel.prepare(weights, self.device)
+        told = [w for w, other in zip(self.weights, weights, strict=True) if not same(w.planes, other.planes)]
         # What is packed in fewer bits may have lost numbers near zero.
         known = any(float(weight.dequantize().abs().max()) > NEAR_ZERO for weight in told)
         if known and packed and same(packed, self.packed):
@@ -207,38 +169,13 @@ class Trial:
 
     @cached_property
     def other(self) -> list[torch.Tensor]:
-        """Inputs as valid as those given, and none of them alike: numbers negated and halved, ids and lengths zero.
-
-        Of an op that updates its inputs ids come in reverse instead: two rows for one slot have no right answer.
-        """
-        updated = {source for source, _ in self.node.contract.updates}
-        self.room.restore(self.given)
-        for index, (value, memory) in enumerate(zip(self.node.inputs, self.inputs, strict=True)):
-            if value.format == "i32":
-                ids = memory.parts[0]
-                ids.copy_(ids.flip(0) if updated else torch.zeros_like(ids))
-            elif index not in updated:
-                quantize_planes(value.format, dequantize_planes(value.format, memory.parts) * -0.5, memory.parts)
-        return [memory.snapshot() for memory in self.inputs]
+        """Contents of the inputs, none of them like those given."""
+        return others.inputs(self.node, self.room, self.given)
 
     @cached_property
     def rearranged(self) -> dict[str, list[torch.Tensor]]:
-        """Inputs as given but for one that is step state, by its name: its numbers in another order.
-
-        Where pages are dealt anew what no sequence has written is read too: not where some of it is NaN.
-        """
-        found = {}
-        ports = dict(zip(self.node.contract.inputs, self.inputs, strict=False))
-        holes = any(bool(plane.float().isnan().any()) for memory in self.inputs for plane in memory.parts)
-        for port, memory in ports.items():
-            if port not in REARRANGED or (holes and port in PAGED):
-                continue
-            self.room.restore(self.given)
-            memory.parts[0].copy_(_in_another_order(port, {name: each.parts[0] for name, each in ports.items()}))
-            index = self.inputs.index(memory)
-            if not memory.snapshot().equal(self.given[index]):
-                found[self.node.inputs[index].name] = [each.snapshot() for each in self.inputs]
-        return found
+        """Contents of the inputs, as given but for one that is step state, by its name."""
+        return others.rearranged(self.node, self.room, self.given)
 
     def bind(self, room: Room | None = None, packed: tuple[torch.Tensor, ...] | None = None) -> Launch:
         """The kernel bound to memory, its own and `self.packed` unless told.
@@ -418,28 +355,3 @@ class Trial:
 
     def synchronize(self) -> None:
         self.device.platform.synchronize(self.device)
-
-
-def _upside_down(plane: torch.Tensor) -> torch.Tensor:
-    """A plane with its rows in reverse, but for the first, by which a kernel might know them; torch turns no float8."""
-    rows = plane.view(torch.uint8) if plane.itemsize == 1 else plane
-    return torch.cat([rows[:1], rows[1:].flip(0)] if len(rows) > 2 else [rows.flip(0)]).view(plane.dtype)
-
-
-def _in_another_order(port: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What is step state with its numbers where others were; as it is where that would not be valid."""
-    given = inputs[port]
-    if port == "block_table":
-        return given.flip(-1)
-    if port not in PAGED:
-        # How many there are, the first and the last stay: rows between them may be what the first is.
-        return torch.cat([given[:1], given[:1].expand_as(given[1:-1]), given[1:][-1:]])
-    turned = given.flip(0) if port == "kv_len" else given[-1] - given.flip(0)
-    step = {**inputs, port: turned}
-    lengths, rows = step["kv_len"], step["query_start"].diff()
-    return turned if bool(((lengths >= rows) | (lengths == 0)).all()) else given
-
-
-def _may_lie_apart(value: Value) -> bool:
-    """Whether a value may be columns of a wider matrix: numbers of rows and columns, one plane."""
-    return len(value.shape) == 2 and value.format != "i32" and lookup(value.format).plain
