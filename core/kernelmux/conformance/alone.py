@@ -40,7 +40,7 @@ class Again:
             said = f"it was not run again: {MOST} of this kernel before it pass alone"
             return _told(outcome.as_drawn or outcome, said, later[-1].before)
         found = tell_alone(outcome)
-        if found == outcome:
+        if found in (outcome, outcome.as_drawn):
             self._own[outcome.kernel] += 1
         else:
             later.append(found)

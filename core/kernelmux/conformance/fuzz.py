@@ -56,11 +56,11 @@ def fuzz(
     """
     require_backend(backend, registry)
     wanted, target, taken = wanted or Filter(), find_device(device), False
-    ops = {op: domain for op in OPS.values() if (domain := op.domain()) and wanted.op in ("", op.name)}
-    last = _find(until, ops, count, seed) if until else None
-    for op, domain in ops.items():
-        known: set[tuple[str, ...]] = set()
-        for index, point in enumerate(_points(op, domain, count, seed)):
+    domains = {op: domain for op in OPS.values() if (domain := op.domain()) and wanted.op in ("", op.name)}
+    points = {op: [*_points(op, domain, count, seed)] for op, domain in domains.items()}
+    for op, several in (_up_to(until, points, domains, seed) if until else points).items():
+        domain, known = domains[op], set[tuple[str, ...]]()
+        for point in several:
             drawn = drawn_case(domain, point)
             takers = _takers(drawn, backend, registry, target, wanted)
             case, taken = reread(drawn) if takers else drawn, taken or bool(takers)
@@ -77,28 +77,28 @@ def fuzz(
                 yield found
                 if ended:
                     raise KeyboardInterrupt
-            if (op, index) == last:
-                break
-        if last and op is last[0]:
-            break
     if not taken:
         raise BackendError(f"backend {backend!r} takes none of these cases on {device}", backend=backend)
-
-
-def _find(name: str, ops: Mapping[Op, Domain], count: int, seed: int) -> tuple[Op, int]:
-    """The op and the place of the last random case that is called so; BackendError where none is."""
-    op = next((op for op in ops if name.startswith(f"{op.name}-{MARK}:")), None)
-    names = [drawn_case(ops[op], point).name for point in _points(op, ops[op], count, seed)] if op else []
-    if not op or name not in names:
-        close = nearest(name, names).partition(";")[0]
-        raise BackendError(f"none of {count} random cases an op of seed {seed} is called {shown(name)}{close}")
-    return op, max(index for index, one in enumerate(names) if one == name)
 
 
 def _points(op: Op, domain: Domain, count: int, seed: int) -> Iterator[Point]:
     """Random points; those of a larger count begin with those of a smaller one."""
     source = random.Random(f"{seed} {op.name}")
     return (any_point(domain, source) for _ in range(count))
+
+
+def _up_to(
+    name: str, points: Mapping[Op, list[Point]], domains: Mapping[Op, Domain], seed: int
+) -> dict[Op, list[Point]]:
+    """The ops up to that of the case, and of its op the points up to the last so called; BackendError where none is."""
+    ops = list(points)
+    op = next((op for op in ops if name.startswith(f"{op.name}-{MARK}:")), None)
+    names = [drawn_case(domains[op], point).name for point in points[op]] if op else []
+    if not op or name not in names:
+        close = nearest(name, names).partition(";")[0]
+        raise BackendError(f"of so many random cases of seed {seed} none is called {shown(name)}{close}")
+    last = len(names) - names[::-1].index(name)
+    return {**{before: points[before] for before in ops[: ops.index(op)]}, op: points[op][:last]}
 
 
 def _takers(case: Case, backend: str, registry: Registry, target: Device, wanted: Filter) -> list[str]:

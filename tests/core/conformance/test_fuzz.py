@@ -137,7 +137,7 @@ def test_up_to_a_case_nothing_is_made_smaller_grouped_or_written(place):
 
 def test_a_name_that_no_random_case_has_is_one_line():
     fake = backend(silu=FakeKernel(work=compute))
-    told = "none of 5 random cases an op of seed 0 is called 'silu-drawn:m=3,n=1010101'"
+    told = "of so many random cases of seed 0 none is called 'silu-drawn:m=3,n=1010101'"
     assert_one_line_error(check("--fuzz", 5, "--until", "silu-drawn:m=3,n=1010101", fake=fake), told)
 
 
