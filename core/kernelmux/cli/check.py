@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from kernelmux.cli.progress import counting
 if TYPE_CHECKING:
     from kernelmux.conformance import Job, Outcome
     from kernelmux.conformance.hookup import Known
-    from kernelmux.conformance.outcome import Before
     from kernelmux.conformance.report import Report
     from kernelmux.contract.record import Record
     from kernelmux.contract.registry import Registry
@@ -89,6 +89,7 @@ def check(
     from kernelmux.conformance import Filter
     from kernelmux.conformance.case_file import read_cases
     from kernelmux.conformance.hookup import read_known
+    from kernelmux.conformance.outcome import Run
     from kernelmux.conformance.report import make_report
     from kernelmux.contract import registry
     from kernelmux.contract.device import find_device
@@ -101,18 +102,15 @@ def check(
     asked = dict.fromkeys(op or [""])
     if not fuzz and (seed or fuzz_cases):
         raise typer.BadParameter("it is of random cases: ask for some by --fuzz N", param_hint="--seed, --fuzz-cases")
-    # What fails after others is repeated by the command that was given, not by its case alone.
-    before: Before = "backend" if not kernel else "op" if op else "kernel"
+    run = Run(backend, kernel, tuple(asked) if op else (), case, smoke, large, shard, fuzz, seed)
+    began = time.monotonic()
     if fuzz:
         unused = {"case": case, "smoke": smoke, "large": large, "cases": cases, "known": known}
         refuse_together("--fuzz", **unused, shard=shard, peer=peer, list=list_cases)
         backends = named_backends(backend, kernel, op or [], current)
-        place = fuzz_cases or Path(f"fuzz-{seed}.json")
-        outcomes, ended = run_fuzz(backends, fuzz, seed, device, [Filter(one, kernel) for one in asked], place, until)
-        if until:
-            outcomes = _repeated_by(before, until, outcomes)
-        elif not ended:
-            outcomes, ended = run_alone(outcomes)
+        outcomes, ended = run_fuzz(run, backends, device, fuzz_cases or Path(f"fuzz-{seed}.json"), until)
+        if not ended:
+            outcomes, ended = _repeated(outcomes, until, time.monotonic() - began)
         said = (ended,) if ended else ()
         _write(make_report(outcomes, current.backends, target.device_class, said), json, save, html, verbose)
         if ended:
@@ -139,12 +137,10 @@ def check(
     entries = read_known(known) if known else []
     narrowed = bool(op or kernel or case or until or shard or smoke or cases)
     ran, interrupted = _run(chosen, current, device, peer)
-    outcomes = _judge(ran, entries, every, narrowed)
+    outcomes = [replace(outcome, run=run) for outcome in _judge(ran, entries, every, narrowed)]
     ended = f"interrupted after {len(ran)} of {len(chosen)} cases" if interrupted else ""
-    if until:
-        outcomes = _repeated_by(before, until, outcomes)
-    elif len(chosen) > 1 and not interrupted:
-        outcomes, ended = run_alone(outcomes)
+    if len(chosen) > 1 and not interrupted:
+        outcomes, ended = _repeated(outcomes, until, time.monotonic() - began)
     if ended:
         notes["interrupted"] = ended
         typer.echo(ended, err=True)
@@ -164,9 +160,14 @@ def check(
         raise typer.Exit(1)
 
 
-def _repeated_by(before: Before, until: str, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes, those of the last case repeated by what ran."""
-    return [replace(one, before=before) if one.case == until else one for one in outcomes]
+def _repeated(outcomes: Sequence[Outcome], until: str, took: float) -> tuple[list[Outcome], str]:
+    """Outcomes with what repeats them, where they come of others; and what to say where Ctrl-C ended the finding out.
+
+    Of those up to a case it is known: what was run.
+    """
+    if until:
+        return [replace(one, before="run") if one.status == "fail" and one.op else one for one in outcomes], ""
+    return run_alone(outcomes, took)
 
 
 def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> tuple[list[Outcome], bool]:

@@ -16,23 +16,19 @@ from kernelmux.cli.progress import counting
 from kernelmux.errors import BackendError, GraphError, KernelmuxError
 
 if TYPE_CHECKING:
-    from kernelmux.conformance import Filter, Outcome
+    from kernelmux.conformance import Outcome
     from kernelmux.conformance.fuzz import Fuzzed
+    from kernelmux.conformance.outcome import Run
 
 
 def run_fuzz(
-    backends: Sequence[str],
-    count: int,
-    seed: int,
-    device: str,
-    wanted: Sequence[Filter],
-    place: Path,
-    until: str = "",
+    asked: Run, backends: Sequence[str], device: str, place: Path, until: str = ""
 ) -> tuple[list[Outcome], str]:
-    """Each backend on so many random cases of each op wanted; and, where Ctrl-C ended that before, when.
+    """Each backend on as many random cases as asked; and, where Ctrl-C ended that before, when.
 
     What fails goes to `place`, and is printed to stderr; but for those up to a case, which their command repeats.
     """
+    from kernelmux.conformance import Filter
     from kernelmux.conformance.fuzz import fuzz
     from kernelmux.conformance.run import under_way
     from kernelmux.contract import registry
@@ -43,11 +39,12 @@ def run_fuzz(
     alike: Counter[tuple[str, ...]] = Counter()
     nothing: list[str] = []
     interrupted = ""
+    wanted = [Filter(op, asked.kernel) for op in asked.ops or [""]]
     with counting(under_way) as count_one:
         for backend, each in product(backends, wanted):
             try:
-                for found in fuzz(backend, registry.current(), count, seed, device, each, until):
-                    outcome = found.outcome
+                for found in fuzz(backend, registry.current(), asked.fuzz, asked.seed, device, each, until):
+                    outcome = _of_run(found.outcome, asked)
                     count_one(f"{outcome.kernel} {outcome.op}")
                     if found.alike:
                         alike[outcome.kind] += 1
@@ -70,6 +67,10 @@ def run_fuzz(
     if not until:
         _save(failing, place)
     return [_with_alike(one, alike[one.kind]) if one.status == "fail" else one for one in outcomes], interrupted
+
+
+def _of_run(outcome: Outcome, asked: Run) -> Outcome:
+    return replace(outcome, run=asked, as_drawn=outcome.as_drawn and replace(outcome.as_drawn, run=asked))
 
 
 def _of_file(outcome: Outcome, place: str) -> Outcome:

@@ -13,7 +13,7 @@ from functools import partial
 
 from kernelmux.conformance.case_file import reread
 from kernelmux.conformance.hookup import Filter, require_backend
-from kernelmux.conformance.outcome import Outcome
+from kernelmux.conformance.outcome import Outcome, Run
 from kernelmux.conformance.run import run_case
 from kernelmux.contract.device import Device, find_device
 from kernelmux.contract.registry import Registry
@@ -66,7 +66,7 @@ def fuzz(
             case, taken = reread(drawn) if takers else drawn, taken or bool(takers)
             for kernel in takers:
                 run = partial(run_case, kernel=kernel, registry=registry, device=device)
-                found, ended = Fuzzed(case, replace(run(case), fuzz=count, seed=seed)), False
+                found, ended = Fuzzed(case, replace(run(case), run=Run(fuzz=count, seed=seed))), False
                 if found.outcome.status == "fail" and not until:
                     kind = found.outcome.kind
                     if kind in known:
@@ -127,6 +127,6 @@ def _smallest(domain: Domain, point: Point, found: Fuzzed, run: Callable[[Case],
             return found, True
         if outcome.status == "fail" and outcome.kind == first.outcome.kind:
             whole = first.outcome
-            outcome = replace(outcome, fuzz=whole.fuzz, seed=whole.seed, as_drawn=whole)
+            outcome = replace(outcome, run=whole.run, as_drawn=whole)
             found, options = Fuzzed(case, outcome, first.case), smaller(domain, less)
     return found, False

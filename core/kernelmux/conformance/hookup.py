@@ -263,7 +263,8 @@ def suite(
             if outcome.passed and (named := next((entry for entry in mine if entry.case == job.name), None)):
                 outcome = replace(outcome, status="fail", failures=(named.stale(passes=True),))
             carried = asdict(outcome).items()
-            request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in carried)
+            plain = ((name, value) for name, value in carried if not isinstance(value, dict))
+            request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in plain)
             if outcome.status == "refused":
                 pytest.skip(outcome.reason)
             if outcome.status == "known":

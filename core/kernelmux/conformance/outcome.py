@@ -8,9 +8,45 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["pass", "fail", "refused", "known"]
-Before = Literal["", "op", "kernel", "backend"]
-BEFORE: tuple[Before, ...] = ("op", "kernel", "backend")
-"""Whose cases a failure may take to come: those of its kernel and op, of its kernel, or of its backend."""
+Before = Literal["", "op", "kernel", "backend", "run"]
+"""Whose cases a failure may take to come: those of its kernel and op, of its kernel, of its backend; all that ran."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was asked of the suite: of which kernels, and which cases. By this its cases are run again up to one."""
+
+    backend: str = ""
+    kernel: str = ""
+    ops: tuple[str, ...] = ()
+    case: str = ""
+    smoke: bool = False
+    large: bool = False
+    shard: str = ""
+    fuzz: int = 0
+    """How many random cases of each op, in place of the suite's own."""
+    seed: int = 0
+
+    @property
+    def befores(self) -> tuple[Before, ...]:
+        """What may be run again before a failure, the fewest cases first, and nothing that did not run."""
+        kernel: tuple[Before, ...] = () if self.ops else ("kernel",)
+        backend: tuple[Before, ...] = () if self.ops or self.kernel else ("backend",)
+        return ("op", *kernel, *backend, "run")
+
+    def words(self, before: Before, kernel: str, op: str) -> list[str]:
+        """The options that ask for this, or for that of it which is of a failure's kernel and op, kernel or backend."""
+        if before == "run":
+            words = ["--backend", self.backend] if self.backend else []
+            words += ["--kernel", self.kernel] if self.kernel else []
+            words += [word for each in self.ops for word in ("--op", each)]
+            words += ["--shard", self.shard] if self.shard else []
+        else:
+            words = ["--backend", kernel.partition(":")[0]] if before == "backend" else ["--kernel", kernel]
+            words += ["--op", op] if before == "op" else []
+        words += ["--case", self.case] if self.case else []
+        words += ["--smoke"] * self.smoke + ["--large"] * self.large
+        return words + (["--fuzz", f"{self.fuzz}", "--seed", f"{self.seed}"] if self.fuzz else [])
 
 
 @dataclass(frozen=True)
@@ -50,9 +86,7 @@ class Outcome:
     before: Before = ""
     """Whose cases must run before it in one process, where it fails only then."""
 
-    fuzz: int = 0
-    """Of a random case: how many of each op were drawn, of which it is one."""
-    seed: int = 0
+    run: Run = Run()
     as_drawn: Outcome | None = None
     """Of a random case that was made smaller: what came of it before."""
     alike: int = 0
@@ -75,17 +109,14 @@ class Outcome:
     @property
     def words(self) -> list[str]:
         """The command's words."""
-        # A random case that is in no file, or fails only after others, is the last of those that are drawn up to it.
-        drawn = bool(self.fuzz and (self.before or not self.cases))
-        before = self.before or ("op" if drawn else "")
+        # A random case that is in no file is the last of those that are drawn up to it.
+        before = self.before or ("op" if self.run.fuzz and not self.cases else "")
         words = ["kernelmux", "check"]
-        words += ["--backend", self.kernel.partition(":")[0]] if before == "backend" else ["--kernel", self.kernel]
-        words += ["--op", self.op] if before == "op" else []
-        words += ["--fuzz", f"{self.fuzz}", "--seed", f"{self.seed}"] if drawn else []
+        words += self.run.words(before, self.kernel, self.op) if before else ["--kernel", self.kernel]
         words += ["--until" if before else "--case", self.case]
         words += ["--device", self.device] if self.device != "cpu" else []
         words += ["--peer", self.peer] if self.peer else []
-        words += ["--cases", self.cases] if self.cases and not drawn else []
+        words += ["--cases", self.cases] if self.cases and not (before and self.run.fuzz) else []
         return words
 
 

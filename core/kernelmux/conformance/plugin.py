@@ -84,7 +84,7 @@ class _Results:
         from kernelmux.conformance.report import make_report
         from kernelmux.contract import registry
 
-        outcomes = [Outcome(**{key: found[key] for key in Outcome.__dataclass_fields__}) for found in self.found]
+        outcomes = [Outcome(**found) for found in self.found]
         devices = dict.fromkeys(outcome.device for outcome in outcomes)
         return make_report(outcomes, registry.current().backends, ", ".join(devices))
 

@@ -9,7 +9,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -179,8 +179,10 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _whole(outcome: Outcome) -> dict[str, Any]:
-    before = {"as_drawn": _whole(outcome.as_drawn) if outcome.as_drawn else None}
-    return {**asdict(outcome), **_numbers(outcome), **before, "command": outcome.command}
+    found = {**asdict(replace(outcome, as_drawn=None)), **_numbers(outcome), "command": outcome.command}
+    # The command says it.
+    del found["run"]
+    return {**found, "as_drawn": _whole(outcome.as_drawn) if outcome.as_drawn else None}
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:

@@ -491,7 +491,7 @@ def test_what_ran_before_ctrl_c_is_told():
 
 
 def test_what_was_found_is_told_though_ctrl_c_ends_the_running_again(monkeypatch):
-    def interrupted(outcome):
+    def interrupted(outcome, seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kernelmux.conformance.alone.tell_alone", interrupted)

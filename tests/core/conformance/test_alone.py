@@ -61,7 +61,7 @@ def test_what_fails_only_after_other_cases_is_told_so_and_its_command_repeats_it
     at = lines.index("fail: worn:wears silu-m5-n576")
     assert lines[at + 1] == "  repeatable: it fails only after other cases"
     command = lines[-1 + next(i for i in range(at, len(lines)) if not lines[i])].strip().removeprefix("again: ")
-    assert command == "kernelmux check --kernel worn:wears --op silu --until silu-m5-n576"
+    assert command == ("kernelmux check --kernel worn:wears --op silu --case 'silu-m[15]-n576' --until silu-m5-n576")
     again = run_command(*shlex.split(command)[1:], env=env)
     assert again.code == 1
     assert "fail: worn:wears silu-m5-n576" in again.out
@@ -106,6 +106,20 @@ def test_a_random_case_that_fails_only_after_others_is_told_as_it_was_drawn(inst
     assert run_command("check", "--kernel", "worn:wears", "--cases", place, env=env).code == 0
 
 
+@slow
+def test_the_cases_before_are_those_that_ran_and_of_no_other_kernel(installed):
+    """Wrong after the smoke cases before it, and not after all of them."""
+    env = installed("(1, 2049) in seen and (3, 2049) not in seen and y.shape == (5, 576)")
+    smoke = run_command("check", "--backend", "worn", "--smoke", "--json", env=env)
+    failed = [one for one in json.loads(smoke.out)["outcomes"] if one["status"] == "fail"]
+    for one in failed:
+        words = shlex.split(one["command"])[1:]
+        assert words[:5] == ["check", "--kernel", "worn:wears", "--op", "silu"]
+        assert "--smoke" in words
+        assert run_command(*words, env=env).code == 1
+    assert failed
+
+
 def failures(count, kernel="worn:wears"):
     return [
         Outcome(f"silu-m{m}-n576", "silu", kernel, "", "fail", failures=("error: too large",)) for m in range(count)
@@ -117,7 +131,7 @@ def asked(monkeypatch):
     """The cases that are run again, of a backend that is installed; those of odd rows fail alone, others after some."""
     cases = []
 
-    def fails(outcome):
+    def fails(outcome, seconds):
         cases.append(outcome.case)
         return outcome.before == "kernel" or "m1-" in outcome.case or "m3-" in outcome.case
 
@@ -140,6 +154,6 @@ def test_where_many_go_away_alone_the_rest_are_told_without_running_again(asked)
 
 def test_where_it_took_too_long_nothing_is_claimed(monkeypatch):
     monkeypatch.setattr(alone, "_installed", lambda backend: True)
-    monkeypatch.setattr(alone, "_fails", lambda outcome: None if outcome.before else False)
+    monkeypatch.setattr(alone, "_fails", lambda outcome, seconds: None if outcome.before else False)
     (found,), _ = told_alone(failures(1), str)
     assert found.failures[0].endswith("alone; what it takes to repeat it is not known")
