@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,14 +20,16 @@ from kernelmux.cli.common import (
     refuse_together,
     traced,
 )
+from kernelmux.cli.ending import interrupts
 from kernelmux.cli.fuzz import run_fuzz
 from kernelmux.cli.jobs import choose, find_jobs, named_backends, read_shard, require_kernel, shared_out, up_to
 from kernelmux.cli.output import print_json, stdout, tell
 from kernelmux.cli.progress import counting
+from kernelmux.errors import KernelmuxError
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Job, Outcome
-    from kernelmux.conformance.hookup import Known
+    from kernelmux.conformance.known import Known, KnownFailures
     from kernelmux.conformance.report import Report
     from kernelmux.contract.record import Record
     from kernelmux.contract.registry import Registry
@@ -88,7 +90,7 @@ def check(
     """
     from kernelmux.conformance import Filter
     from kernelmux.conformance.case_file import read_cases
-    from kernelmux.conformance.hookup import read_known
+    from kernelmux.conformance.known import KnownFailures, read_known
     from kernelmux.conformance.outcome import Run
     from kernelmux.conformance.report import make_report
     from kernelmux.contract import registry
@@ -134,16 +136,15 @@ def check(
         return
     if peer:
         require_kernel(peer, find_jobs("", peer, current, device, file)[0])
-    entries = read_known(known) if known else []
+    entries = read_known(known) if known else KnownFailures()
     narrowed = bool(op or kernel or case or until or shard or smoke or cases)
     ran, interrupted = _run(chosen, current, device, peer)
-    outcomes = [replace(outcome, run=run) for outcome in _judge(ran, entries, every, narrowed)]
-    ended = f"interrupted after {len(ran)} of {len(chosen)} cases" if interrupted else ""
+    outcomes = [replace(one, run=run) if one.op else one for one in _judge(ran, entries, every, narrowed)]
+    ended = f"interrupted after {len(ran)} of {len(chosen)} cases, in {interrupted}" if interrupted else ""
     if len(chosen) > 1 and not interrupted:
         outcomes, ended = _repeated(outcomes, until, time.monotonic() - began)
     if ended:
         notes["interrupted"] = ended
-        typer.echo(ended, err=True)
     if file is None:
         _put_on_record(list(zip(chosen, outcomes, strict=False)), every, Record(current, target), bool(peer))
     taking_part = current.backends if not (backend or kernel) else {job.kernel.partition(":")[0] for job in every}
@@ -170,24 +171,27 @@ def _repeated(outcomes: Sequence[Outcome], until: str, took: float) -> tuple[lis
     return run_alone(outcomes, took)
 
 
-def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> tuple[list[Outcome], bool]:
-    """Each job in turn, under a progress bar on stderr where that is a terminal; and whether Ctrl-C ended it."""
+def _run(chosen: Sequence[Job], registry: Registry, device: str, peer: str) -> tuple[list[Outcome], str]:
+    """Each job in turn, under a progress bar on stderr where that is a terminal; and in which Ctrl-C ended it."""
     from kernelmux.conformance.run import under_way
 
     outcomes: list[Outcome] = []
+    before = interrupts()
     with counting(under_way, len(chosen)) as count:
-        try:
-            for job in chosen:
+        for job in chosen:
+            try:
                 outcomes.append(job.run(registry, device, peer))
-                count(f"{job.kernel} {job.case.op}")
-        except KeyboardInterrupt:
-            return outcomes, True
-    return outcomes, False
+            except KeyboardInterrupt:
+                return outcomes, f"{job.kernel} {job.name}"
+            if interrupts() != before:
+                return outcomes, f"{job.kernel} {job.name}, which did not let it through"
+            count(f"{job.kernel} {job.case.op}")
+    return outcomes, ""
 
 
-def _judge(outcomes: list[Outcome], known: Iterable[Known], every: Iterable[Job], narrowed: bool) -> list[Outcome]:
+def _judge(outcomes: list[Outcome], known: KnownFailures, every: Iterable[Job], narrowed: bool) -> list[Outcome]:
     """Known failures marked. An entry can only be stale in a run of all that it names."""
-    from kernelmux.conformance.hookup import apply_known
+    from kernelmux.conformance.known import apply_known
 
     ran = {(outcome.kernel, outcome.case) for outcome in outcomes}
     backends = {job.kernel.partition(":")[0] for job in every}
@@ -216,18 +220,33 @@ def _put_on_record(ran: Sequence[tuple[Job, Outcome]], every: Iterable[Job], rec
 
 
 def _write(report: Report, json: bool, save: Path | None, html: Path | None, traces: bool) -> None:
+    """What was found, to stdout and to files; KernelmuxError, after all of it, where one of those was not written."""
     from kernelmux.conformance.html import to_html
     from kernelmux.conformance.report import print_report, to_json
     from kernelmux.files import write_whole
     from kernelmux.measure.report import save_report
 
-    if html is not None:
-        write_whole(html, to_html(report))
-    if save is not None:
-        save_report(to_json(report), save)
+    lost = [
+        _lost(html, lambda path: write_whole(path, to_html(report))),
+        _lost(save, lambda path: save_report(to_json(report), path)),
+    ]
     for note in report.notes:
         typer.echo(f"not checked: {note}", err=True)
     if json:
         print_json(to_json(report))
     else:
         print_report(report, traces, stdout())
+    if any(lost):
+        raise KernelmuxError("; ".join(filter(None, lost)))
+
+
+def _lost(path: Path | None, write: Callable[[Path], None]) -> str:
+    """Why a file was not written; empty where it was, or was not asked for."""
+    try:
+        if path is not None:
+            write(path)
+    except OSError as error:
+        return f"cannot write {path}: {error.strerror or error}"
+    except KernelmuxError as error:
+        return str(error)
+    return ""

@@ -21,6 +21,12 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 """What ends a process that has not said otherwise, and is no wish to go on, as Ctrl-C is in a chat."""
 SAME = 0.02
 """Seconds after an interrupt within which another is the same one, sent again."""
+_interrupts = 0
+
+
+def interrupts() -> int:
+    """How many there have been: one that a kernel caught and went on from is one, too."""
+    return _interrupts
 
 
 @contextmanager
@@ -37,16 +43,20 @@ def interrupted_once() -> Iterator[None]:
     last = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        global _interrupts
         nonlocal last
         if (now := time.monotonic()) - last >= SAME:
             last = now
+            _interrupts += 1
             usual(number, frame)
 
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        # Once there was one the process ends, and the same one may come again while it does.
+        if last == -math.inf:
+            signal.signal(signal.SIGINT, usual)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from kernelmux.cli.ending import interrupts
 from kernelmux.cli.progress import counting
-from kernelmux.errors import BackendError, GraphError, KernelmuxError
+from kernelmux.errors import BackendError, GraphError
 
 if TYPE_CHECKING:
     from kernelmux.conformance import Outcome
@@ -39,6 +40,7 @@ def run_fuzz(
     alike: Counter[tuple[str, ...]] = Counter()
     nothing: list[str] = []
     interrupted = ""
+    before = interrupts()
     wanted = [Filter(op, asked.kernel) for op in asked.ops or [""]]
     with counting(under_way) as count_one:
         for backend, each in product(backends, wanted):
@@ -53,9 +55,10 @@ def run_fuzz(
                         failing.append(found)
                         outcome = _of_file(outcome, str(place))
                     outcomes.append(outcome)
+                    if interrupts() != before:
+                        raise KeyboardInterrupt
             except KeyboardInterrupt:
                 interrupted = f"interrupted after {len(outcomes) + alike.total()} results, of {backend}"
-                typer.echo(interrupted, err=True)
                 break
             except BackendError as error:
                 # One that is asked for by name must be there; of all of them some are for other devices.
@@ -64,8 +67,8 @@ def run_fuzz(
                 nothing.append(str(error))
     for said in nothing:
         typer.echo(f"not checked: {said}", err=True)
-    if not until:
-        _save(failing, place)
+    if not (until or _save(failing, place)):
+        outcomes = [replace(one.as_drawn or one, cases="") for one in outcomes]
     return [_with_alike(one, alike[one.kind]) if one.status == "fail" else one for one in outcomes], interrupted
 
 
@@ -96,21 +99,24 @@ def _check_place(place: Path) -> None:
             raise BackendError(f"{place} is there, and is no file of cases: name another by --fuzz-cases") from error
 
 
-def _save(failing: Sequence[Fuzzed], place: Path) -> None:
+def _save(failing: Sequence[Fuzzed], place: Path) -> bool:
+    """Whether what failed is in a file: where it is not, its case is drawn again with those before it."""
     from kernelmux.conformance.case_file import to_entry, write_cases
 
     if not failing:
         if place.exists():
             typer.echo(f"nothing failed: {place} is of an earlier run", err=True)
-        return
+        return True
     smallest = {found.case.name: found.case for found in failing}
     whole = {found.as_drawn.name: found.as_drawn for found in failing if found.as_drawn}
+    for case in smallest.values():
+        typer.echo(json.dumps(to_entry(case)), err=True)
     try:
         write_cases({**smallest, **whole}.values(), place)
     except OSError as error:
-        raise KernelmuxError(f"cannot write cases to {place}: {error.strerror}", file=str(place)) from error
-    for case in smallest.values():
-        typer.echo(json.dumps(to_entry(case)), err=True)
+        typer.echo(f"cannot write cases to {place}: {error.strerror or error}", err=True)
+        return False
     many = f"{len(smallest)} failing cases" if len(smallest) > 1 else "1 failing case"
     beside = f", and {'each' if len(smallest) > 1 else 'it'} as it was drawn" if whole else ""
     typer.echo(f"{many}, made small{beside}: {place}", err=True)
+    return place.is_file()

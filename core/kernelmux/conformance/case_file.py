@@ -21,7 +21,7 @@ import torch
 
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.numbers import ENDING, read_numbers, write_numbers
-from kernelmux.errors import GraphError, KernelmuxError, LaunchError, nearest
+from kernelmux.errors import GraphError, KernelmuxError, LaunchError, nearest, shown
 from kernelmux.files import read_whole, replacing, write_whole
 from kernelmux.graph.formats import Value, lookup
 from kernelmux.graph.graph import LEAF, Graph, TensorNode, case_node
@@ -255,8 +255,11 @@ def read_cases(path: str | Path) -> CaseFile:
 def _case(entry: Mapping[str, Any], folder: Path) -> Case:
     graph = Graph.from_json(json.dumps(entry))
     _require(len(graph.ops) == 1, f"a case is a graph of one op, this one has {len(graph.ops)}")
-    _require(isinstance(graph.name, str) and graph.name != "", f"a case is named by `graph`, not by {graph.name!r}")
+    named = isinstance(graph.name, str) and graph.name.isprintable() and graph.name != ""
+    _require(named, f"a case is named by `graph`, not by {shown(graph.name)}")
     (node,) = graph.ops
+    for value in (*node.inputs, *node.weights):
+        _require(0 not in value.shape, f"{value.name} is {list(value.shape)}: a case has numbers")
     op = node.contract
     updated = {target for _, target in op.updates}
     outputs = [value.format for index, value in enumerate(node.outputs) if index not in updated]

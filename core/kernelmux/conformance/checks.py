@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmux.conformance.failing import failing
-from kernelmux.conformance.guarded import POISONS, same
+from kernelmux.conformance.guarded import POISONS, bits, same
 from kernelmux.conformance.located import first_index
 from kernelmux.conformance.measure import WORST
 from kernelmux.contract.device import PLATFORMS
@@ -122,10 +122,14 @@ def captured(trial: Trial) -> None:
 
 def guards(trial: Trial) -> None:
     """Nothing is written outside the buffers."""
-    places = {"input": trial.inputs, "output": trial.outputs, "workspace": [trial.room.scratch]}
-    for what, memories in places.items():
-        if not all(memory.intact() for memory in memories):
-            trial.failures.append(f"guards: bytes next to an {what} buffer were overwritten")
+    node, room = trial.node, trial.room
+    memories = [("the workspace", room.scratch)]
+    memories += [(value.name, memory) for value, memory in zip(node.inputs, room.inputs, strict=True)]
+    outputs = zip(node.outputs, room.outputs, strict=True)
+    memories += [(value.name, memory) for value, memory in outputs if memory not in room.inputs]
+    for name, memory in memories:
+        if said := memory.overwritten():
+            trial.failures.append(f"guards: beside {name} {said}")
 
 
 def inputs_unchanged(trial: Trial, taken: Collection[int] = (), where: str = "") -> None:
@@ -164,16 +168,24 @@ def weights_unchanged(trial: Trial) -> None:
 
 
 def untouched_cache(trial: Trial) -> None:
-    """Of an input that the op updates, what the reference leaves alone is left alone bit for bit."""
+    """Of an input that the op updates, what the reference leaves alone is left alone bit for bit.
+
+    But for zeros, of either sign: one that is written where one was is not told from one that was left.
+    """
     for source, target in trial.node.contract.updates:
         value, memory = trial.node.inputs[source], trial.inputs[source]
-        before = trial.planes_before(source)
         kept = trial.expected[target] == trial.before(source)
         if not lookup(value.format).plain:
             # Of a row with a scale all is written or nothing.
             kept = kept.all(dim=-1)
-        if not same([old[kept] for old in before], [part[kept] for part in memory.parts]):
+        planes = zip(trial.planes_before(source), memory.parts, strict=True)
+        if not all(_alike(old[kept], new[kept]) for old, new in planes):
             trial.failures.append(f"inputs: {value.name} was changed where nothing was to be written")
+
+
+def _alike(old: torch.Tensor, new: torch.Tensor) -> bool:
+    differing = bits(old) != bits(new)
+    return all(bool(each.float().flatten()[differing.flatten()].eq(0).all()) for each in (old, new))
 
 
 def sums(trial: Trial) -> None:
@@ -232,7 +244,7 @@ def apart(trial: Trial) -> None:
     if trial.kernel.strided:
         room = trial.new_room(apart=True)
         _right_in(trial, room, "strided", " where inputs are columns of a wider matrix")
-        if not all(memory.intact() for memory in (*room.inputs, *room.outputs)):
+        if any(memory.overwritten() for memory in (*room.inputs, *room.outputs)):
             trial.failures.append("guards: bytes between the rows of an input were overwritten")
 
 
@@ -240,8 +252,8 @@ def _right_in(trial: Trial, room: Room, check: str, where: str) -> None:
     """Bound to other memory the results are no worse than the first ones: what is wrong there too is another's."""
     found = trial.launch(trial.bind(room), room=room)
     for index, (value, memory) in enumerate(zip(trial.node.outputs, room.outputs, strict=True)):
-        if not found[index].equal(trial.first[index]) and trial.measure(index, memory).failures:
-            trial.failures.append(f"{check}: {value.name} is wrong{where}")
+        if not found[index].equal(trial.first[index]) and (wrong := trial.measure(index, memory).failures):
+            trial.failures.append(f"{check}: {value.name} is wrong{where}: {wrong[0].partition(': ')[2]}")
 
 
 def _sharings(node: TensorNode) -> Iterator[Mapping[int, int]]:

@@ -6,7 +6,7 @@ Enters: values with known extents. Leaves: their planes, and whether anything wa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -80,15 +80,29 @@ class Guarded:
             target = part.view(torch.uint8)
             target.copy_(old.view(target.shape))
 
-    def intact(self) -> bool:
-        """Whether every byte outside the planes is as it was."""
+    def overwritten(self) -> str:
+        """How many bytes outside the planes are not as they were, and where; empty where all are."""
         held = [part.clone() for part in self._owned]
         for part in self._owned:
             part.view(torch.uint8).fill_(GUARD)
-        intact = bool((self._memory == GUARD).all())
+        changed = self._memory != GUARD
         for part, old in zip(self._owned, held, strict=True):
             part.copy_(old)
-        return intact
+        if not bool(changed.any()):
+            return ""
+        places = changed.nonzero().flatten()
+        away = [(int(distance.min()), side) for distance, side in self._distances(places) if len(distance)]
+        nearest, side = min(away, default=(0, "between the rows"))
+        said = "1 byte was" if len(places) == 1 else f"{len(places)} bytes were"
+        return f"{said} overwritten {side}" + (f", the nearest {nearest} bytes away" if nearest else "")
+
+    def _distances(self, places: torch.Tensor) -> Iterator[tuple[torch.Tensor, str]]:
+        """How many bytes places are away from each plane that lies in one piece, on either side."""
+        for part in self.parts:
+            if part.is_contiguous():
+                start = part.data_ptr() - self._memory.data_ptr()
+                yield start - 1 - places[places < start], "before it"
+                yield places[places >= start + part.nbytes] - start - part.nbytes, "after it"
 
 
 def _between_bands(sizes: Sequence[tuple[tuple[int, ...], torch.dtype]], device: str, band: int = 0) -> Guarded:

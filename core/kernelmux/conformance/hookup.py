@@ -1,13 +1,12 @@
-"""Which cases run on which kernels, known failures, and the one line by which a backend's tests get them all.
+"""Which cases run on which kernels, and the one line by which a backend's tests get them all.
 
 Enters: a backend's name, filters. Leaves: Outcomes, in the order of the ops and their cases.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -18,13 +17,13 @@ from typing import Any
 from kernelmux.conformance.alone import Again
 from kernelmux.conformance.case_file import CaseFile, read_cases
 from kernelmux.conformance.huge import huge_cases
+from kernelmux.conformance.known import KnownFailures, apply_known, read_known
 from kernelmux.conformance.outcome import Outcome
 from kernelmux.conformance.run import ALL, Variant, choices, run_case
 from kernelmux.contract.device import find_device
 from kernelmux.contract.kernel import Kernel
 from kernelmux.contract.registry import Registry
 from kernelmux.errors import BackendError, nearest
-from kernelmux.files import read_whole
 from kernelmux.graph.graph import TensorNode, case_node
 from kernelmux.graph.ops import OPS, Case
 from kernelmux.graph.ops.cases import all_weights
@@ -171,60 +170,6 @@ def _variants(node: TensorNode, kernel: Kernel) -> Iterator[Variant]:
     yield from (Variant(ALL, format) for format, places in declared.items() if places > 1)
 
 
-@dataclass(frozen=True)
-class Known:
-    """A failure that its backend knows of: the case's name or a pattern, the kernel, the reason, where to read more."""
-
-    case: str
-    kernel: str
-    reason: str
-    link: str
-    file: str = "known_failures.toml"
-    """The name of the file that it stands in."""
-
-    def meets(self, kernel: str, case: str) -> bool:
-        """Whether the entry is about a case, by its name or a pattern."""
-        return kernel == self.kernel and (case == self.case or fnmatchcase(case, self.case))
-
-    def stale(self, passes: bool) -> str:
-        """The failure that an entry is whose cases pass, or are not there."""
-        what = "passes now" if passes else "is no case of this kernel"
-        return f"stale: {self.file} names {self.case}, which {what}"
-
-
-def read_known(path: Path) -> list[Known]:
-    """The `[[failure]]` tables of a known_failures.toml; BackendError where one lacks a key."""
-    try:
-        tables = tomllib.loads(read_whole(path).decode()).get("failure", [])
-        return [Known(t["case"], t["kernel"], t["reason"], t["link"], path.name) for t in tables]
-    except OSError as error:
-        raise BackendError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"{path}: each [[failure]] needs case, kernel, reason and link: {error}") from error
-
-
-def apply_known(
-    outcomes: Iterable[Outcome], known: Iterable[Known], ran_whole: Callable[[Known], bool] = lambda entry: True
-) -> list[Outcome]:
-    """Outcomes with known failures marked `known`; a stale entry, one whose case passes or is not there, fails.
-
-    An entry of which not all that it names has run, by `ran_whole`, is never stale.
-    """
-    found = list(outcomes)
-    judged, stale = list(found), []
-    for entry in known:
-        mine = [index for index, outcome in enumerate(found) if entry.meets(outcome.kernel, outcome.case)]
-        # Of entries that overlap each counts as met, and the first one's reason stands.
-        failing = [index for index in mine if found[index].status in ("fail", "known")]
-        for index in failing:
-            if judged[index].status == "fail":
-                judged[index] = replace(judged[index], status="known", reason=f"{entry.reason} ({entry.link})")
-        if not failing and ran_whole(entry):
-            said = entry.stale(passes=bool(mine))
-            stale.append(Outcome(entry.case, "", entry.kernel, "", "fail", failures=(said,)))
-    return [*judged, *stale]
-
-
 def suite(
     backend: str,
     device: str = "cpu",
@@ -242,7 +187,7 @@ def suite(
 
     from kernelmux.contract import registry
 
-    known = read_known(Path(known_failures)) if known_failures else []
+    known = read_known(Path(known_failures)) if known_failures else KnownFailures()
     current = registry.current()
     wanted = Filter(large=not find_device(device).platform.host_memory)
     every = list(jobs(backend, current, device, wanted, read_cases(cases) if cases else None))
@@ -257,11 +202,11 @@ def suite(
 
         @pytest.mark.parametrize("job", [parameter(job) for job in every])
         def test_case(self, job: Job, request: pytest.FixtureRequest) -> None:
-            mine = [entry for entry in known if entry.meets(job.kernel, job.name)]
+            mine = known.about(job.kernel, job.name)
             outcome = again.tell(apply_known([job.run(current, device)], mine)[0])
             # A pattern may hold cases that pass; a case by its name may not.
-            if outcome.passed and (named := next((entry for entry in mine if entry.case == job.name), None)):
-                outcome = replace(outcome, status="fail", failures=(named.stale(passes=True),))
+            if outcome.passed and (named := next((entry for entry in mine.failure if entry.case == job.name), None)):
+                outcome = replace(outcome, status="fail", failures=known.stale(named, passes=True).failures)
             carried = asdict(outcome).items()
             plain = ((name, value) for name, value in carried if not isinstance(value, dict))
             request.node.user_properties.extend((f"kernelmux_{name}", value) for name, value in plain)
@@ -276,7 +221,8 @@ def suite(
 
         def test_known_failures_name_cases(self) -> None:
             """An entry that is about no case is stale."""
-            if lost := [one for one in known if not any(one.meets(job.kernel, job.name) for job in every)]:
-                pytest.fail("\n".join(one.stale(passes=False) for one in lost), pytrace=False)
+            if lost := [one for one in known.failure if not any(one.meets(job.kernel, job.name) for job in every)]:
+                said = [*chain.from_iterable(known.stale(one, passes=False).failures for one in lost)]
+                pytest.fail("\n".join(said), pytrace=False)
 
     return TestConformance

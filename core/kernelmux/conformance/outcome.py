@@ -26,6 +26,8 @@ class Run:
     fuzz: int = 0
     """How many random cases of each op, in place of the suite's own."""
     seed: int = 0
+    known: str = ""
+    """A file of known failures: of an entry that is stale, which is no case's failure."""
 
     @property
     def befores(self) -> tuple[Before, ...]:
@@ -109,6 +111,8 @@ class Outcome:
     @property
     def words(self) -> list[str]:
         """The command's words."""
+        if not self.op:
+            return ["kernelmux", "check", "--backend", self.kernel.partition(":")[0], "--known", self.run.known]
         # A random case that is in no file is the last of those that are drawn up to it.
         before = self.before or ("op" if self.run.fuzz and not self.cases else "")
         words = ["kernelmux", "check"]

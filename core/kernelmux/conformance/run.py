@@ -109,7 +109,12 @@ def _run_drawn(
 ) -> Outcome:
     """The case's numbers drawn, and every check made."""
     kernel, peer = blank.kernel, blank.peer
-    drawn = NUMBERS.draw(case)
+    try:
+        drawn = NUMBERS.draw(case)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return replace(blank, reason=out_of_memory("the host", error))
     try:
         # Untold the first, as in a plan that nothing was measured for.
         found.variant = next(iter(checked_variants(found, node).values()), None)

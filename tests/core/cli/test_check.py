@@ -3,6 +3,7 @@
 import importlib
 import json
 import shlex
+import sys
 import types
 from dataclasses import replace
 from threading import Event
@@ -12,11 +13,13 @@ import pytest
 from command import assert_one_line_error, call_command
 from fake_backend import FakeKernel, compute, silu_graph
 from kernelmux.cli import progress
+from kernelmux.conformance.case_file import write_cases
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import CONTRACT, Declined, Kernel, hookimpl, registry
 from kernelmux.contract.device import find_device
 from kernelmux.contract.record import Record
-from kernelmux.graph.ops import OPS
+from kernelmux.graph.formats import Value
+from kernelmux.graph.ops import OPS, Case
 from kernelmux.graph.ops.drawn import covering_cases
 from kernelmux.plan.plan import make_plan
 from kernelmux.policy.policy import parse_policy
@@ -524,3 +527,39 @@ def test_a_backend_that_takes_no_case_says_why(monkeypatch):
     plugin = types.SimpleNamespace(CONTRACT=CONTRACT, kernel_classes=kernel_classes)
     told = "takes none of the suite's cases on cpu: fake:far says: it runs on gpu, the plan is for cpu"
     assert_one_line_error(check(fake=plugin), told)
+
+
+@pytest.mark.parametrize("option", ["--save", "--html"])
+def test_a_file_that_cannot_be_written_loses_nothing_of_what_was_found(option):
+    result = check("--case", "silu-m5-n576", f"{option}=/dev/full", fake=backend(silu=wrong_for_five_rows()))
+    assert "fail: fake:f32 silu-m5-n576" in result.out
+    assert "cannot write /dev/full: No space left on device" in result.err
+    assert result.code == 2
+
+
+def test_random_cases_that_cannot_be_written_are_drawn_again_by_their_command():
+    fake = backend(silu=wrong_for_five_rows())
+    result = check("--fuzz", 60, "--op", "silu", "--fuzz-cases", "/dev/full", fake=fake)
+    assert "cannot write cases to /dev/full: No space left on device" in result.err
+    (again,) = (line.partition("again: ")[2] for line in result.out.splitlines() if "again: " in line)
+    assert "--fuzz 60 --seed 0 --until silu-drawn:" in again
+    assert check(*shlex.split(again)[2:], fake=fake).code == 1
+
+
+def test_an_interrupt_that_a_kernel_drops_ends_the_run_after_its_case(monkeypatch):
+    counted = iter([0, 0])
+    monkeypatch.setattr(sys.modules["kernelmux.cli.check"], "interrupts", lambda: next(counted, 1))
+    result = check(fake=backend(silu=right()))
+    assert "interrupted after 2 of " in result.err
+    assert ", which did not let it through" in result.err
+    assert "2 pass, 0 refused" in result.out
+    assert result.code == 130
+
+
+def test_a_case_for_which_memory_does_not_suffice_is_refused_and_the_others_run(tmp_path):
+    case = Case("silu-small", "silu", (Value("x", (5, 3)),))
+    write_cases([case, replace(case, name="silu-vast", inputs=(Value("x", (1, 10**13)),))], tmp_path / "vast.json")
+    result = check("--cases", tmp_path / "vast.json", fake=backend(silu=right()))
+    assert "3 pass, 1 refused, 0 fail" in result.out
+    assert "out of memory" in result.out
+    assert result.code == 0

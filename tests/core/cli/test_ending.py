@@ -115,8 +115,24 @@ INTERRUPTED = """
         except KeyboardInterrupt:
             print("ready", flush=True)
             signal.raise_signal(signal.SIGINT)
+            assert ending.interrupts() == 1
+    signal.raise_signal(signal.SIGINT)
+"""
+UNTOUCHED = """
+    import signal
+    from kernelmux.cli import ending
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ending.interrupted_once():
+        print("ready", flush=True)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
+
+
+def test_without_an_interrupt_the_signal_is_what_it_was():
+    process = start(UNTOUCHED)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(("apart", "code"), [(3600, 0), (0, -signal.SIGINT)])

@@ -3,14 +3,13 @@
 import inspect
 import sys
 from collections import Counter
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from fake_backend import FakeKernel
-from kernelmux.conformance import Filter, Outcome, jobs, suite
-from kernelmux.conformance.hookup import Known, all_cases, apply_known, read_known
+from kernelmux.conformance import Filter, jobs, suite
+from kernelmux.conformance.hookup import all_cases
 from kernelmux.conformance.testing import backend
 from kernelmux.contract import Declined, hookimpl, registry
 from kernelmux.contract.device import Device
@@ -19,9 +18,6 @@ from kernelmux.graph.formats import Value
 from kernelmux.graph.ops import Case, Fused, Part
 from wrong.elementwise import AddsInsteadOfMultiplying, ToBf16
 from wrong.kernel import Right, offering
-
-FAILED = Outcome("mul-a", "mul", "mine:kernel", "", "fail", failures=("error: off",))
-PASSED = replace(FAILED, case="mul-b", status="pass", failures=())
 
 
 class AddSilu(Fused):
@@ -44,10 +40,6 @@ def plugin():
 def names(wanted=None, **answers):
     with registry.isolated(mine=backend(**answers)) as current:
         return [job.name for job in jobs("mine", current, "cpu", wanted)]
-
-
-def entry(case):
-    return Known(case, "mine:kernel", "rounds down", "https://example.org/1")
 
 
 @pytest.fixture
@@ -188,45 +180,6 @@ def test_large_cases_run_where_they_are_asked_for():
 def test_a_backend_that_takes_nothing_is_an_error(plugin, asked, said):
     with registry.isolated(mine=plugin) as current, pytest.raises(BackendError, match=said):
         list(jobs(asked, current, "cpu", Filter()))
-
-
-# Known failures.
-
-
-def test_a_known_failure_is_known_with_its_reason_and_link():
-    (outcome,) = apply_known([FAILED], [entry("mul-a")])
-    assert (outcome.status, outcome.reason) == ("known", "rounds down (https://example.org/1)")
-
-
-@pytest.mark.parametrize(("case", "why"), [("mul-b", "passes now"), ("mul-c", "is no case of this kernel")])
-def test_a_stale_entry_fails(case, why):
-    *rest, stale = apply_known([FAILED, PASSED], [entry(case)])
-    assert rest == [FAILED, PASSED]
-    assert (stale.status, stale.failures) == ("fail", (f"stale: known_failures.toml names {case}, which {why}",))
-
-
-def test_a_pattern_is_not_stale_while_one_of_its_cases_fails():
-    outcomes = apply_known([FAILED, PASSED], [entry("mul-*")])
-    assert [outcome.status for outcome in outcomes] == ["known", "pass"]
-
-
-def test_of_entries_that_overlap_each_counts_as_met():
-    outcomes = apply_known([FAILED, PASSED], [entry("mul-*"), replace(entry("mul-a"), reason="again")])
-    assert [outcome.status for outcome in outcomes] == ["known", "pass"]
-    assert outcomes[0].reason.startswith("rounds down")
-
-
-def test_an_entry_for_another_kernel_is_stale_here():
-    outcomes = apply_known([FAILED], [replace(entry("mul-a"), kernel="mine:other")])
-    assert [outcome.status for outcome in outcomes] == ["fail", "fail"]
-
-
-@pytest.mark.parametrize("text", ["[[failure]]\ncase = 'mul-a'\n", "failure = 3\n", "[[failure\n"])
-def test_a_file_that_says_too_little_is_an_error_with_its_path(tmp_path, text):
-    path = tmp_path / "known_failures.toml"
-    path.write_text(text)
-    with pytest.raises(BackendError, match=r"known_failures\.toml: each \[\[failure\]\] needs"):
-        read_known(path)
 
 
 # The class.

@@ -7,6 +7,7 @@ import torch
 
 from fake_backend import FakeKernel, compute
 from kernelmux.conformance import Variant, run_case
+from kernelmux.conformance.case_file import reread
 from kernelmux.conformance.draw import draw_case
 from kernelmux.conformance.hookup import all_cases
 from kernelmux.conformance.testing import backend
@@ -292,3 +293,14 @@ def test_kernels_of_one_case_share_its_numbers_until_one_fails(monkeypatch):
         passed = [run_case(each, f"{name}:kernel", current).passed for each, name in turns]
     assert passed == [name != "bad" for _, name in turns]
     assert drawn == [case.name, case.name, other.name, case.name]
+
+
+def test_a_zero_of_another_sign_that_a_cache_held_before_is_no_change_of_it():
+    """The slot is written: only its numbers are as they were (a random case of `kernelmux check --op copy --seed 1`)."""
+    op = OPS["copy"]
+    domain = op.domain()
+    point = {**domain.plainest, "m": 512, "page_size": 1, "values": "denormals", "stored": "f16"}
+    case = reread(drawn_case(domain, point))
+    assert case.name == "copy-drawn:m=512,page_size=1,values=denormals,stored=f16"
+    outcome = run_case(case, "reference:f64", registry.current())
+    assert (outcome.status, outcome.failures) == ("pass", ())
