@@ -250,3 +250,21 @@ class TruncatesASingleRow(Scatter):
             for row, cache in zip((k, v), caches, strict=True):
                 cut = (row.float().view(torch.int32) & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
                 cache.view(-1, cut.shape[1])[int(slots[0])] = cut[0]
+
+
+@planted("copy", "finite", first="*-beyond-f16")
+class SaturatesInF16(Scatter):
+    def put(self, flat, slot, row):
+        super().put(flat, slot, row.clamp(-65504, 65504) if row.dtype == torch.float16 else row)
+
+
+@planted("copy", "finite", first="*-beyond-f16")
+class StoresBf16ThroughF16(Scatter):
+    def put(self, flat, slot, row):
+        super().put(flat, slot, row.half() if row.dtype == torch.bfloat16 else row)
+
+
+@planted("copy", "error", first="*-below-f16")
+class FlushesWhatF16HoldsInFewerBits(Scatter):
+    def put(self, flat, slot, row):
+        super().put(flat, slot, row * (row.abs() > 6.1e-5) if row.dtype == torch.float16 else row)

@@ -296,7 +296,7 @@ def test_kernels_of_one_case_share_its_numbers_until_one_fails(monkeypatch):
 
 
 def test_a_zero_of_another_sign_that_a_cache_held_before_is_no_change_of_it():
-    """The slot is written: only its numbers are as they were (a random case of `kernelmux check --op copy --seed 1`)."""
+    """The slot is written, and its numbers are what they were: a random case accused every kernel."""
     op = OPS["copy"]
     domain = op.domain()
     point = {**domain.plainest, "m": 512, "page_size": 1, "values": "denormals", "stored": "f16"}

@@ -12,7 +12,7 @@ from kernelmux.graph.ops.axes import ROWS, SPREADS, STORED_COLUMNS, block, on_bl
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, column_count, row_count
-from kernelmux.graph.ops.spreads import Draw
+from kernelmux.graph.ops.spreads import AROUND_F16, Between, Draw
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +100,11 @@ class Convert(Op):
                 # One scale for all is coarse for the small rows: it is what that format means.
                 if case.name != "convert-f32-fp8_tensor-uneven":
                     yield case
+        # What only one of the formats of 16 bits holds, and what float16 holds in fewer.
+        for target, (label, most) in itertools.product(("bf16", "f16"), AROUND_F16.items()):
+            yield self._drawn(label, target, Between(-most, most, (3, 256)))
+        for target in ("f32", "bf16"):
+            yield like("f16-subnormals", self._case("f16", target, 3, 256, f"f16-{target}-subnormals"))
         # What only a scale for each row, or each block, gets right.
         yield self._drawn("uneven-rows", "fp8_row", _uneven_rows)
         yield self._drawn("uneven-rows", "fp8_block", _uneven_rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from kernelmux.graph.ops.axes import CACHES, HEAD_DIMS, KV_HEADS, PAGE_SIZES, RO
 from kernelmux.graph.ops.cases import ROW_COUNTS, Case, at_extremes, like
 from kernelmux.graph.ops.domain import Domain, Point
 from kernelmux.graph.ops.op import Op, Operands, own_fields, row_count
+from kernelmux.graph.ops.spreads import AROUND_F16, Between
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +115,11 @@ class Copy(Op):
         for format in ("f32", "bf16", "fp8_row"):
             few = partial(self.case, m=3, heads=3, dim=64, format=format)
             yield from at_extremes(few, "k", "v", prefix=f"{format}-")
+        # What only one of the formats of 16 bits holds, and what float16 holds in fewer.
+        for format, (label, most) in itertools.product(("bf16", "f16"), AROUND_F16.items()):
+            drawn = {port: Between(-most, most, (3, 192)) for port in ("k", "v")}
+            made = self.case(f"{format}-{label}", 3, 3, 64, format=format)
+            yield replace(made, draw={**made.draw, **drawn})
 
     def case(
         self,

@@ -69,6 +69,10 @@ def spreads() -> Mapping[str, Spread]:
     }
 
 
+AROUND_F16 = {"beyond-f16": 9e4, "below-f16": 2e-7}
+"""Numbers up to which some are too large for float16, whose largest is 65504, or nearly nothing in it."""
+
+
 @dataclass(frozen=True)
 class Like:
     """Draws a tensor as the spread of that name does."""
