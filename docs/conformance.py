@@ -53,6 +53,9 @@ them or some. A case that has been running for a minute is named on stderr, for 
 
 {checks}
 
+Not held against a kernel: zero in place of what is below float32's smallest normal number (1.2e-38), or half a step of
+float16 among its subnormals; which way a tie is rounded; infinity within 1 % of the largest number of its format.
+
 A case has fixed shapes, formats and numbers: its name is the seed. Some are written by hand, in the op's file. The
 others, as `mul_mat-drawn:m=4,n=33,k=768,format=Q4_K,bias`, are drawn from the op's **domain**, which stands there too
 (docs/ops.md): the extents, formats, attributes and spreads of values that real models have. Together they hold every

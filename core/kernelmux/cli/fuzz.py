@@ -104,7 +104,7 @@ def _save(failing: Sequence[Fuzzed], place: Path) -> bool:
     from kernelmux.conformance.case_file import to_entry, write_cases
 
     if not failing:
-        if place.exists():
+        if place.is_file():
             typer.echo(f"nothing failed: {place} is of an earlier run", err=True)
         return True
     smallest = {found.case.name: found.case for found in failing}

@@ -22,7 +22,7 @@ class Silu(Elementwise):
     Axes: m rows, n columns.
     Inputs: x [m, n].
     Outputs: y [m, n]; may be x's memory.
-    Numerics: 0 for x far below 0, never NaN: exp(-x) may overflow to infinity.
+    Numerics: tiny and not 0 for x down to -80, never NaN below: exp(-x) may overflow to infinity.
     """
 
     name = "silu"
