@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -46,14 +46,15 @@ def run_fuzz(
         for backend, each in product(backends, wanted):
             try:
                 for found in fuzz(backend, registry.current(), asked.fuzz, asked.seed, device, each, until):
-                    outcome = _of_run(found.outcome, asked)
+                    outcome = _both(found.outcome, run=asked)
                     count_one(f"{outcome.kernel} {outcome.op}")
                     if found.alike:
                         alike[outcome.kind] += 1
                         continue
                     if outcome.status == "fail" and not until:
                         failing.append(found)
-                        outcome = _of_file(outcome, str(place))
+                        # The file holds both.
+                        outcome = _both(outcome, cases=str(place))
                     outcomes.append(outcome)
                     if interrupts() != before:
                         raise KeyboardInterrupt
@@ -72,13 +73,9 @@ def run_fuzz(
     return [_with_alike(one, alike[one.kind]) if one.status == "fail" else one for one in outcomes], interrupted
 
 
-def _of_run(outcome: Outcome, asked: Run) -> Outcome:
-    return replace(outcome, run=asked, as_drawn=outcome.as_drawn and replace(outcome.as_drawn, run=asked))
-
-
-def _of_file(outcome: Outcome, place: str) -> Outcome:
-    """A failure whose cases the file holds, the smallest and the one that was drawn."""
-    return replace(outcome, cases=place, as_drawn=outcome.as_drawn and replace(outcome.as_drawn, cases=place))
+def _both(outcome: Outcome, **changed: Any) -> Outcome:
+    """An outcome with fields changed, and, of a case that was made smaller, those of what it was drawn as."""
+    return replace(outcome, **changed, as_drawn=outcome.as_drawn and _both(outcome.as_drawn, **changed))
 
 
 def _with_alike(outcome: Outcome, more: int) -> Outcome:

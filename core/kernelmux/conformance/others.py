@@ -41,10 +41,15 @@ def rearranged(node: TensorNode, room: Room, given: Sequence[torch.Tensor]) -> d
 
     Where pages are dealt anew what no sequence has written is read too: not where some of it is NaN.
     """
-    found = {}
+    found: dict[str, list[torch.Tensor]] = {}
     ports = dict(zip(node.contract.inputs, room.inputs, strict=False))
+    if ports.keys().isdisjoint(REARRANGED):
+        return found
     room.restore(given)
-    holes = any(bool(plane.float().isnan().any()) for memory in room.inputs for plane in memory.parts)
+    # Caches are large: they are looked through where it matters.
+    holes = not ports.keys().isdisjoint(PAGED) and any(
+        bool(plane.float().isnan().any()) for memory in room.inputs for plane in memory.parts
+    )
     for index, (port, memory) in enumerate(ports.items()):
         if port not in REARRANGED or (holes and port in PAGED):
             continue
